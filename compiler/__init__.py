@@ -1,0 +1,1 @@
+"""From mapping text to a flat plan. Read the modules in the order of the pipeline: see docs/architecture.md."""

@@ -1,0 +1,51 @@
+"""The one exception a user of Crosswalk has to catch, and the diagnostics it carries.
+
+Every problem is a :class:`Diagnostic`. Functions collect all of them and raise once, so that a user sees every problem
+of a file or a checkpoint in one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a text file; lines and columns count from 1. ``line == 0`` means the file as a whole."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One problem: a stable code, where it is, what was expected and found, and what to do about it."""
+
+    code: str
+    message: str
+    position: Position | None = None
+    hint: str | None = None
+    severity: str = "error"
+
+    def __str__(self) -> str:
+        where = f"{self.position}: " if self.position else ""
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"{where}{self.severity}: {self.message} [{self.code}]{hint}"
+
+
+class CrosswalkError(Exception):
+    """Raised with every :class:`Diagnostic` that a step found; ``str()`` is what a user should read."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic] | Diagnostic):
+        self.diagnostics = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
+        super().__init__("\n".join(map(str, self.diagnostics)))
+
+
+def fail(code: str, message: str, position: Position | None = None, hint: str | None = None) -> CrosswalkError:
+    """A :class:`CrosswalkError` with a single diagnostic, ready to be raised."""
+    return CrosswalkError(Diagnostic(code, message, position, hint))

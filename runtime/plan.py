@@ -1,0 +1,317 @@
+"""The flat converter plan: tensors, strided copies between them, and where each came from. Pure data, no torch.
+
+A plan holds no choices, tables or expressions: those were decided by the compiler for one config. Every copy moves
+``prod(extents)`` elements; element ``(i_0, i_1, ...)`` is read at ``source_offset + sum(i_k * source_strides[k])`` and
+written at ``target_offset + sum(i_k * target_strides[k])``, both counted in elements of the flattened (row-major)
+tensors. docs/plan.md states the invariants; :mod:`crosswalk.runtime.proof` checks them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .dtypes import DTYPES, size_of
+from .errors import fail
+
+if TYPE_CHECKING:
+    from .proof import Verdict
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor as a file or a model holds it; ``dtype`` is a safetensors name such as ``BF16``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * size_of(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One strided copy. ``source``, ``target`` and ``rule`` are indices into the lists of the plan.
+
+    Axes are in target order, outermost (largest target stride) first; neighbours that are contiguous on both ends are
+    merged; an axis of extent 1 never appears. A scalar or single element has no axes.
+    """
+
+    source: int
+    target: int
+    extents: tuple[int, ...]
+    source_offset: int
+    source_strides: tuple[int, ...]
+    target_offset: int
+    target_strides: tuple[int, ...]
+    rule: int = 0
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.extents)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Provenance: the mapping, the rule as written, and its place ``file:line:column``."""
+
+    mapping: str
+    text: str
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exemption:
+    """A declared exception to the bijection, with its own contract.
+
+    ``kind`` is one of
+    ``tied``      source tensor ``tensor`` is a stored duplicate of source tensor ``of``: compared, not copied;
+    ``dropped``   source tensor ``tensor`` has no counterpart and follows from the config (``reason``): not copied.
+    A copy between tensors of different dtype is a cast; it needs no exemption and is reported by the verdict.
+    """
+
+    kind: str
+    tensor: str
+    of: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is read, what is written, and every copy between. Build with :func:`make_plan`, which brings the parts into
+    the canonical form, so that equal plans have equal bytes and one digest."""
+
+    sources: tuple[TensorSpec, ...]
+    targets: tuple[TensorSpec, ...]
+    copies: tuple[Copy, ...]
+    rules: tuple[Rule, ...] = ()
+    exemptions: tuple[Exemption, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def source_index(self) -> Mapping[str, int]:
+        return {tensor.name: index for index, tensor in enumerate(self.sources)}
+
+    @functools.cached_property
+    def target_index(self) -> Mapping[str, int]:
+        return {tensor.name: index for index, tensor in enumerate(self.targets)}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 over the canonical JSON of everything but provenance and metadata: what moves, not who said so."""
+        body = {key: value for key, value in self._encode().items() if key not in ("rules", "metadata")}
+        body["copies"] = [copy[:-1] for copy in body["copies"]]
+        return hashlib.sha256(_canonical(body)).hexdigest()
+
+    def verify(self) -> Verdict:
+        """Prove bounds, disjointness and coverage of both ends; see :mod:`crosswalk.runtime.proof`."""
+        from .proof import prove
+
+        return prove(self)
+
+    def inverse(self) -> Plan:
+        """The plan that undoes this one. Tied duplicates and dropped tensors are not re-created."""
+        gone = {exemption.tensor for exemption in self.exemptions}
+        return make_plan(
+            self.targets,
+            [tensor for tensor in self.sources if tensor.name not in gone],
+            [
+                (
+                    self.targets[c.target].name,
+                    self.sources[c.source].name,
+                    c.extents,
+                    c.target_offset,
+                    c.target_strides,
+                    c.source_offset,
+                    c.source_strides,
+                    c.rule,
+                )
+                for c in self.copies
+            ],
+            rules=self.rules,
+            metadata=self.metadata,
+        )
+
+    def compose(self, other: Plan) -> Plan:
+        """The plan that does this one and then ``other``, without the stop between."""
+        from .algebra import compose
+
+        return compose(self, other)
+
+    def restrict(
+        self,
+        targets: Mapping[str, tuple[tuple[int, int], ...]] | None = None,
+        sources: Mapping[str, tuple[tuple[int, int], ...]] | None = None,
+    ) -> Plan:
+        """Only what fills the given boxes (``(start, stop)`` per dimension) of the named tensors; a restricted tensor
+        takes the shape of its box. Tensors of a restricted end that are not named are left out."""
+        from .algebra import restrict
+
+        return restrict(self, targets, sources)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and costs: tensors, copies, bytes read and written, and the verdict of :meth:`verify`."""
+        return {
+            "sources": len(self.sources),
+            "targets": len(self.targets),
+            "copies": len(self.copies),
+            "bytes_read": sum(c.elements * size_of(self.sources[c.source].dtype) for c in self.copies),
+            "bytes_written": sum(tensor.nbytes for tensor in self.targets),
+            "verdict": str(self.verify()),
+            "digest": self.digest,
+        }
+
+    def explain(self, name: str) -> list[dict[str, Any]]:
+        """Every copy that writes or reads the tensor ``name``, with its rule; an error names the nearest tensors."""
+        target, source = self.target_index.get(name), self.source_index.get(name)
+        if target is None and source is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, [*self.target_index, *self.source_index], 3, 0.5)
+            raise fail(
+                "plan/no-such-tensor",
+                f"the plan has no tensor `{name}`",
+                hint=f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else None,
+            )
+        return [
+            {
+                "source": self.sources[c.source],
+                "target": self.targets[c.target],
+                "copy": c,
+                "rule": self.rules[c.rule] if c.rule < len(self.rules) else None,
+            }
+            for c in self.copies
+            if c.target == target or (target is None and c.source == source)
+        ]
+
+    def to_json(self) -> str:
+        """Canonical JSON (sorted keys, no spaces), as validated by ``schema/plan.schema.json``."""
+        return _canonical(self._encode()).decode()
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read :meth:`to_json`'s output. Raises ``CrosswalkError`` for anything that is not a well-formed plan."""
+        try:
+            data = json.loads(text)
+            if data["crosswalk_plan"] != PLAN_VERSION:
+                raise fail("plan/version", f"plan version {data['crosswalk_plan']}, this is version {PLAN_VERSION}")
+            sources, targets = ([TensorSpec(n, tuple(s), d) for n, s, d in data[end]] for end in ("sources", "targets"))
+            for tensor in (*sources, *targets):
+                if tensor.dtype not in DTYPES:
+                    raise fail("plan/dtype", f"tensor `{tensor.name}` has the unknown dtype `{tensor.dtype}`")
+            copies = tuple(
+                Copy(s, t, tuple(e), so, tuple(ss), to, tuple(ts), r) for s, t, e, so, ss, to, ts, r in data["copies"]
+            )
+            return Plan(
+                tuple(sources),
+                tuple(targets),
+                copies,
+                tuple(Rule(*rule) for rule in data["rules"]),
+                tuple(Exemption(*exemption) for exemption in data["exemptions"]),
+                data["metadata"],
+            )
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise fail("plan/malformed", f"this is not a plan: {type(error).__name__}: {error}") from error
+
+    def _encode(self) -> dict[str, Any]:
+        return {
+            "crosswalk_plan": PLAN_VERSION,
+            "sources": [[t.name, list(t.shape), t.dtype] for t in self.sources],
+            "targets": [[t.name, list(t.shape), t.dtype] for t in self.targets],
+            "copies": [
+                [
+                    c.source,
+                    c.target,
+                    list(c.extents),
+                    c.source_offset,
+                    list(c.source_strides),
+                    c.target_offset,
+                    list(c.target_strides),
+                    c.rule,
+                ]
+                for c in self.copies
+            ],
+            "rules": [list(dataclasses.astuple(rule)) for rule in self.rules],
+            "exemptions": [list(dataclasses.astuple(exemption)) for exemption in self.exemptions],
+            "metadata": dict(self.metadata),
+        }
+
+
+#: A copy before it has its place in a plan: source name, target name, extents, source offset, source strides,
+#: target offset, target strides, rule index.
+RawCopy = tuple[str, str, tuple[int, ...], int, tuple[int, ...], int, tuple[int, ...], int]
+
+
+def make_plan(
+    sources: Iterable[TensorSpec],
+    targets: Iterable[TensorSpec],
+    copies: Iterable[RawCopy],
+    rules: Iterable[Rule] = (),
+    exemptions: Iterable[Exemption] = (),
+    metadata: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Bring the parts into canonical form: tensors sorted by name, axes of each copy in target order and merged, copies
+    sorted by target and target offset. The order of the rules is kept."""
+    source_list = tuple(sorted(sources, key=lambda tensor: tensor.name))
+    target_list = tuple(sorted(targets, key=lambda tensor: tensor.name))
+    source_index = {tensor.name: index for index, tensor in enumerate(source_list)}
+    target_index = {tensor.name: index for index, tensor in enumerate(target_list)}
+    result = []
+    for source, target, extents, source_offset, source_strides, target_offset, target_strides, rule in copies:
+        axes = merge_axes(extents, source_strides, target_strides)
+        result.append(
+            Copy(
+                source_index[source],
+                target_index[target],
+                tuple(axis[0] for axis in axes),
+                source_offset,
+                tuple(axis[1] for axis in axes),
+                target_offset,
+                tuple(axis[2] for axis in axes),
+                rule,
+            )
+        )
+    result.sort(key=lambda c: (c.target, c.target_offset, c.source, c.source_offset))
+    return Plan(
+        source_list,
+        target_list,
+        tuple(result),
+        tuple(rules),
+        tuple(sorted(exemptions, key=lambda exemption: (exemption.kind, exemption.tensor))),
+        dict(metadata or {}),
+    )
+
+
+def merge_axes(
+    extents: tuple[int, ...], source_strides: tuple[int, ...], target_strides: tuple[int, ...]
+) -> list[tuple[int, int, int]]:
+    """``(extent, source stride, target stride)`` per axis, outermost first in target order, neighbours merged."""
+    axes = [axis for axis in zip(extents, source_strides, target_strides, strict=True) if axis[0] != 1]
+    axes.sort(key=lambda axis: (-axis[2], -axis[1]))
+    merged: list[tuple[int, int, int]] = []
+    for extent, source, target in axes:
+        if merged:
+            outer_extent, outer_source, outer_target = merged[-1]
+            if outer_source == extent * source and outer_target == extent * target:
+                merged[-1] = (outer_extent * extent, source, target)
+                continue
+        merged.append((extent, source, target))
+    return merged
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
