@@ -56,7 +56,7 @@ Term: TypeAlias = Axis | One | Product | Sum
 
 
 @dataclass(frozen=True, slots=True)
-class Pattern:
+class ParameterPattern:
     """How a layout stores a parameter: one term per dimension, in storage order. ``outputs`` and ``inputs`` are the
     indices of the dimensions on either side of the arrow; without one, the first is the output and the rest inputs."""
 
@@ -83,7 +83,7 @@ def parse_dims(text: str, position: Position | None = None) -> tuple[Term, ...]:
     return dims
 
 
-def parse_parameter(text: str, position: Position | None = None) -> Pattern:
+def parse_parameter(text: str, position: Position | None = None) -> ParameterPattern:
     """The pattern of a layout parameter, such as ``[q: head head_dim] <- hidden``.
 
     ``position`` is where the text begins. Raises ``CrosswalkError`` (``axes/...``) at the column of the mistake.
@@ -96,10 +96,10 @@ def parse_parameter(text: str, position: Position | None = None) -> Pattern:
     dims = left + right
     split = len(left) if arrow else 1
     first, second = tuple(range(split)), tuple(range(split, len(dims)))
-    return Pattern(dims, second, first, arrow) if arrow == "->" else Pattern(dims, first, second, arrow)
+    return ParameterPattern(dims, second, first, arrow) if arrow == "->" else ParameterPattern(dims, first, second, arrow)
 
 
-def resolve(pattern: Pattern, holds: Callable[[str], bool]) -> Pattern:
+def resolve(pattern: ParameterPattern, holds: Callable[[str], bool]) -> ParameterPattern:
     """The pattern without the branches whose condition does not hold. A sum stays a sum, however few are left."""
 
     def visit(term: Term) -> Term:
@@ -120,9 +120,9 @@ def resolve(pattern: Pattern, holds: Callable[[str], bool]) -> Pattern:
     return replace(pattern, dims=tuple(map(visit, pattern.dims)))
 
 
-def bias_of(pattern: Pattern) -> Pattern:
+def bias_of(pattern: ParameterPattern) -> ParameterPattern:
     """The pattern of the bias that belongs to a weight: its outputs alone."""
-    return Pattern(tuple(pattern.dims[i] for i in pattern.outputs), tuple(range(len(pattern.outputs))), ())
+    return ParameterPattern(tuple(pattern.dims[i] for i in pattern.outputs), tuple(range(len(pattern.outputs))), ())
 
 
 def axes_of(terms: Iterable[Term]) -> tuple[str, ...]:
