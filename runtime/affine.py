@@ -1,0 +1,233 @@
+"""Strided index sets of one tensor, each carrying where its elements go on the other end.
+
+A :class:`Piece` is the set ``here + sum(i_k * stride_k)`` over ``0 <= i_k < extent_k``, in elements of a flattened
+tensor, with the place ``there + sum(i_k * other_k)`` of each element on the other end. Pieces are *nested*: each stride
+steps over everything that the finer axes reach, as the digits of a mixed-radix number do. That is what lets every
+function here work on axes and never on elements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+#: Extent, stride on this end, stride on the other end.
+Axis = tuple[int, int, int]
+
+
+class Piece(NamedTuple):
+    """``axes`` are outermost first on this end, without extents of 1."""
+
+    here: int
+    there: int
+    axes: tuple[Axis, ...]
+
+    @property
+    def stop(self) -> int:
+        """One past the last element."""
+        return self.here + span(self.axes)
+
+    @property
+    def swapped(self) -> Piece:
+        """The same elements seen from the other end."""
+        axes = sorted(((extent, other, stride) for extent, stride, other in self.axes), key=lambda axis: -axis[1])
+        return Piece(self.there, self.here, tuple(axes))
+
+
+def span(axes: Iterable[Axis]) -> int:
+    """Elements from the first to the last, both included."""
+    return 1 + sum((extent - 1) * stride for extent, stride, _ in axes)
+
+
+def make_piece(
+    here: int, strides: tuple[int, ...], there: int, others: tuple[int, ...], extents: tuple[int, ...]
+) -> Piece:
+    """A piece of the given extents; axes are sorted, extents of 1 left out, axes merged where both ends allow it."""
+    axes = [axis for axis in zip(extents, strides, others, strict=True) if axis[0] != 1]
+    axes.sort(key=lambda axis: (-axis[1], -axis[2]))
+    return Piece(here, there, _merge(axes))
+
+
+def _merge(axes: list[Axis]) -> tuple[Axis, ...]:
+    merged: list[Axis] = []
+    for extent, stride, other in axes:
+        if merged and merged[-1][1] == extent * stride and merged[-1][2] == extent * other:
+            merged[-1] = (merged[-1][0] * extent, stride, other)
+        else:
+            merged.append((extent, stride, other))
+    return tuple(merged)
+
+
+def is_nested(axes: tuple[Axis, ...]) -> bool:
+    """Whether each stride steps over all that the finer axes reach. Then no element is met twice."""
+    reach = 1
+    for extent, stride, _ in reversed(axes):
+        if stride < reach:
+            return False
+        reach += (extent - 1) * stride
+    return True
+
+
+def clip(piece: Piece, start: int, stop: int) -> list[Piece]:
+    """The part of the piece inside ``[start, stop)``: at most two pieces per axis more than the whole rows."""
+    here, there, axes = piece
+    end = here + span(axes)
+    if start <= here and end <= stop:
+        return [piece]
+    if end <= start or stop <= here:
+        return []
+    (extent, stride, other), inner = axes[0], axes[1:]
+    width = span(inner)
+    # Rows [first, last) touch the interval, rows [whole, rest) lie inside it.
+    first, last = max(0, (start - here - width) // stride + 1), min(extent, -((here - stop) // stride))
+    whole = min(last, max(first, -((here - start) // stride)))
+    rest = max(whole, min(last, (stop - here - width) // stride + 1))
+    pieces = []
+    if whole < rest:
+        body = ((rest - whole, stride, other), *inner) if rest - whole > 1 else inner
+        pieces.append(Piece(here + whole * stride, there + whole * other, body))
+    for row in chain(range(first, whole), range(rest, last)):
+        pieces += clip(Piece(here + row * stride, there + row * other, inner), start, stop)
+    return pieces
+
+
+def split_rows(piece: Piece, period: int) -> list[tuple[Piece, Piece]]:
+    """Cut at the multiples of ``period``, and factor each part into rows and a pattern repeated in each row.
+
+    The first of a pair counts rows (``here`` and strides in units of ``period``), the second lies in ``[0, period)``.
+    An element of the pair is at ``row * period + column``; on the other end, at the sum of both.
+    """
+    here, there, axes = piece
+    first, last = here // period, (here + span(axes) - 1) // period
+    if first == last:
+        return [(Piece(first, 0, ()), Piece(here - first * period, there, axes))]
+    (extent, stride, other), inner = axes[0], axes[1:]
+    if stride % period == 0:
+        axis = (extent, stride // period, other)
+        return [
+            (Piece(rows.here, rows.there, (axis, *rows.axes)), columns)
+            for rows, columns in split_rows(Piece(here, there, inner), period)
+        ]
+    if stride > period:
+        step = period // math.gcd(stride, period)
+        parts = []
+        for phase in range(min(step, extent)):
+            count = -((phase - extent) // step)
+            outer = ((count, stride * step, other * step), *inner) if count > 1 else inner
+            parts += split_rows(Piece(here + phase * stride, there + phase * other, outer), period)
+        return parts
+    if period % stride == 0:
+        # All rows between the first and the last hold the same pattern, since the finer axes fit into one stride.
+        runs = [(first, 1), (first + 1, last - first - 1), (last, 1)]
+    else:
+        runs = [(row, 1) for row in range(first, last + 1)]
+    return [
+        (
+            Piece(row, 0, ((count, 1, other * (period // stride)),) if count > 1 else ()),
+            Piece(part.here - row * period, part.there, part.axes),
+        )
+        for row, count in runs
+        if count
+        for part in clip(piece, row * period, (row + 1) * period)
+    ]
+
+
+def intersect(left: Piece, right: Piece) -> list[Piece]:
+    """The elements in both pieces, as pieces from the other end of ``left`` (here) to the other end of ``right``."""
+    if left.stop <= right.here or right.stop <= left.here:
+        return []
+    if not left.axes or (len(left.axes) == 1 and left.axes[0][1] == 1):
+        factor = left.axes[0][2] if left.axes else 0
+        return [
+            Piece(
+                left.there + (part.here - left.here) * factor,
+                part.there,
+                tuple((extent, stride * factor, other) for extent, stride, other in part.axes),
+            )
+            for part in clip(right, left.here, left.stop)
+        ]
+    if not right.axes or right.axes[0][1] > left.axes[0][1] or (len(right.axes) == 1 and right.axes[0][1] == 1):
+        return [
+            Piece(part.there, part.here, tuple((e, t, s) for e, s, t in part.axes)) for part in intersect(right, left)
+        ]
+    (extent, stride, other), inner = left.axes[0], left.axes[1:]
+    if stride % right.axes[0][1]:
+        return [
+            part
+            for row in range(extent)
+            for part in intersect(Piece(left.here + row * stride, left.there + row * other, inner), right)
+        ]
+    parts = []
+    for rows, columns in split_rows(right._replace(here=right.here - left.here), stride):
+        for band in clip(rows, 0, extent):
+            axes = tuple((count, other, step) for count, _, step in band.axes)
+            row = Piece(0, left.there + band.here * other, inner)
+            parts += [
+                Piece(part.here, part.there, axes + part.axes)
+                for part in intersect(row, columns._replace(there=columns.there + band.there))
+            ]
+    return parts
+
+
+class Fault(NamedTuple):
+    """``[start, stop)`` is in no piece, or in both of ``copies``; this is the first of ``places`` such places."""
+
+    start: int
+    stop: int
+    places: int
+    copies: tuple[int, ...]
+
+
+def tiling_faults(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Fault]:
+    """Where the pieces fail to tile ``[start, stop)``; nothing if each element is in exactly one.
+
+    ``there`` must name the copy of a piece, with other strides of 0, and no piece may reach outside the interval.
+    Pieces whose hulls do not meet are independent; those that do are cut into rows of the largest stride among them,
+    and the patterns inside each band of equal rows must tile one row. Strides shrink at each level.
+    """
+    ordered = sorted(pieces)
+    index, cursor = 0, start
+    while index < len(ordered):
+        begin, end = ordered[index].here, ordered[index].stop
+        first, index = index, index + 1
+        while index < len(ordered) and ordered[index].here < end:
+            end = max(end, ordered[index].stop)
+            index += 1
+        if begin > cursor:
+            yield Fault(cursor, begin, 1, ())
+        yield from _component_faults(ordered[first:index], begin, end)
+        cursor = end
+    if cursor < stop:
+        yield Fault(cursor, stop, 1, ())
+
+
+def _component_faults(pieces: list[Piece], begin: int, end: int) -> Iterator[Fault]:
+    """Faults among pieces, sorted, whose hulls form the single interval ``[begin, end)``."""
+    period = max(piece.axes[0][1] if piece.axes else 1 for piece in pieces)
+    if period == 1:
+        longest = pieces[0]
+        for piece in pieces[1:]:
+            yield Fault(piece.here, min(longest.stop, piece.stop), 1, (longest.there, piece.there))
+            longest = max(longest, piece, key=lambda candidate: candidate.stop)
+        return
+    bands = []
+    for piece in pieces:
+        for rows, columns in split_rows(piece._replace(here=piece.here - begin), period):
+            bands.append((rows.here, rows.stop, columns))
+    bands.sort()
+    last, rest = divmod(end - begin - 1, period)
+    cuts = sorted({last, last + 1, *(band[0] for band in bands), *(band[1] for band in bands)})
+    active: list[tuple[int, int, Piece]] = []
+    index = 0
+    for row, next_row in pairwise(cuts):
+        active = [band for band in active if band[1] > row]
+        while index < len(bands) and bands[index][0] == row:
+            active.append(bands[index])
+            index += 1
+        # The last row ends where the component ends.
+        width = rest + 1 if row == last else period
+        for fault in tiling_faults([columns for _, _, columns in active], 0, width):
+            shift = begin + row * period
+            yield Fault(fault.start + shift, fault.stop + shift, fault.places * (next_row - row), fault.copies)

@@ -1,0 +1,285 @@
+"""Proves that a plan moves every element exactly once, on strides alone: the cost depends on the copies, not on the
+sizes of the tensors. docs/plan.md numbers the invariants that are checked here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from .affine import Fault, Piece, is_nested, make_piece, tiling_faults
+from .dtypes import DTYPES, FLOATS, cast_is_exact
+from .errors import Diagnostic, Position
+from .plan import Copy, Exemption, Plan, TensorSpec
+
+#: Problems named per tensor; one wrong rule can leave a gap in every row.
+_FAULTS_PER_TENSOR = 3
+_ENDS = ("source", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Tensors whose elements change dtype; ``exact`` when every value survives."""
+
+    source: str
+    target: str
+    tensors: int
+    exact: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{_count(self.tensors, 'tensor')} cast {self.source} -> {self.target}"
+            f" ({'exact' if self.exact else 'lossy'})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What :func:`prove` found: problems, and what is declared to differ from a bijection."""
+
+    problems: tuple[Diagnostic, ...]
+    casts: tuple[Cast, ...]
+    exemptions: tuple[Exemption, ...]
+
+    @property
+    def ok(self) -> bool:
+        """No problem: every element is moved once, or is exempt by a declaration that holds together."""
+        return not self.problems
+
+    @property
+    def bijective(self) -> bool:
+        """No problem, no exemption, no lossy cast: the inverse brings every byte back."""
+        return self.ok and not self.exemptions and all(cast.exact for cast in self.casts)
+
+    def __str__(self) -> str:
+        if self.problems:
+            return f"not bijective: {_count(len(self.problems), 'problem')}, first: {self.problems[0].message}"
+        kinds = Counter(exemption.kind for exemption in self.exemptions)
+        but = [_count(number, f"{kind} tensor") for kind, number in sorted(kinds.items(), reverse=True)]
+        but += [str(cast) for cast in self.casts if not cast.exact]
+        exact = [str(cast) for cast in self.casts if cast.exact]
+        return "; ".join([f"bijective but for {', '.join(but)}" if but else "bijective", *exact])
+
+
+def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
+    """Check every invariant of the plan, with coverage on the given ends.
+
+    A plan restricted to boxes of its targets covers those, but no longer its sources: prove it with
+    ``ends=("target",)``. Never raises for a wrong plan; the problems are in the verdict.
+    """
+    problems = [*_check_tensors(plan), *_check_exemptions(plan)]
+    pieces: dict[str, list[list[Piece]]] = {
+        "source": [[] for _ in plan.sources],
+        "target": [[] for _ in plan.targets],
+    }
+    broken: dict[str, set[int]] = {"source": set(), "target": set()}
+    for index, copy in enumerate(plan.copies):
+        found = _check_copy(plan, index, copy)
+        if found is None:
+            _place(copy, index, pieces)
+        else:
+            problems.append(found)
+            broken["source"].add(copy.source)
+            broken["target"].add(copy.target)
+    exempt = {exemption.tensor for exemption in plan.exemptions}
+    for end in ends:
+        for index, tensor in enumerate(plan.sources if end == "source" else plan.targets):
+            # A tensor with a malformed number or copy has had its diagnostic; its gaps would only repeat it.
+            if index in broken[end] or not _well_formed(tensor):
+                continue
+            if end == "source" and tensor.name in exempt:
+                if pieces[end][index]:
+                    problems.append(_exempt_but_copied(plan, tensor, pieces[end][index]))
+                continue
+            faults = tiling_faults(pieces[end][index], 0, tensor.elements)
+            problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
+    return Verdict(tuple(problems), _casts(plan), plan.exemptions)
+
+
+def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:
+    for end, tensors in (("source", plan.sources), ("target", plan.targets)):
+        for name, number in Counter(tensor.name for tensor in tensors).items():
+            if number > 1:
+                yield Diagnostic("plan/duplicate-tensor", f"{end} tensor `{name}` is listed {number} times")
+        for tensor in tensors:
+            if not _well_formed(tensor):
+                yield Diagnostic("plan/shape", f"{end} tensor `{tensor.name}` has the shape {list(tensor.shape)}")
+            if tensor.dtype not in DTYPES:
+                yield Diagnostic("plan/dtype", f"{end} tensor `{tensor.name}` has the unknown dtype `{tensor.dtype}`")
+
+
+def _well_formed(tensor: TensorSpec) -> bool:
+    return all(type(size) is int and size >= 0 for size in tensor.shape)
+
+
+def _check_exemptions(plan: Plan) -> Iterator[Diagnostic]:
+    sources = {tensor.name: tensor for tensor in plan.sources}
+    listed = Counter(exemption.tensor for exemption in plan.exemptions)
+    for name, number in listed.items():
+        if number > 1:
+            yield Diagnostic("plan/exemption", f"source tensor `{name}` is exempt {number} times")
+    for exemption in plan.exemptions:
+        tensor = sources.get(exemption.tensor)
+        if exemption.kind not in ("tied", "dropped"):
+            yield Diagnostic(
+                "plan/exemption", f"`{exemption.tensor}` is exempt as `{exemption.kind}`, which is no kind"
+            )
+        if tensor is None:
+            yield Diagnostic("plan/exemption", f"the exempt `{exemption.tensor}` is not a source tensor")
+        elif exemption.kind == "tied":
+            of = sources.get(exemption.of or "")
+            if of is None:
+                yield Diagnostic(
+                    "plan/tie", f"`{tensor.name}` is tied to `{exemption.of}`, which is not a source tensor"
+                )
+            elif of.name in listed:
+                yield Diagnostic("plan/tie", f"`{tensor.name}` is tied to `{of.name}`, which is exempt itself")
+            elif (tensor.shape, tensor.dtype) != (of.shape, of.dtype):
+                yield Diagnostic(
+                    "plan/tie",
+                    f"`{tensor.name}` ({tensor.dtype} {list(tensor.shape)}) is tied to `{of.name}` "
+                    f"({of.dtype} {list(of.shape)}): tied tensors have one shape and dtype",
+                )
+
+
+def _check_copy(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
+    """Whether the numbers of a copy make sense at all and stay inside its tensors."""
+    numbers = (
+        copy.source,
+        copy.target,
+        copy.source_offset,
+        copy.target_offset,
+        *copy.extents,
+        *copy.source_strides,
+        *copy.target_strides,
+    )
+    where = f"copy {index}"
+    if {*map(type, numbers)} != {int} or min(numbers) < 0:
+        return _diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [index])
+    if copy.source >= len(plan.sources) or copy.target >= len(plan.targets):
+        return _diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [index])
+    source, target = plan.sources[copy.source], plan.targets[copy.target]
+    where += f" from `{source.name}` to `{target.name}`"
+    if not len(copy.extents) == len(copy.source_strides) == len(copy.target_strides):
+        return _diagnose(plan, "plan/axes", f"{where} has extents and strides of different lengths", [index])
+    if 0 in copy.extents:
+        return _diagnose(plan, "plan/axes", f"{where} moves nothing: an extent is 0", [index])
+    if source.dtype != target.dtype and not (source.dtype in FLOATS and target.dtype in FLOATS):
+        return _diagnose(
+            plan, "plan/cast", f"{where} casts {source.dtype} to {target.dtype}: only floats are cast", [index]
+        )
+    for end, tensor, offset, strides in (
+        ("source", source, copy.source_offset, copy.source_strides),
+        ("target", target, copy.target_offset, copy.target_strides),
+    ):
+        last = offset + sum((extent - 1) * stride for extent, stride in zip(copy.extents, strides, strict=True))
+        if _well_formed(tensor) and last >= tensor.elements:
+            return _diagnose(
+                plan,
+                "plan/bounds",
+                f"{where} reaches element {last} of {end} tensor `{tensor.name}`, which has {tensor.elements} "
+                f"(shape {list(tensor.shape)})",
+                [index],
+            )
+        if len(strides) > 1 or (strides and strides[0] == 0):
+            axes = make_piece(0, strides, 0, (0,) * len(strides), copy.extents).axes
+            if not is_nested(axes):
+                return _diagnose(
+                    plan,
+                    "plan/axes",
+                    f"{where} has interlocking axes on its {end}: extents {list(copy.extents)} at strides "
+                    f"{list(strides)}",
+                    [index],
+                    hint="each stride must step over everything that the finer axes reach",
+                )
+    return None
+
+
+def _place(copy: Copy, index: int, pieces: dict[str, list[list[Piece]]]) -> None:
+    """Add both ends of the copy. The other end of each piece is the index of the copy, which all its parts keep."""
+    if len(copy.extents) == 1 and copy.source_strides == copy.target_strides == (1,):
+        axes = ((copy.extents[0], 1, 0),) if copy.extents[0] > 1 else ()
+        pieces["source"][copy.source].append(Piece(copy.source_offset, index, axes))
+        pieces["target"][copy.target].append(Piece(copy.target_offset, index, axes))
+        return
+    zeros = (0,) * len(copy.extents)
+    pieces["source"][copy.source].append(
+        make_piece(copy.source_offset, copy.source_strides, index, zeros, copy.extents)
+    )
+    pieces["target"][copy.target].append(
+        make_piece(copy.target_offset, copy.target_strides, index, zeros, copy.extents)
+    )
+
+
+def _exempt_but_copied(plan: Plan, tensor: TensorSpec, pieces: list[Piece]) -> Diagnostic:
+    return _diagnose(
+        plan, "plan/exemption", f"source tensor `{tensor.name}` is exempt, and copied all the same", [pieces[0].there]
+    )
+
+
+def _explain(plan: Plan, end: str, tensor: TensorSpec, fault: Fault) -> Diagnostic:
+    verb = "read" if end == "source" else "written"
+    number = "elements" if fault.stop - fault.start > 1 else "element"
+    if (fault.start, fault.stop) == (0, tensor.elements) and not fault.copies:
+        where = f"{end} tensor `{tensor.name}` (shape {list(tensor.shape)})"
+    else:
+        where = f"{number} {_range(tensor.shape, fault)} of {end} tensor `{tensor.name}` (shape {list(tensor.shape)})"
+    verb = f"{'are' if where.startswith('elements') else 'is'} {verb}"
+    if not fault.copies:
+        return Diagnostic("plan/gap", f"{where} {verb} by no copy")
+    other = plan.targets if end == "source" else plan.sources
+    pair = [plan.copies[index] for index in fault.copies]
+    names = [other[copy.target if end == "source" else copy.source].name for copy in pair]
+    place = "for" if end == "source" else "from"
+    return _diagnose(
+        plan, "plan/overlap", f"{where} {verb} twice: {place} `{names[0]}` and {place} `{names[1]}`", fault.copies
+    )
+
+
+def _range(shape: tuple[int, ...], fault: Fault) -> str:
+    """``8 to 11, [2, 0] to [2, 3],`` for a range of a tensor of the given shape."""
+    ends = [fault.start] if fault.stop - fault.start == 1 else [fault.start, fault.stop - 1]
+    text = " to ".join(map(str, ends))
+    if len(shape) > 1:
+        text += f", {' to '.join(str(_unravel(shape, element)) for element in ends)},"
+    return text if fault.places == 1 else f"{text} (the first of {fault.places} such places)"
+
+
+def _unravel(shape: tuple[int, ...], element: int) -> list[int]:
+    result = []
+    for size in reversed(shape):
+        element, digit = divmod(element, size)
+        result.append(digit)
+    return result[::-1]
+
+
+def _diagnose(plan: Plan, code: str, message: str, copies: Iterable[int], hint: str | None = None) -> Diagnostic:
+    """A diagnostic at the rule of the first of the copies, naming the rules of all."""
+    indices = sorted({plan.copies[index].rule for index in copies})
+    rules = [plan.rules[index] for index in indices if type(index) is int and 0 <= index < len(plan.rules)]
+    if not rules:
+        return Diagnostic(code, message, None, hint)
+    named = "; ".join(f"`{rule.text}` at {rule.position}" for rule in rules)
+    file, *place = rules[0].position.rsplit(":", 2)
+    known = len(place) == 2 and all(part.isdigit() for part in place)
+    position = Position(file, *map(int, place)) if known else Position(rules[0].position)
+    return Diagnostic(code, f"{message} ({_count(len(rules), 'rule')}: {named})", position, hint)
+
+
+def _casts(plan: Plan) -> tuple[Cast, ...]:
+    """One entry per pair of dtypes, counting target tensors."""
+    pairs = {
+        (plan.sources[copy.source].dtype, plan.targets[copy.target].dtype, copy.target)
+        for copy in plan.copies
+        if copy.source in range(len(plan.sources)) and copy.target in range(len(plan.targets))
+    }
+    numbers = Counter((source, target) for source, target, _ in pairs if source != target)
+    return tuple(
+        Cast(source, target, number, cast_is_exact(source, target))
+        for (source, target), number in sorted(numbers.items())
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
