@@ -1,0 +1,185 @@
+"""Operators and functions of expressions, over plain data: strict about types, bounded in size.
+
+Each raises :class:`ExpressionProblem`, or one of Python's arithmetic, lookup and type errors.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import reprlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+MAX_EXPONENT = 64
+MAX_ITEMS = 100_000
+
+
+class ExpressionProblem(Exception):
+    """A refusal, before it is known where the expression is written."""
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.hint = hint
+
+
+def number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ExpressionProblem(f"expected a number, found {show(value)}")
+    if not (-(2**63) < value < 2**63 if isinstance(value, int) else math.isfinite(value)):
+        raise ExpressionProblem("the number is out of range")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ExpressionProblem(f"expected a whole number, found {show(value)}")
+    return int(number(value))
+
+
+def arithmetic(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda a, b: number(function(number(a), number(b)))
+
+
+def add(a: Any, b: Any) -> Any:
+    if isinstance(a, list) and isinstance(b, list):
+        _limit(_size(a) + _size(b))
+        return [*a, *b]
+    return number(number(a) + number(b))
+
+
+def multiply(a: Any, b: Any) -> Any:
+    if isinstance(b, list):
+        a, b = b, a
+    if isinstance(a, list):
+        _limit(_size(a) * _whole(b))
+        return list(a) * b
+    return number(number(a) * number(b))
+
+
+def divide(a: Any, b: Any) -> Any:
+    if isinstance(number(a), int) and isinstance(number(b), int):
+        if b == 0:
+            raise ZeroDivisionError
+        if a % b:
+            raise ExpressionProblem(f"{a} is not a multiple of {b}")
+        return a // b
+    return number(a / b)
+
+
+def power(a: Any, b: Any) -> Any:
+    if abs(number(b)) > MAX_EXPONENT:
+        raise ExpressionProblem(f"the exponent is beyond {MAX_EXPONENT}")
+    result = number(a) ** b
+    return number(result)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Equality of JSON values: unlike in Python, true is not 1."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return bool(a == b)
+
+
+def _ordered(function: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def compare(a: Any, b: Any) -> bool:
+        return function(a, b) if isinstance(a, str) and isinstance(b, str) else function(number(a), number(b))
+
+    return compare
+
+
+def contained(a: Any, b: Any) -> bool:
+    if isinstance(b, dict):
+        return isinstance(a, str) and a in b
+    return any(equal(a, item) for item in _a_list(b))
+
+
+def _a_list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ExpressionProblem(f"expected a list, found {show(value)}")
+    return value
+
+
+def item(container: Any, key: Any) -> Any:
+    if isinstance(container, dict):
+        if not isinstance(key, str) or key not in container:
+            raise ExpressionProblem(f"there is no key {show(key)}")
+        return container[key]
+    return _a_list(container)[_whole(key)]
+
+
+def slice_list(container: Any, start: Any, stop: Any, step: Any) -> Any:
+    return _a_list(container)[slice(*(None if bound is None else _whole(bound) for bound in (start, stop, step)))]
+
+
+def extreme(function: Callable[[Iterable[Any]], Any]) -> Callable[..., Any]:
+    return lambda *values: function([number(value) for value in (_a_list(values[0]) if len(values) == 1 else values)])
+
+
+def length(value: Any) -> int:
+    return len(value if isinstance(value, dict) else _a_list(value))
+
+
+def find(values: Any, value: Any, default: Any) -> Any:
+    return next((index for index, item in enumerate(_a_list(values)) if equal(item, value)), default)
+
+
+def first(value: Any) -> Any:
+    if not length(value):
+        raise ExpressionProblem("it is empty")
+    return next(iter(value))
+
+
+def logarithm(value: Any) -> float:
+    return math.log(number(value))
+
+
+def bounded(value: Any) -> Any:
+    _limit(_size(value))
+    return value
+
+
+def _limit(size: int) -> None:
+    if size > MAX_ITEMS:
+        raise ExpressionProblem(f"the result has more than {MAX_ITEMS} items")
+
+
+def _size(value: Any) -> int:
+    """Items in nested lists and dicts, counted no further than the limit."""
+    size, pending = 0, [value]
+    while pending and size <= MAX_ITEMS:
+        current = pending.pop()
+        if isinstance(current, list | dict):
+            size += len(current)
+            if size <= MAX_ITEMS:
+                pending.extend(current.values() if isinstance(current, dict) else current)
+    return size
+
+
+def show(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python refuses to print an int of thousands of digits
+        return "a very large number"
+
+
+def ceil_div(a: Any, b: Any) -> int:
+    return -(-_whole(a) // _whole(b))
+
+
+COMPARISONS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "eq": ("==", equal),
+    "ne": ("!=", lambda a, b: not equal(a, b)),
+    "lt": ("<", _ordered(operator.lt)),
+    "lteq": ("<=", _ordered(operator.le)),
+    "gt": (">", _ordered(operator.gt)),
+    "gteq": (">=", _ordered(operator.ge)),
+    "in": ("in", contained),
+    "notin": ("not in", lambda a, b: not contained(a, b)),
+}
