@@ -95,8 +95,10 @@ def parse_parameter(text: str, position: Position | None = None) -> ParameterPat
     parser.finish()
     dims = left + right
     split = len(left) if arrow else 1
-    first, second = tuple(range(split)), tuple(range(split, len(dims)))
-    return ParameterPattern(dims, second, first, arrow) if arrow == "->" else ParameterPattern(dims, first, second, arrow)
+    outputs, inputs = tuple(range(split)), tuple(range(split, len(dims)))
+    if arrow == "->":
+        outputs, inputs = inputs, outputs
+    return ParameterPattern(dims, outputs, inputs, arrow)
 
 
 def resolve(pattern: ParameterPattern, holds: Callable[[str], bool]) -> ParameterPattern:
