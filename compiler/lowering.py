@@ -10,38 +10,19 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Literal
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import merge_axes
 
-from .axes import (
-    Axis,
-    Branch,
-    One,
-    ParameterPattern,
-    Product,
-    Sum,
-    Term,
-    absent_labels_of,
-    axes_of,
-    format_terms,
-    labels_of,
-)
+from .axes import ParameterPattern, Product, Term, absent_labels_of, axes_of, format_terms, labels_of
 from .cells import AxisTable, Cell, atom_size, atoms_of, cells_of, check_known, expand, ours_shape, term_size
 from .names import Choice, Hole, Template
+from .placement import Gone, Source, Stored, default_dims, written_dims
 
 __all__ = ["AxisTable", "Piece", "Source", "Tensor", "lower", "ours_shape"]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A parameter of ours, by its name relative to whatever the caller iterates, and its resolved pattern."""
-
-    name: str
-    pattern: ParameterPattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +76,7 @@ def lower(
     named = tuple(dict.fromkeys(hole.name for hole in template.holes if isinstance(hole, Hole)))
     if problems := _unknown_names(request, named):
         raise CrosswalkError(problems)
-    stored = [_Stored.of(index, source, sizes) for index, source in enumerate(parameters)]
+    stored = [Stored.of(f"#{index}", source, sizes) for index, source in enumerate(parameters)]
     named_atoms = frozenset(atom for axis in named for atom in atoms_of(axis, sizes))
     if problems := _misplaced(request, stored, named, named_atoms, missing_axes == "drop"):
         raise CrosswalkError(problems)
@@ -104,12 +85,12 @@ def lower(
     choices = [hole for hole in template.holes if isinstance(hole, Choice)]
     named_labels = frozenset(label for choice in choices for _, label in choice.options)
     for texts, labels, members in _families(request, stored, choices):
-        gone = _Gone(named_atoms, named_labels, labels)
+        gone = Gone(named_atoms, named_labels, labels)
         if dims is None:
             tree = _default_dims(request, members, gone, transposed)
         else:
-            tree = _written_dims(dims, stored, sizes, gone, missing_axes == "drop")
-        drafts = _match(request, members, tree, named, named_atoms)
+            tree = written_dims(dims, stored, sizes, gone, missing_axes == "drop")
+        drafts = _match(request, members, tree, named_atoms)
         shape = tuple(term_size(dim, sizes) for dim in tree)
         tensors += _enumerate(template, texts, named, shape, _coalesced(drafts), sizes)
     _check_distinct(request, tensors)
@@ -133,51 +114,6 @@ class _Request:
         width = max((len(row[1]) for row in rows), default=0)
         lines = [f"  {end:7} {text:{width}}  {size}".rstrip() for end, text, size in rows]
         return Diagnostic(f"axes/{code}", "\n".join([f"`{self.template}`: {message}", *lines]), self.position, hint)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A parameter over atoms. Its cells also carry a label that no mapping can write, ``#index``."""
-
-    source: Source
-    tag: str
-    dims: tuple[Term, ...]
-    cells: list[Cell]
-    atoms: frozenset[str]
-
-    @staticmethod
-    def of(index: int, source: Source, sizes: AxisTable) -> _Stored:
-        dims = tuple(expand(dim, sizes) for dim in source.pattern.dims)
-        tag = f"#{index}"
-        cells = [Cell(cell.labels | {tag}, cell.offset, cell.strides) for cell in cells_of(dims, sizes)]
-        return _Stored(source, tag, dims, cells, frozenset(axes_of(dims)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Gone:
-    """What went into the name: atoms, the labels it tells apart, and those it has in the tensor at hand."""
-
-    atoms: frozenset[str]
-    labels: frozenset[str]
-    chosen: frozenset[str]
-
-    def strip(self, term: Term) -> Term | None:
-        """The expanded term without what is gone, or None if nothing is left of it."""
-        match term:
-            case Axis(name):
-                return None if name in self.atoms else term
-            case Product(terms):
-                kept = self.strip_all(terms)
-                return Product(kept) if kept else None
-            case Sum(branches):
-                if self.labels.isdisjoint(branch.label for branch in branches):
-                    return Sum(tuple(Branch(b.label, None, self.strip_all(b.terms or ())) for b in branches))
-                (terms,) = (b.terms or () for b in branches if b.label in self.chosen)
-                return self.strip(Product(terms))
-        return term
-
-    def strip_all(self, terms: Sequence[Term]) -> tuple[Term, ...]:
-        return tuple(left for term in terms if (left := self.strip(term)) is not None)
 
 
 def _unknown_names(request: _Request, named: tuple[str, ...]) -> list[Diagnostic]:
@@ -207,7 +143,7 @@ def _unknown_names(request: _Request, named: tuple[str, ...]) -> list[Diagnostic
 
 
 def _misplaced(
-    request: _Request, stored: list[_Stored], named: tuple[str, ...], named_atoms: frozenset[str], drop: bool
+    request: _Request, stored: list[Stored], named: tuple[str, ...], named_atoms: frozenset[str], drop: bool
 ) -> list[Diagnostic]:
     """Axes that a parameter does not have, and axes both in the name and in the dims."""
     problems = []
@@ -230,11 +166,11 @@ def _misplaced(
     return problems
 
 
-_Member = tuple[_Stored, Cell]
+_Member = tuple[Stored, Cell]
 
 
 def _families(
-    request: _Request, stored: list[_Stored], choices: list[Choice]
+    request: _Request, stored: list[Stored], choices: list[Choice]
 ) -> list[tuple[tuple[str, ...], frozenset[str], list[_Member]]]:
     """The cells by what the choices in the name say about them: (texts, labels, cells), in the order of the name."""
     families: dict[tuple[int, ...], list[_Member]] = {}
@@ -246,8 +182,7 @@ def _families(
                 fits = [index for index, (_, label) in enumerate(choice.options) if label in cell.labels]
                 if len(fits) != 1:
                     count = "no name" if not fits else "several names"
-                    labels = " ".join(f"`{label}`" for label in sorted(cell.labels - {ours.tag})) or "all"
-                    message = f"`{choice}` has {count} for {labels} of `{ours.source.name}`"
+                    message = f"`{choice}` has {count} for {_spoken(cell.labels, ours)}"
                     problems.append(request.problem("labels", message, "every branch needs one text: {text=label|...}"))
                 key += fits[:1]
             families.setdefault(tuple(key), []).append((ours, cell))
@@ -260,81 +195,14 @@ def _families(
     return result
 
 
-def _default_dims(request: _Request, members: list[_Member], gone: _Gone, transposed: bool) -> tuple[Term, ...]:
-    """The dims of the layout; of several parameters, the concatenation along the first output dimension."""
-    columns = []
-    for ours in dict.fromkeys(ours.tag for ours, _ in members):
-        owner = next(o for o, _ in members if o.tag == ours)
-        pattern = owner.source.pattern
-        order = tuple(range(len(pattern.dims)))
-        if pattern.arrow:
-            order = pattern.inputs + pattern.outputs if transposed else pattern.outputs + pattern.inputs
-        lead = order.index(pattern.outputs[0])
-        columns.append((owner, lead, [gone.strip(owner.dims[index]) for index in order]))
-    owner, lead, dims = columns[0]
-    if len(columns) == 1:
-        return tuple(dim for dim in dims if dim is not None)
-    rest = dims[:lead] + dims[lead + 1 :]
-    for other, other_lead, other_dims in columns[1:]:
-        if other_lead != lead or other_dims[:lead] + other_dims[lead + 1 :] != rest:
-            message = f"`{owner.source.name}` and `{other.source.name}` differ beside the axes that are put together"
-            raise CrosswalkError(request.problem("disagree", message, "say with `axes:` where each axis is"))
-    segments = (Branch(o.tag, None, () if d[lead] is None else (d[lead],)) for o, _, d in columns)  # type: ignore[arg-type]
-    joined = [*dims[:lead], Sum(tuple(segments)), *dims[lead + 1 :]]
-    return tuple(dim for dim in joined if dim is not None)
-
-
-def _written_dims(
-    dims: tuple[Term, ...], stored: list[_Stored], sizes: AxisTable, gone: _Gone, drop: bool
-) -> tuple[Term, ...]:
-    """The dims of a mapping over atoms, with bare labels filled in."""
-    own = {b.label: b.terms or () for ours in stored for b in _branches(ours.dims)}
-    absent = {label for ours in stored for label in absent_labels_of(ours.source.pattern.dims)}
-
-    def fill(terms: Sequence[Term], outside: frozenset[str]) -> tuple[Term, ...]:
-        beside = [_plain_atoms(term, sizes) for term in terms]
-        result = []
-        for index, term in enumerate(terms):
-            around = outside.union(*beside[:index], *beside[index + 1 :])
-            if isinstance(term, Product):
-                term = Product(fill(term.terms, around))
-            elif isinstance(term, Sum):
-                kept = (branch for branch in term.branches if branch.label not in absent)
-                term = Sum(tuple(fill_branch(branch, around) for branch in kept))
-            else:
-                term = expand(term, sizes)
-            result.append(term)
-        return tuple(result)
-
-    def fill_branch(branch: Branch, outside: frozenset[str]) -> Branch:
-        if branch.terms is not None:
-            return Branch(branch.label, None, fill(branch.terms, outside))
-        return Branch(branch.label, None, replace(gone, atoms=gone.atoms | outside).strip_all(own[branch.label]))
-
-    tree = fill(dims, frozenset())
-    if not drop:
-        return tree
-    had = frozenset[str]().union(*(ours.atoms for ours in stored))
-    if not any(isinstance(dim, One) for ours in stored for dim in ours.dims):
-        tree = tuple(dim for dim in tree if not isinstance(dim, One))
-    return _Gone(frozenset(axes_of(tree)) - had, frozenset(), frozenset()).strip_all(tree)
-
-
-def _branches(terms: Sequence[Term]) -> Iterator[Branch]:
-    for term in terms:
-        if isinstance(term, Product):
-            yield from _branches(term.terms)
-        elif isinstance(term, Sum):
-            for branch in term.branches:
-                yield branch
-                yield from _branches(branch.terms or ())
-
-
-def _plain_atoms(term: Term, sizes: AxisTable) -> frozenset[str]:
-    """The atoms of a term that are in no brackets."""
-    if isinstance(term, Product):
-        return frozenset[str]().union(*(_plain_atoms(inner, sizes) for inner in term.terms))
-    return frozenset(atoms_of(term.name, sizes)) if isinstance(term, Axis) else frozenset()
+def _default_dims(request: _Request, members: list[_Member], gone: Gone, transposed: bool) -> tuple[Term, ...]:
+    sources = list({ours.tag: ours for ours, _ in members}.values())
+    dims = default_dims(sources, gone, transposed)
+    if dims is None:
+        names = " and ".join(f"`{ours.source.name}`" for ours in sources)
+        message = f"{names} differ beside the axes that are put together"
+        raise CrosswalkError(request.problem("disagree", message, "say with `axes:` where each axis is"))
+    return dims
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,70 +214,68 @@ class _Draft:
 
 
 def _match(
-    request: _Request,
-    members: list[_Member],
-    tree: tuple[Term, ...],
-    named: tuple[str, ...],
-    named_atoms: frozenset[str],
+    request: _Request, members: list[_Member], tree: tuple[Term, ...], named_atoms: frozenset[str]
 ) -> list[_Draft]:
     """Pair the cells of ours and of theirs one to one, over the same atoms."""
     try:
         theirs = cells_of(tree, request.sizes)
     except CrosswalkError as error:
         raise CrosswalkError([request.problem("twice", d.message) for d in error.diagnostics]) from None
-    problems: list[Diagnostic] = []
-    drafts: list[_Draft] = []
-    taken: dict[int, frozenset[str]] = {}
+    pairs: dict[int, _Member] = {}
+    problems = []
     for ours, cell in members:
-        name = ours.source.name
         fits = [index for index, other in enumerate(theirs) if other.labels <= cell.labels]
-        if not fits or fits[0] in taken:
-            labels = cell.labels - taken.get(fits[0] if fits else -1, frozenset()) - {ours.tag}
-            spoken = " ".join(f"`{label}`" for label in sorted(labels)) + " of " if labels else ""
-            message = f"{spoken}`{name}` has no place of its own"
-            hint = "name every branch of a sum: in the axes as [a|b], or in the name as {a|b}"
-            problems.append(request.problem("labels", message, hint))
+        if len(fits) == 1 and fits[0] not in pairs:
+            pairs[fits[0]] = (ours, cell)
             continue
-        taken[fits[0]] = cell.labels
-        other = theirs[fits[0]]
-        atoms = cell.strides.keys() - named_atoms
-        problems += _unequal(request, ours, cell, atoms - other.strides.keys(), other.strides.keys() - atoms)
-        extents = tuple(atom_size(atom, request.sizes) for atom in other.strides)
-        if problems or not all(extents):
-            continue
-        ours_strides = tuple(cell.strides[atom] for atom in other.strides)
-        axes = merge_axes(extents, tuple(other.strides.values()), ours_strides)
-        draft = _piece(name, axes, cell.offset, other.offset)
-        drafts.append(_Draft(draft, {atom: cell.strides[atom] for atom in cell.strides if atom in named_atoms}))
-    for index, other in enumerate(theirs):
-        if index not in taken and not problems:
-            labels = " ".join(f"`{label}`" for label in sorted(other.labels))
-            problems.append(request.problem("labels", f"the axes have room for {labels}, which no parameter fills"))
+        beside = pairs[fits[0]][1].labels if fits and fits[0] in pairs else frozenset()
+        spoken = _spoken(cell.labels - beside, ours)
+        hint = "name every branch of a sum: in the axes as [a|b], or in the name as {a|b}"
+        problems.append(request.problem("labels", f"{spoken} has no place of its own", hint))
+    if not problems and len(pairs) < len(theirs):
+        empty = sorted(label for index, other in enumerate(theirs) if index not in pairs for label in other.labels)
+        problems.append(request.problem("labels", f"no parameter fills `{empty[0]}`"))
+    for index, (ours, cell) in pairs.items():
+        problems += _unequal(request, ours, cell, cell.strides.keys() - named_atoms, theirs[index].strides.keys())
     if problems:
-        raise CrosswalkError(problems)
+        raise CrosswalkError({problem.message: problem for problem in problems}.values())
+
+    drafts = []
+    for index, (ours, cell) in pairs.items():
+        other = theirs[index]
+        extents = tuple(atom_size(atom, request.sizes) for atom in other.strides)
+        if all(extents):
+            ours_strides = tuple(cell.strides[atom] for atom in other.strides)
+            axes = merge_axes(extents, tuple(other.strides.values()), ours_strides)
+            steps = {atom: cell.strides[atom] for atom in named_atoms}
+            drafts.append(_Draft(_piece(ours.source.name, axes, cell.offset, other.offset), steps))
     return drafts
 
 
-def _unequal(
-    request: _Request, ours: _Stored, cell: Cell, missing: frozenset[str] | set[str], extra: set[str]
-) -> list[Diagnostic]:
+def _unequal(request: _Request, ours: Stored, cell: Cell, needed: Set[str], found: Set[str]) -> list[Diagnostic]:
     """Diagnostics for the atoms that only one end of a cell has, by the names that were written."""
-    labels = [label for label in sorted(cell.labels) if label != ours.tag]
-    owner = f"`{ours.source.name}`" if not labels else f"{' '.join(f'`{x}`' for x in labels)} of `{ours.source.name}`"
     problems = []
-    for axis in _by_name(missing, axes_of(ours.source.pattern.dims), request.sizes):
+    for axis in _by_name(needed - found, axes_of(ours.source.pattern.dims), request.sizes):
+        everywhere = all(atom in other.strides for atom in atoms_of(axis, request.sizes) for other in ours.cells)
+        owner = _spoken(frozenset() if everywhere else cell.labels, ours)
         hint = f"add `{axis}` to the axes, or {{{axis}}} to the name"
         problems.append(request.problem("missing", f"axis `{axis}` of {owner} is missing", hint))
-    for axis in _by_name(extra, axes_of(request.dims or ()), request.sizes):
-        message = f"{owner} has no axis `{axis}`, which is written outside of the brackets"
+    for axis in _by_name(found - needed, axes_of(request.dims or ()), request.sizes):
+        message = f"{_spoken(cell.labels, ours)} has no axis `{axis}`, which is written outside of the brackets"
         problems.append(request.problem("not-an-axis", message, "write it in the branches that have it"))
     return problems
 
 
-def _by_name(atoms: frozenset[str] | set[str], axes: tuple[str, ...], sizes: AxisTable) -> list[str]:
+def _spoken(labels: Set[str], ours: Stored) -> str:
+    """The owner of a cell, for messages: the labels, then the parameter."""
+    shown = " ".join(f"`{label}`" for label in sorted(labels - {ours.tag}))
+    return f"{shown} of `{ours.source.name}`" if shown else f"`{ours.source.name}`"
+
+
+def _by_name(atoms: Set[str], axes: tuple[str, ...], sizes: AxisTable) -> list[str]:
+    """The atoms by the names of the written axes that they make up, and by their own where they do not."""
     whole = [axis for axis in axes if set(atoms_of(axis, sizes)) <= atoms]
-    spoken = {atom for axis in whole for atom in atoms_of(axis, sizes)}
-    return whole + sorted(atoms - spoken)
+    return whole + sorted(atoms - {atom for axis in whole for atom in atoms_of(axis, sizes)})
 
 
 def _piece(parameter: str, axes: list[tuple[int, int, int]], ours_offset: int, theirs_offset: int) -> Piece:
