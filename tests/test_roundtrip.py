@@ -1,0 +1,121 @@
+"""There and back: byte-identical tensors and an identical config, in memory and through directories."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from comparing import differences, same_bytes, shapes, tensor_differences
+from crosswalk.runtime import execute
+from formats import CONFIGS
+from golden_cases import load_tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from semantics import meaning
+
+import crosswalk
+
+FORMATS = [f for f in CONFIGS if f not in oracles.REAL_CLASSES or oracles.available(f)]
+
+
+def random_tensors(specs: oracles.Shapes, seed: int = 0) -> dict[str, torch.Tensor]:
+    """BF16 tensors of random bits, NaN and negative zero included."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, generator=generator).view(torch.bfloat16)
+        for name, shape in specs.items()
+    }
+
+
+def write_checkpoint(directory: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        tensors |= load_tensors(path)
+    return json.loads((directory / "config.json").read_text()), tensors
+
+
+def round_trip(config: dict[str, Any], tensors: dict[str, torch.Tensor], **options: Any) -> Any:
+    """Config and tensors after HF -> native -> HF, on disk; the native checkpoint is verified against its source."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, native, back = (Path(folder) / name for name in ("source", "native", "back"))
+        write_checkpoint(source, config, tensors)
+        crosswalk.convert(source, native, to="fast_llm")
+        crosswalk.verify(source, native)
+        crosswalk.convert(native, back, to="hf", **options)
+        return read_checkpoint(back)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(data=st.data())
+def test_plans_there_and_back_restore_every_byte(format: str, data: st.DataObject) -> None:
+    config = data.draw(CONFIGS[format])
+    there = crosswalk.compile_plan(config, format=format, to="fast_llm")
+    back = crosswalk.compile_plan(crosswalk.import_config(config, format=format), format=format, to="hf")
+    assert str(there.verify()) == str(back.verify()) == "bijective"
+    assert there.inverse().digest == back.digest
+    assert back.inverse().digest == there.digest
+    tensors = random_tensors(shapes(there.sources))
+    native = dict(execute(there, tensors))
+    assert {name: tuple(tensor.shape) for name, tensor in native.items()} == shapes(there.targets)
+    assert tensor_differences(dict(execute(back, native)), tensors) == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(data=st.data())
+def test_exported_config_imports_as_the_same_native_config(format: str, data: st.DataObject) -> None:
+    native = crosswalk.import_config(data.draw(CONFIGS[format]), format=format)
+    root = "multimodal_model" if "vision_encoder" in native else "base_model"
+    again = crosswalk.import_config(crosswalk.export_config(native, format), format=format)
+    normalized = [crosswalk.normalize_native(config, root=root) for config in (again, native)]
+    assert differences(*normalized) == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=max(4, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_files_there_and_back_keep_the_meaning_of_every_key(format: str, data: st.DataObject) -> None:
+    config = data.draw(CONFIGS[format])
+    tensors = random_tensors(oracles.names_and_shapes(config))
+    again, found = round_trip(config, tensors)
+    assert tensor_differences(found, tensors) == []
+    assert differences(meaning(again), meaning(config)) == []
+    if format in oracles.REAL_CLASSES:
+        assert differences(oracles.as_saved(again), oracles.as_saved(config)) == []
+
+
+@pytest.mark.parametrize("format", [f for f in FORMATS if f in oracles.REAL_CLASSES])
+@settings(max_examples=max(4, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_a_config_as_its_class_writes_it_comes_back_identical(format: str, data: st.DataObject) -> None:
+    config = oracles.as_saved(data.draw(CONFIGS[format]))
+    again, _ = round_trip(config, random_tensors(oracles.names_and_shapes(config)))
+    assert differences(again, config) == []
+
+
+@pytest.mark.parametrize("format", ["apriel2_text", "apriel2"])
+@settings(max_examples=max(4, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_a_config_that_spells_everything_out_comes_back_identical(format: str, data: st.DataObject) -> None:
+    config = data.draw(CONFIGS[format])
+    again, _ = round_trip(config, random_tensors(oracles.names_and_shapes(config)))
+    again.pop("auto_map", None)
+    assert differences(again, config) == []
+
+
+def test_random_tensors_hold_what_a_cast_would_lose() -> None:
+    tensor = random_tensors({"x": (99, 99)})["x"]
+    assert tensor.isnan().any()
+    assert same_bytes(tensor, tensor.clone())
+    assert not same_bytes(torch.tensor([0.0]), torch.tensor([-0.0]))
