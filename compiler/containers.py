@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from crosswalk.runtime.errors import Position
 
 _NOWHERE = Position("")
+
+# Control characters, line separators and text-direction overrides (they make a file look like what it is not), lone
+# surrogates, and byte order marks.
+FORBIDDEN = re.compile(
+    "[^\t\n\r -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
 
 
 class Map(dict[str, Any]):

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml import events as yaml_events
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from .containers import Map, Seq, describe, did_you_mean, shorten
+from .containers import FORBIDDEN, Map, Seq, describe, did_you_mean, shorten
 from .toml import read_toml
 from .validation import validate
 
@@ -27,6 +27,7 @@ __all__ = ["Map", "Scalar", "Seq", "did_you_mean", "load_document", "parse_docum
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
+MAX_VALUES = 50_000
 _MAX_PROBLEMS = 100  # a file of garbage must not produce a megabyte of messages
 
 Scalar = None | bool | int | float | str
@@ -58,19 +59,12 @@ def parse_document(text: str, file: str, kind: Literal["yaml", "toml"] = "yaml")
     """The mapping that ``text`` holds; ``file`` is the name in positions. Raises CrosswalkError."""
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise _too_large(file)
-    bad = _FORBIDDEN.search(text)
+    bad = FORBIDDEN.search(text)
     if bad:
         line = text.count("\n", 0, bad.start()) + 1
         position = Position(file, line, bad.start() - text.rfind("\n", 0, bad.start()))
         raise fail("document/character", f"character U+{ord(bad[0]):04X} is not allowed", position)
     return read_toml(text, file, MAX_DEPTH) if kind == "toml" else _read_yaml(text, file)
-
-
-# Control characters, line separators and text-direction overrides (they make a file look like what it is not), lone
-# surrogates, and a byte order mark anywhere but at the start.
-_FORBIDDEN = re.compile(
-    "[^\t\n\r -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-)
 
 
 def _too_large(file: str) -> CrosswalkError:
@@ -126,6 +120,7 @@ class _Builder:
         self.problems: list[Diagnostic] = []
         self.open: list[_Open] = []
         self.documents = 0
+        self.values = 0
         self.root: Any = None
 
     def at(self, mark: Any) -> Position:
@@ -174,6 +169,10 @@ class _Builder:
 
     def scalar(self, event: Any) -> None:
         plain = not event.style
+        escaped = FORBIDDEN.search(event.value) if event.style == '"' else None
+        if escaped:
+            message = f"character U+{ord(escaped[0]):04X} is not allowed, nor is its escape"
+            self.report("character", message, self.at(event.start_mark))
         parent = self.open[-1] if self.open else None
         if parent is not None and isinstance(parent.container, Map) and parent.key_position is None:
             self.key(parent, event.value, plain, self.at(event.start_mark))
@@ -201,6 +200,10 @@ class _Builder:
     def value(self, value: Any, event: Any, closed: _Open | None = None) -> None:
         """Hand a finished value to what contains it; a collection comes with the frame that was just closed."""
         position = closed.container.position if closed else self.at(event.start_mark)
+        self.values += 1
+        if self.values > MAX_VALUES:
+            self.report("size", f"more than {MAX_VALUES} values", position)
+            raise CrosswalkError(self.problems)
         if not self.open:
             self.root = value if self.documents == 1 else self.root
             return
@@ -267,8 +270,8 @@ _SYNTAX = (
     (r"expected ',' or", "expected `,` or a closing bracket",
      "inside { } and [ ], text that contains any of , [ ] { } or `: ` needs quotes"),
     (r"chomping or indentation|a comment or a line break", None, "text that starts with `|` or `>` needs quotes"),
-    (r"expected '<document start>'|alphabetic or numeric", "`*`, `&` and `!` have a meaning of their own here",
-     'text that starts with one of them needs quotes: "*"'),
+    (r"expected '<document start>'", "text follows a complete value", "quote the whole"),
+    (r"alphabetic or numeric", None, "text that starts with `*` or `&` needs quotes"),
     (r"cannot start any token", None, "text that starts with this character needs quotes"),
     (r"could not find expected ':'", "this line has no `: `", "a key is followed by a colon and a space"),
 )  # fmt: skip

@@ -213,11 +213,11 @@ def _conditional(compiler: _Compiler, node: Any) -> Run:
 
 
 def _comparison(compiler: _Compiler, node: Any) -> Run:
-    first = compiler.build(node.expr)
+    start = compiler.build(node.expr)
     rest = [(*COMPARISONS[operand.op], compiler.build(operand.expr)) for operand in node.ops]
 
     def run(scope: _Scope) -> bool:
-        left = first(scope)
+        left = start(scope)
         for symbol, function, operand in rest:
             right = operand(scope)
             if not _apply(symbol, function, left, right):
