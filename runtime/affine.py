@@ -38,7 +38,10 @@ class Piece(NamedTuple):
 
 def span(axes: Iterable[Axis]) -> int:
     """Elements from the first to the last, both included."""
-    return 1 + sum((extent - 1) * stride for extent, stride, _ in axes)
+    total = 1
+    for extent, stride, _ in axes:
+        total += (extent - 1) * stride
+    return total
 
 
 def make_piece(
@@ -46,8 +49,10 @@ def make_piece(
 ) -> Piece:
     """A piece of the given extents; axes are sorted, extents of 1 left out, axes merged where both ends allow it."""
     axes = [axis for axis in zip(extents, strides, others, strict=True) if axis[0] != 1]
-    axes.sort(key=lambda axis: (-axis[1], -axis[2]))
-    return Piece(here, there, _merge(axes))
+    if len(axes) > 1:
+        axes.sort(key=lambda axis: (-axis[1], -axis[2]))
+        return Piece(here, there, _merge(axes))
+    return Piece(here, there, tuple(axes))
 
 
 def _merge(axes: list[Axis]) -> tuple[Axis, ...]:
@@ -197,7 +202,9 @@ def tiling_faults(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Fa
             index += 1
         if begin > cursor:
             yield Fault(cursor, begin, 1, ())
-        yield from _component_faults(ordered[first:index], begin, end)
+        axes = ordered[first].axes
+        if index - first > 1 or (axes and axes[0][1] > 1):
+            yield from _component_faults(ordered[first:index], begin, end)
         cursor = end
     if cursor < stop:
         yield Fault(cursor, stop, 1, ())

@@ -69,32 +69,46 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
     ``ends=("target",)``. Never raises for a wrong plan; the problems are in the verdict.
     """
     problems = [*_check_tensors(plan), *_check_exemptions(plan)]
-    pieces: dict[str, list[list[Piece]]] = {
-        "source": [[] for _ in plan.sources],
-        "target": [[] for _ in plan.targets],
+    sizes = {
+        "source": [tensor.elements if _well_formed(tensor) else None for tensor in plan.sources],
+        "target": [tensor.elements if _well_formed(tensor) else None for tensor in plan.targets],
     }
-    broken: dict[str, set[int]] = {"source": set(), "target": set()}
+    pieces: dict[str, list[list[Piece]]] = {end: [[] for _ in sizes[end]] for end in _ENDS}
+    broken: dict[str, set[int]] = {end: set() for end in _ENDS}
+    moved: set[tuple[int, int]] = set()
     for index, copy in enumerate(plan.copies):
-        found = _check_copy(plan, index, copy)
+        found = _check_numbers(plan, index, copy) or _check_cast(plan, index, copy)
         if found is None:
-            _place(copy, index, pieces)
+            # The other end of a piece is the index of the copy, with strides of 0, so that all its parts keep it.
+            zeros = (0,) * len(copy.extents)
+            source = make_piece(copy.source_offset, copy.source_strides, index, zeros, copy.extents)
+            target = make_piece(copy.target_offset, copy.target_strides, index, zeros, copy.extents)
+            found = _check_piece(plan, "source", source, sizes["source"][copy.source]) or _check_piece(
+                plan, "target", target, sizes["target"][copy.target]
+            )
+        if found is None:
+            pieces["source"][copy.source].append(source)
+            pieces["target"][copy.target].append(target)
+            moved.add((copy.source, copy.target))
         else:
             problems.append(found)
-            broken["source"].add(copy.source)
-            broken["target"].add(copy.target)
+            for end, number in (("source", copy.source), ("target", copy.target)):
+                if type(number) is int:
+                    broken[end].add(number)
     exempt = {exemption.tensor for exemption in plan.exemptions}
     for end in ends:
         for index, tensor in enumerate(plan.sources if end == "source" else plan.targets):
             # A tensor with a malformed number or copy has had its diagnostic; its gaps would only repeat it.
-            if index in broken[end] or not _well_formed(tensor):
+            size = sizes[end][index]
+            if index in broken[end] or size is None:
                 continue
             if end == "source" and tensor.name in exempt:
                 if pieces[end][index]:
                     problems.append(_exempt_but_copied(plan, tensor, pieces[end][index]))
                 continue
-            faults = tiling_faults(pieces[end][index], 0, tensor.elements)
+            faults = tiling_faults(pieces[end][index], 0, size)
             problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
-    return Verdict(tuple(problems), _casts(plan), plan.exemptions)
+    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions)
 
 
 def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:
@@ -143,8 +157,7 @@ def _check_exemptions(plan: Plan) -> Iterator[Diagnostic]:
                 )
 
 
-def _check_copy(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
-    """Whether the numbers of a copy make sense at all and stay inside its tensors."""
+def _check_numbers(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
     numbers = (
         copy.source,
         copy.target,
@@ -159,57 +172,52 @@ def _check_copy(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
         return _diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [index])
     if copy.source >= len(plan.sources) or copy.target >= len(plan.targets):
         return _diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [index])
-    source, target = plan.sources[copy.source], plan.targets[copy.target]
-    where += f" from `{source.name}` to `{target.name}`"
     if not len(copy.extents) == len(copy.source_strides) == len(copy.target_strides):
-        return _diagnose(plan, "plan/axes", f"{where} has extents and strides of different lengths", [index])
-    if 0 in copy.extents:
-        return _diagnose(plan, "plan/axes", f"{where} moves nothing: an extent is 0", [index])
-    if source.dtype != target.dtype and not (source.dtype in FLOATS and target.dtype in FLOATS):
         return _diagnose(
-            plan, "plan/cast", f"{where} casts {source.dtype} to {target.dtype}: only floats are cast", [index]
+            plan, "plan/axes", f"{_name(plan, index)} has extents and strides of different lengths", [index]
         )
-    for end, tensor, offset, strides in (
-        ("source", source, copy.source_offset, copy.source_strides),
-        ("target", target, copy.target_offset, copy.target_strides),
-    ):
-        last = offset + sum((extent - 1) * stride for extent, stride in zip(copy.extents, strides, strict=True))
-        if _well_formed(tensor) and last >= tensor.elements:
-            return _diagnose(
-                plan,
-                "plan/bounds",
-                f"{where} reaches element {last} of {end} tensor `{tensor.name}`, which has {tensor.elements} "
-                f"(shape {list(tensor.shape)})",
-                [index],
-            )
-        if len(strides) > 1 or (strides and strides[0] == 0):
-            axes = make_piece(0, strides, 0, (0,) * len(strides), copy.extents).axes
-            if not is_nested(axes):
-                return _diagnose(
-                    plan,
-                    "plan/axes",
-                    f"{where} has interlocking axes on its {end}: extents {list(copy.extents)} at strides "
-                    f"{list(strides)}",
-                    [index],
-                    hint="each stride must step over everything that the finer axes reach",
-                )
+    if 0 in copy.extents:
+        return _diagnose(plan, "plan/axes", f"{_name(plan, index)} moves nothing: an extent is 0", [index])
     return None
 
 
-def _place(copy: Copy, index: int, pieces: dict[str, list[list[Piece]]]) -> None:
-    """Add both ends of the copy. The other end of each piece is the index of the copy, which all its parts keep."""
-    if len(copy.extents) == 1 and copy.source_strides == copy.target_strides == (1,):
-        axes = ((copy.extents[0], 1, 0),) if copy.extents[0] > 1 else ()
-        pieces["source"][copy.source].append(Piece(copy.source_offset, index, axes))
-        pieces["target"][copy.target].append(Piece(copy.target_offset, index, axes))
-        return
-    zeros = (0,) * len(copy.extents)
-    pieces["source"][copy.source].append(
-        make_piece(copy.source_offset, copy.source_strides, index, zeros, copy.extents)
-    )
-    pieces["target"][copy.target].append(
-        make_piece(copy.target_offset, copy.target_strides, index, zeros, copy.extents)
-    )
+def _check_cast(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
+    source, target = plan.sources[copy.source].dtype, plan.targets[copy.target].dtype
+    if source == target or (source in FLOATS and target in FLOATS):
+        return None
+    message = f"{_name(plan, index)} casts {source} to {target}: only floats are cast"
+    return _diagnose(plan, "plan/cast", message, [index])
+
+
+def _check_piece(plan: Plan, end: str, piece: Piece, size: int | None) -> Diagnostic | None:
+    """Bounds and nesting of one end of a copy, in a tensor of ``size`` elements (None: unknown)."""
+    axes, index = piece.axes, piece.there
+    copy = plan.copies[index]
+    if size is not None and piece.stop > size:
+        tensor = plan.sources[copy.source] if end == "source" else plan.targets[copy.target]
+        return _diagnose(
+            plan,
+            "plan/bounds",
+            f"{_name(plan, index)} reaches element {piece.stop - 1} of {end} tensor `{tensor.name}`, which has {size} "
+            f"(shape {list(tensor.shape)})",
+            [index],
+        )
+    if axes and not (len(axes) == 1 and axes[0][1] > 0) and not is_nested(axes):
+        strides = copy.source_strides if end == "source" else copy.target_strides
+        return _diagnose(
+            plan,
+            "plan/axes",
+            f"{_name(plan, index)} has interlocking axes on its {end}: extents {list(copy.extents)} at strides "
+            f"{list(strides)}",
+            [index],
+            hint="each stride must step over everything that the finer axes reach",
+        )
+    return None
+
+
+def _name(plan: Plan, index: int) -> str:
+    copy = plan.copies[index]
+    return f"copy {index} from `{plan.sources[copy.source].name}` to `{plan.targets[copy.target].name}`"
 
 
 def _exempt_but_copied(plan: Plan, tensor: TensorSpec, pieces: list[Piece]) -> Diagnostic:
@@ -267,14 +275,13 @@ def _diagnose(plan: Plan, code: str, message: str, copies: Iterable[int], hint: 
     return Diagnostic(code, f"{message} ({_count(len(rules), 'rule')}: {named})", position, hint)
 
 
-def _casts(plan: Plan) -> tuple[Cast, ...]:
+def _casts(plan: Plan, moved: Iterable[tuple[int, int]]) -> tuple[Cast, ...]:
     """One entry per pair of dtypes, counting target tensors."""
+    sources, targets = [tensor.dtype for tensor in plan.sources], [tensor.dtype for tensor in plan.targets]
     pairs = {
-        (plan.sources[copy.source].dtype, plan.targets[copy.target].dtype, copy.target)
-        for copy in plan.copies
-        if copy.source in range(len(plan.sources)) and copy.target in range(len(plan.targets))
+        (sources[source], targets[target], target) for source, target in moved if sources[source] != targets[target]
     }
-    numbers = Counter((source, target) for source, target, _ in pairs if source != target)
+    numbers = Counter((source, target) for source, target, _ in pairs)
     return tuple(
         Cast(source, target, number, cast_is_exact(source, target))
         for (source, target), number in sorted(numbers.items())
