@@ -1,0 +1,124 @@
+"""Find mapping and layout files by name, and compile each once.
+
+Names are file names without their ending. Folders are searched in order, the shipped mappings last; a file of the same
+name in an earlier folder takes the place of the shipped one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from crosswalk.runtime.errors import CrosswalkError, Position, fail
+
+from .documents import Map, did_you_mean, load_document, parse_document, validate
+from .expand import expand
+from .layout import Layout, load_layout
+from .mapping import MappingFile, parse_mapping
+from .relations import CompiledMapping
+
+ENDINGS = (".yaml", ".toml")
+
+
+def schema(name: str) -> Mapping[str, Any]:
+    """A shipped JSON Schema: ``layout``, ``mapping`` or ``plan``."""
+    return _schema(name)
+
+
+@functools.cache
+def _schema(name: str) -> Mapping[str, Any]:
+    result: Mapping[str, Any] = json.loads(
+        (resources.files("crosswalk.schema") / f"{name}.schema.json").read_text(encoding="utf-8")
+    )
+    return result
+
+
+class Catalog:
+    """The mappings and layouts of some folders. ``texts`` gives files by name that are not on disk (for editors and
+    tests); they come first."""
+
+    def __init__(self, folders: Iterable[Path] = (), texts: Mapping[str, str] | None = None) -> None:
+        shipped = resources.files("crosswalk.mappings")
+        self.folders: tuple[Path | Traversable, ...] = (*folders, shipped)
+        self.texts = dict(texts or {})
+        self._documents: dict[str, Map] = {}
+        self._mappings: dict[str, MappingFile] = {}
+        self._layouts: dict[str, Layout] = {}
+        self._compiled: dict[str, CompiledMapping] = {}
+
+    def names(self) -> list[str]:
+        """Every mapping there is, abstract ones included, sorted."""
+        found = set(self.texts)
+        for folder in self.folders:
+            found |= {
+                entry.name.rsplit(".", 1)[0]
+                for entry in folder.iterdir()
+                if entry.name.endswith(ENDINGS) and entry.is_file()
+            }
+        return sorted(found)
+
+    def formats(self) -> list[str]:
+        """The mappings that are formats of their own: neither abstract nor only parts of others."""
+        return [name for name in self.names() if self.mapping(name).architecture]
+
+    def mapping(self, name: str, at: Position | None = None) -> MappingFile:
+        """The mapping file of that name, ``extends`` resolved."""
+        if name not in self._mappings:
+            self._mappings[name] = self._parse(name, at, ())
+        return self._mappings[name]
+
+    def compiled(self, name: str, at: Position | None = None) -> CompiledMapping:
+        """The mapping of that name, checked against its layout and compiled."""
+        if name not in self._compiled:
+            mapping = self.mapping(name, at)
+            if mapping.layout is None:
+                raise fail("mapping/layout", f"mapping `{name}` names no layout", mapping.position, "add `layout:`")
+            layout = self.layout(mapping.layout, mapping.position)
+            self._compiled[name] = expand(mapping, layout, self.compiled)
+        return self._compiled[name]
+
+    def layout(self, name: str, at: Position | None = None) -> Layout:
+        if name not in self._layouts:
+            document = self._document(f"layouts/{name}", "layout", at)
+            self._layouts[name] = load_layout(document)
+        return self._layouts[name]
+
+    def _parse(self, name: str, at: Position | None, chain: tuple[str, ...]) -> MappingFile:
+        document = self._document(name, "mapping", at)
+
+        def load_base(base: str, position: Position) -> MappingFile:
+            if base == name or base in chain:
+                cycle = " -> ".join((*chain, name, base))
+                raise fail("mapping/extends-cycle", f"`extends` goes round in a circle: {cycle}", position)
+            if base not in self._mappings:
+                self._mappings[base] = self._parse(base, position, (*chain, name))
+            return self._mappings[base]
+
+        return parse_mapping(name, document, load_base)
+
+    def _document(self, name: str, kind: str, at: Position | None) -> Map:
+        if name not in self._documents:
+            self._documents[name] = self._read(name, at)
+            problems = validate(self._documents[name], schema(kind))
+            if problems:
+                raise CrosswalkError(problems)
+        return self._documents[name]
+
+    def _read(self, name: str, at: Position | None) -> Map:
+        if name in self.texts:
+            return parse_document(self.texts[name], f"{name}.yaml")
+        for folder in self.folders:
+            for ending in ENDINGS:
+                file = folder.joinpath(*f"{name}{ending}".split("/"))
+                if file.is_file():
+                    return load_document(file)
+        known = self.names() if "/" not in name else []
+        raise fail(
+            "mapping/not-found", f"there is no {'layout' if '/' in name else 'mapping'} `{name.split('/')[-1]}`", at,
+            did_you_mean(name, known) or (f"there are {', '.join(known)}" if known else None),
+        )  # fmt: skip

@@ -1,0 +1,173 @@
+"""Dialects: other places in which files keep the same thing. Reading moves old places to new; writing moves back.
+
+Config moves apply to one object (config.json, or the object of a part), tensor moves to prefixes of names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+
+from .layout import MISSING
+from .mapping import Dialect, Move
+from .relations import CompiledMapping, Layers, Path, nodes_of
+from .theirs import get, put, same_number
+
+
+def read_dialects(
+    mapping: CompiledMapping, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str], list[Diagnostic]]:
+    """The config in its newest form, notes on old places that differed and yielded, and problems."""
+    data: dict[str, Any] = copy.deepcopy(dict(config))
+    notes: list[str] = []
+    problems: list[Diagnostic] = []
+    moves = [move for dialect in mapping.source.dialects.values() for move in dialect.config]
+    for move in sorted(moves, key=lambda move: -len(move.old)):
+        value = get(data, move.old)
+        if value is MISSING:
+            continue
+        _remove(data, move.old)
+        if value is None or any(same_number(value, unset) for unset in move.unset):
+            continue
+        for new in _places(mapping, data, move):
+            _merge(data, move, new, value, notes, problems)
+    return data, notes, problems
+
+
+def _merge(
+    data: dict[str, Any], move: Move, new: Path, value: Any, notes: list[str], problems: list[Diagnostic]
+) -> None:
+    there = get(data, new)
+    if isinstance(value, Mapping) and isinstance(there, Mapping):
+        for key, item in value.items():
+            _merge(data, move, (*new, key), item, notes, problems)
+    elif there is MISSING or there is None:
+        put(data, new, value)
+    elif not same_number(there, value):
+        old_key, new_key = ".".join(move.old), ".".join(new)
+        text = f"`{old_key}` says {value!r} and `{new_key}` says {there!r}"
+        if move.yields:
+            notes.append(f"{text}: `{new_key}` counts")
+        else:
+            hint = "the file holds both the old and the new form: remove the wrong one"
+            problems.append(Diagnostic("config/dialects-differ", text, move.position, hint))
+
+
+def write_dialects(
+    mapping: CompiledMapping, config: Mapping[str, Any], names: Iterable[str], effective: Mapping[tuple[str, Path], Any]
+) -> dict[str, Any]:
+    """The config as the given dialects want it. The newest form stays only if it is among ``names``.
+
+    ``effective`` gives (kind of layer, path) -> value, for places that stand for every layer of a kind.
+    """
+    wanted = list(names)
+    result: dict[str, Any] = copy.deepcopy(dict(config))
+    old_places: list[tuple[Path, Any]] = []
+    moved: list[Path] = []
+    for dialect in (mapping.source.dialects[name] for name in wanted if name in mapping.source.dialects):
+        for move in sorted((m for m in dialect.config if not m.legacy), key=lambda move: -len(move.new)):
+            kind = _kind_of(move)
+            if kind is not None:
+                key = (kind, move.new[move.new.index("{" + kind + "}") + 1 :])
+                if key in effective:
+                    old_places.append((move.old, effective[key]))
+                moved.append(move.new[: move.new.index("{" + kind + "}")])
+                continue
+            value = get(result, move.new)
+            if value is MISSING:
+                continue
+            if isinstance(value, Mapping):
+                value = {k: v for k, v in value.items() if (*move.new, k) not in moved}
+            if not any(same_number(value, unset) for unset in move.unset):
+                old_places.append((move.old, value))
+            moved.append(move.new)
+    if mapping.source.newest not in wanted:
+        for path in moved:
+            _remove(result, path)
+    for path, value in old_places:
+        put(result, path, value)
+    return result
+
+
+def choose_dialects(mapping: CompiledMapping, asked: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The dialects to write, from what the user asked for (names with ``-`` or ``_``, several joined by commas)."""
+    newest = mapping.source.newest or "newest"
+    if asked is None:
+        return tuple(newest if name == "newest" else name for name in mapping.source.write_dialects) or (newest,)
+    names = asked.split(",") if isinstance(asked, str) else list(asked)
+    result = []
+    known = (newest, *mapping.source.dialects)
+    for name in (n.strip().replace("-", "_").replace(".", "_") for n in names):
+        if name == "newest":
+            name = newest
+        if name not in known:
+            listed = ", ".join(n.replace("_", "-") for n in known)
+            raise fail("dialect/unknown", f"format `{mapping.name}` has no dialect `{name}`; it has {listed}")
+        result.append(name)
+    return tuple(result)
+
+
+def dialect_of_names(mapping: CompiledMapping, names: Iterable[str]) -> Dialect | None:
+    """The dialect whose tensor prefixes the names use; None for the newest. An error if they mix two."""
+    listed = list(names)
+    for dialect in mapping.source.dialects.values():
+        if not dialect.tensors:
+            continue
+        old = [name for name in listed if any(_has_prefix(name, prefix) for prefix, _ in dialect.tensors)]
+        new = [name for name in listed if name not in set(old)]
+        if old and new and any(_has_prefix(name, prefix) for name in new for _, prefix in dialect.tensors):
+            raise CrosswalkError(
+                Diagnostic(
+                    "dialect/mixed",
+                    f"tensor names of two dialects in one checkpoint: `{old[0]}` ({dialect.name}) and `{new[0]}`",
+                )
+            )
+        if old:
+            return dialect
+    return None
+
+
+def rename(name: str, moves: Iterable[tuple[str, str]]) -> str:
+    """The name with the longest matching prefix replaced, on whole dotted parts."""
+    for old, new in sorted(moves, key=lambda move: -len(move[0])):
+        if _has_prefix(name, old):
+            return new + name[len(old) :]
+    return name
+
+
+def _has_prefix(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _kind_of(move: Move) -> str | None:
+    holes = [part[1:-1] for part in move.new if part.startswith("{")]
+    return holes[0] if holes else None
+
+
+def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> list[Path]:
+    """The new places of a move: one, or one for each layer of the kind that its hole names."""
+    kind = _kind_of(move)
+    if kind is None:
+        return [move.new]
+    layers = next(node for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.each is not None)
+    assert layers.each is not None
+    listed = get(data, layers.each)
+    if not isinstance(listed, list):
+        return []
+    return [
+        tuple(str(index) if part == "{" + kind + "}" else part for part in move.new)
+        for index, name in enumerate(listed)
+        if name == kind
+    ]
+
+
+def _remove(data: dict[str, Any], path: Path) -> None:
+    """Remove a place, and the objects that this leaves empty."""
+    parent = get(data, path[:-1]) if len(path) > 1 else data
+    if isinstance(parent, dict) and path[-1] in parent:
+        del parent[path[-1]]
+        if not parent and len(path) > 1:
+            _remove(data, path[:-1])

@@ -1,0 +1,448 @@
+"""Write a native config through a compiled mapping: the export direction of every relation.
+
+The mirror of :mod:`.importing`. Where several nodes could hold an object (cases of one type, kinds of layers, parts),
+each is tried and the first that holds it without an error is taken; what was chosen decides the tensors too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+
+from .dialects import write_dialects
+from .expressions import Expression
+from .importing import run_check
+from .layout import MISSING, Field
+from .relations import (
+    Carried,
+    Case,
+    CheckRule,
+    Choice,
+    CompiledMapping,
+    Entries,
+    FieldRule,
+    Kind,
+    Layers,
+    Node,
+    Optional,
+    OursFact,
+    PartNode,
+    Path,
+    Struct,
+    TheirsFact,
+    Unused,
+    nodes_of,
+)
+from .scope import Scope, same_config, simple
+from .theirs import Names, fill, get, put, same_number
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The struct that speaks for an object of ours; ``tensors`` is the tensor prefix of the part that it is in."""
+
+    struct: Struct
+    mapping: CompiledMapping
+    tensors: str
+
+
+@dataclass
+class Exported:
+    """What one attempt has written: places of theirs, and the structs that speak for the objects of ours."""
+
+    values: dict[Path, tuple[Any, Position]] = field(default_factory=dict)
+    overrides: dict[Path, Any] = field(default_factory=dict)
+    effective: dict[tuple[str, Path], Any] = field(default_factory=dict)
+    computed: list[tuple[Path, Expression, Path, Mapping[str, str]]] = field(default_factory=list)
+    checks: list[tuple[CheckRule, Scope, Mapping[str, str]]] = field(default_factory=list)
+    chosen: dict[Path, list[Chosen]] = field(default_factory=dict)
+    problems: list[Diagnostic] = field(default_factory=list)
+
+    def absorb(self, other: Exported) -> None:
+        """Take over what another attempt wrote; a place written twice must have the same value and type."""
+        for path, (value, position) in other.values.items():
+            self.put(path, value, position)
+        self.overrides |= other.overrides
+        self.effective |= other.effective
+        self.computed += other.computed
+        self.checks += other.checks
+        for path, chosen in other.chosen.items():
+            self.chosen.setdefault(path, []).extend(chosen)
+        self.problems += other.problems
+
+    def put(self, path: Path, value: Any, position: Position) -> None:
+        if path in self.values:
+            old, at = self.values[path]
+            if not same_number(old, value) or (old is MISSING) != (value is MISSING):
+                self.problems.append(
+                    Diagnostic(
+                        "export/conflict",
+                        f"`{'.'.join(path)}` would be both {old!r} ({at}) and {value!r}",
+                        position,
+                        "the format has one place for what the trainer has several of: make these equal",
+                    )
+                )
+        else:
+            self.values[path] = (value, position)
+
+
+def export_config(
+    mapping: CompiledMapping, native: Mapping[str, Any], dialects: Iterable[str] | None = None, allow_lossy: bool = False
+) -> tuple[dict[str, Any], Exported]:
+    """config.json of a native config that :func:`~.scope.normalize` has completed, and what was chosen on the way.
+
+    Raises ``CrosswalkError`` with everything in the config that the format cannot hold.
+    """
+    writing = _Export(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy)
+    scope = Scope(mapping.layout, mapping.root.type, native)
+    config, result = writing.whole(scope, (), "")
+    for fact in mapping.header:
+        put(config, fact.theirs, fact.values[0])
+    if result.problems:
+        raise CrosswalkError(dict.fromkeys(result.problems))
+    return config, result
+
+
+class _Export:
+    def __init__(self, mapping: CompiledMapping, dialects: tuple[str, ...], allow_lossy: bool) -> None:
+        self.mapping, self.dialects, self.allow_lossy = mapping, dialects, allow_lossy
+        self.tensors = ""
+
+    def whole(self, scope: Scope, anchor: Path, tensors: str) -> tuple[dict[str, Any], Exported]:
+        """The object of a mapping (config.json, or a part's) in the dialects asked for."""
+        self.tensors = tensors
+        out = Exported()
+        self.node(self.mapping.root, scope, anchor, {}, out)
+        config: dict[str, Any] = {}
+        for path, (value, _) in out.values.items():
+            if value is not MISSING:
+                put(config, path, value)
+        for path, value in out.overrides.items():
+            put(config, path, value)
+        for path, expression, at, holes in out.computed:
+            try:
+                put(config, path, Names(config, self.mapping.defaults, holes).evaluate(expression, at))
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+        if not out.problems:
+            for rule, where, holes in out.checks:
+                out.problems += run_check(rule, where, Names(config, self.mapping.defaults, holes))
+        return write_dialects(self.mapping, config, self.dialects, out.effective), out
+
+    # ---- nodes ------------------------------------------------------------------------------------------------------
+
+    def node(self, node: Node, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        match node:
+            case Struct():
+                self.struct(node, scope, anchor, holes, out)
+            case Choice():
+                self.choice(node, scope, anchor, holes, out)
+            case Optional():
+                if below(scope, node.ours, raw=True) is None and node.nullable:
+                    out.put(fill(node.theirs, holes), None, node.position)
+                else:
+                    self.node(node.node, scope, anchor, holes, out)
+            case Layers():
+                self.layers(node, scope, anchor, holes, out)
+            case Entries():
+                parent = object_at(scope, node.ours[:-1])
+                for key in parent.raw(node.ours[-1]):
+                    entry = parent.entry(node.ours[-1], key)
+                    self.node(node.node, entry, (*anchor, *node.ours, key), {**holes, "name": key}, out)
+            case PartNode():
+                self.part(node, scope, anchor, holes, out)
+
+    def attempt(self, node: Node, scope: Scope, anchor: Path, holes: Mapping[str, str]) -> Exported:
+        out = Exported()
+        self.node(node, scope, anchor, holes, out)
+        return out
+
+    def struct(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        where = ".".join((*anchor, *node.ours))
+        actual = below(scope, node.ours)
+        if not isinstance(actual, Scope) or (actual.kind != node.type and node.type.name not in actual.kind.bases):
+            found = f"`{actual.kind}`" if isinstance(actual, Scope) else "null"
+            out.problems.append(
+                Diagnostic(
+                    "export/type", f"`{where}` must be `{node.type}` in this format, it is {found}", node.position
+                )
+            )
+            return
+        if actual.kind != node.type and node.type.family:
+            out.problems.append(
+                Diagnostic(
+                    "export/type",
+                    f"`{where}` must be `{node.type}` in this format, it is `{actual.kind}`",
+                    node.position,
+                )
+            )
+            return
+        out.chosen.setdefault((*anchor, *node.ours), []).append(Chosen(node, self.mapping, self.tensors))
+        self.body(node, scope, anchor, holes, out)
+
+    def body(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        for rule in node.rules:
+            match rule:
+                case FieldRule():
+                    self.field(rule, scope, anchor, holes, out)
+                case TheirsFact():
+                    if rule.written:
+                        self.written(rule.theirs, rule.values[0], holes, rule.position, out)
+                case Carried():
+                    if rule.write is not None:
+                        self.written(rule.theirs, rule.write, holes, rule.position, out)
+                case OursFact():
+                    self.ours_fact(rule, scope, anchor, out)
+                case Unused():
+                    self.unused(rule, scope, anchor, out)
+                case CheckRule():
+                    out.checks.append((rule, object_at(scope, rule.scope), holes))
+        for child in node.children:
+            self.node(child, scope, anchor, holes, out)
+
+    def choice(self, node: Choice, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        actual = below(scope, node.ours)
+        fitting = [
+            case
+            for case in node.cases
+            if not isinstance(case.node, Struct) or (isinstance(actual, Scope) and case.node.type == actual.kind)
+        ]
+        where = ".".join((*anchor, *node.ours))
+        if not fitting:
+            found = f"`{actual.kind}`" if isinstance(actual, Scope) else "null"
+            known = ", ".join(dict.fromkeys(str(c.node.type) for c in node.cases if isinstance(c.node, Struct)))
+            out.problems.append(
+                Diagnostic(
+                    "export/type",
+                    f"`{where}` is {found}, which this format cannot hold; it can hold {known}",
+                    node.position,
+                )
+            )
+            return
+        attempts = [(case, self.attempt(case.node, scope, anchor, holes)) for case in fitting[:1]]
+        for case in fitting[1:]:
+            if not attempts[-1][1].problems:
+                break
+            attempts.append((case, self.attempt(case.node, scope, anchor, holes)))
+        taken, best = attempts[-1]
+        if best.problems and len(attempts) > 1:
+            best.problems = none_fits([(str(c.value), a.problems) for c, a in attempts], where, node.position)
+        out.absorb(best)
+        assert isinstance(taken, Case)
+        out.put(fill(node.key, holes), taken.value, node.position)
+
+    def layers(self, node: Layers, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        layers = object_at(scope, node.ours[:-1]).blocks(node.ours[-1])
+        blocks = {path: block for path, block in layers}
+        attempts: dict[Path, tuple[Kind, Exported]] = {}
+        for path, block in blocks.items():
+            at = (*anchor, *node.ours[:-1], *path)
+            attempts[path] = self.fitting_kind(node, block, at, holes)
+        for rule in node.rules:
+            if isinstance(rule, Carried) and rule.write is not None:
+                self.written(rule.theirs, rule.write, holes, rule.position, out)
+            elif isinstance(rule, TheirsFact) and rule.written:
+                self.written(rule.theirs, rule.values[0], holes, rule.position, out)
+            elif isinstance(rule, CheckRule):
+                out.checks.append((rule, object_at(scope, node.ours), holes))
+        out.put(node.count, len(layers), node.position)
+        if node.each is not None:
+            out.put(node.each, [attempts[path][0].name for path, _ in layers], node.position)
+        order = [kind.name for kind in node.kinds]
+        for path in sorted(blocks, key=lambda p: order.index(attempts[p][0].name)):
+            kind, attempt = attempts[path]
+            indices = [index for index, (other, _) in enumerate(layers) if other == path]
+            self.merge_layer(node, kind, attempt, indices, len(layers), out)
+
+    def fitting_kind(self, node: Layers, block: Scope, at: Path, holes: Mapping[str, str]) -> tuple[Kind, Exported]:
+        failed: list[tuple[str, list[Diagnostic]]] = []
+        for kind in node.kinds:
+            attempt = self.attempt(kind.node, block, at, holes)
+            if not attempt.problems:
+                return kind, attempt
+            failed.append((str(kind.name), attempt.problems))
+        if len(failed) > 1:
+            attempt.problems = none_fits(failed, ".".join(at), node.position)
+        return kind, attempt
+
+    def merge_layer(
+        self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], count: int, out: Exported
+    ) -> None:
+        """Lay one block's places beside those of the others; what differs goes to the overrides, if the format has any."""
+        depth = len(node.theirs)
+        for path, (value, position) in list(attempt.values.items()):
+            key = (str(kind.name), path[depth:])
+            if key in out.effective and not same_number(out.effective[key], value):
+                out.effective[key] = MISSING
+            out.effective.setdefault(key, value)
+            known = out.values.get(path)
+            if known is None or node.overrides is None or same_number(known[0], value):
+                continue
+            del attempt.values[path]
+            width = len(str(count - 1))
+            for index in indices:
+                out.overrides[(*node.overrides, str(index).zfill(width), *path[depth:])] = value
+        out.absorb(attempt)
+
+    def part(self, node: PartNode, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        actual = below(scope, node.ours)
+        if actual is None:
+            if node.part.optional:
+                out.put(node.part.theirs, None, node.part.position)
+            else:
+                where = ".".join(node.ours)
+                out.problems.append(
+                    Diagnostic("export/type", f"`{where}` must not be null in this format", node.part.position)
+                )
+            return
+        prefix = ".".join(filter(None, (self.tensors, node.part.tensors)))
+        failed: list[tuple[str, list[Diagnostic]]] = []
+        for mapping in node.mappings:
+            inner = Scope(mapping.layout, mapping.root.type, actual.config, None, ())
+            config, attempt = _Export(mapping, self.dialects, self.allow_lossy).whole(inner, node.ours, prefix)
+            if not attempt.problems:
+                break
+            failed.append((mapping.name, attempt.problems))
+        else:
+            out.problems += none_fits(failed, ".".join(node.part.theirs), node.part.position)
+            return
+        for path, value in leaves(config):
+            out.put((*node.part.theirs, *path), value, node.part.position)
+        for path, chosen in attempt.chosen.items():
+            out.chosen.setdefault((*anchor, *path), []).extend(chosen)
+        self.body(node.beside, scope, anchor, holes, out)
+
+    # ---- rules ------------------------------------------------------------------------------------------------------
+
+    def field(self, rule: FieldRule, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        path = fill(rule.theirs, holes)
+        raw = below(scope, rule.ours, raw=True)
+        value = simple(below(scope, rule.ours))
+        if rule.table is not None and value is not None:
+            rows = [row for row in rule.table if row.ours == value and (self.allow_lossy or not row.lossy)]
+            if not rows:
+                known = ", ".join(dict.fromkeys(str(row.ours) for row in rule.table))
+                where = ".".join((*anchor, *rule.ours))
+                out.problems.append(
+                    Diagnostic("export/choice", f"`{where}` must be one of {known}; it is {value!r}", rule.position)
+                )
+                return
+            value = rows[0].theirs
+            raw = value if raw is not None else None
+        if rule.required and value is None:
+            where = ".".join((*anchor, *rule.ours))
+            out.problems.append(Diagnostic("export/required", f"`{where}` must not be null here", rule.position))
+            return
+        if rule.omit is not MISSING and same_number(raw, rule.omit):
+            out.put(path, MISSING, rule.position)
+            return
+        if rule.write is not None:
+            self.written(rule.theirs, rule.write, holes, rule.position, out)
+            return
+        for place in (path, *(fill(alias, holes) for alias in rule.alias)):
+            out.put(place, value, rule.position)
+
+    def written(self, theirs: Path, value: Any, holes: Mapping[str, str], position: Position, out: Exported) -> None:
+        if isinstance(value, Expression):
+            out.computed.append((fill(theirs, holes), value, theirs[:-1], holes))
+        else:
+            out.put(fill(theirs, holes), value, position)
+
+    def ours_fact(self, rule: OursFact, scope: Scope, anchor: Path, out: Exported) -> None:
+        if rule.field.group == "training":
+            return
+        actual = simple(below(scope, rule.ours))
+        expected = rule.value
+        if isinstance(expected, Expression):
+            try:
+                expected = object_at(scope, rule.scope).evaluate(expected)
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+                return
+            close = isinstance(actual, float) and isinstance(expected, (int, float))
+            fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_number(actual, expected)
+        elif expected is None and rule.field.is_config:
+            fits = is_default(scope, rule.ours, rule.field, None)
+        else:
+            fits = same_number(actual, expected)
+        if not fits:
+            out.problems.append(
+                Diagnostic(
+                    "export/fact",
+                    f"`{'.'.join((*anchor, *rule.ours))}` must be {expected!r} in this format, it is {shown(actual)}",
+                    rule.position,
+                )
+            )
+
+    def unused(self, rule: Unused, scope: Scope, anchor: Path, out: Exported) -> None:
+        default = rule.field.default if rule.field.default is not MISSING else None
+        if rule.field.kind == "type" and not rule.field.nullable:
+            default = {}
+        if not is_default(scope, rule.ours, rule.field, default):
+            where = ".".join((*anchor, *rule.ours))
+            out.problems.append(
+                Diagnostic(
+                    "export/unused-feature",
+                    f"`{where}` is {shown(below(scope, rule.ours))}: this format has no place for it",
+                    rule.position,
+                    f"it can be exported only at its default, {default!r}",
+                )
+            )
+
+
+def below(scope: Scope, path: Path, raw: bool = False) -> Any:
+    """The effective value at a path below an object (``raw``: the last one as stored); null if an object is null."""
+    value: Any = scope
+    for index, name in enumerate(path):
+        if value is None:
+            return None
+        value = value.raw(name) if raw and index == len(path) - 1 else value.field(name)
+    return value
+
+
+def object_at(scope: Scope, path: Path) -> Scope:
+    result = below(scope, path)
+    assert isinstance(result, Scope)
+    return result
+
+
+def is_default(scope: Scope, path: Path, declared: Field, default: Any) -> bool:
+    """Whether the field at a path means the same as its default would there."""
+    parent = below(scope, path[:-1])
+    if not isinstance(parent, Scope):
+        return True
+    config = {**parent.config, path[-1]: default}
+    other = Scope(parent.layout, parent.kind, config, parent.parent, parent.path, parent.arguments)
+    other.root = parent.root
+    return same_config(parent.field(path[-1]), other.field(path[-1]))
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, Scope):
+        settings = {
+            name: value.config[name]
+            for name, declared in value.kind.fields.items()
+            if name in value.config and declared.group != "training" and value.config[name] != declared.default
+        }
+        return f"{value.kind} {settings}" if settings else str(value.kind)
+    return repr(value) if value is not None else "null"
+
+
+def none_fits(failed: list[tuple[str, list[Diagnostic]]], where: str, position: Position) -> list[Diagnostic]:
+    """Problems that stand in the way of every candidate, or the first problem of each."""
+    common = [p for p in failed[0][1] if all(p in problems for _, problems in failed[1:])]
+    if common:
+        return common
+    reasons = "; ".join(f"not `{name}`: {problems[0].message}" for name, problems in failed)
+    return [Diagnostic("export/none-fits", f"`{where}` fits none of what this format has: {reasons}", position)]
+
+
+def leaves(data: Mapping[str, Any], prefix: Path = ()) -> Iterable[tuple[Path, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key), value

@@ -1,0 +1,517 @@
+"""A mapping file as frozen data: sections of entries, enums, dialects and parts, with ``extends`` already resolved.
+
+Nothing here knows a layout: names are resolved when the sections are expanded over the layout's types (:mod:`.expand`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+from .axes import Term, parse_dims
+from .documents import Map, scalar_of
+from .expressions import Expression, compile_expression
+from .layout import MISSING
+from .names import Template
+
+Path = tuple[str, ...]
+
+#: The words of an entry object; a map with any of them is an entry, any other map nests keys.
+ENTRY_WORDS = frozenset(
+    ("is", "default", "omit", "unset", "required", "alias", "read", "write", "const", "only", "cases", "with", "axes", "tensors")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of ``config:``. ``theirs`` is a path of keys below the object that the section is applied to.
+
+    ``kind``: ``field`` relates it to ``ours``; ``const`` and ``only`` state its value; ``keep`` carries it;
+    ``drop`` has no counterpart; ``mirror`` is written and never read. ``default`` is the value meant when absent.
+    """
+
+    theirs: Path
+    kind: str
+    position: Position
+    ours: Path | None = None
+    default: Any = MISSING
+    omit: Any = MISSING
+    unset: tuple[Any, ...] = ()
+    alias: tuple[Path, ...] = ()
+    read: Expression | None = None
+    write: Expression | None = None
+    values: tuple[Any, ...] = ()
+    cases: tuple[str, ...] | None = None
+    required: bool = False
+
+    def __str__(self) -> str:
+        key = ".".join(self.theirs)
+        return f"{key}: {'.'.join(self.ours)}" if self.ours else f"{key} ({self.kind})"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of ``sets:``: ``ours`` has ``value`` (a literal, the name of a type, or an expression)."""
+
+    ours: Path
+    value: Any
+    position: Position
+
+    def __str__(self) -> str:
+        value = f"= {self.value.text}" if isinstance(self.value, Expression) else self.value
+        return f"sets {'.'.join(self.ours)}: {value}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One line of ``tensors:``; ``ours`` is empty for a tensor that may be in the file and is not needed."""
+
+    theirs: Template
+    ours: tuple[Path, ...]
+    types: tuple[str, ...] | None
+    dims: tuple[Term, ...] | None
+    position: Position
+
+    def __str__(self) -> str:
+        ours = ", ".join(".".join(path) for path in self.ours) or "~"
+        return f"{self.theirs}: {ours}"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckEntry:
+    expression: Expression
+    message: str
+    severity: str
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """An inherited line that an overlay replaced."""
+
+    old: Entry | Fact | TensorEntry
+    new: Entry | Fact | TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    name: str
+    position: Position
+    config: tuple[Entry, ...] = ()
+    sets: tuple[Fact, ...] = ()
+    tensors: tuple[TensorEntry, ...] = ()
+    same_names: bool = False
+    has_tensors: bool = False
+    checks: tuple[CheckEntry, ...] = ()
+    by: Path | None = None
+    by_default: Any = MISSING
+    cases: Mapping[str, Section] = field(default_factory=dict)
+    of: str | None = None
+    count: Path | None = None
+    each: Path | None = None
+    repeats: bool = False
+    kinds: Mapping[str, Mapping[str, Section]] = field(default_factory=dict)
+    overrides: Path | None = None
+    transposed: bool | None = None
+    replaced: tuple[Replaced, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Where else files keep a thing: ``old`` place, ``new`` place. ``legacy``: read, never written. ``yields``: may
+    differ from the new place, which wins. ``unset``: values of the old place that mean it is not there."""
+
+    old: Path
+    new: Path
+    position: Position
+    unset: tuple[Any, ...] = ()
+    legacy: bool = False
+    yields: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    name: str
+    config: tuple[Move, ...] = ()
+    tensors: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EnumRow:
+    theirs: Any
+    ours: Any
+    lossy: str | None
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An object of config.json and a tensor prefix with a mapping of their own."""
+
+    theirs: Path
+    ours: Path
+    mappings: tuple[str, ...]
+    tensors: str
+    default: str | None
+    optional: bool
+    position: Position
+
+
+@dataclass(frozen=True)
+class MappingFile:
+    """One architecture, or an abstract base of several."""
+
+    name: str
+    file: str
+    position: Position
+    layout: str | None = None
+    root: str | None = None
+    architecture: str | None = None
+    model_type: str | None = None
+    config_class: str | None = None
+    description: str = ""
+    abstract: bool = False
+    newest: str | None = None
+    files: tuple[str, ...] = ()
+    optional_files: tuple[str, ...] = ()
+    auto_map: Mapping[str, str] = field(default_factory=dict)
+    write_dialects: tuple[str, ...] = ()
+    keeps: tuple[Entry, ...] = ()
+    enums: Mapping[str, tuple[EnumRow, ...]] = field(default_factory=dict)
+    dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    sections: Mapping[str, Section] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    ancestors: tuple[str, ...] = ()
+
+
+HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
+RESERVED = frozenset(
+    (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "auto_map", "write_dialects", "keeps",
+     "enums", "dialects", "parts", "elsewhere")
+)  # fmt: skip
+
+
+def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position], MappingFile]) -> MappingFile:
+    """The mapping of a document, laid over the one that it extends. ``load_base(name, position)`` gives that one.
+
+    Raises ``CrosswalkError`` with every problem found in the document.
+    """
+    problems: list[Diagnostic] = []
+    base = MappingFile(name, document.position.file, document.position)
+    if "extends" in document:
+        base = load_base(document["extends"], document.value_position("extends"))
+    sections = dict(base.sections)
+    for key in document:
+        if key not in RESERVED:
+            try:
+                section = parse_section(key, document[key] or Map(), document.key_position(key))
+                sections[key] = overlay(sections[key], section) if key in sections else section
+            except CrosswalkError as error:
+                problems.extend(error.diagnostics)
+    if problems:
+        raise CrosswalkError(problems)
+    parts = {part.theirs: part for part in (*base.parts, *_parts(document))}
+    return MappingFile(
+        name=name,
+        file=document.position.file,
+        position=document.position,
+        **{key: document.get(key, getattr(base, key)) for key in HEADER},
+        abstract=bool(document.get("abstract", False)),
+        files=tuple(document.get("files", base.files)),
+        optional_files=tuple(document.get("optional_files", base.optional_files)),
+        auto_map=dict(document.get("auto_map", base.auto_map)),
+        write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
+        keeps=(*base.keeps, *_keeps(document)),
+        enums=_enums(document, base),
+        dialects=_dialects(document, base),
+        sections=sections,
+        parts=tuple(parts.values()),
+        elsewhere=tuple(document.get("elsewhere", base.elsewhere)),
+        ancestors=(*base.ancestors, base.name) if "extends" in document else (),
+    )
+
+
+def parse_section(name: str, body: Map, position: Position) -> Section:
+    """One section, or the overlay of a case or kind."""
+    config: list[Entry] = []
+    for path in body.get("same", ()):
+        at = body["same"].item_position(list(body["same"]).index(path))
+        config.append(Entry(_path(path), "field", at, ours=_path(path)))
+    config += _entries(body.get("config", Map()), ())
+    config += _keeps(body)
+    by, by_default = _by(body)
+    each = body.get("each")
+    tensors = body.get("tensors")
+    cases = body.get("cases", Map())
+    if isinstance(cases, list):
+        case_sections = {str(case): Section(str(case), position) for case in cases}
+    else:
+        case_sections = {
+            case: parse_section(name, cases[case] or Map(), cases.key_position(case)) for case in cases
+        }
+    kinds = {
+        kind: {
+            key: parse_section(key, overlays[key] or Map(), overlays.key_position(key))
+            for overlays in [body["kinds"][kind] or Map()]
+            for key in overlays
+        }
+        for kind in body.get("kinds", ())
+    }
+    lines, same_names = _tensors(tensors or Map(), "")
+    return Section(
+        name=name,
+        position=position,
+        config=tuple(config),
+        sets=tuple(_facts(body.get("sets", Map()), ())),
+        tensors=tuple(lines),
+        same_names=same_names,
+        has_tensors=tensors is not None,
+        checks=tuple(_checks(body.get("checks", Map()))),
+        by=by,
+        by_default=by_default,
+        cases=case_sections,
+        of=body.get("of"),
+        count=_path(body["count"]) if "count" in body else None,
+        each=_path(next(iter(each)) if isinstance(each, Mapping) else each) if each else None,
+        repeats=isinstance(each, Mapping),
+        kinds=kinds,
+        overrides=_path(body["overrides"]) if "overrides" in body else None,
+        transposed={"in -> out": True, "out <- in": False, None: None}[body.get("linear")],
+    )
+
+
+def overlay(base: Section, over: Section) -> Section:
+    """``over`` laid on ``base``: an entry replaces every inherited entry with the same left or the same right side."""
+    replaced = list(base.replaced) + list(over.replaced)
+
+    def keep(old: Entry | Fact | TensorEntry, new: tuple[Entry | Fact | TensorEntry, ...]) -> bool:
+        for entry in new:
+            if _touches(old, entry):
+                replaced.append(Replaced(old, entry))
+                return False
+        return True
+
+    claims = (*over.config, *over.sets)
+    cases = dict(base.cases)
+    for case, section in over.cases.items():
+        cases[case] = overlay(cases[case], section) if case in cases and over.by is None else section
+    if over.by is not None:
+        cases = dict(over.cases)
+    kinds = {kind: dict(sections) for kind, sections in base.kinds.items()} if not over.kinds else {}
+    kinds |= {kind: dict(sections) for kind, sections in over.kinds.items()}
+    return dataclasses.replace(
+        base,
+        position=over.position,
+        config=(*(e for e in base.config if keep(e, claims)), *over.config),
+        sets=(*(f for f in base.sets if keep(f, claims)), *over.sets),
+        tensors=(*(t for t in base.tensors if keep(t, over.tensors)), *over.tensors),
+        same_names=base.same_names or over.same_names,
+        has_tensors=base.has_tensors or over.has_tensors,
+        checks=(*base.checks, *over.checks),
+        by=over.by or base.by,
+        by_default=over.by_default if over.by else base.by_default,
+        cases=cases,
+        of=over.of or base.of,
+        count=over.count or base.count,
+        each=over.each or base.each,
+        repeats=over.repeats if over.each else base.repeats,
+        kinds=kinds,
+        overrides=over.overrides or base.overrides,
+        transposed=base.transposed if over.transposed is None else over.transposed,
+        replaced=tuple(replaced),
+    )
+
+
+def _touches(old: Entry | Fact | TensorEntry, new: Entry | Fact | TensorEntry) -> bool:
+    if isinstance(old, TensorEntry) and isinstance(new, TensorEntry):
+        same_types = old.types is None or new.types is None or bool(set(old.types) & set(new.types))
+        return str(old.theirs) == str(new.theirs) or (bool(set(old.ours) & set(new.ours)) and same_types)
+    if isinstance(old, TensorEntry) or isinstance(new, TensorEntry):
+        return False
+    same_left = isinstance(old, Entry) and isinstance(new, Entry) and old.theirs == new.theirs
+    return same_left or (old.ours is not None and old.ours == new.ours)
+
+
+def _path(text: str) -> Path:
+    return tuple(text.split("."))
+
+
+def value_of(value: Any, position: Position) -> Any:
+    """A literal, or the expression that a string starting with ``= `` holds."""
+    if isinstance(value, str) and value.startswith("= "):
+        return compile_expression(value[2:].strip(), position)
+    return value
+
+
+def _entries(body: Map, prefix: Path) -> list[Entry]:
+    result: list[Entry] = []
+    for key, value in body.items():
+        theirs = (*prefix, *_path(key))
+        if isinstance(value, Mapping) and not ENTRY_WORDS & value.keys():
+            result += _entries(body[key], theirs)
+        else:
+            result.append(_entry(theirs, value, body.key_position(key)))
+    return result
+
+
+def _entry(theirs: Path, value: Any, position: Position) -> Entry:
+    if value is None:
+        return Entry(theirs, "drop", position)
+    if isinstance(value, str):
+        return Entry(theirs, "field", position, ours=_path(value))
+    options: dict[str, Any] = {}
+    if "default" in value:
+        options["default"] = value_of(value["default"], value.value_position("default"))
+    for word in ("read", "write"):
+        if word in value:
+            expression = value_of(value[word], value.value_position(word))
+            if not isinstance(expression, Expression):
+                at = value.value_position(word)
+                raise fail("mapping/expression", f"`{word}` takes an expression: `{word}: = ...`", at)
+            options[word] = expression
+    if "is" in value:
+        alias = value.get("alias", [])
+        unset = value.get("unset", MISSING)
+        return Entry(
+            theirs,
+            "field",
+            position,
+            ours=_path(value["is"]),
+            omit=value.get("omit", MISSING),
+            unset=() if unset is MISSING else tuple(unset) if isinstance(unset, list) else (unset,),
+            alias=tuple((*theirs[:-1], *_path(a)) for a in ([alias] if isinstance(alias, str) else alias)),
+            cases=tuple(value["cases"]) if "cases" in value else None,
+            required=bool(value.get("required", False)),
+            **{"default": value.get("omit", MISSING), **options},
+        )
+    for word in ("const", "only"):
+        if word in value:
+            given = value[word]
+            values = tuple(given) if isinstance(given, list) and word == "only" else (given,)
+            values = tuple(value_of(v, value.value_position(word)) for v in values)
+            return Entry(theirs, word, position, values=values, **options)
+    return Entry(theirs, "mirror" if "write" in options else "drop", position, **options)
+
+
+def _keeps(body: Map) -> list[Entry]:
+    keeps = body.get("keeps", ())
+    return [Entry(_path(key), "keep", keeps.item_position(i)) for i, key in enumerate(keeps)]
+
+
+def _facts(body: Map, prefix: Path) -> list[Fact]:
+    result: list[Fact] = []
+    for key, value in body.items():
+        ours = (*prefix, *_path(key))
+        if isinstance(value, Map):
+            result += _facts(value, ours)
+        else:
+            result.append(Fact(ours, value_of(value, body.value_position(key)), body.key_position(key)))
+    return result
+
+
+def _tensors(body: Map, prefix: str) -> tuple[list[TensorEntry], bool]:
+    result: list[TensorEntry] = []
+    same_names = False
+    for key, value in body.items():
+        position = body.key_position(key)
+        name = f"{prefix}.{key}" if prefix else key
+        if key == "*":
+            same_names = True
+        elif isinstance(value, Mapping) and not ENTRY_WORDS & value.keys():
+            result += _tensors(body[key], name)[0]
+        else:
+            dims = None
+            if isinstance(value, Mapping):
+                dims = parse_dims(value["axes"], value.value_position("axes")) if "axes" in value else None
+                value = value["is"]
+            refs = [value] if isinstance(value, str) else list(value or ())
+            types: tuple[str, ...] | None = None
+            ours = []
+            for ref in refs:
+                path, _, filtered = ref.partition("(")
+                if filtered:
+                    types = tuple(part.strip() for part in filtered.rstrip(")").split("|"))
+                ours.append(_path(path))
+            result.append(TensorEntry(Template.parse(name, position), tuple(ours), types, dims, position))
+    return result, same_names
+
+
+def _checks(body: Map) -> list[CheckEntry]:
+    result = []
+    for text, message in body.items():
+        position = body.key_position(text)
+        severity = "error"
+        if isinstance(message, Mapping):
+            severity, message = "warning", message["warn"]
+        result.append(CheckEntry(compile_expression(text, position), message, severity, position))
+    return result
+
+
+def _by(body: Map) -> tuple[Path | None, Any]:
+    by = body.get("by")
+    if by is None:
+        return None, MISSING
+    if isinstance(by, Mapping):
+        ((key, default),) = by.items()
+        return _path(key), default
+    return _path(by), MISSING
+
+
+def _enums(document: Map, base: MappingFile) -> dict[str, tuple[EnumRow, ...]]:
+    result = dict(base.enums)
+    for name, rows in document.get("enums", {}).items():
+        own = []
+        for theirs, ours in rows.items():
+            lossy = None
+            if isinstance(ours, Mapping):
+                lossy, ours = ours.get("lossy"), ours["is"]
+            own.append(EnumRow(scalar_of(theirs), ours, lossy, rows.key_position(theirs)))
+        replaced = {row.theirs for row in own}
+        result[name] = (*own, *(row for row in base.enums.get(name, ()) if row.theirs not in replaced))
+    return result
+
+
+def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:
+    result = dict(base.dialects)
+    for name, body in document.get("dialects", {}).items():
+        if body is None:
+            result.pop(name, None)
+            continue
+        moves = []
+        config = body.get("config", Map())
+        for old, new in config.items():
+            options = {}
+            if isinstance(new, Mapping):
+                unset = new.get("unset", MISSING)
+                options = {
+                    "unset": () if unset is MISSING else (unset,),
+                    "legacy": bool(new.get("legacy")),
+                    "yields": bool(new.get("yields")),
+                }
+                new = new["is"]
+            moves.append(Move(_path(old), _path(new), config.key_position(old), **options))
+        result[name] = Dialect(name, tuple(moves), tuple(body.get("tensors", {}).items()))
+    return result
+
+
+def _parts(document: Map) -> list[Part]:
+    result = []
+    for key, body in document.get("parts", {}).items():
+        names = body["with"]
+        result.append(
+            Part(
+                _path(key),
+                () if body["is"] == "." else _path(body["is"]),
+                (names,) if isinstance(names, str) else tuple(names),
+                body.get("tensors", ""),
+                body.get("default"),
+                bool(body.get("optional", False)),
+                document["parts"].key_position(key),
+            )
+        )
+    return result

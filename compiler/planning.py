@@ -1,0 +1,279 @@
+"""From a mapping and one config to a flat plan, checked against what is really in the files."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.plan import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
+
+from .dialects import dialect_of_names, rename
+from .exporting import export_config
+from .mapping import TensorEntry
+from .relations import CompiledMapping
+from .scope import Scope
+from .weights import Related, Weights, relate_weights
+
+Direction = Literal["fast_llm", "hf"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A mapping bound to one native config: both sides' tensors with shapes, before there are dtypes or files.
+
+    ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
+    if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape.
+    """
+
+    mapping: CompiledMapping
+    config: Mapping[str, Any]
+    ours: Mapping[str, tuple[int, ...]]
+    theirs: Mapping[str, tuple[int, ...]]
+    duplicates: Mapping[str, str]
+    ignored: Mapping[str, TensorEntry]
+    related: Sequence[Related] = field(repr=False)
+
+
+def bind(
+    mapping: CompiledMapping,
+    native: Mapping[str, Any],
+    dialects: Sequence[str] | None = None,
+    allow_lossy: bool = False,
+) -> Bound:
+    """Bind a mapping to a native config that :func:`~.scope.normalize` has completed.
+
+    Raises ``CrosswalkError`` if the format cannot hold the config, or a parameter has no tensor.
+    """
+    config, exported = export_config(mapping, native, dialects, allow_lossy)
+    scope = Scope(mapping.layout, mapping.root.type, native)
+    weights = relate_weights(mapping.layout, scope, exported.chosen)
+    related, duplicates = _split_ties(weights)
+    theirs: dict[str, tuple[int, ...]] = {}
+    problems = []
+    for entry in related:
+        if entry.tensor.name in theirs:
+            problems.append(
+                Diagnostic("plan/name-twice", f"two rules make the tensor `{entry.tensor.name}`", entry.line.position)
+            )
+        theirs[entry.tensor.name] = entry.tensor.shape
+    if problems:
+        raise CrosswalkError(problems)
+    stored = {name: native.shape for name, native in weights.natives.items() if native.tied_to is None}
+    return Bound(mapping, config, stored, theirs, duplicates, weights.ignored, related)
+
+
+def _split_ties(weights: Weights) -> tuple[list[Related], dict[str, str]]:
+    """Tensors that are stored, and those of tied parameters with the tensor of theirs that has the storage."""
+    owners = {piece.parameter: r.tensor.name for r in weights.related for piece in r.tensor.pieces}
+    related, duplicates = [], {}
+    for entry in weights.related:
+        ties = {weights.natives[piece.parameter].tied_to for piece in entry.tensor.pieces}
+        if ties == {None} or not ties:
+            related.append(entry)
+        else:
+            (owner,) = ties
+            assert owner is not None
+            duplicates[entry.tensor.name] = owners[owner]
+    return related, duplicates
+
+
+def plan_import(
+    bound: Bound,
+    files: Mapping[str, TensorSpec] | None = None,
+    dtype: str | None = None,
+    default_dtype: str = "F32",
+    protect: Sequence[str] = (),
+) -> Plan:
+    """The plan from Hugging Face tensors to the trainer's. ``files``: what the checkpoint holds, from its headers;
+    without it, every tensor has ``default_dtype``. ``dtype`` casts all float tensors but those that ``protect`` names.
+
+    Raises ``CrosswalkError`` listing every missing, unexpected and misshapen tensor.
+    """
+    moves: tuple[tuple[str, str], ...] = ()
+    if files is not None:
+        dialect = dialect_of_names(bound.mapping, files)
+        moves = tuple((new, old) for old, new in dialect.tensors) if dialect else ()
+    names = {name: rename(name, moves) for name in (*bound.theirs, *bound.duplicates, *bound.ignored)}
+    exemptions: list[Exemption] = []
+    sources: dict[str, TensorSpec] = {}
+    if files is None:
+        sources = {names[name]: TensorSpec(names[name], shape, default_dtype) for name, shape in bound.theirs.items()}
+    else:
+        sources = dict(files)
+        expected = {names[name]: shape for name, shape in bound.theirs.items()}
+        for name, owner in bound.duplicates.items():
+            if names[name] in files:
+                exemptions.append(Exemption("tied", names[name], names[owner]))
+                expected[names[name]] = bound.theirs[owner]
+        for name, line in bound.ignored.items():
+            if names[name] in files:
+                reason = f"not needed ({line.position})"
+                exemptions.append(Exemption("dropped", names[name], None, reason))
+                expected[names[name]] = files[names[name]].shape
+        _compare(expected, files, f"mapping `{bound.mapping.name}`", bound)
+    feeding: dict[str, list[str]] = {}
+    for entry in bound.related:
+        for piece in entry.tensor.pieces:
+            feeding.setdefault(piece.parameter, []).append(sources[names[entry.tensor.name]].dtype)
+    targets = [
+        TensorSpec(name, shape, _target_dtype(name, feeding.get(name, [default_dtype]), dtype, protect))
+        for name, shape in bound.ours.items()
+    ]
+    return _assemble(bound, names, list(sources.values()), targets, exemptions, "fast_llm")
+
+
+def plan_export(
+    bound: Bound,
+    files: Mapping[str, TensorSpec] | None = None,
+    dtype: str | None = None,
+    default_dtype: str = "F32",
+    protect: Sequence[str] = (),
+    tensor_dialect: str | None = None,
+) -> Plan:
+    """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``tensor_dialect``: names as that
+    dialect writes them."""
+    moves: tuple[tuple[str, str], ...] = ()
+    if tensor_dialect is not None:
+        moves = tuple((new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors)
+    names = {name: rename(name, moves) for name in bound.theirs}
+    if files is None:
+        sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.ours.items()]
+    else:
+        _compare(bound.ours, files, f"layout `{bound.mapping.layout.name}`", None)
+        sources = list(files.values())
+    dtypes = {tensor.name: tensor.dtype for tensor in sources}
+    targets = []
+    for entry in bound.related:
+        name = names[entry.tensor.name]
+        feeding = [dtypes[piece.parameter] for piece in entry.tensor.pieces] or [default_dtype]
+        targets.append(TensorSpec(name, entry.tensor.shape, _target_dtype(name, feeding, dtype, protect)))
+    return _assemble(bound, names, sources, targets, [], "hf")
+
+
+def _assemble(
+    bound: Bound,
+    names: Mapping[str, str],
+    sources: list[TensorSpec],
+    targets: list[TensorSpec],
+    exemptions: list[Exemption],
+    to: Direction,
+) -> Plan:
+    rules: dict[Position, int] = {}
+    listed: list[Rule] = []
+    copies: list[RawCopy] = []
+    for entry in bound.related:
+        index = rules.get(entry.line.position)
+        if index is None:
+            index = rules[entry.line.position] = len(listed)
+            listed.append(Rule(entry.mapping, str(entry.line), str(entry.line.position)))
+        name = names[entry.tensor.name]
+        for p in entry.tensor.pieces:
+            ours, theirs = (p.parameter, p.ours_offset, p.ours_strides), (name, p.theirs_offset, p.theirs_strides)
+            first, second = (theirs, ours) if to == "fast_llm" else (ours, theirs)
+            copies.append((first[0], second[0], p.extents, first[1], first[2], second[1], second[2], index))
+    metadata = {"mapping": bound.mapping.name, "layout": bound.mapping.layout.name, "to": to}
+    return make_plan(sources, targets, copies, listed, exemptions, metadata)
+
+
+def _target_dtype(name: str, feeding: Sequence[str], dtype: str | None, protect: Sequence[str]) -> str:
+    """The dtype of a tensor made from tensors of the dtypes ``feeding``: asked for, or the one that holds all exactly."""
+    widest = feeding[0]
+    for other in feeding[1:]:
+        if cast_is_exact(widest, other):
+            widest = other
+        elif not cast_is_exact(other, widest):
+            raise fail(
+                "plan/mixed-dtypes",
+                f"`{name}` is made from tensors of {widest} and {other}, and neither holds the other exactly",
+                hint="ask for one dtype with --dtype",
+            )
+    wanted = dtype if dtype is not None and widest in FLOATS else widest
+    return widest if any(name == p or name.startswith(p.rstrip("*")) and p.endswith("*") for p in protect) else wanted
+
+
+def check_dtype(dtype: str | None) -> str | None:
+    """A dtype as users write it (``bfloat16``, ``bf16``, ``BF16``) by its safetensors name; floats only."""
+    if dtype is None:
+        return None
+    by_name = {name.lower(): name for name in DTYPES} | {attribute: name for name, (_, attribute) in DTYPES.items()}
+    found = by_name.get(dtype.lower().removeprefix("torch."))
+    if found not in FLOATS:
+        raise fail("plan/dtype", f"`{dtype}` is no float dtype", hint="one of float32, bfloat16, float16, float64")
+    return found
+
+
+def _compare(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSpec], who: str, bound: Bound | None
+) -> None:
+    """Every tensor is there, with its shape, and nothing else is; all differences in one error, layers folded."""
+    lines = {}
+    if bound is not None:
+        lines = {entry.tensor.name: entry.line for entry in bound.related}
+    problems = []
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    wrong = [name for name, shape in expected.items() if name in found and found[name].shape != shape]
+    for pattern, names in fold(missing):
+        near = difflib.get_close_matches(names[0], unexpected, 1, 0.8)
+        shape = list(expected[names[0]])
+        line = lines.get(names[0])
+        problems.append(
+            Diagnostic(
+                "tensors/missing",
+                f"tensor `{pattern}` {shape} is missing ({len(names)} in all): {who} needs it",
+                line.position if line else None,
+                f"there is `{near[0]}`, which nothing needs" if near else None,
+            )
+        )
+    for pattern, names in fold(unexpected):
+        problems.append(
+            Diagnostic(
+                "tensors/unexpected",
+                f"tensor `{pattern}` {list(found[names[0]].shape)} has no counterpart in {who} ({len(names)} in all)",
+                None,
+                "add a line for it under `tensors:`; `NAME: ~` if it is not needed",
+            )
+        )
+    for name in wrong:
+        line = lines.get(name)
+        problems.append(
+            Diagnostic(
+                "tensors/shape",
+                f"tensor `{name}` is {list(found[name].shape)} in the file, {list(expected[name])} by the config",
+                line.position if line else None,
+            )
+        )
+    if problems:
+        raise CrosswalkError(problems)
+
+
+_NUMBER = re.compile(r"\d+")
+
+
+def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Names that differ only in numbers, as one pattern such as ``layers.{0..31}.norm`` with the names themselves."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_NUMBER.sub("{}", name), []).append(name)
+    result = []
+    for pattern, members in groups.items():
+        numbers = [[int(n) for n in _NUMBER.findall(name)] for name in members]
+        parts = pattern.split("{}")
+        text = parts[0]
+        for column, part in zip(zip(*numbers, strict=True), parts[1:], strict=True):
+            text += _range(sorted(set(column))) + part
+        result.append((text, members))
+    return result
+
+
+def _range(values: list[int]) -> str:
+    if len(values) == 1:
+        return str(values[0])
+    if values == list(range(values[0], values[-1] + 1)):
+        return f"{{{values[0]}..{values[-1]}}}"
+    return "{" + ",".join(map(str, values[:8])) + (",..." if len(values) > 8 else "") + "}"

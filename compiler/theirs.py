@@ -1,0 +1,77 @@
+"""The Hugging Face side of a config: paths of keys in nested dicts, and the names that expressions may use there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from crosswalk.runtime.errors import fail
+
+from .expressions import Expression
+from .layout import MISSING
+from .relations import Path
+
+
+def fill(path: Path, holes: Mapping[str, str]) -> Path:
+    """The path with its holes filled in: ``("mixers", "{name}")`` with ``name`` attn is ``("mixers", "attn")``."""
+    return tuple(holes.get(part[1:-1], part) if part[:1] == "{" else part for part in path) if holes else path
+
+
+def get(data: Any, path: Path) -> Any:
+    """The value at a path of keys; MISSING if there is none."""
+    for key in path:
+        if not isinstance(data, Mapping) or key not in data:
+            return MISSING
+        data = data[key]
+    return data
+
+
+def put(data: dict[str, Any], path: Path, value: Any) -> None:
+    """Place a value, making the objects on the way."""
+    for key in path[:-1]:
+        data = data.setdefault(key, {})
+    data[path[-1]] = value
+
+
+def same_number(left: Any, right: Any) -> bool:
+    """Equality of JSON values in which 1 and 1.0 are the same number, and true and 1 are not."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(same_number(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(same_number, left, right))
+    return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
+
+
+class Names:
+    """What names mean in expressions over ``data``: keys of the object at ``at``, absent ones by their defaults."""
+
+    def __init__(self, data: Mapping[str, Any], defaults: Mapping[Path, Any], holes: Mapping[str, str]) -> None:
+        self.data, self.defaults, self.holes = data, defaults, holes
+        self.active: list[Path] = []
+
+    def evaluate(self, value: Any, at: Path) -> Any:
+        """A literal as it is; an expression over the object at ``at`` evaluated."""
+        if not isinstance(value, Expression):
+            return value
+        return value.evaluate(lambda name: self.lookup(name, at), lambda name: self.exists(name, at))
+
+    def lookup(self, name: Path, at: Path) -> Any:
+        """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""
+        path = name[1:] if name[0] == "root" else (*at, *name)
+        value = get(self.data, fill(path, self.holes))
+        default = self.defaults.get(path, MISSING)
+        if value is not MISSING and (value is not None or default is MISSING):
+            return value
+        if default is MISSING:
+            raise fail("config/missing-key", f"`{'.'.join(fill(path, self.holes))}` is needed and not there")
+        if path in self.active:
+            raise fail("config/cycle", f"the default of `{'.'.join(path)}` depends on itself")
+        self.active.append(path)
+        try:
+            return self.evaluate(default, path[:-1])
+        finally:
+            self.active.pop()
+
+    def exists(self, name: Path, at: Path) -> bool:
+        path = name[1:] if name[0] == "root" else (*at, *name)
+        return get(self.data, fill(path, self.holes)) is not MISSING

@@ -1,0 +1,343 @@
+"""The tensor side of a compiled mapping, for one config: which strided copies relate the trainer's parameters to theirs.
+
+The layout gives the modules and parameters of a config; the structs that :mod:`.exporting` chose give the names on the
+other side. Equal layers are lowered once and shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+
+from .cells import AxisTable
+from .exporting import Chosen
+from .axes import resolve
+from .layout import Layout, Parameter
+from .expressions import compile_expression
+from .lowering import Piece, Source, Tensor, lower, ours_shape
+from .mapping import TensorEntry
+from .names import Hole, Template, join
+from .relations import Path
+from .scope import Scope
+
+EMPTY = Template.parse("")
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A parameter of the trainer; ``tied_to`` is the one that has the storage."""
+
+    name: str
+    shape: tuple[int, ...]
+    tied_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """A tensor of theirs with the copies that relate it to parameters of ours, and the line that says so."""
+
+    tensor: Tensor
+    line: TensorEntry
+    mapping: str
+
+
+@dataclass
+class Weights:
+    """``natives``: every parameter; ``related``: every tensor of theirs, those of tied parameters included;
+    ``ignored``: names that may be in a file and are not needed."""
+
+    natives: dict[str, Native] = field(default_factory=dict)
+    related: list[Related] = field(default_factory=list)
+    ignored: dict[str, TensorEntry] = field(default_factory=dict)
+    problems: list[Diagnostic] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A line that speaks of ``ours`` below the current module; names below ``theirs`` are its left side."""
+
+    ours: tuple[Path, ...]
+    theirs: Template
+    line: TensorEntry
+    chosen: Chosen
+    transposed: bool
+
+
+def relate_weights(layout: Layout, root: Scope, chosen: Mapping[Path, list[Chosen]]) -> Weights:
+    """The tensors of both sides for the config at ``root``. Raises ``CrosswalkError`` with every parameter that no line
+    speaks of and every line that cannot be lowered."""
+    weights = _Walk(layout, root, chosen).run()
+    if weights.problems:
+        raise CrosswalkError(dict.fromkeys(weights.problems))
+    return weights
+
+
+class _Walk:
+    def __init__(self, layout: Layout, root: Scope, chosen: Mapping[Path, list[Chosen]]) -> None:
+        self.layout, self.root, self.chosen = layout, root, chosen
+
+    def run(self) -> Weights:
+        out = Weights()
+        self.module(self.root, EMPTY, None, (), out)
+        ties = {
+            tie.parameter: tie.same_as
+            for tie in self.root.kind.ties
+            if self.root.holds(tie.condition)
+        }
+        for name, native in list(out.natives.items()):
+            owner = ties.get(native.tied_to or name, native.tied_to)
+            if owner is not None:
+                out.natives[name] = Native(name, native.shape, owner)
+        return out
+
+    # ---- modules ----------------------------------------------------------------------------------------------------
+
+    def module(
+        self, scope: Scope, ours: Template, theirs: Template | None, outer: tuple[_Claim, ...], out: Weights
+    ) -> None:
+        """One module: ``theirs`` is the prefix of its tensors, None if nothing gives it one."""
+        here = [c for c in self.chosen.get(scope.path, ()) if c.struct.type == scope.kind or c.struct.type.name in scope.kind.bases]
+        own: list[_Claim] = []
+        default: Template | None = None if here else theirs
+        for chosen in here:
+            section = chosen.struct.section
+            whole = chosen.struct is chosen.mapping.root
+            prefix = Template.parse(chosen.tensors) if whole else theirs
+            for line in section.tensors:
+                name = line.theirs if prefix is None else join(prefix, line.theirs)
+                if line.ours and (line.types is None or self.fits(scope, line)):
+                    own.append(_Claim(line.ours, name, line, chosen, bool(section.transposed)))
+                elif not line.ours and prefix is not None:
+                    out.ignored[str(name)] = line
+            if section.same_names or not section.has_tensors:
+                default = prefix
+        outer_leaves = [path for claim in outer for path in claim.ours]
+        claims = (*outer, *own)
+        for child in scope.kind.children:
+            self.children(scope, child.name, child.config, child.axes, ours, claims, default, out)
+        self.parameters(scope, ours, claims, default, here, set(outer_leaves), out)
+
+    def fits(self, scope: Scope, line: TensorEntry) -> bool:
+        """Whether the child of a line like ``mixer(attention|mamba)`` has one of these types."""
+        child = next((c for c in scope.kind.children if (str(c.name),) == line.ours[0]), None)
+        found = self.config_of(scope, child.config, {}) if child else None
+        return found is not None and line.types is not None and found.kind.name in line.types
+
+    def children(
+        self,
+        scope: Scope,
+        name: Template,
+        config: Path,
+        axes: Mapping[str, str],
+        ours: Template,
+        claims: tuple[_Claim, ...],
+        default: Template | None,
+        out: Weights,
+    ) -> None:
+        own = tuple(str(name).split("."))
+        exact = next((c for c in claims if own in c.ours), None)
+        deeper = tuple(
+            _Claim((path[len(own) :],), c.theirs, c.line, c.chosen, c.transposed)
+            for c in claims
+            for path in c.ours
+            if len(path) > len(own) and path[: len(own)] == own and len(c.ours) == 1
+        )
+        cache: dict[Path, Weights] = {}
+        for values, child in self.instances(scope, name, config):
+            if axes:
+                child = Scope(
+                    child.layout, child.kind, child.config, scope, child.path, child.arguments, axis_names=axes
+                )
+            if exact is not None:
+                prefix: Template | None = exact.theirs.render(values)
+            else:
+                prefix = None if default is None else join(default, name.render(values))
+            relative = bool(values) and not deeper
+            if not relative:
+                filled = tuple(
+                    _Claim(c.ours, c.theirs.render(values), c.line, c.chosen, c.transposed) for c in deeper
+                )
+                self.module(child, join(ours, name.render(values)), prefix, filled, out)
+                continue
+            if child.path not in cache:
+                cache[child.path] = Weights()
+                below = None if prefix is None else EMPTY
+                self.module(child, EMPTY, below, (), cache[child.path])
+            _add_prefixed(out, cache[child.path], str(join(ours, name.render(values))), prefix)
+
+    def instances(self, scope: Scope, name: Template, config: Path) -> Iterator[tuple[dict[str, object], Scope]]:
+        """The modules of a child template: hole values, and the config of each."""
+        holes = [hole.name for hole in name.holes if isinstance(hole, Hole)]
+        if not holes:
+            found = self.config_of(scope, config, {})
+            if found is not None:
+                yield {}, found
+            return
+        (hole,) = holes
+        domain = scope.kind.holes[hole]
+        declared = scope.kind.fields.get(domain)
+        if declared is not None and declared.kind == "dict":
+            for key in scope.raw(domain):
+                yield {hole: key}, scope.entry(domain, key)
+        elif declared is not None:
+            for index, (_, block) in enumerate(scope.blocks(domain)):
+                yield {hole: index}, block
+        else:
+            for index in range(scope.evaluate(compile_expression(domain, None))):
+                found = self.config_of(scope, config, {hole: index})
+                if found is not None:
+                    yield {hole: index}, found
+
+    def config_of(self, scope: Scope, config: Path, values: Mapping[str, object]) -> Scope | None:
+        """The config that a child is made from: a path of fields; ``decoder.{last}`` is the last layer."""
+        if config[-1] == "{last}":
+            blocks = scope.blocks(config[0])
+            return blocks[-1][1] if blocks else None
+        value: object = scope
+        for name in config:
+            if not isinstance(value, Scope):
+                return None
+            value = value.field(name)
+        return value if isinstance(value, Scope) else None
+
+    # ---- parameters -------------------------------------------------------------------------------------------------
+
+    def parameters(
+        self,
+        scope: Scope,
+        ours: Template,
+        claims: tuple[_Claim, ...],
+        default: Template | None,
+        here: list[Chosen],
+        outer: set[Path],
+        out: Weights,
+    ) -> None:
+        present: dict[str, tuple[Parameter, Source]] = {}
+        sizes = _Sizes(scope)
+        for parameter in scope.kind.parameters:
+            for name, values in self.names(scope, parameter):
+                if parameter.condition is not None and not scope.holds(parameter.condition):
+                    continue
+                pattern = resolve(parameter.pattern, lambda text: scope.holds(compile_expression(text, None)))
+                source = Source(str(join(ours, name)), pattern)
+                present[str(name)] = (parameter, source)
+                tied = parameter.same_as
+                out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), tied)
+        spoken: set[str] = set()
+        for claim in self.by_precedence(claims, outer):
+            groups = [self.leaves(path, present) for path in claim.ours]
+            leaves = {suffix for group in groups for suffix in group}
+            for suffix in sorted(leaves):
+                members = [group[suffix] for group in groups if suffix in group]
+                if any(name in spoken for name in members):
+                    continue
+                spoken.update(members)
+                self.lower(claim, suffix, [present[name][1] for name in members], sizes, out)
+        for name, (parameter, source) in present.items():
+            if name in spoken or parameter.same_as is not None:
+                continue
+            if default is None:
+                self.unclaimed(source, here, scope, out)
+                continue
+            chosen = here[0] if here else None
+            line = TensorEntry(Template.parse(name), ((name,),), None, None, self.position(scope, here))
+            claim = _Claim(((name,),), join(default, Template.parse(name)), line, chosen, False)  # type: ignore[arg-type]
+            self.lower(claim, "", [source], sizes, out)
+
+    def by_precedence(self, claims: tuple[_Claim, ...], outer: set[Path]) -> list[_Claim]:
+        """Longer paths first: a line for ``layer_1.weight`` counts before one for ``layer_1``; enclosing lines first."""
+        return sorted(claims, key=lambda claim: -max(map(len, claim.ours)))
+
+    def names(self, scope: Scope, parameter: Parameter) -> Iterator[tuple[Template, dict[str, object]]]:
+        holes = [hole.name for hole in parameter.name.holes if isinstance(hole, Hole)]
+        if not holes:
+            yield parameter.name, {}
+            return
+        domain = scope.kind.holes[holes[0]]
+        for index in range(scope.evaluate(compile_expression(domain, None))):
+            yield parameter.name.render({holes[0]: index}), {holes[0]: index}
+
+    def leaves(self, path: Path, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
+        """The parameters that a path names: itself, or as a group all below it, by what is added to its name."""
+        name = ".".join(path)
+        if name in present:
+            return {"": name}
+        return {key[len(name) + 1 :]: key for key in present if key.startswith(name + ".")}
+
+    def lower(self, claim: _Claim, suffix: str, sources: list[Source], sizes: AxisTable, out: Weights) -> None:
+        template = join(claim.theirs, Template.parse(suffix))
+        is_bias = suffix != "" and not any(source.pattern.inputs for source in sources)
+        try:
+            tensors = lower(
+                template,
+                sources,
+                sizes,
+                claim.line.dims,
+                claim.transposed,
+                "drop" if is_bias else "error",
+                claim.line.position,
+            )
+        except CrosswalkError as error:
+            out.problems += error.diagnostics
+            return
+        mapping = claim.chosen.mapping.name if claim.chosen else ""
+        out.related += [Related(tensor, claim.line, mapping) for tensor in tensors]
+
+    def position(self, scope: Scope, here: list[Chosen]) -> Position:
+        return here[0].struct.position if here else scope.kind.position
+
+    def unclaimed(self, source: Source, here: list[Chosen], scope: Scope, out: Weights) -> None:
+        section = here[0].struct.section.name if here else str(scope.kind)
+        out.problems.append(
+            Diagnostic(
+                "mapping/unclaimed-parameter",
+                f"no line of section `{section}` says which tensor holds `{source.name}` ({source.pattern})",
+                self.position(scope, here),
+                "add it under `tensors:`, or `\"*\": same` if all others keep their names",
+            )
+        )
+
+
+class _Sizes(Mapping[str, "int | tuple[str, ...]"]):
+    """The axes in scope of a module, looked up when needed."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.known: dict[str, int | tuple[str, ...]] = {}
+
+    def __getitem__(self, name: str) -> int | tuple[str, ...]:
+        if name not in self.known:
+            try:
+                self.known[name] = self.scope.axis_entry(name.rstrip("'"))
+            except CrosswalkError:
+                raise KeyError(name) from None
+        return self.known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        scope: Scope | None = self.scope
+        while scope is not None:
+            yield from scope.kind.axes
+            scope = scope.parent
+
+    def __len__(self) -> int:
+        return len(set(iter(self)))
+
+
+def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | None) -> None:
+    """Put the prefixes of one layer in front of the names of a shared result."""
+    prefix = "" if theirs is None else f"{theirs}."
+    for native in below.natives.values():
+        name = f"{ours}.{native.name}"
+        out.natives[name] = Native(name, native.shape, native.tied_to)
+    for related in below.related:
+        tensor = related.tensor
+        pieces = tuple(
+            Piece(f"{ours}.{p.parameter}", p.extents, p.ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
+            for p in tensor.pieces
+        )
+        out.related.append(Related(Tensor(prefix + tensor.name, tensor.shape, pieces), related.line, related.mapping))
+    for name, line in below.ignored.items():
+        out.ignored[prefix + name] = line
+    out.problems += below.problems
