@@ -1,12 +1,16 @@
-"""The formats under test: a strategy of their configs, and where their text keys are."""
+"""The formats under test: strategies of their configs, and the native config type that each is the root of."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import apriel_strategies
 import strategies
 from hypothesis import strategies as st
+from native_oracle import expanded
+
+import crosswalk
 
 #: Format name to a strategy of config.json dicts.
 CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
@@ -23,3 +27,13 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "apriel_hybrid_ssm": apriel_strategies.apriel_hybrid_ssm(),
     "apriel2": apriel_strategies.apriel2(),
 }
+
+
+def root_of(format: str) -> str:
+    """The native config type that a format converts."""
+    return "multimodal_model" if format in ("llava", "apriel2") else "base_model"
+
+
+def normalized(native: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """A native config with every default filled in and the decoder as a plain list of blocks."""
+    return expanded(crosswalk.normalize_native(native, root=root_of(format)))

@@ -3,16 +3,18 @@
 1. Rotary keys are those of either dialect, with or without the optional keys that hold the class's defaults.
 2. A derived size may be written out: ``head_dim``, ``num_key_value_heads``.
 3. A flag at the default of its class may be written out: ``attention_bias``, ``mlp_bias``.
-4. Qwen2 says the window of each layer in three ways.
+4. Qwen2 says the window of each layer in three ways; Gemma 4 says the sizes of its full-attention layers in two.
 5. ``torch_dtype`` is the older name of ``dtype``; the root of a llava repeats the tie of its text.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
 from typing import Any
 
-Config = dict[str, Any]
+Config = Mapping[str, Any]
 
 _ROPE = ("rope_parameters", "rope_theta", "rope_scaling")
 _WINDOW = ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers")
@@ -31,17 +33,24 @@ def meaning(config: Config) -> dict[str, Any]:
         return result
     if kind == "llava":
         result["text_config"] = meaning(result["text_config"])
-        result["vision_config"] = _vision(result["vision_config"])
-        result.setdefault("tie_word_embeddings", False)
-        result["tie_word_embeddings"] |= result["text_config"]["tie_word_embeddings"]
+        vision = result["vision_config"]
+        rope = rope_of(vision, "axial") | {"rope_type": "axial"}
+        result["vision_config"] = _without(vision, *_ROPE) | {"rope": rope}
+        result["tie_word_embeddings"] = (
+            result.get("tie_word_embeddings", False) or result["text_config"]["tie_word_embeddings"]
+        )
         return result
     if kind == "gemma4_text":
-        return _gemma4(result)
-    result["rope"] = _rope(result)
+        layers = gemma4_layers(result)
+        return _without(result, "per_layer_config", "global_head_dim", "num_global_key_value_heads") | {
+            "layers": layers
+        }
+    result["rope"] = rope_of(result)
+    result = _without(result, *_ROPE)
     if result.get("num_key_value_heads") is None:
         result["num_key_value_heads"] = result["num_attention_heads"]
     if kind in _QWEN2:
-        result["window"] = _windows(result)
+        result = _without(result, *_WINDOW) | {"windows": windows_of(result)}
     elif result.get("head_dim") is None:
         result["head_dim"] = result["hidden_size"] // result["num_attention_heads"]
     if kind in _LLAMA:
@@ -50,23 +59,31 @@ def meaning(config: Config) -> dict[str, Any]:
     return result
 
 
-def _rope(config: dict[str, Any], default_type: str = "default") -> dict[str, Any]:
-    parameters, theta, scaling = (config.pop(key, None) for key in _ROPE)
+def _without(config: Config, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def rope_of(config: Config, default_type: str = "default") -> dict[str, Any]:
+    """The rotary embedding of one object in the newest dialect, optional keys filled in."""
+    parameters, theta, scaling = (config.get(key) for key in _ROPE)
     rope = {"rope_theta": theta, **(parameters or {}), **(scaling or {})}
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or default_type
     if rope["rope_type"] == "yarn":
-        factor = {"attention_factor": None, "beta_fast": 32.0, "beta_slow": 1.0}
-        rope = {**factor, "original_max_position_embeddings": config["max_position_embeddings"], **rope}
+        rope = {
+            "attention_factor": None,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "original_max_position_embeddings": config["max_position_embeddings"],
+            **rope,
+        }
         if rope["attention_factor"] is None:
-            import math
-
             rope["attention_factor"] = 0.1 * math.log(rope["factor"]) + 1.0
     return rope
 
 
-def _windows(config: dict[str, Any]) -> list[int | None]:
-    """The window of every layer of a Qwen2."""
-    types, used, window, first = (config.pop(key, None) for key in _WINDOW)
+def windows_of(config: Config) -> list[int | None]:
+    """The window of every layer of a Qwen2, null for full attention."""
+    types, used, window, first = (config.get(key) for key in _WINDOW)
     window = window if used else None
     layers = range(config["num_hidden_layers"])
     if types is None:
@@ -74,23 +91,14 @@ def _windows(config: dict[str, Any]) -> list[int | None]:
     return [window if types[i] == "sliding_attention" else None for i in layers]
 
 
-def _vision(vision: dict[str, Any]) -> dict[str, Any]:
-    vision = copy.deepcopy(vision)
-    vision["rope"] = _rope(vision, "axial") | {"rope_type": "axial"}
-    return vision
-
-
-def _gemma4(config: dict[str, Any]) -> dict[str, Any]:
-    """Head size and key/value heads of every layer, from either dialect."""
-    overrides = {int(k): v for k, v in config.pop("per_layer_config", {}).items()}
-    global_head_dim = config.pop("global_head_dim", config["head_dim"])
-    global_groups = config.pop("num_global_key_value_heads", None)
-    layers = []
-    for i, kind in enumerate(config["layer_types"]):
-        own = {"head_dim": config["head_dim"], "num_key_value_heads": config["num_key_value_heads"]}
-        if kind == "full_attention":
-            own["head_dim"] = global_head_dim
-            if global_groups is not None and config["attention_k_eq_v"]:
-                own["num_key_value_heads"] = global_groups
-        layers.append(own | overrides.get(i, {}))
-    return config | {"layers": layers}
+def gemma4_layers(config: Config) -> list[dict[str, int]]:
+    """Head size and key/value heads of every layer of a Gemma 4, from either dialect."""
+    overrides = {int(index): sizes for index, sizes in config.get("per_layer_config", {}).items()}
+    of_full = {"head_dim": config.get("global_head_dim", config["head_dim"])}
+    if config["attention_k_eq_v"] and config.get("num_global_key_value_heads") is not None:
+        of_full["num_key_value_heads"] = config["num_global_key_value_heads"]
+    base = {"head_dim": config["head_dim"], "num_key_value_heads": config["num_key_value_heads"]}
+    return [
+        base | (of_full if kind == "full_attention" else {}) | overrides.get(index, {})
+        for index, kind in enumerate(config["layer_types"])
+    ]
