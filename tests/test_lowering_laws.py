@@ -87,7 +87,7 @@ def cases(draw: st.DrawFn) -> Case:
     def grouped(terms: list[Any]) -> list[Any]:
         result: list[Any] = []
         for term in terms:
-            if result and draw(st.booleans()):
+            if draw(st.booleans()) and result:
                 result[-1] = [*result[-1], term] if isinstance(result[-1], list) else [result[-1], term]
             else:
                 result.append(term)
