@@ -227,31 +227,26 @@ def _exempt_but_copied(plan: Plan, tensor: TensorSpec, pieces: list[Piece]) -> D
 
 
 def _explain(plan: Plan, end: str, tensor: TensorSpec, fault: Fault) -> Diagnostic:
-    verb = "read" if end == "source" else "written"
-    number = "elements" if fault.stop - fault.start > 1 else "element"
-    if (fault.start, fault.stop) == (0, tensor.elements) and not fault.copies:
-        where = f"{end} tensor `{tensor.name}` (shape {list(tensor.shape)})"
-    else:
-        where = f"{number} {_range(tensor.shape, fault)} of {end} tensor `{tensor.name}` (shape {list(tensor.shape)})"
-    verb = f"{'are' if where.startswith('elements') else 'is'} {verb}"
+    moved = "read" if end == "source" else "written"
+    name = f"{end} tensor `{tensor.name}` (shape {list(tensor.shape)})"
     if not fault.copies:
-        return Diagnostic("plan/gap", f"{where} {verb} by no copy")
-    other = plan.targets if end == "source" else plan.sources
+        if (fault.start, fault.stop) == (0, tensor.elements):
+            return Diagnostic("plan/gap", f"{name} is {moved} by no copy")
+        return Diagnostic("plan/gap", f"{_range(tensor.shape, fault)} of {name}: {moved} by no copy")
+    place, others = ("for", plan.targets) if end == "source" else ("from", plan.sources)
     pair = [plan.copies[index] for index in fault.copies]
-    names = [other[copy.target if end == "source" else copy.source].name for copy in pair]
-    place = "for" if end == "source" else "from"
-    return _diagnose(
-        plan, "plan/overlap", f"{where} {verb} twice: {place} `{names[0]}` and {place} `{names[1]}`", fault.copies
-    )
+    one, two = (others[copy.target if end == "source" else copy.source].name for copy in pair)
+    message = f"{_range(tensor.shape, fault)} of {name}: {moved} twice, {place} `{one}` and {place} `{two}`"
+    return _diagnose(plan, "plan/overlap", message, fault.copies)
 
 
 def _range(shape: tuple[int, ...], fault: Fault) -> str:
-    """``8 to 11, [2, 0] to [2, 3],`` for a range of a tensor of the given shape."""
+    """``elements 8 to 11 ([2, 0] to [2, 3])``, in a tensor of the given shape."""
     ends = [fault.start] if fault.stop - fault.start == 1 else [fault.start, fault.stop - 1]
-    text = " to ".join(map(str, ends))
+    text = f"element{'s' * (len(ends) - 1)} {' to '.join(map(str, ends))}"
     if len(shape) > 1:
-        text += f", {' to '.join(str(_unravel(shape, element)) for element in ends)},"
-    return text if fault.places == 1 else f"{text} (the first of {fault.places} such places)"
+        text += f" ({' to '.join(str(_unravel(shape, element)) for element in ends)})"
+    return text if fault.places == 1 else f"{text} and {_count(fault.places - 1, 'more such range')}"
 
 
 def _unravel(shape: tuple[int, ...], element: int) -> list[int]:
