@@ -139,7 +139,7 @@ def _entry_problem(entry: Any, data_size: int) -> tuple[str, str] | None:
 
 
 def _all_sizes(shape: list[Any]) -> bool:
-    return {*map(type, shape)} <= {int} and 0 <= min(shape, default=0) and max(shape, default=0) < 2**63
+    return {*map(type, shape)} <= {int} and min(shape, default=0) >= 0 and max(shape, default=0) < 2**63
 
 
 def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:

@@ -1,0 +1,98 @@
+"""Checksums of tensors that are written in pieces, in any order, by several workers.
+
+The checksum of a tensor is the hash of the hashes of its consecutive chunks of 1 MiB (the last one may be shorter): of
+their raw digests, one after the other. The hash is XXH3 of 128 bits, or SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import xxhash
+
+#: Bytes that are hashed together.
+CHUNK = 1 << 20
+
+_HASHES: dict[str, Callable[..., Any]] = {"xxh3": xxhash.xxh3_128, "sha256": hashlib.sha256}
+KINDS = ("none", *_HASHES)
+
+
+class Checksums:
+    """Chunk digests of tensors of the given sizes in bytes. Safe to use from several threads."""
+
+    def __init__(self, kind: str, sizes: Sequence[int]):
+        self.new = _HASHES[kind]
+        self._sizes = sizes
+        self._digests: dict[int, list[bytes | None]] = {}
+        self._parts: dict[tuple[int, int], int] = {}
+        self._lock = threading.Lock()
+
+    def stream(self, tensor: int, start: int, stop: int) -> Stream:
+        """For the bytes ``start`` to ``stop`` of a tensor, which come in order."""
+        return Stream(self, tensor, start, stop, self._sizes[tensor])
+
+    def bounds(self, tensor: int, chunk: int) -> tuple[int, int]:
+        """First byte of a chunk, and the byte after its last."""
+        return chunk * CHUNK, min((chunk + 1) * CHUNK, self._sizes[tensor])
+
+    def set(self, tensor: int, chunk: int, digest: bytes) -> None:
+        with self._lock:
+            digests = self._digests.setdefault(tensor, [None] * -(-self._sizes[tensor] // CHUNK))
+        digests[chunk] = digest
+
+    def part(self, tensor: int, chunk: int, nbytes: int) -> bool:
+        """Note that ``nbytes`` of a chunk have been written; whether it is now complete and has to be read back."""
+        start, stop = self.bounds(tensor, chunk)
+        with self._lock:
+            written = self._parts.pop((tensor, chunk), 0) + nbytes
+            if written < stop - start:
+                self._parts[tensor, chunk] = written
+        return written == stop - start
+
+    def pop(self, tensor: int) -> str:
+        """The checksum of a tensor that is complete, in hexadecimal; its chunk digests are let go."""
+        total = self.new()
+        for digest in self._digests.pop(tensor, []):
+            assert digest is not None
+            total.update(digest)
+        return str(total.hexdigest())
+
+
+class Stream:
+    """Hashes a stretch of a tensor as it passes by. Chunks that it holds only a part of are left in ``parts``, as
+    ``(chunk, bytes)``."""
+
+    def __init__(self, checksums: Checksums, tensor: int, start: int, stop: int, size: int):
+        self._checksums, self._tensor = checksums, tensor
+        self._position = start
+        self._first = -(-start // CHUNK) * CHUNK
+        self._last = stop if stop == size else stop // CHUNK * CHUNK
+        self._current = checksums.new()
+        self.parts: list[tuple[int, int]] = []
+        if self._first > self._last:
+            self.parts.append((start // CHUNK, stop - start))
+        else:
+            if start < self._first:
+                self.parts.append((start // CHUNK, self._first - start))
+            if self._last < stop:
+                self.parts.append((stop // CHUNK, stop - self._last))
+
+    def update(self, block: memoryview) -> None:
+        """The next bytes."""
+        end = self._position + len(block)
+        place = self._position
+        while place < end:
+            chunk_end = place // CHUNK * CHUNK + CHUNK
+            piece = block[place - self._position : min(chunk_end, end) - self._position]
+            if self._first <= place < self._last:
+                self._current.update(piece)
+                place += len(piece)
+                if place == chunk_end or place == self._last:
+                    self._checksums.set(self._tensor, (place - 1) // CHUNK, self._current.digest())
+                    self._current = self._checksums.new()
+            else:
+                place += len(piece)
+        self._position = end

@@ -1,0 +1,189 @@
+"""Workers that execute the tasks of a plan between files.
+
+The workers are alike: each takes the next task, reads, rearranges, and hands the bytes on in the order of the target.
+A worker owns three buffers, used again for every task, so that memory is bounded by construction: see ``peak_memory``.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from .dtypes import size_of
+from .errors import fail
+from .header import StoredTensor
+from .lowering import MIB, SMALLEST_PANEL, TASK, Block, Panel, Range, Segment, Task
+from .plan import TensorSpec
+from .reading import Reader
+
+if TYPE_CHECKING:
+    import torch
+
+#: Bytes that a range is copied by; they stay in a core's cache between reading and writing.
+STEP = 1 * MIB
+#: Largest panel: a transpose of a wide matrix reads runs of ``PANEL / rows`` bytes.
+PANEL = 16 * MIB
+#: What a worker needs besides its buffers: tiles of a transpose, and the allocator's slack.
+_SLACK = 8 * MIB
+#: What they need together: the tasks being made, and the self-test of the kernels.
+_SHARED = 16 * MIB
+_PROGRESS_SECONDS = 0.1
+
+Progress = Callable[[int, int, str], None]
+
+
+def peak_memory(workers: int, panel: int = PANEL) -> int:
+    """Most bytes that ``workers`` with panels of ``panel`` bytes allocate, whatever the model."""
+    return _SHARED + workers * (STEP + 2 * panel + _SLACK)
+
+
+def fit_memory(workers: int, memory: int | None) -> tuple[int, int]:
+    """Workers (at most those asked for) and bytes per panel that stay within ``memory`` bytes. Raises
+    ``CrosswalkError`` if not even one worker does."""
+    if memory is None:
+        return workers, PANEL
+    for count in range(workers, 0, -1):
+        panel = PANEL
+        while panel >= SMALLEST_PANEL:
+            if peak_memory(count, panel) <= memory:
+                return count, panel
+            panel //= 2
+    least = peak_memory(1, SMALLEST_PANEL)
+    raise fail("options/memory", f"a conversion needs {least} bytes of memory, {memory} are allowed")
+
+
+class Worker:
+    """One worker's buffers, and what it does with them."""
+
+    def __init__(self, reader: Reader, sources: Sequence[TensorSpec], targets: Sequence[TensorSpec], panel: int):
+        self.reader, self._sources, self._targets = reader, sources, targets
+        self.step = memoryview(_anonymous(STEP))
+        self._panel_size = panel
+        self._buffers: tuple[mmap.mmap, torch.Tensor, mmap.mmap, torch.Tensor] | None = None
+
+    def blocks(self, target: int, operations: Iterable[Range | Panel]) -> Iterator[memoryview]:
+        """The bytes of consecutive operations, in order; each block is valid until the next is asked for."""
+        step, filled = self.step, 0
+        for operation in operations:
+            if isinstance(operation, Panel):
+                if filled:
+                    yield step[:filled]
+                    filled = 0
+                yield self._fill(target, operation)
+                continue
+            source, offset, left = operation
+            while left:
+                count = min(left, STEP - filled)
+                self.reader.read(source, offset, step[filled : filled + count])
+                filled, offset, left = filled + count, offset + count, left - count
+                if filled == STEP:
+                    yield step
+                    filled = 0
+        if filled:
+            yield step[:filled]
+
+    def _fill(self, target: int, panel: Panel) -> memoryview:
+        from .kernels import copy_block
+
+        if self._buffers is None:
+            import torch
+
+            raw = _anonymous(self._panel_size), _anonymous(self._panel_size)
+            staging, output = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in raw)
+            self._buffers = raw[0], staging, raw[1], output
+        raw_staging, staging, raw_output, output = self._buffers
+        dtype = self._targets[target].dtype
+        for block in panel.blocks:
+            source_dtype = self._sources[block.source].dtype
+            self._stage(block, size_of(source_dtype), memoryview(raw_staging))
+            copy_block(
+                staging, source_dtype, output, dtype, block.extents, block.read_strides, block.offset, block.strides
+            )
+        return memoryview(raw_output)[: panel.nbytes]
+
+    def _stage(self, block: Block, width: int, view: memoryview) -> None:
+        offset = self.reader.tensors[block.source].offset
+        if len(block.reads) == 1:
+            start, count = block.reads[0]
+            self.reader.read(block.source, offset + start * width, view[: count * width])
+        else:
+            self.reader.read_runs(block.source, offset, block.reads, width, view)
+
+
+class Sink(Protocol):
+    """Takes the bytes of the targets."""
+
+    def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
+        """Consume one segment, yielding the number of bytes after every step."""
+
+
+def run(
+    tasks: Iterator[Task],
+    names: Sequence[str],
+    sink: Sink,
+    workers: Sequence[Worker],
+    total: int,
+    on_progress: Progress | None = None,
+    done: int = 0,
+) -> None:
+    """Let the workers consume all tasks. ``on_progress(bytes done, bytes in total, target)`` is called from this thread
+    about ten times a second. The first exception, of a worker or of ``on_progress``, stops all workers and is raised.
+    """
+    lock, stopped, finished = threading.Lock(), threading.Event(), threading.Event()
+    counts, current = [0] * len(workers), [""]
+    errors: list[BaseException] = []
+    alive = [len(workers)]
+
+    def work(number: int) -> None:
+        try:
+            while not stopped.is_set():
+                with lock:
+                    task = next(tasks, None)
+                if task is None:
+                    break
+                for segment in task:
+                    current[0] = names[segment.target]
+                    for count in sink.take(segment, workers[number]):
+                        counts[number] += count
+                        if stopped.is_set():
+                            return
+        except BaseException as error:
+            errors.append(error)
+            stopped.set()
+        finally:
+            with lock:
+                alive[0] -= 1
+                if not alive[0]:
+                    finished.set()
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(workers))]
+    try:
+        for thread in threads:
+            thread.start()
+        while not finished.wait(_PROGRESS_SECONDS if on_progress else None):
+            if on_progress:
+                on_progress(done + sum(counts), total, current[0])
+    finally:
+        stopped.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    if errors:
+        raise errors[0]
+    if on_progress:
+        on_progress(done + sum(counts), total, current[0])
+
+
+def whole(tensors: Sequence[StoredTensor]) -> Iterator[Task]:
+    """Tasks that read every tensor as it is stored."""
+    for target, stored in enumerate(tensors):
+        for start in range(0, stored.nbytes, TASK):
+            stop = min(start + TASK, stored.nbytes)
+            yield [Segment(target, start, stop, [Range(target, stored.offset + start, stop - start)])]
+
+
+def _anonymous(nbytes: int) -> mmap.mmap:
+    """Zeroed private memory that takes no room until it is used."""
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

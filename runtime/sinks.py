@@ -1,0 +1,190 @@
+"""What is done with the bytes that the workers bring: write, compare, or only hash them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from .checksum import Checksums
+from .engine import STEP, Worker
+from .errors import Diagnostic, Position, fail
+from .header import StoredTensor
+from .lowering import Panel, Range, Segment
+from .reading import Reader
+
+#: Ranges of at least this many bytes are left to the kernel, if it copies between the files.
+_KERNEL_COPY = 64 << 10
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF, errno.EPERM}
+
+
+class HashSink:
+    """Only the checksums."""
+
+    def __init__(self, checksums: Checksums):
+        self._checksums = checksums
+
+    def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
+        stream = self._checksums.stream(segment.target, segment.start, segment.stop)
+        for block in worker.blocks(segment.target, segment.operations):
+            stream.update(block)
+            yield len(block)
+        assert not stream.parts
+
+
+class CompareSink:
+    """Compares with bytes that are stored already; ``differing`` collects the targets that are not the same."""
+
+    def __init__(self, stored: Reader):
+        self._stored = stored
+        self.differing: dict[int, int] = {}
+
+    def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
+        other = memoryview(bytearray(STEP))
+        position = segment.start
+        base = self._stored.tensors[segment.target].offset
+        for block in worker.blocks(segment.target, segment.operations):
+            for begin in range(0, len(block), STEP):
+                part = block[begin : begin + STEP]
+                self._stored.read(segment.target, base + position, other[: len(part)])
+                if not _equal(part, other[: len(part)]):
+                    first = next(i for i, (a, b) in enumerate(zip(part, other, strict=False)) if a != b)
+                    self.differing[segment.target] = min(
+                        position + first, self.differing.get(segment.target, position + first)
+                    )
+                position += len(part)
+            yield len(block)
+
+
+class WriteSink:
+    """Writes the targets to their ``places`` in files that are open as ``descriptors``.
+
+    ``completed`` is called, by a worker, with each file once all its bytes are written.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        places: Mapping[int, StoredTensor],
+        descriptors: Mapping[Path, int],
+        checksums: Checksums | None,
+        completed: Callable[[Path], None],
+    ):
+        self._names, self._places, self._descriptors = names, places, descriptors
+        self._checksums, self._completed = checksums, completed
+        self._left = dict.fromkeys(descriptors, 0)
+        for place in places.values():
+            self._left[place.file] += place.nbytes
+        self._kernel_copies = checksums is None and hasattr(os, "copy_file_range")
+        self._lock = threading.Lock()
+        for path, left in self._left.items():
+            if not left:
+                completed(path)
+
+    def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
+        place = self._places[segment.target]
+        file, base = place.file, place.offset
+        descriptor, position = self._descriptors[file], base + segment.start
+        stream = None
+        if self._checksums:
+            stream = self._checksums.stream(segment.target, segment.start, segment.stop)
+        try:
+            for kernel, group in itertools.groupby(segment.operations, self._is_kernel_copy):
+                operations: Iterable[Range | Panel] = group
+                if kernel:
+                    operations = []
+                    for operation in group:
+                        assert isinstance(operation, Range)
+                        copied = self._copy(operation, descriptor, position, worker) if not operations else 0
+                        position += copied
+                        if copied < operation.nbytes:
+                            source, offset, nbytes = operation
+                            operations.append(Range(source, offset + copied, nbytes - copied))
+                        yield copied
+                for block in worker.blocks(segment.target, operations):
+                    _write(descriptor, block, position)
+                    if stream:
+                        stream.update(block)
+                    position += len(block)
+                    yield len(block)
+            if stream:
+                self._hash_edges(segment.target, stream.parts, descriptor, base, worker)
+            start_writeback(descriptor, base + segment.start, segment.stop - segment.start)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            where = Position(str(file))
+            raise fail("write/failed", f"writing tensor `{self._names[segment.target]}`: {reason}", where) from error
+        with self._lock:
+            self._left[file] -= segment.stop - segment.start
+            complete = self._left[file] == 0
+        if complete:
+            self._completed(file)
+
+    def _is_kernel_copy(self, operation: Range | Panel) -> bool:
+        return self._kernel_copies and isinstance(operation, Range) and operation.nbytes >= _KERNEL_COPY
+
+    def _copy(self, operation: Range, descriptor: int, position: int, worker: Worker) -> int:
+        """Let the kernel copy; the number of bytes it did copy before it could not."""
+        source = worker.reader.descriptor(operation.source)
+        done = 0
+        try:
+            while done < operation.nbytes and self._kernel_copies:
+                count = os.copy_file_range(
+                    source, descriptor, operation.nbytes - done, operation.offset + done, position + done
+                )
+                if not count:
+                    break
+                done += count
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+            self._kernel_copies = False
+        return done
+
+    def _hash_edges(
+        self, target: int, parts: Iterable[tuple[int, int]], descriptor: int, base: int, worker: Worker
+    ) -> None:
+        """Chunks that two segments share are hashed by the one that is written last, from the page cache."""
+        assert self._checksums
+        for chunk, nbytes in parts:
+            if self._checksums.part(target, chunk, nbytes):
+                start, stop = self._checksums.bounds(target, chunk)
+                view = worker.step[: stop - start]
+                if os.preadv(descriptor, (view,), base + start) != stop - start:
+                    raise OSError(errno.EIO, "the file does not give back what was written")
+                self._checksums.set(target, chunk, self._checksums.new(view).digest())
+
+
+def differences(differing: Mapping[int, int], labels: Sequence[str], code: str, text: str) -> list[Diagnostic]:
+    """A diagnostic for each target that a ``CompareSink`` found to differ."""
+    return [
+        Diagnostic(code, f"tensor {labels[target]} {text} from byte {first} on")
+        for target, first in sorted(differing.items())
+    ]
+
+
+def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
+    """Let the kernel begin to write out dirty pages, so that the final sync finds little left to do."""
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(nbytes), 2)  # SYNC_FILE_RANGE_WRITE
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_sync_file_range = getattr(_libc, "sync_file_range", None)
+_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def _equal(one: memoryview, other: memoryview) -> bool:
+    """Whether two writable buffers of the same length hold the same bytes; releases the interpreter lock."""
+    addresses = (ctypes.addressof(ctypes.c_char.from_buffer(view)) for view in (one, other))
+    return not one or _libc.memcmp(*addresses, len(one)) == 0
+
+
+def _write(descriptor: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.pwritev(descriptor, (view,), offset)
+        view, offset = view[count:], offset + count
