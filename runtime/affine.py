@@ -224,8 +224,9 @@ def _component_faults(pieces: list[Piece], begin: int, end: int) -> Iterator[Fau
         for rows, columns in split_rows(piece._replace(here=piece.here - begin), period):
             bands.append((rows.here, rows.stop, columns))
     bands.sort()
-    last, rest = divmod(end - begin - 1, period)
-    cuts = sorted({last, last + 1, *(band[0] for band in bands), *(band[1] for band in bands)})
+    # The last row ends where the component ends.
+    full, rest = divmod(end - begin, period)
+    cuts = sorted({full, full + (rest > 0), *(band[0] for band in bands), *(band[1] for band in bands)})
     active: list[tuple[int, int, Piece]] = []
     index = 0
     for row, next_row in pairwise(cuts):
@@ -233,8 +234,6 @@ def _component_faults(pieces: list[Piece], begin: int, end: int) -> Iterator[Fau
         while index < len(bands) and bands[index][0] == row:
             active.append(bands[index])
             index += 1
-        # The last row ends where the component ends.
-        width = rest + 1 if row == last else period
-        for fault in tiling_faults([columns for _, _, columns in active], 0, width):
+        for fault in tiling_faults([columns for _, _, columns in active], 0, period if row < full else rest):
             shift = begin + row * period
             yield Fault(fault.start + shift, fault.stop + shift, fault.places * (next_row - row), fault.copies)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from importlib import resources
+from typing import Any
 
 import jsonschema
 import pytest
@@ -212,9 +213,9 @@ def test_empty_tensors_and_scalars() -> None:
         ({"extents": (2, 3), "source_strides": (2, 1), "target_strides": (2, 1)}, "plan/axes"),
     ],
 )
-def test_a_malformed_copy_is_one_problem(change: dict[str, object], code: str) -> None:
+def test_a_malformed_copy_is_one_problem(change: dict[str, Any], code: str) -> None:
     plan = make_plan([spec("a", 5)], [spec("t", 5)], [whole("a", "t", 5)])
-    wrong = dataclasses.replace(plan, copies=(dataclasses.replace(plan.copies[0], **change),))  # type: ignore[arg-type]
+    wrong = dataclasses.replace(plan, copies=(dataclasses.replace(plan.copies[0], **change),))
     assert codes(wrong)[0] == code
 
 

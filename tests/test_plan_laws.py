@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from crosswalk.runtime import execute
@@ -69,7 +70,9 @@ def random_shape(random: random.Random, size: int) -> tuple[int, ...]:
 def random_layout(random: random.Random, families: list[Family], prefix: str) -> Layout:
     families = random.sample(families, len(families))
     cuts = sorted(random.sample(range(1, len(families)), random.randrange(len(families))))
-    tensors, named, places = [], {}, {}
+    tensors: list[TensorSpec] = []
+    named: dict[str, tuple[str, ...]] = {}
+    places: dict[tuple[str, tuple[int, ...]], tuple[str, int, dict[str, int]]] = {}
     for number, group in enumerate(families[i:j] for i, j in itertools.pairwise([0, *cuts, len(families)])):
         shared = sorted(set.intersection(*(set(axes) for _, axes in group)))
         names = tuple(axis for axis in shared if random.random() < 0.25)
@@ -177,12 +180,14 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def random_interval(random: random.Random, size: int) -> tuple[int, int]:
+    one, other = random.choices(range(size + 1), k=2)
+    return min(one, other), max(one, other)
+
+
 def random_box(random: random.Random, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    whole = random.random() < 0.3
-    return tuple(
-        (0, size) if whole and random.random() < 0.7 else tuple(sorted(random.choices(range(size + 1), k=2)))
-        for size in shape
-    )
+    whole = random.choice([0.0, 0.5, 0.8])
+    return tuple((0, size) if random.random() < whole else random_interval(random, size) for size in shape)
 
 
 def slices(box: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
@@ -286,14 +291,14 @@ def mutate(random: random.Random, plan: Plan) -> Plan:
     kind = random.choice(["drop", "double", "shift", "swap", "stride", "extent", "tensor", "exchange"])
     offset, strides = getattr(copy, f"{end}_offset"), list(getattr(copy, f"{end}_strides"))
     extents = list(copy.extents)
+    change: dict[str, Any]
     if kind == "drop":
         del copies[index]
     elif kind == "double":
         copies.append(copy)
     elif kind == "shift":
-        copies[index] = dataclasses.replace(
-            copy, **{f"{end}_offset": max(0, offset + random.choice([-7, -1, 1, 2, 5]))}
-        )
+        change = {f"{end}_offset": max(0, offset + random.choice([-7, -1, 1, 2, 5]))}
+        copies[index] = dataclasses.replace(copy, **change)
     elif kind == "tensor":
         number = len(plan.sources if end == "source" else plan.targets)
         copies[index] = dataclasses.replace(copy, **{end: random.randrange(number)})
@@ -311,7 +316,8 @@ def mutate(random: random.Random, plan: Plan) -> Plan:
             extents[axis] = max(1, extents[axis] + random.choice([-1, 1]))
         else:
             strides[axis] = max(0, strides[axis] + random.choice([-1, 1, strides[axis]]))
-        copies[index] = dataclasses.replace(copy, extents=tuple(extents), **{f"{end}_strides": tuple(strides)})
+        change = {"extents": tuple(extents), f"{end}_strides": tuple(strides)}
+        copies[index] = dataclasses.replace(copy, **change)
     return dataclasses.replace(plan, copies=tuple(copies))
 
 
