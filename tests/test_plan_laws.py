@@ -301,7 +301,8 @@ def mutate(random: random.Random, plan: Plan) -> Plan:
         copies[index] = dataclasses.replace(copy, **change)
     elif kind == "tensor":
         number = len(plan.sources if end == "source" else plan.targets)
-        copies[index] = dataclasses.replace(copy, **{end: random.randrange(number)})
+        change = {end: random.randrange(number)}
+        copies[index] = dataclasses.replace(copy, **change)
     elif kind == "exchange":
         # Two copies trade targets: still a bijection when they are alike.
         other_index = random.randrange(len(copies))
