@@ -309,4 +309,5 @@ _SAME_COLUMN = "keys of one mapping start in the same column, as do the `-` of o
 
 def _quoted(text: str) -> str:
     text = shorten(" ".join(text.split()))
-    return f"'{text}'" if '"' in text or "\\" in text else f'"{text}"'
+    single = text.replace("'", "''")
+    return f"'{single}'" if '"' in text or "\\" in text else f'"{text}"'

@@ -102,7 +102,8 @@ def _compile(text: str) -> tuple[frozenset[Path], frozenset[Path], Run]:
         if not parser.stream.eos:
             raise ExpressionProblem(f"`{parser.stream.current.value}` is left over after a complete expression")
     except TemplateSyntaxError as error:
-        raise ExpressionProblem(error.message or "syntax error") from None
+        message = (error.message or "syntax error").replace("end of template", "end of the expression")
+        raise ExpressionProblem(message) from None
     except RecursionError:
         raise ExpressionProblem(f"nested more than {MAX_DEPTH} levels deep") from None
     compiler = _Compiler()

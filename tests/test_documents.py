@@ -1,0 +1,443 @@
+"""Reading and validating documents, and showing what is wrong with them."""
+
+from __future__ import annotations
+
+import copy
+import importlib.resources
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from crosswalk.compiler.documents import Map, Seq, load_document, parse_document, scalar_of, validate
+from crosswalk.compiler.render import render
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+# ---- values and positions -------------------------------------------------------------------------------------------
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp", "Cf"]), max_size=12)
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+)
+JSON = st.recursive(
+    SCALARS | TEXT,
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(TEXT, children, max_size=4),
+    max_leaves=15,
+)
+
+
+@given(st.dictionaries(TEXT, JSON, max_size=5), st.sampled_from([None, 0, 3]))
+def test_reads_json_with_the_position_of_every_key_and_value(data: dict[str, Any], indent: int | None) -> None:
+    text = json.dumps(data, ensure_ascii=False, indent=indent)
+    lines = text.split("\n")
+
+    def written(position: Position) -> str:
+        assert position.file == "config.json"
+        return lines[position.line - 1][position.column - 1 :]
+
+    def check(value: Any, position: Position) -> None:
+        if isinstance(value, Map):
+            assert written(value.position).startswith("{")
+            for key in value:
+                assert written(value.key_position(key)).startswith(json.dumps(key, ensure_ascii=False))
+                check(value[key], value.value_position(key))
+        elif isinstance(value, Seq):
+            assert written(value.position).startswith("[")
+            for index, item in enumerate(value):
+                check(item, value.item_position(index))
+        else:
+            assert written(position).startswith(json.dumps(value, ensure_ascii=False))
+
+    document = parse_document(text, "config.json")
+    assert document == data
+    check(document, document.position)
+
+
+def test_reads_block_style_with_positions() -> None:
+    document = parse_document(
+        "# a comment\n"
+        "mlp:\n"
+        "  config: {hidden_act: activation, mlp_bias: {is: bias, default: false}}\n"
+        "  tensors:\n"
+        '    "{gate|up}_proj": layer_1   # two of theirs\n'
+        "  same:\n"
+        "    - a\n"
+        "    - [b, 1.0e-05]\n",
+        "mlp.yaml",
+    )
+    mlp = document["mlp"]
+    assert mlp == {
+        "config": {"hidden_act": "activation", "mlp_bias": {"is": "bias", "default": False}},
+        "tensors": {"{gate|up}_proj": "layer_1"},
+        "same": ["a", ["b", 1e-05]],
+    }
+    assert str(document.key_position("mlp")) == "mlp.yaml:2:1"
+    assert str(document.value_position("mlp")) == str(mlp.position) == "mlp.yaml:3:3"
+    assert str(mlp["config"].key_position("mlp_bias")) == "mlp.yaml:3:36"
+    assert str(mlp["config"]["mlp_bias"].value_position("default")) == "mlp.yaml:3:66"
+    assert str(mlp["tensors"].value_position("{gate|up}_proj")) == "mlp.yaml:5:23"
+    assert str(mlp["same"].item_position(1)) == str(mlp["same"].item_position(-1)) == "mlp.yaml:8:7"
+    assert mlp.key_position("absent") == mlp.position
+    assert mlp["same"].item_position(7) == mlp["same"].position
+
+
+def _mappings() -> list[Any]:
+    root = importlib.resources.files("crosswalk.mappings")
+    return [
+        file
+        for folder in (root, root / "layouts")
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".yaml")
+    ]
+
+
+@pytest.mark.parametrize("file", _mappings(), ids=lambda file: file.name)
+def test_agrees_with_ruamel_on_the_mappings_of_the_package(file: Any) -> None:
+    def as_theirs(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {scalar_of(key): as_theirs(item) for key, item in value.items()}
+        return [as_theirs(item) for item in value] if isinstance(value, list) else value
+
+    theirs = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    assert as_theirs(load_document(file)) == theirs
+
+
+def test_keys_are_text_as_written() -> None:
+    document = parse_document('false: 1\n05: {head_dim: 512}\nnull: 2\n"true": 3\n1.50: 4\n', "f")
+    assert list(document) == ["false", "05", "null", "true", "1.50"]
+    assert [scalar_of(key) for key in document] == [False, 5, None, True, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    # The examples of YAML 1.2.2, section 10.3.2, and words that were values in YAML 1.1.
+    [("null", None), ("~", None), ("", None), ("Null", None), ("true", True), ("FALSE", False), ("0", 0), ("0o7", 7),
+     ("0x3A", 58), ("-19", -19), ("+12", 12), ("012", 12), ("0.", 0.0), ("-0.0", -0.0), (".5", 0.5),
+     ("+12e03", 12000.0),
+     ("-2E+05", -200000.0), ("1.0e-05", 1e-05), ("9223372036854775807", 2**63 - 1), ("yes", "yes"), ("off", "off"),
+     ("1_000", "1_000"), ("0b11", "0b11"), ("12:30", "12:30"), ("2001-01-01", "2001-01-01"), ("-", "-"), ("e3", "e3"),
+     ("nULL", "nULL"), ("inf", "inf"), ("nan", "nan"), ("1e", "1e")],
+)  # fmt: skip
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
+    found = scalar_of(text)
+    assert (type(found), found) == (type(value), value)
+    if isinstance(value, float):
+        assert math.copysign(1, value) == math.copysign(1, found)  # type: ignore[arg-type]
+    if text:
+        parsed = parse_document(f"k: {text}\n", "f")["k"] if text != "-" else found
+        assert (type(parsed), parsed) == (type(value), value)
+        assert parse_document(f'k: "{text}"\n', "f")["k"] == text
+
+
+def test_documents_survive_copy_and_pickle() -> None:
+    document = parse_document("a: [1, {b: c}]\n", "f")
+    for twin in (copy.deepcopy(document), pickle.loads(pickle.dumps(document))):
+        assert twin == document
+        assert twin["a"][1].key_position("b") == Position("f", 1, 9)
+        assert twin["a"].item_position(1) == Position("f", 1, 8)
+
+
+def test_reads_toml_with_positions_of_keys(tmp_path: Path) -> None:
+    path = tmp_path / "layout.toml"
+    path.write_text(
+        'name = "fast"\n\n[types.mlp]\nheads = 3\ninner.size = 5\nnote = """\nheads = 9\n"""\n'
+        '[[rules]]\nkey = true\n[[rules]]\n"key" = [1, 2.5]\n'
+    )
+    document = load_document(path, "layout.toml")
+    assert document == {
+        "name": "fast",
+        "types": {"mlp": {"heads": 3, "inner": {"size": 5}, "note": "heads = 9\n"}},
+        "rules": [{"key": True}, {"key": [1, 2.5]}],
+    }
+    mlp = document["types"]["mlp"]
+    assert str(document.value_position("name")) == "layout.toml:1:8"
+    assert str(document["types"].key_position("mlp")) == "layout.toml:3:2"
+    assert str(mlp.key_position("heads")) == "layout.toml:4:1"
+    assert str(mlp["inner"].value_position("size")) == "layout.toml:5:14"
+    assert str(document["rules"][1].key_position("key")) == "layout.toml:12:1"
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def problems(text: str, kind: Any = "yaml") -> list[tuple[str, int, int]]:
+    with pytest.raises(CrosswalkError) as caught:
+        parse_document(text, "f", kind)
+    assert all(found.position and found.position.file == "f" for found in caught.value.diagnostics)
+    return [
+        (found.code.removeprefix("document/"), found.position.line, found.position.column)
+        for found in caught.value.diagnostics
+        if found.position
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "line", "column"),
+    [
+        ("a: 1\nb:\n  c: 2\n  c: 3\n", "duplicate", 4, 3),
+        ('a: 1\n"a": 2\n', "duplicate", 2, 1),
+        ("a: &x 1\n", "alias", 1, 4),
+        ("a: *x\n", "alias", 1, 4),
+        ("*: same\n", "alias", 1, 1),
+        ("a: !!str 1\n", "tag", 1, 4),
+        ("a: ! 1\n", "tag", 1, 4),
+        ("- a\n- b\n", "mapping", 0, 0),
+        ("a:b\n", "mapping", 0, 0),
+        ("", "mapping", 0, 0),
+        ("# nothing\n", "mapping", 0, 0),
+        ("{i}: x\n", "key", 1, 1),
+        ("a:\n  ? [b]\n  : c\n", "key", 2, 5),
+        (": x\n", "key", 1, 1),
+        ("a: .inf\n", "number", 1, 4),
+        ("a: -.INF\n", "number", 1, 4),
+        ("a: .nan\n", "number", 1, 4),
+        ("a: 1e999\n", "number", 1, 4),
+        ("a: 9223372036854775808\n", "number", 1, 4),
+        (f"a: {'1' * 5000}\n", "number", 1, 4),
+        ("a: 1\n---\nb: 2\n", "syntax", 2, 1),
+        ("%YAML 1.1\n---\na: yes\n", "syntax", 2, 1),
+        ("a: x\x00\n", "character", 1, 5),
+        ("a: \x1b[31m\n", "character", 1, 4),
+        ("a: x\u2028y\n", "character", 1, 5),
+        ("a: x\u202ey\n", "character", 1, 5),
+        ('a: "x\\0"\n', "character", 1, 4),
+        ('a: "\\ud800"\n', "character", 1, 4),
+        ("a: \ud800\n", "character", 1, 4),
+        ("x: " + "[" * 41 + "]" * 41, "depth", 1, 43),
+        ("x: " + "[" * 900_000, "depth", 1, 43),
+        ("- " * 500_000, "depth", 1, 81),
+        ("a: " + "x" * (1 << 20), "size", 0, 0),
+        ("a: [" + "0, " * 60_000 + "]", "size", 1, 150_005),
+    ],
+    ids=lambda value: repr(value[:24]) if isinstance(value, str) else None,
+)
+def test_refuses(text: str, code: str, line: int, column: int) -> None:
+    assert problems(text) == [(code, line, column)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "hint"),
+    [
+        ("a:\n  {k|v}_proj: x\n", 2, 3, 'text that starts with `{` needs quotes: "{k|v}_proj"'),
+        ("{k|v}_proj: x\n", 1, 1, 'text that starts with `{` needs quotes: "{k|v}_proj"'),
+        ("{i}: x\n", 1, 1, 'a name that starts with `{` needs quotes: "{i}"'),
+        ("q: [q|k] hidden  # rows\n", 1, 4, 'text that starts with `[` needs quotes: "[q|k] hidden"'),
+        ("a: {axes: expert [gate|up]}\n", 1, 18, "inside { } and [ ], text that contains any of , [ ] { }"),
+        ("a: {layers.{i}: decoder}\n", 1, 12, "inside { } and [ ], text that contains any of , [ ] { }"),
+        ("a: b: c\n", 1, 5, "text that contains `: ` needs quotes"),
+        ("a: 1\n b: 2\n", 2, 3, "keys of one mapping start in the same column"),
+        ("a: 1\n\tb: 2\n", 2, 1, "indent with spaces"),
+        ("a: 'it's'\n", 1, 8, "inside '…', write '' for an apostrophe"),
+        ("a: > 0\n", 1, 6, "text that starts with `|` or `>` needs quotes"),
+        ("a: @x\n", 1, 4, "text that starts with this character needs quotes"),
+        ("a: - b\n", 1, 4, "text that starts with `- ` or `? ` needs quotes"),
+        ("*: same\n", 1, 1, 'text that starts with `*` needs quotes: "*"'),
+        ("a:b\n", 0, 0, "is a space missing after a `:`?"),
+    ],
+)
+def test_hints_say_what_to_write(text: str, line: int, column: int, hint: str) -> None:
+    with pytest.raises(CrosswalkError) as caught:
+        parse_document(text, "f")
+    (found,) = caught.value.diagnostics
+    assert found.position == Position("f", line, column)
+    assert hint in (found.hint or "")
+
+
+@pytest.mark.parametrize(("text", "column"), [('a: "x\nb: 1\n', 4), ("a: [1, 2\n", 4), ("a: {b: 1\n", 4)])
+def test_what_is_never_closed_is_reported_where_it_opens(text: str, column: int) -> None:
+    assert problems(text) == [("syntax", 1, column)]
+
+
+def test_reports_all_problems_at_once_and_names_both_places_of_a_duplicate() -> None:
+    text = "a: 1\nb: *x\na: 2\nc: &y {d: .nan, d: 1}\ne: ]\n"
+    assert [code for code, _, _ in problems(text)] == ["alias", "duplicate", "alias", "number", "duplicate", "syntax"]
+    with pytest.raises(CrosswalkError, match=r"f:3:1: error: `a` is already written at f:1:1"):
+        parse_document(text, "f")
+    assert len(problems("a: 1\n" * 5000)) == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a = 1\na = 2\n", ("syntax", 2, 6)),
+        ("a = inf\n", ("number", 1, 5)),
+        ("b = 1\na = 9223372036854775808\n", ("number", 2, 5)),
+        ("[t]\na = 2001-01-01\n", ("date", 2, 5)),
+        ('a = "\\u0000"\n', ("character", 1, 5)),
+        ("a = " + "[" * 3000, ("depth", 0, 0)),
+        ("a." * 100 + "a = 1\n", ("depth", 1, 205)),
+        ("a." * 500_000 + "a = 1\n", ("size", 1, 4001)),
+        (f"a = {'1' * 3990}\n", ("number", 1, 5)),
+    ],
+    ids=lambda value: repr(value[:24]),
+)
+def test_refuses_in_toml(text: str, expected: tuple[str, int, int]) -> None:
+    assert problems(text, "toml") == [expected]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(CrosswalkError, match=r"no\.yaml: error: cannot read the file: No such file"):
+        load_document(tmp_path / "no.yaml")
+    with pytest.raises(CrosswalkError, match="Is a directory"):
+        load_document(tmp_path)
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"a: 1\nb: caf\xe9\n")
+    with pytest.raises(CrosswalkError, match=r"latin\.yaml:2:7: error: this is not UTF-8"):
+        load_document(path, "latin.yaml")
+    path.write_bytes(b"a: " + "\u00e9".encode() * (1 << 20))
+    with pytest.raises(CrosswalkError, match="larger than 1 MiB"):
+        load_document(path)
+    path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
+    document = load_document(path, "bom.yaml")
+    assert document == {"a": 1, "b": 2}
+    assert document.key_position("b") == Position("bom.yaml", 2, 1)
+
+
+# ---- validation -----------------------------------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["layout", "model_type"],
+    "properties": {
+        "layout": {"enum": ["fast_llm", "megatron"]},
+        "model_type": {"type": "string", "pattern": "^[a-z0-9_]+$"},
+        "count": {"type": ["integer", "null"], "minimum": 1},
+        "tensors": {"type": "object", "additionalProperties": {"$ref": "#/$defs/target"}},
+    },
+    "$defs": {
+        "target": {
+            "description": "a parameter, a list of them, or {is, axes}",
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"is": {"type": "string"}, "axes": {"type": "string"}},
+                    "required": ["is"],
+                },
+            ],
+        }
+    },
+}
+
+
+def violations(text: str) -> list[str]:
+    return [str(found) for found in validate(parse_document(text, "f"), SCHEMA)]
+
+
+def test_valid_documents_have_no_violations() -> None:
+    assert (
+        violations("layout: fast_llm\nmodel_type: llama\ncount: 3\ntensors: {a: b, c: [d], e: {is: f, axes: g}}\n")
+        == []
+    )
+
+
+def test_violations_point_at_keys_and_values_and_say_what_was_meant() -> None:
+    text = "layout: fast_lm\nmodel_tipe: llama\ncount: 0\n"
+    text += "tensors:\n  a: 1\n  b: [c, 2]\n  d: {is: e, axis: f}\n  g: {axes: h}\n"
+    assert violations(text) == [
+        "f:1:1: error: key `model_type` is missing [schema/required]",
+        "f:1:9: error: expected one of `fast_llm`, `megatron`, found the text `fast_lm` [schema/enum]\n"
+        "  hint: did you mean `fast_llm`?",
+        "f:2:1: error: unknown key `model_tipe` [schema/additionalProperties]\n  hint: did you mean `model_type`?",
+        "f:3:8: error: 0 is less than the minimum of 1 [schema/minimum]",
+        "f:5:6: error: expected a parameter, a list of them, or {is, axes}, found the number 1 [schema/anyOf]",
+        "f:6:10: error: expected text, found the number 2 [schema/type]",
+        "f:7:14: error: unknown key `axis` [schema/additionalProperties]\n  hint: did you mean `axes`?",
+        "f:8:3: error: key `is` is missing [schema/required]",
+    ]
+
+
+def test_brackets_where_text_is_expected_get_a_hint() -> None:
+    (found,) = violations("layout: fast_llm\nmodel_type: a\ntensors:\n  q: {is: a, axes: [q|k]}\n")
+    assert "expected text, found a list" in found
+    assert found.endswith("if this is text, quote it")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["layout", "model_type", "count", "tensors", "other"]),
+        st.sampled_from(["fast_llm", "llama", "L!", 1, 0, None, True, 2.0, 2.5])
+        | st.dictionaries(st.sampled_from(["is", "axes", "x"]), JSON, max_size=3),
+        min_size=1,
+    )
+)
+def test_finds_something_exactly_where_jsonschema_does(data: dict[str, Any]) -> None:
+    found = validate(parse_document(json.dumps(data, ensure_ascii=False), "f"), SCHEMA)
+    assert (not found) == jsonschema.Draft202012Validator(SCHEMA).is_valid(data)
+    assert all(problem.position and problem.position.line == 1 for problem in found)
+
+
+# ---- rendering ------------------------------------------------------------------------------------------------------
+
+
+def test_renders_the_line_with_a_caret_and_a_hint() -> None:
+    source = "\n" * 36 + "    num_key_value_heads: head_group   # theirs\n"
+    found = Diagnostic(
+        "layout/field",
+        "type `attention` has no field `head_group`",
+        Position("mappings/llama.yaml", 37, 26),
+        "did you mean `head_groups`? (layouts/fast_llm.yaml:169)",
+    )
+    assert render([found, found], {"mappings/llama.yaml": source}.get) == (
+        "mappings/llama.yaml:37:26: error: type `attention` has no field `head_group`\n"
+        "  37 |     num_key_value_heads: head_group   # theirs\n"
+        "     |                          ^^^^^^^^^^\n"
+        "  hint: did you mean `head_groups`? (layouts/fast_llm.yaml:169)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "underlined"),
+    [
+        ("  layers.{i}: decoder.{i}", "layers.{i}"),
+        ("  a: = min(x, y) + 1  # c", "= min(x, y) + 1"),
+        ("  k: {a: 1, b: [2]}, c", "{a: 1, b: [2]}"),
+        ('  k: "a: [b], c" ', '"a: [b], c"'),
+        ("  {k: first, l: 2}", "first"),
+        ("  {k: last}", "last"),
+        ("  k: 'open", "'open"),
+    ],
+)
+def test_underlines_what_starts_at_the_position(line: str, underlined: str) -> None:
+    text = render([Diagnostic("c", "m", Position("f", 1, line.index(underlined) + 1))], lambda _: line)
+    _, shown, carets = text.split("\n")
+    assert shown.startswith("  1 | ")
+    assert [letter for letter, mark in zip(shown, carets, strict=False) if mark == "^"] == list(underlined)
+
+
+def test_renders_in_file_order_with_message_lines_after_the_excerpt() -> None:
+    at = {name: Position(*where) for name, where in {"b": ("f", 2, 1), "a": ("f", 1, 1), "none": ("g", 9, 1)}.items()}
+    found = [
+        Diagnostic("c", "nowhere"),
+        Diagnostic("c", "gone", at["none"]),
+        Diagnostic("c", "axis\nours:   a b\ntheirs: a", at["b"]),
+        Diagnostic("c", "key", at["a"], severity="warning"),
+        Diagnostic("c", "the file", Position("f")),
+    ]
+    assert render(found, {"f": "key: 1\nother: 2\n"}.get) == (
+        "f: error: the file\n\n"
+        "f:1:1: warning: key\n  1 | key: 1\n    | ^^^\n\n"
+        "f:2:1: error: axis\n  2 | other: 2\n    | ^^^^^\n  ours:   a b\n  theirs: a\n\n"
+        "g:9:1: error: gone\n\n"
+        "error: nowhere"
+    )
+
+
+def test_renders_long_lines_and_control_characters_harmlessly(tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text("x" * 300 + ": value, " + "y" * 300)
+    text = render([Diagnostic("c", "escape \x1b[31m", Position(str(path), 1, 303), "\x07")])
+    head, shown, carets, hint = text.split("\n")
+    assert head.endswith("error: escape \\x1b[31m")
+    assert hint == "  hint: \\x07"
+    assert len(shown) < 130
+    assert shown[carets.index("^") : carets.rindex("^") + 1] == "value"
