@@ -13,7 +13,7 @@ from typing import Any
 from .checksum import KINDS, Checksums
 from .dtypes import size_of
 from .engine import Progress, Sink, Worker, fit_memory, peak_memory, run, whole
-from .errors import CrosswalkError, Diagnostic, Position
+from .errors import CrosswalkError, Diagnostic, Position, fail
 from .header import SourceFile, StoredTensor
 from .lowering import Lowering, Task
 from .output import DataFile, OutputLayout, Written, check_names, hugging_face_layout, lay_out, stored
@@ -78,6 +78,7 @@ def write_checkpoint(
     lowering = Lowering(plan, _bind(plan, source), panel)
     files = lay_out(plan.targets, _reading_order(lowering), layout)
     check_names([file.name for file in files], extra, carried)
+    _check_apart(source, destination)
     _check_ties(plan, source, workers, panel)
 
     identity = _identity(plan, source, files, options.checksum)
@@ -104,10 +105,7 @@ def write_checkpoint(
                 write_file(stage, name, content)
         stage.commit()
     except BaseException:
-        if options.resume:
-            stage.keep()
-        else:
-            stage.discard()
+        stage.abandon()
         raise
     return Report(
         {file.name: file.size for file in files},
@@ -231,6 +229,15 @@ def _check_ties(plan: Plan, source: Checkpoint, workers: int, panel: int) -> Non
         raise CrosswalkError(differences(sink.differing, labels, "tie/differs", "is not equal to what it is tied to"))
 
 
+def _check_apart(source: Checkpoint, destination: Path) -> None:
+    """Raise if the destination holds a file of the source, which overwriting would remove."""
+    home = Path(os.path.realpath(destination))
+    if home == Path(os.path.realpath(source.path)) or any(
+        home in Path(os.path.abspath(f)).parents for f in source.files
+    ):
+        raise fail("output/is-source", "the source is inside the destination", Position(str(destination)))
+
+
 def _identity(plan: Plan, source: Checkpoint, files: Sequence[DataFile], checksum: str) -> dict[str, Any]:
     """What must be the same for an interrupted conversion to be continued."""
     read = {os.path.abspath(path): [f.size, f.mtime_ns, f.inode] for path, f in source.files.items()}
@@ -278,10 +285,11 @@ def _write_data(
     descriptors: dict[Path, int] = {}
 
     def completed(file: DataFile) -> None:
-        os.fsync(descriptors[stage.path / file.name])
-        if checksums:
-            result[file.name] = {targets[target].name: checksums.pop(target) for target in file.targets}
-        stage.record({"file": file.name, "checksums": result[file.name]})
+        with stage.errors("written"):
+            os.fsync(descriptors[stage.path / file.name])
+            if checksums:
+                result[file.name] = {targets[target].name: checksums.pop(target) for target in file.targets}
+            stage.record({"file": file.name, "checksums": result[file.name]})
 
     try:
         with stage.errors("written"):

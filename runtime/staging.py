@@ -25,29 +25,33 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 class Staging:
-    """Where the files of ``destination`` are written. ``fresh`` tells that no earlier journal is continued."""
+    """The directory in which the files of ``destination`` are written. ``records`` is what the journal of an
+    interrupted conversion lists as complete."""
 
     def __init__(self, destination: Path, digest: str, identity: Mapping[str, Any], *, overwrite: bool, resume: bool):
         """Create or take over the staging directory. ``identity`` is plain JSON: an interrupted conversion is continued
         only if its own was equal. Raises ``CrosswalkError`` if the destination is taken or cannot be written beside."""
         self.destination = Path(os.path.abspath(destination))
         self.path = self.destination.parent / f".{self.destination.name}.crosswalk-{digest[:8]}"
-        self._overwrite = overwrite
-        self._identity = json.loads(json.dumps(identity))
         self.records: list[dict[str, Any]] = []
-        self.check_destination()
+        self._overwrite, self._resume = overwrite, resume
+        self._identity = json.loads(json.dumps(identity))
+        self._check_destination()
         with self.errors("created"):
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire()
-            self.records = list(self._journal()) if resume else []
-            if not self.records:
-                for entry in os.scandir(self.path):
-                    _remove(Path(entry.path))
-                self.record(self._identity)
-            else:
-                self.records = self.records[1:]
+            try:
+                records = list(self._journal()) if resume else []
+                self.records = records[1:]
+                if not records:
+                    for entry in os.scandir(self.path):
+                        _remove(Path(entry.path))
+                    self.record(self._identity)
+            except BaseException:
+                self.abandon()
+                raise
 
-    def check_destination(self) -> None:
+    def _check_destination(self) -> None:
         """Raise unless the destination is free: absent, an empty directory, or to be overwritten."""
         if not os.path.lexists(self.destination):
             return
@@ -92,16 +96,18 @@ class Staging:
             _sync(self.destination.parent)
             if replaced:
                 shutil.rmtree(replaced, ignore_errors=True)
-        os.close(self._lock)
+        self._release()
 
-    def discard(self) -> None:
-        """Remove the staging directory."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+    def abandon(self) -> None:
+        """Remove the staging directory, or leave it for a later conversion to continue."""
+        if not self._resume:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
 
-    def keep(self) -> None:
-        """Leave the staging directory for a later conversion to continue."""
-        os.close(self._lock)
+    def _release(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     def errors(self, what: str) -> _Errors:
         """A context in which an OSError becomes a ``CrosswalkError``: the output cannot be ``what``."""
@@ -152,9 +158,7 @@ class _Errors:
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """Raise ``CrosswalkError`` unless ``needed`` bytes fit on the file system of ``directory``, or what will hold it."""
-    while not directory.exists() and directory != directory.parent:
-        directory = directory.parent
+    """Raise ``CrosswalkError`` unless ``needed`` bytes fit on the file system of ``directory``."""
     try:
         status = os.statvfs(directory)
     except OSError as error:
