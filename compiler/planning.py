@@ -277,3 +277,11 @@ def _range(values: list[int]) -> str:
     if values == list(range(values[0], values[-1] + 1)):
         return f"{{{values[0]}..{values[-1]}}}"
     return "{" + ",".join(map(str, values[:8])) + (",..." if len(values) > 8 else "") + "}"
+
+
+def tensor_dialect(mapping: CompiledMapping, dialects: Sequence[str]) -> str | None:
+    """The one among the dialects to write that has tensor names of its own."""
+    named = [d for d in dialects if d in mapping.source.dialects and mapping.source.dialects[d].tensors]
+    if len(named) > 1:
+        raise fail("dialect/tensors", f"tensors have one name each: choose one of {', '.join(named)}")
+    return named[0] if named else None

@@ -1,0 +1,121 @@
+"""Every key of a Hugging Face config is claimed by a rule, at every depth; anything else would be lost in silence."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+
+from .dialects import read_dialects
+from .documents import did_you_mean
+from .importing import part_mapping
+from .layout import MISSING
+from .relations import Carried, CompiledMapping, Layers, PartNode, Path, nodes_of, rules_of
+from .theirs import get, put
+
+
+def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Path = ()) -> list[Diagnostic]:
+    """A problem for every key that no rule of the mapping (or of its parts) speaks of. ``config`` is as in the file."""
+    data = read_dialects(mapping, config)[0]
+    claims = _Claims(mapping)
+    parts = {node.part.theirs: node for node in nodes_of(mapping.root) if isinstance(node, PartNode)}
+    problems = []
+    for path, value in _unclaimed(data, (), claims, parts):
+        if len(path) == 1 and path[0] in _bare_keys():
+            continue
+        key = ".".join((*where, *path))
+        near = did_you_mean(path[-1], claims.siblings(path[:-1]))
+        problems.append(
+            Diagnostic(
+                "config/unknown-key",
+                f"`{key}` = {_shown(value)} has no counterpart in mapping `{mapping.name}` ({mapping.source.file})",
+                None,
+                near or f"relate it to a field, or state what can be converted: `{path[-1]}: {{only: {_shown(value)}}}`",
+            )
+        )
+    for theirs, node in parts.items():
+        value = get(data, theirs)
+        if isinstance(value, Mapping):
+            try:
+                inner = part_mapping(node, value)
+            except CrosswalkError:
+                continue  # importing reports it, with the rule
+            problems += unknown_keys(inner, value, (*where, *theirs))
+    return problems
+
+
+def kept_values(mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config holds that means nothing to the trainer and is to be restored, in its own nesting."""
+    data = read_dialects(mapping, config)[0]
+    result: dict[str, Any] = {}
+    kept = {rule.theirs for rule in rules_of(mapping.root) if isinstance(rule, Carried) and rule.kept}
+    for path in kept | {(key,) for key in data if (key,) not in mapping.claims and key in _bare_keys()}:
+        value = get(data, path)
+        if value is not MISSING:
+            put(result, path, value)
+    for node in nodes_of(mapping.root):
+        if isinstance(node, PartNode):
+            value = get(data, node.part.theirs)
+            if isinstance(value, Mapping):
+                put(result, node.part.theirs, kept_values(part_mapping(node, value), value))
+    return result
+
+
+class _Claims:
+    """The claimed paths of a mapping, with those of single layers; a hole stands for any key."""
+
+    def __init__(self, mapping: CompiledMapping) -> None:
+        paths = {*mapping.claims, *(fact.theirs for fact in mapping.header)}
+        for node in nodes_of(mapping.root):
+            if isinstance(node, Layers) and node.overrides is not None:
+                depth = len(node.theirs)
+                below = {path for path in mapping.claims if path[:depth] == node.theirs}
+                paths |= {(*node.overrides, "{layer}", *path[depth:]) for path in below}
+        self.paths = paths
+        self.prefixes = {path[:n] for path in paths for n in range(1, len(path))}
+        self.has_holes = {path[:n] for path in paths for n, part in enumerate(path) if part.startswith("{")}
+
+    def match(self, path: Path, among: set[Path]) -> bool:
+        if path in among:
+            return True
+        if not self.has_holes:
+            return False
+        return any(
+            len(other) == len(path) and all(a == b or b.startswith("{") for a, b in zip(path, other, strict=True))
+            for other in among
+        )
+
+    def siblings(self, parent: Path) -> list[str]:
+        return [path[len(parent)] for path in self.paths if path[: len(parent)] == parent and len(path) > len(parent)]
+
+
+def _unclaimed(
+    data: Mapping[str, Any], at: Path, claims: _Claims, parts: Mapping[Path, PartNode]
+) -> Iterator[tuple[Path, Any]]:
+    for key, value in data.items():
+        path = (*at, key)
+        if path in parts or claims.match(path, claims.paths):
+            continue
+        if claims.match(path, claims.prefixes):
+            if isinstance(value, Mapping):
+                yield from _unclaimed(value, path, claims, parts)
+        else:
+            yield path, value
+
+
+@functools.cache
+def _bare_keys() -> frozenset[str]:
+    """The keys of a bare PretrainedConfig of the installed transformers, which differ between versions; none without."""
+    if importlib.util.find_spec("transformers") is None:
+        return frozenset()
+    from transformers.configuration_utils import PretrainedConfig
+
+    return frozenset(PretrainedConfig().to_dict())
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

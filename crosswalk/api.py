@@ -1,0 +1,94 @@
+"""Configs and plans without files: the functions for programs that hold a config in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from crosswalk.compiler.coverage import unknown_keys
+from crosswalk.compiler.dialects import choose_dialects
+from crosswalk.compiler.exporting import export_config as export_through
+from crosswalk.compiler.importing import import_config as import_through
+from crosswalk.compiler.planning import bind, check_dtype, plan_export, plan_import, tensor_dialect
+from crosswalk.compiler.relations import CompiledMapping
+from crosswalk.compiler.scope import normalize
+from crosswalk.runtime.errors import CrosswalkError, fail
+from crosswalk.runtime.plan import Plan
+
+from .catalog import catalog, format_named
+from .detect import chosen_format
+
+
+def formats() -> list[str]:
+    """The names of all formats."""
+    return catalog().formats()
+
+
+def normalize_native(config: Mapping[str, Any], root: str | None = None, layout: str = "fast_llm") -> dict[str, Any]:
+    """A native base-model config with every default of the layout filled in. ``root`` is its type, such as
+    ``base_model`` or ``multimodal_model``. Raises ``CrosswalkError`` listing every invalid field."""
+    return normalize(catalog().layout(layout), config, root)
+
+
+def import_config(hf_config: Mapping[str, Any], format: str | None = None, allow_lossy: bool = False) -> dict[str, Any]:
+    """The native base-model config of a Hugging Face config, with every field of the layout.
+
+    Raises ``CrosswalkError`` with every key that is unknown, missing, or has a value that the layout cannot hold.
+    """
+    return read_config(chosen_format(format, hf_config), hf_config, allow_lossy)
+
+
+def export_config(
+    native: Mapping[str, Any],
+    format: str,
+    dialect: str | Iterable[str] | None = None,
+    allow_lossy: bool = False,
+) -> dict[str, Any]:
+    """The Hugging Face config of a native base-model config. ``dialect``: ``transformers-4``, ``transformers-5``, or
+    several joined by commas; by default what the format prefers, see ``crosswalk formats``.
+
+    Raises ``CrosswalkError`` with every field that the format cannot hold.
+    """
+    mapping = format_named(format)
+    complete = normalize(mapping.layout, native, mapping.root.type.name)
+    return export_through(mapping, complete, choose_dialects(mapping, dialect), allow_lossy)[0]
+
+
+def compile_plan(
+    config: Mapping[str, Any],
+    format: str | None = None,
+    to: str = "fast_llm",
+    dtype: str | None = None,
+    dialect: str | Iterable[str] | None = None,
+    allow_lossy: bool = False,
+) -> Plan:
+    """The plan for one config: a Hugging Face config, or with ``to="hf"`` a native one (``format`` is needed then).
+
+    Without files, all tensors have the config's dtype (F32 if it names none); ``dtype`` is what they are cast to.
+    Raises ``CrosswalkError``, see :func:`import_config` and :func:`export_config`.
+    """
+    if to != "hf":
+        mapping = chosen_format(format, config, layout=to)
+        native = read_config(mapping, config, allow_lossy)
+        stated = config.get("dtype", config.get("torch_dtype"))
+        bound = bind(mapping, native, allow_lossy=True)
+        return plan_import(bound, None, check_dtype(dtype), check_dtype(stated) or "F32")
+    if format is None:
+        raise fail("format/needed", "a native config does not say which format to write: pass `format`")
+    mapping = format_named(format)
+    complete = normalize(mapping.layout, config, mapping.root.type.name)
+    dialects = choose_dialects(mapping, dialect)
+    bound = bind(mapping, complete, dialects, allow_lossy)
+    return plan_export(bound, None, check_dtype(dtype), "F32", tensor_dialect=tensor_dialect(mapping, dialects))
+
+
+def read_config(mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool) -> dict[str, Any]:
+    """Import a config, with the keys that nothing claims among the problems."""
+    problems = unknown_keys(mapping, config)
+    try:
+        native, _ = import_through(mapping, config, allow_lossy)
+    except CrosswalkError as error:
+        problems += error.diagnostics
+    if problems:
+        raise CrosswalkError(problems)
+    return native

@@ -1,0 +1,30 @@
+"""Check a checkpoint against its mapping from config.json and headers alone; no weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crosswalk.runtime.errors import CrosswalkError
+
+from .prepare import prepare
+from .report import Report
+
+
+def check(
+    src: str | Path,
+    format: str | None = None,
+    to: str | None = None,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    *,
+    allow_lossy: bool = False,
+    model_files: str | Path | None = None,
+) -> Report:
+    """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
+    shape, and the plan's proof. Raises ``CrosswalkError`` with all problems found."""
+    files = Path(model_files) if model_files else None
+    prepared = prepare(Path(src), to, format, dialect, dtype, (), allow_lossy, files)
+    problems = prepared.plan.verify().problems
+    if problems:
+        raise CrosswalkError(problems)
+    return Report.of(prepared)

@@ -1,0 +1,79 @@
+"""A Hugging Face checkpoint on disk: config.json, the tensors, and the small files that go along with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.header import parse_json
+from crosswalk.runtime.source import Checkpoint, open_checkpoint
+
+CONFIG = "config.json"
+MAX_CONFIG = 64 << 20
+#: Endings of files that hold weights or training state in one framework or another: never carried along.
+WEIGHTS = (
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf", ".ggml",
+    ".h5", ".h5.index.json", ".msgpack", ".msgpack.index.json", ".onnx", ".onnx_data", ".npz", ".tflite", ".mlmodel", ".ot",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HuggingFaceCheckpoint:
+    """``text`` is config.json as it is in the file; ``files`` are the small files that are carried along, by name."""
+
+    path: Path
+    text: str
+    config: Mapping[str, Any]
+    files: Mapping[str, Path]
+    tensors: Checkpoint
+
+
+def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
+    """Open a checkpoint directory from config.json and headers. Raises ``CrosswalkError`` with what is wrong with it."""
+    text = read_config_text(path / CONFIG)
+    return HuggingFaceCheckpoint(path, text, parse_config(text, path / CONFIG), carried_files(path), open_checkpoint(path))
+
+
+def read_config_text(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_CONFIG + 1)
+        if len(data) > MAX_CONFIG:
+            raise fail("config/size", f"larger than {MAX_CONFIG >> 20} MiB: this is no config", Position(str(file)))
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise fail("config/encoding", "this is not UTF-8 text", Position(str(file))) from error
+    except OSError as error:
+        raise fail(
+            "config/read", f"cannot read it: {error.strerror or error}", Position(str(file)),
+            "a Hugging Face checkpoint is a directory with config.json and safetensors files",
+        ) from error  # fmt: skip
+
+
+def parse_config(text: str, file: Path) -> dict[str, Any]:
+    config = parse_json(text.encode(), file)
+    if not isinstance(config, dict):
+        raise fail("config/type", "config.json must be an object", Position(str(file)))
+    return config
+
+
+def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> dict[str, Path]:
+    """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code, licence."""
+    return {
+        file.name: file
+        for file in sorted(path.iterdir())
+        if file.is_file()
+        and file.name not in beside
+        and not file.name.endswith(WEIGHTS)
+        and not file.name.startswith(".")
+        and file.name != "ok"
+    }
+
+
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    """config.json as transformers writes it: sorted keys, two spaces, a final newline."""
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,229 @@
+"""Open a checkpoint, decide its format, and make the plan: everything that is decided before a byte of data moves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from crosswalk.compiler.coverage import kept_values
+from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
+from crosswalk.compiler.exporting import export_config
+from crosswalk.compiler.exporting import leaves as leaves_of
+from crosswalk.compiler.importing import import_config
+from crosswalk.compiler.layout import MISSING
+from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, tensor_dialect
+from crosswalk.compiler.relations import CompiledMapping
+from crosswalk.compiler.scope import normalize, same_value
+from crosswalk.compiler.theirs import get, put
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.plan import Plan, TensorSpec
+from crosswalk.runtime.source import Checkpoint
+
+from .api import read_config
+from .catalog import catalog, format_named
+from .detect import chosen_format
+from .huggingface import CONFIG, carried_files, config_bytes, open_hugging_face, parse_config
+from .native import METADATA, NativeCheckpoint, is_native, open_native
+
+DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A conversion that is ready to run. ``config`` is the native config; ``text`` the config.json that belongs to the
+    Hugging Face side, read or to be written; ``files`` are carried along, by name."""
+
+    to: str
+    mapping: CompiledMapping
+    bound: Bound
+    plan: Plan
+    source: Checkpoint
+    config: Mapping[str, Any]
+    text: str
+    files: Mapping[str, Path]
+    dialects: tuple[str, ...] = field(default=())
+
+
+def prepare(
+    source: Path,
+    to: str | None = None,
+    format: str | None = None,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    protect: tuple[str, ...] = (),
+    allow_lossy: bool = False,
+    model_files: Path | None = None,
+) -> Prepared:
+    """Open ``source`` and plan its conversion. ``to``: a layout, or ``hf``; by default the other side of what it is.
+
+    Raises ``CrosswalkError`` with everything that stands in the way.
+    """
+    if not source.is_dir():
+        raise fail("source/not-a-directory", "there is no such checkpoint directory", Position(str(source)))
+    native = is_native(source)
+    if to is None:
+        to = "hf" if native else "fast_llm"
+    if native and to == "hf":
+        return _prepare_export(source, format, dialect, dtype, protect, allow_lossy, model_files)
+    if native:
+        what = f"a {catalog().layout('fast_llm').name} checkpoint ({METADATA})"
+        raise fail("source/kind", f"this is {what} already", Position(str(source)), "pass --to hf")
+    if to == "hf":
+        raise fail("source/kind", f"this is a Hugging Face checkpoint already ({CONFIG})", Position(str(source)))
+    return _prepare_import(source, to, format, dtype, protect, allow_lossy)
+
+
+def _prepare_import(
+    path: Path, to: str, format: str | None, dtype: str | None, protect: tuple[str, ...], allow_lossy: bool
+) -> Prepared:
+    checkpoint = open_hugging_face(path)
+    specs = checkpoint.tensors.specs()
+    mapping = chosen_format(format, checkpoint.config, specs, to)
+    native = read_config(mapping, checkpoint.config, allow_lossy)
+    bound = bind(mapping, native, allow_lossy=True)
+    plan = plan_import(bound, {spec.name: spec for spec in specs}, check_dtype(dtype), protect=protect)
+    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, checkpoint.files)
+
+
+def _prepare_export(
+    path: Path,
+    format: str | None,
+    dialect: str | None,
+    dtype: str | None,
+    protect: tuple[str, ...],
+    allow_lossy: bool,
+    model_files: Path | None,
+) -> Prepared:
+    layout = catalog().layout("fast_llm")
+    checkpoint = open_native(path, layout)
+    origin = checkpoint.origin
+    name = format if format not in (None, "auto") else origin.get("format")
+    if name is None:
+        raise fail(
+            "format/needed", "this checkpoint does not say which format it came from", Position(str(path / METADATA)),
+            f"pass --format; there are {', '.join(catalog().formats())}",
+        )  # fmt: skip
+    mapping = format_named(str(name))
+    native = normalize(layout, checkpoint.config, mapping.root.type.name)
+    same_format = origin.get("format") == mapping.name and isinstance(origin.get("config"), str)
+    allow = allow_lossy or bool(same_format and origin.get("lossy"))
+    dialects = choose_dialects(mapping, dialect)
+    bound = bind(mapping, native, dialects, allow)
+    names = tensor_dialect(mapping, dialects)
+    if dialect is None and same_format and origin.get("tensor_dialect") in mapping.source.dialects:
+        names = str(origin["tensor_dialect"])
+    specs = {spec.name: spec for spec in checkpoint.tensors.specs()}
+    plan = plan_export(bound, specs, check_dtype(dtype), protect=protect, tensor_dialect=names)
+    text = _config_text(mapping, bound, native, checkpoint, plan, dialect is not None)
+    files = _files_to_write(mapping, checkpoint, model_files)
+    return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects)
+
+
+def origin_of(prepared: Prepared) -> dict[str, Any]:
+    """What a native checkpoint remembers of the Hugging Face checkpoint that it came from."""
+    tensors = dialect_of_names(prepared.mapping, (tensor.name for tensor in prepared.plan.sources))
+    try:
+        import_config(prepared.mapping, parse_config(prepared.text, Path(CONFIG)))
+        lossy = False
+    except CrosswalkError:
+        lossy = True
+    return {
+        "format": prepared.mapping.name,
+        "config": prepared.text,
+        "tensor_dialect": tensors.name if tensors else None,
+        "dtype": main_dtype(prepared.plan.targets),
+        "lossy": lossy,
+        "plan": prepared.plan.digest,
+        "files": sorted(prepared.files),
+    }
+
+
+def main_dtype(tensors: tuple[TensorSpec, ...]) -> str:
+    """The dtype that most bytes have; what a config's ``dtype`` says."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.nbytes
+    return counts.most_common(1)[0][0] if counts else "F32"
+
+
+def _config_text(
+    mapping: CompiledMapping,
+    bound: Bound,
+    native: Mapping[str, Any],
+    checkpoint: NativeCheckpoint,
+    plan: Plan,
+    dialect_asked: bool,
+) -> str:
+    """config.json to write. If the one that the checkpoint came from still says what the native config says, it is
+    that one, byte for byte; else a new one, with what means nothing to the trainer restored from it."""
+    result: dict[str, Any] = dict(bound.config)
+    origin = checkpoint.origin
+    stated = main_dtype(plan.targets)
+    if origin.get("format") == mapping.name and isinstance(origin.get("config"), str):
+        where = checkpoint.path / METADATA
+        old = parse_config(origin["config"], where)
+        same_dtype = origin.get("dtype") == stated
+        if same_dtype and not dialect_asked and _still_says(mapping, old, native):
+            return str(origin["config"])
+        for path, value in leaves_of(kept_values(mapping, old)):
+            if get(result, path) is MISSING:
+                put(result, path, value)
+        if same_dtype:
+            return config_bytes(result).decode()
+    present = [key for key in DTYPE_KEYS if key in result] or [DTYPE_KEYS[0]]
+    for key in present:
+        result[key] = _dtype_text(stated)
+    return config_bytes(result).decode()
+
+
+def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
+    try:
+        imported, _ = import_config(mapping, config, allow_lossy=True)
+        return same_value(export_config(mapping, imported, None, True)[0], export_config(mapping, native, None, True)[0])
+    except CrosswalkError:
+        return False
+
+
+def _dtype_text(dtype: str) -> str:
+    from crosswalk.runtime.dtypes import DTYPES
+
+    return DTYPES[dtype][1]
+
+
+def _files_to_write(
+    mapping: CompiledMapping, checkpoint: NativeCheckpoint, model_files: Path | None
+) -> dict[str, Path]:
+    """The files that were carried along, and the model code that the format needs."""
+    listed = checkpoint.origin.get("files", [])
+    there = carried_files(checkpoint.path, frozenset((CONFIG, METADATA)))
+    files = {name: path for name, path in there.items() if name in listed}
+    problems = []
+    for name in listed:
+        if name not in there:
+            problems.append(Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(checkpoint.path))))
+    given = carried_files(model_files) if model_files is not None else {}
+    files |= {name: path for name, path in given.items() if name in mapping.source.files}
+    missing = [name for name in mapping.source.files if name not in files]
+    if missing:
+        problems.append(
+            Diagnostic(
+                "files/model-code",
+                f"format `{mapping.name}` needs its model files {', '.join(missing)}: transformers cannot load it without",
+                Position(str(checkpoint.path)),
+                "pass --model-files DIR, a directory that holds them",
+            )
+        )
+    if problems:
+        raise CrosswalkError(problems)
+    return files
+
+
+def with_dtypes_of(plan: Plan, found: Mapping[str, TensorSpec]) -> Plan:
+    """The plan with the dtypes that an output really has, to compare with it."""
+    targets = tuple(
+        replace(t, dtype=found[t.name].dtype) if t.name in found else t for t in plan.targets
+    )
+    return replace(plan, targets=targets)
