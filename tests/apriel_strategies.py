@@ -91,32 +91,34 @@ def _norm(draw: Draw) -> Config:
 
 
 def _mlp(draw: Draw, layer_biases: bool = True) -> Config:
+    """The class has no biases in a gated MLP."""
+    gated = draw(st.booleans())
     return {
         "type": "mlp",
         "intermediate_size": draw(odd(41, 79)),
-        "gated": draw(st.booleans()),
-        "add_linear_biases": draw(st.booleans()),
+        "gated": gated,
+        "add_linear_biases": draw(st.booleans()) and not gated,
         "activation": draw(st.sampled_from(ACTIVATIONS)),
-        **(_biases(draw, "layer_1", "layer_2") if layer_biases else {}),
+        **(_biases(draw, "layer_1", "layer_2") if layer_biases and not gated else {}),
     }
 
 
-def _block(draw: Draw) -> Config:
+def _block(draw: Draw, norm: Config) -> Config:
     kind = draw(st.sampled_from([*MIXERS, "stochastic"]))
     mixer = _stochastic(draw) if kind == "stochastic" else _mixer(draw, kind)
-    return {"mixer": mixer, "mlp": _mlp(draw), "normalization": _norm(draw)}
+    return {"mixer": mixer, "mlp": _mlp(draw), "normalization": dict(norm)}
 
 
-def _decoder(draw: Draw) -> Config:
+def _decoder(draw: Draw, norm: Config) -> Config:
     if draw(st.booleans()):
-        return {"type": "fixed", "num_blocks": draw(st.integers(1, 2)), "block": _block(draw)}
+        return {"type": "fixed", "num_blocks": draw(st.integers(1, 2)), "block": _block(draw, norm)}
     names = draw(st.sampled_from([["a"], ["z", "b"]]))
     pattern = [*names, *draw(st.lists(st.sampled_from(names), max_size=2))]  # every block is used at least once
     return {
         "type": "pattern",
         "num_blocks": draw(st.integers(len(names), 5)),  # shorter and longer than the pattern
         "pattern": pattern,
-        "blocks": {name: _block(draw) for name in names},
+        "blocks": {name: _block(draw, norm) for name in names},
     }
 
 
@@ -126,6 +128,7 @@ def _token_ids(draw: Draw) -> Config:
 
 @st.composite
 def apriel2_text(draw: Draw) -> Config:
+    norm = _norm(draw)  # the class uses the epsilon of the head in every block
     return {
         "architectures": ["Apriel2ForCausalLM"],
         "model_type": "apriel2_text",
@@ -133,8 +136,8 @@ def apriel2_text(draw: Draw) -> Config:
         "hidden_size": HIDDEN,
         "tie_word_embeddings": draw(st.booleans()),
         "embeddings": {"max_position_embeddings": 512},
-        "head": {"normalization": _norm(draw)},
-        "decoder": _decoder(draw),
+        "head": {"normalization": norm},
+        "decoder": _decoder(draw, norm),
         **_token_ids(draw),
     }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from crosswalk.runtime.plan import Plan
 
 MISSING = "<absent>"
 
@@ -56,3 +58,9 @@ def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
 def shapes(specs: Any) -> dict[str, tuple[int, ...]]:
     """Name to shape of a plan's ``sources`` or ``targets``."""
     return {tensor.name: tuple(tensor.shape) for tensor in specs}
+
+
+def stored_as(plan: Plan, dtype: str) -> Plan:
+    """The plan with all tensors of one dtype. A plan that was compiled without files can only guess what they hold."""
+    ends = {end: [dataclasses.replace(t, dtype=dtype) for t in getattr(plan, end)] for end in ("sources", "targets")}
+    return dataclasses.replace(plan, sources=tuple(ends["sources"]), targets=tuple(ends["targets"]))

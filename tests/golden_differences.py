@@ -47,6 +47,24 @@ DIFFERENCES: dict[str, list[Difference]] = {
     "llava": [
         Difference("type", GONE, "the reference leaks the type of the adapter to the root"),
         Difference("text_config.model_type", "mistral", "without it the class reads the text half as a llama"),
+        Difference(
+            "vision_config.head_dim",
+            lambda config: config["vision_config"]["hidden_size"] // config["vision_config"]["num_attention_heads"],
+            "the class always writes it",
+        ),
+    ],
+    "gemma4": [
+        Difference(
+            "final_logit_softcapping",
+            lambda config: config.get("final_logit_softcapping"),
+            "always written, as the class does, so that nothing hangs on its default",
+        ),
+        Difference("use_bidirectional_attention", GONE, "null is the default of the class"),
+        Difference(
+            "num_global_key_value_heads",
+            lambda config: config["num_global_key_value_heads"] or config["num_key_value_heads"],
+            "an older place holds the number that is in effect; null means the same",
+        ),
     ],
     "apriel_hybrid_ssm": [
         Difference("ssm_cfg.d_conv", 4, "the reference does not export the kernel size of the convolution"),

@@ -376,3 +376,18 @@ def layers(decoder: Config) -> list[Native]:
 def expanded(native: Config) -> Native:
     """A native config with its decoder as a plain list of blocks: what the model computes, not how it was said."""
     return {**native, "decoder": layers(native["decoder"])}
+
+
+def effective(native: Any) -> Any:
+    """A native config with every bias flag that is null replaced by what it stands for: ``add_linear_biases``."""
+    if not isinstance(native, Mapping):
+        return native
+    result = {key: effective(value) for key, value in native.items()}
+    for key, layer in result.items():
+        if (
+            "add_linear_biases" in result
+            and isinstance(layer, dict)
+            and layer.get("bias", {}).get("enabled", 0) is None
+        ):
+            result[key] = layer | {"bias": layer["bias"] | {"enabled": result["add_linear_biases"]}}
+    return result

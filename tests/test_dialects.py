@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from comparing import differences
+from crosswalk.runtime.errors import CrosswalkError
 from golden_cases import NEWEST, TRANSFORMERS_4
 from test_logits import CONFIGS
 
@@ -120,13 +121,13 @@ def test_the_installed_class_reads_what_is_written(format: str, rope: str, diale
 
 def test_an_unknown_dialect_is_refused_by_name() -> None:
     native = crosswalk.import_config(_say(_without_rope("llama"), ROPES["default"], NEWEST))
-    with pytest.raises(crosswalk.CrosswalkError, match="transformers-3"):
+    with pytest.raises(CrosswalkError, match="transformers-3"):
         crosswalk.export_config(native, "llama", dialect="transformers-3")
 
 
 def test_dialects_that_disagree_are_refused() -> None:
     config = _say(_without_rope("llama"), ROPES["default"], BOTH) | {"rope_theta": 99999.0}
-    with pytest.raises(crosswalk.CrosswalkError, match="rope_theta"):
+    with pytest.raises(CrosswalkError, match="rope_theta"):
         crosswalk.import_config(config)
 
 
@@ -169,7 +170,7 @@ def test_gemma4_global_key_value_heads_count_only_where_keys_are_values() -> Non
     config = CONFIGS["gemma4-dense-tied"] | {"num_global_key_value_heads": 1, "attention_k_eq_v": False}
     try:
         plan = crosswalk.compile_plan(config, format="gemma4", to="fast_llm")
-    except crosswalk.CrosswalkError as error:
+    except CrosswalkError as error:
         assert "num_global_key_value_heads" in str(error)  # noqa: PT017  (refusing it by name is as good)
     else:
         assert {t.name: t.shape for t in plan.sources} == oracles.names_and_shapes(config)

@@ -10,7 +10,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from comparing import differences, same_bytes, shapes, tensor_differences
+from comparing import differences, same_bytes, shapes, stored_as, tensor_differences
 from crosswalk.runtime import execute
 from formats import CONFIGS, normalized
 from golden_cases import load_tensors
@@ -63,8 +63,9 @@ def round_trip(config: dict[str, Any], tensors: dict[str, torch.Tensor], **optio
 @given(data=st.data())
 def test_plans_there_and_back_restore_every_byte(format: str, data: st.DataObject) -> None:
     config = data.draw(CONFIGS[format])
-    there = crosswalk.compile_plan(config, format=format, to="fast_llm")
-    back = crosswalk.compile_plan(crosswalk.import_config(config, format=format), format=format, to="hf")
+    native_config = crosswalk.import_config(config, format=format)
+    there = stored_as(crosswalk.compile_plan(config, format=format, to="fast_llm"), "BF16")
+    back = stored_as(crosswalk.compile_plan(native_config, format=format, to="hf"), "BF16")
     assert str(there.verify()) == str(back.verify()) == "bijective"
     assert there.inverse().digest == back.digest
     assert back.inverse().digest == there.digest
