@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-#: safetensors name -> (size in bytes, attribute of torch). Source: the safetensors format, version 0.8.
+#: safetensors name -> (size in bytes, attribute of torch), in the order in which that library ranks them (version 0.8).
 DTYPES: dict[str, tuple[int, str]] = {
     "BOOL": (1, "bool"),
     "U8": (1, "uint8"),
     "I8": (1, "int8"),
-    "F8_E4M3": (1, "float8_e4m3fn"),
     "F8_E5M2": (1, "float8_e5m2"),
+    "F8_E4M3": (1, "float8_e4m3fn"),
     "I16": (2, "int16"),
     "U16": (2, "uint16"),
     "F16": (2, "float16"),
@@ -21,9 +21,9 @@ DTYPES: dict[str, tuple[int, str]] = {
     "I32": (4, "int32"),
     "U32": (4, "uint32"),
     "F32": (4, "float32"),
+    "F64": (8, "float64"),
     "I64": (8, "int64"),
     "U64": (8, "uint64"),
-    "F64": (8, "float64"),
 }
 FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from .dtypes import size_of
+from .dtypes import DTYPES
 from .errors import CrosswalkError, Diagnostic, Position
 from .header import StoredTensor, build_header
 from .plan import TensorSpec
@@ -65,6 +65,9 @@ def native_layout(
     return OutputLayout(lambda k, n: f"model_{k}.safetensors", "/weights", {}, max_shard_bytes, finish)
 
 
+_RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
+
+
 @dataclass(frozen=True, slots=True)
 class DataFile:
     """A file to be written: its header, and the plan's targets in the order of their bytes."""
@@ -88,8 +91,9 @@ def lay_out(targets: Sequence[TensorSpec], order: Iterable[int], layout: OutputL
         size += nbytes
     files = []
     for number, shard in enumerate(shards):
-        # Larger elements first, so that every tensor is aligned to its elements.
-        shard.sort(key=lambda target: -size_of(targets[target].dtype))
+        # The order of the safetensors library: larger elements first, so that every tensor is aligned to its elements,
+        # then by name. A checkpoint that comes back in one file is then the same file.
+        shard.sort(key=lambda target: (-_RANK[targets[target].dtype], targets[target].name))
         specs = [targets[target] for target in shard]
         header = build_header(
             [TensorSpec(spec.name + layout.key_suffix, spec.shape, spec.dtype) for spec in specs],
