@@ -29,12 +29,18 @@ def _mapping_texts() -> list[str]:
 MAPPINGS = _mapping_texts()
 LINES = sorted({line for text in MAPPINGS for line in text.splitlines() if line.strip()})
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 TOKENS = st.sampled_from(
-    ["{", "}", "[", "]", "(", ")", ":", ": ", ",", "- ", "? ", "|", ">", "&a ", "*a", "!!int ", "! ", "%", "@", "`",
-     "#",     " # c", '"', "'", "\\", "\t", "\n", "\r\n", "\n  ", "---\n", "...\n", "%YAML 1.1\n", "~", "null", ".inf", "1e999",
-     "0x", "0o8", "<<: ", "= ", "\x00", "\x85", "\u2028", "\ufeff", "\U0001f600", "\ud800", "=", "<<", "[[",
-     "]]", '"""']
-)  # fmt: skip
+    [
+        *_words('{ } [ ] ( ) : , | > % @ ` # " \' \\ ~ null .inf 1e999 0x 0o8 = << [[ ]] """'),
+        *[": ", "- ", "? ", "&a ", "*a", "!!int ", "! ", " # c", "<<: ", "= ", "---\n", "...\n", "%YAML 1.1\n"],
+        *["\t", "\n", "\r\n", "\n  ", "\x00", "\x85", "\u2028", "\ufeff", "\U0001f600", "\ud800"],
+    ]
+)
 
 
 @st.composite
@@ -101,12 +107,15 @@ VALUES: dict[str, Any] = dict(
     zip(NAMES, [768, 12, 0, ["a", "b", "a"], 1e-5, True, None, {"k": {"n": 3}, "m": [1.5]}], strict=True)
 )
 PIECES = st.sampled_from(
-    [*NAMES, "+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "in", "not", "and", "or", "if",
-     "else",     "is", "(", ")", "[", "]", "{", "}", ",", ":", ".", "|", "~", "null", "true", "1", "0", "2.5", "1e308", "100000",
-     "9223372036854775807", "'a'", '"k"', "len(", "min(", "max(", "find(", "first(", "log(", "ceil_div(",
-     "has('a.b')",     "[1]*", "[[0]*9]*", ".__class__", "__import__('os')", "range(", "*args", "x=", "}}", "{%", "%}", "{#", "#}",
-     "\\", "'",     "\n", "\u00e9", "self", "loop", "cycler", "lipsum", "url_for", ".mro()", "[0]", "[-1]", "[::2]", "['k']"]
-)  # fmt: skip
+    [
+        *NAMES,
+        *_words("+ - * / // % ** == != < <= > >= in not and or if else is ( ) [ ] { } , : . | ~ \\ ' \u00e9"),
+        *_words("null true 1 0 2.5 1e308 100000 9223372036854775807 'a' \"k\" [1]* [[0]*9]* [0] [-1] [::2] ['k']"),
+        *_words("len( min( max( find( first( log( ceil_div( has('a.b') range( *args x="),
+        *_words(".__class__ __import__('os') .mro() self loop cycler lipsum url_for }} {% %} {# #}"),
+        "\n",
+    ]
+)
 
 
 def _grow(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
