@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,15 @@ _validators: dict[int, tuple[Mapping[str, Any], Draft202012Validator]] = {}
 def validate(document: Map, schema: Mapping[str, Any]) -> list[Diagnostic]:
     """Every violation of a JSON Schema (2020-12), in the order of the file, with codes ``schema/KEYWORD``.
 
-    A ``description`` in the schema is what messages say was expected. The validator is compiled once per schema object.
+    The first sentence of a ``description`` in the schema is what messages say was expected, so it is a noun phrase. The
+    validator is compiled once per schema object.
     """
     diagnostics: dict[Diagnostic, None] = {}
     for error in _validator(schema).iter_errors(document):
+        misspelt = _misspelt(error, document, schema)
+        if misspelt:
+            diagnostics[misspelt] = None
+            continue
         for part in _expand(error):
             diagnostics.update(dict.fromkeys(_diagnose(part, document)))
     return sorted(
@@ -39,6 +45,19 @@ def _validator(schema: Mapping[str, Any]) -> Draft202012Validator:
         Draft202012Validator.check_schema(schema)
         _validators[id(schema)] = schema, Draft202012Validator(schema)
     return _validators[id(schema)][1]
+
+
+def _misspelt(error: ValidationError, document: Map, schema: Mapping[str, Any]) -> Diagnostic | None:
+    """A diagnostic for a key that looks like one of the document's own, if the schema allows others beside them: what
+    its value should be is then known by that key, not by the rule for the others."""
+    path = error.absolute_path
+    if not path or path[0] in schema.get("properties", {}) or error.absolute_schema_path[0] == "propertyNames":
+        return None
+    near = difflib.get_close_matches(str(path[0]), schema.get("properties", {}), 1, 0.8)
+    if not near:
+        return None
+    position = document.key_position(str(path[0]))
+    return Diagnostic("schema/additionalProperties", f"unknown key `{path[0]}`", position, f"did you mean `{near[0]}`?")
 
 
 def _expand(error: ValidationError) -> Iterator[ValidationError]:
@@ -73,8 +92,11 @@ def _excludes(error: ValidationError) -> bool:
 def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
     key_at, value_at = _locate(document, error.absolute_path)
     code, value, schema, wanted = f"schema/{error.validator}", error.instance, _schema(error), _wanted(error)
-    expected = schema.get("description")
+    expected = _brief(schema)
     match error.validator:
+        case None:  # the schema `false`
+            key = error.absolute_path[-1] if error.absolute_path else ""
+            yield Diagnostic("schema/false", f"`{key}` is not allowed here", key_at)
         case "additionalProperties" if isinstance(value, Map):
             allowed = schema.get("properties", {})
             patterns = schema.get("patternProperties", {})
@@ -125,8 +147,14 @@ def _kinds(error: ValidationError) -> str:
     if error.validator in ("enum", "const"):
         return _one_of(_wanted(error) if error.validator == "enum" else [_wanted(error)])
     parts = [part for part in error.context or () if not part.relative_path]
-    kinds = [str(_schema(part).get("description") or _kinds(part)) for part in parts]
+    kinds = [_brief(_schema(part)) or _kinds(part) for part in parts]
     return " or ".join(dict.fromkeys(kinds)) or "exactly one of the alternatives"
+
+
+def _brief(schema: Mapping[str, Any]) -> str | None:
+    """The first sentence of the description, which says what is expected."""
+    found = re.match(r"(.*?)(?:\.\s|\.?$)", str(schema.get("description", "")), re.DOTALL)
+    return found[1] if found and found[1] else None
 
 
 def _schema(error: ValidationError) -> Mapping[str, Any]:
