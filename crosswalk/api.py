@@ -69,13 +69,28 @@ def compile_plan(
     """
     if to != "hf":
         mapping = chosen_format(format, config, layout=to)
+    elif format is None:
+        raise fail("format/needed", "a native config does not say which format to write: pass `format`")
+    else:
+        mapping = format_named(format)
+    return plan_for(mapping, config, to, dtype, dialect, allow_lossy)
+
+
+def plan_for(
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    to: str,
+    dtype: str | None,
+    dialect: str | Iterable[str] | None,
+    allow_lossy: bool,
+) -> Plan:
+    """:func:`compile_plan` for a compiled mapping, such as one that is not shipped."""
+    if to != "hf":
         native = read_config(mapping, config, allow_lossy)
         stated = config.get("dtype", config.get("torch_dtype"))
-        bound = bind(mapping, native, allow_lossy=True)
-        return plan_import(bound, None, check_dtype(dtype), check_dtype(stated) or "F32")
-    if format is None:
-        raise fail("format/needed", "a native config does not say which format to write: pass `format`")
-    mapping = format_named(format)
+        return plan_import(
+            bind(mapping, native, allow_lossy=True), None, check_dtype(dtype), check_dtype(stated) or "F32"
+        )
     complete = normalize(mapping.layout, config, mapping.root.type.name)
     dialects = choose_dialects(mapping, dialect)
     bound = bind(mapping, complete, dialects, allow_lossy)

@@ -72,8 +72,8 @@ def _native_files(prepared: Prepared, written: Written) -> dict[str, bytes]:
     return {"metadata.yaml": text, "ok": b""}
 
 
-def parse_size(text: int | str) -> int:
-    """Bytes of a size such as ``5GB``, ``500MiB`` or a number."""
+def parse_size(text: int | str, option: str = "--max-shard-size") -> int:
+    """Bytes of a size such as ``5GB``, ``500MiB`` or a number; ``option`` is what the user calls it."""
     if isinstance(text, int):
         size = text
     else:
@@ -88,5 +88,5 @@ def parse_size(text: int | str) -> int:
         except (ValueError, OverflowError):
             size = 0
     if size <= 0:
-        raise fail("usage/size", f"`{text}` is no size", Position("--max-shard-size"), "write it as 5GB or 500MiB")
+        raise fail("usage/size", f"`{text}` is no size", Position(option), "write it as 5GB or 500MiB")
     return size
