@@ -23,7 +23,7 @@ def validate(document: Map, schema: Mapping[str, Any]) -> list[Diagnostic]:
     """Every violation of a JSON Schema (2020-12), in the order of the file, with codes ``schema/KEYWORD``.
 
     The first sentence of a ``description`` in the schema is what messages say was expected, so it is a noun phrase. The
-    validator is compiled once per schema object.
+    validator is made once per schema object; that the schema itself is valid is taken for granted.
     """
     diagnostics: dict[Diagnostic, None] = {}
     for error in _validator(schema).iter_errors(document):
@@ -42,7 +42,6 @@ def _validator(schema: Mapping[str, Any]) -> Draft202012Validator:
     if id(schema) not in _validators:
         from jsonschema import Draft202012Validator  # 80 ms, for the compiler only
 
-        Draft202012Validator.check_schema(schema)
         _validators[id(schema)] = schema, Draft202012Validator(schema)
     return _validators[id(schema)][1]
 

@@ -333,6 +333,12 @@ def violations(text: str) -> list[str]:
     return [str(found) for found in validate(parse_document(text, "f"), SCHEMA)]
 
 
+@pytest.mark.parametrize("name", ["layout", "mapping"])
+def test_the_schemas_of_the_package_are_schemas(name: str) -> None:
+    text = (importlib.resources.files("crosswalk.schema") / f"{name}.schema.json").read_text()
+    jsonschema.Draft202012Validator.check_schema(json.loads(text))
+
+
 def test_valid_documents_have_no_violations() -> None:
     assert (
         violations("layout: fast_llm\nmodel_type: llama\ncount: 3\ntensors: {a: b, c: [d], e: {is: f, axes: g}}\n")
@@ -360,6 +366,18 @@ def test_brackets_where_text_is_expected_get_a_hint() -> None:
     (found,) = violations("layout: fast_llm\nmodel_type: a\ntensors:\n  q: {is: a, axes: [q|k]}\n")
     assert "expected text, found a list" in found
     assert found.endswith("if this is text, quote it")
+
+
+def test_a_misspelt_key_that_passes_for_a_free_name_is_named() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"extends": {"type": "string"}},
+        "additionalProperties": {"description": "a section. It says what is true of a type.", "type": "object"},
+    }
+    assert [str(found) for found in validate(parse_document("extend: llama\nother: 3\nmlp: {}\n", "f"), schema)] == [
+        "f:1:1: error: unknown key `extend` [schema/additionalProperties]\n  hint: did you mean `extends`?",
+        "f:2:8: error: expected a section, found the number 3 [schema/type]",
+    ]
 
 
 @given(
