@@ -63,8 +63,14 @@ class Catalog:
         return sorted(found)
 
     def formats(self) -> list[str]:
-        """The mappings that are formats of their own: neither abstract nor only parts of others."""
-        return [name for name in self.names() if self.mapping(name).architecture]
+        """The mappings of whole models: neither abstract nor of a part, such as a vision encoder."""
+        return [name for name in self.names() if self._is_format(self.mapping(name))]
+
+    def _is_format(self, mapping: MappingFile) -> bool:
+        if mapping.abstract or mapping.layout is None:
+            return False
+        layout = self.layout(mapping.layout, mapping.position)
+        return mapping.root in (None, layout.root) or layout.types[mapping.root].model is not None
 
     def mapping(self, name: str, at: Position | None = None) -> MappingFile:
         """The mapping file of that name, ``extends`` resolved."""

@@ -60,6 +60,7 @@ class Exported:
     checks: list[tuple[CheckRule, Scope, Mapping[str, str]]] = field(default_factory=list)
     chosen: dict[Path, list[Chosen]] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def absorb(self, other: Exported) -> None:
         """Take over what another attempt wrote; a place written twice must have the same value and type."""
@@ -72,6 +73,7 @@ class Exported:
         for path, chosen in other.chosen.items():
             self.chosen.setdefault(path, []).extend(chosen)
         self.problems += other.problems
+        self.notes += other.notes
 
     def put(self, path: Path, value: Any, position: Position) -> None:
         if path in self.values:
@@ -129,7 +131,11 @@ class _Export:
                 out.problems += error.diagnostics
         if not out.problems:
             for rule, where, holes in out.checks:
-                out.problems += run_check(rule, where, Names(config, self.mapping.defaults, holes))
+                for found in run_check(rule, where, Names(config, self.mapping.defaults, holes)):
+                    if found.severity == "error":
+                        out.problems.append(found)
+                    else:
+                        out.notes.append(found.message)
         return write_dialects(self.mapping, config, self.dialects, out.effective), out
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
@@ -313,6 +319,7 @@ class _Export:
             out.put((*node.part.theirs, *path), value, node.part.position)
         for path, chosen in attempt.chosen.items():
             out.chosen.setdefault((*anchor, *path), []).extend(chosen)
+        out.notes += attempt.notes
         self.body(node.beside, scope, anchor, holes, out)
 
     # ---- rules ------------------------------------------------------------------------------------------------------

@@ -360,7 +360,11 @@ class _Import:
     def finish_checks(self, native: dict[str, Any]) -> None:
         root = Scope(self.mapping.layout, self.mapping.root.type, native)
         for rule, anchor, view in self.checks:
-            self.problems += run_check(rule, scope_at(root, (*anchor, *rule.scope)), view.names)
+            for found in run_check(rule, scope_at(root, (*anchor, *rule.scope)), view.names):
+                if found.severity == "error":
+                    self.problems.append(found)
+                else:
+                    self.notes.append(found.message)
 
 
 def run_check(rule: CheckRule, scope: Scope, names: Names) -> list[Diagnostic]:
@@ -379,7 +383,7 @@ def run_check(rule: CheckRule, scope: Scope, names: Names) -> list[Diagnostic]:
         return [_at(problem, rule.position) for problem in error.diagnostics]
     if holds:
         return []
-    return [Diagnostic("config/check", f"{rule.message} ({rule.expression.text})", rule.position)]
+    return [Diagnostic("config/check", f"{rule.message} ({rule.expression.text})", rule.position, None, rule.severity)]
 
 
 def scope_at(scope: Scope, path: Path) -> Scope:

@@ -297,11 +297,8 @@ def overlay(base: Section, over: Section) -> Section:
         return True
 
     claims = (*over.config, *over.sets)
-    cases = dict(base.cases)
-    for case, section in over.cases.items():
-        cases[case] = overlay(cases[case], section) if case in cases and over.by is None else section
-    if over.by is not None:
-        cases = dict(over.cases)
+    merged = {c: overlay(base.cases[c], s) if c in base.cases else s for c, s in over.cases.items()}
+    cases = merged if over.by is not None else {**base.cases, **merged}
     kinds = {kind: dict(sections) for kind, sections in base.kinds.items()} if not over.kinds else {}
     kinds |= {kind: dict(sections) for kind, sections in over.kinds.items()}
     return dataclasses.replace(
@@ -312,7 +309,7 @@ def overlay(base: Section, over: Section) -> Section:
         tensors=(*(t for t in base.tensors if keep(t, over.tensors)), *over.tensors),
         same_names=base.same_names or over.same_names,
         has_tensors=base.has_tensors or over.has_tensors,
-        checks=(*base.checks, *over.checks),
+        checks=_laid_over(base.checks, over.checks),
         by=over.by or base.by,
         by_default=over.by_default if over.by else base.by_default,
         cases=cases,
@@ -325,6 +322,12 @@ def overlay(base: Section, over: Section) -> Section:
         transposed=base.transposed if over.transposed is None else over.transposed,
         replaced=tuple(replaced),
     )
+
+
+def _laid_over(base: tuple[CheckEntry, ...], over: tuple[CheckEntry, ...]) -> tuple[CheckEntry, ...]:
+    """A check takes the place of the inherited one with the same expression; one without a message removes it."""
+    texts = {check.expression.text for check in over}
+    return (*(c for c in base if c.expression.text not in texts), *(c for c in over if c.message))
 
 
 def _touches(old: Entry | Fact | TensorEntry, new: Entry | Fact | TensorEntry) -> bool:
@@ -448,7 +451,7 @@ def _checks(body: Map) -> list[CheckEntry]:
         severity = "error"
         if isinstance(message, Mapping):
             severity, message = "warning", message["warn"]
-        result.append(CheckEntry(compile_expression(text, position), message, severity, position))
+        result.append(CheckEntry(compile_expression(text, position), message or "", severity, position))
     return result
 
 

@@ -21,7 +21,7 @@ def catalog(folders: tuple[Path, ...] = ()) -> Catalog:
 def format_named(name: str) -> CompiledMapping:
     """The compiled mapping of a format; an error lists the formats."""
     found = catalog()
-    if name not in found.names() or not found.mapping(name).architecture:
+    if name not in found.formats():
         from crosswalk.compiler.documents import did_you_mean
 
         formats = found.formats()
