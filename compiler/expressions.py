@@ -18,26 +18,8 @@ from jinja2 import TemplateSyntaxError, nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import SandboxedEnvironment
 
-from .operations import (
-    COMPARISONS,
-    ExpressionProblem,
-    add,
-    arithmetic,
-    bounded,
-    ceil_div,
-    divide,
-    extreme,
-    find,
-    first,
-    item,
-    length,
-    logarithm,
-    multiply,
-    number,
-    power,
-    show,
-    slice_list,
-)
+from . import operations as ops
+from .operations import COMPARISONS, ExpressionProblem
 
 MAX_LENGTH = 500
 MAX_DEPTH = 30
@@ -146,7 +128,7 @@ _REFUSED = {
 def _constant(compiler: _Compiler, node: Any) -> Run:
     value = node.value
     if isinstance(value, int | float) and not isinstance(value, bool):
-        number(value)
+        ops.number(value)
     return lambda scope: value
 
 
@@ -231,7 +213,7 @@ def _comparison(compiler: _Compiler, node: Any) -> Run:
 
 def _sequence(compiler: _Compiler, node: Any) -> Run:
     items = [compiler.build(item) for item in node.items]
-    return lambda scope: bounded([item(scope) for item in items])
+    return lambda scope: ops.bounded([item(scope) for item in items])
 
 
 def _dictionary(compiler: _Compiler, node: Any) -> Run:
@@ -242,9 +224,9 @@ def _dictionary(compiler: _Compiler, node: Any) -> Run:
         for key_of, value_of in pairs:
             key = key_of(scope)
             if not isinstance(key, str) or key in result:
-                raise ExpressionProblem(f"keys of a dict must be text and differ, found {show(key)}")
+                raise ExpressionProblem(f"keys of a dict must be text and differ, found {ops.show(key)}")
             result[key] = value_of(scope)
-        return bounded(result)
+        return ops.bounded(result)
 
     return run
 
@@ -255,9 +237,11 @@ def _index(compiler: _Compiler, node: Any) -> Run:
         bounds = [
             None if part is None else compiler.build(part) for part in (node.arg.start, node.arg.stop, node.arg.step)
         ]
-        return lambda scope: _apply("[:]", slice_list, container(scope), *[bound and bound(scope) for bound in bounds])
+        return lambda scope: _apply(
+            "[:]", ops.slice_list, container(scope), *[bound and bound(scope) for bound in bounds]
+        )
     key = compiler.build(node.arg)
-    return lambda scope: _apply("[]", item, container(scope), key(scope))
+    return lambda scope: _apply("[]", ops.item, container(scope), key(scope))
 
 
 def _call(compiler: _Compiler, node: Any) -> Run:
@@ -298,21 +282,21 @@ def _apply(symbol: str, function: Callable[..., Any], *values: Any) -> Any:
     try:
         return function(*values)
     except ExpressionProblem as problem:
-        raise ExpressionProblem(f"{problem} (`{symbol}` of {', '.join(map(show, values))})") from None
+        raise ExpressionProblem(f"{problem} (`{symbol}` of {', '.join(map(ops.show, values))})") from None
     except (ArithmeticError, ValueError, TypeError, LookupError, RecursionError) as error:
         reason = "division by zero" if isinstance(error, ZeroDivisionError) else str(error) or type(error).__name__
-        raise ExpressionProblem(f"{reason} (`{symbol}` of {', '.join(map(show, values))})") from None
+        raise ExpressionProblem(f"{reason} (`{symbol}` of {', '.join(map(ops.show, values))})") from None
 
 
 # name -> least and most arguments, function
 _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
-    "ceil_div": (2, 2, ceil_div),
-    "log": (1, 1, logarithm),
-    "min": (1, 99, extreme(min)),
-    "max": (1, 99, extreme(max)),
-    "len": (1, 1, length),
-    "find": (3, 3, find),
-    "first": (1, 1, first),
+    "ceil_div": (2, 2, ops.ceil_div),
+    "log": (1, 1, ops.logarithm),
+    "min": (1, 99, ops.extreme(min)),
+    "max": (1, 99, ops.extreme(max)),
+    "len": (1, 1, ops.length),
+    "find": (3, 3, ops.find),
+    "first": (1, 1, ops.first),
     "has": (1, 1, bool),
 }
 
@@ -321,15 +305,15 @@ _BUILDERS: dict[type[nodes.Node], Callable[[_Compiler, Any], Run]] = {
     nodes.Const: _constant,
     nodes.Name: _path,
     nodes.Getattr: _path,
-    nodes.Pos: _unary("+", number),
-    nodes.Neg: _unary("-", lambda a: -number(a)),
-    nodes.Add: _binary("+", add),
-    nodes.Sub: _binary("-", arithmetic(operator.sub)),
-    nodes.Mul: _binary("*", multiply),
-    nodes.Div: _binary("/", divide),
-    nodes.FloorDiv: _binary("//", arithmetic(operator.floordiv)),
-    nodes.Mod: _binary("%", arithmetic(operator.mod)),
-    nodes.Pow: _binary("**", power),
+    nodes.Pos: _unary("+", ops.number),
+    nodes.Neg: _unary("-", lambda a: -ops.number(a)),
+    nodes.Add: _binary("+", ops.add),
+    nodes.Sub: _binary("-", ops.arithmetic(operator.sub)),
+    nodes.Mul: _binary("*", ops.multiply),
+    nodes.Div: _binary("/", ops.divide),
+    nodes.FloorDiv: _binary("//", ops.arithmetic(operator.floordiv)),
+    nodes.Mod: _binary("%", ops.arithmetic(operator.mod)),
+    nodes.Pow: _binary("**", ops.power),
     nodes.Not: _not,
     nodes.And: _and,
     nodes.Or: _or,
