@@ -109,10 +109,11 @@ class Catalog:
 
     def _document(self, name: str, kind: str, at: Position | None) -> Map:
         if name not in self._documents:
-            self._documents[name] = self._read(name, at)
-            problems = validate(self._documents[name], schema(kind))
+            document = self._read(name, at)
+            problems = validate(document, schema(kind))
             if problems:
                 raise CrosswalkError(problems)
+            self._documents[name] = document
         return self._documents[name]
 
     def _read(self, name: str, at: Position | None) -> Map:

@@ -11,12 +11,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .containers import describe, did_you_mean
 from .documents import scalar_of
 from .expressions import Expression
 from .layout import MISSING, Family, Field, Layout, Type
-from .mapping import Entry, Fact, MappingFile, Part, Section, overlay
+from .mapping import ENTRY_WORDS, Entry, Fact, MappingFile, Part, Section, overlay
 from .relations import (
     Carried,
     Case,
@@ -39,6 +40,8 @@ from .relations import (
     nodes_of,
     rules_of,
 )
+from .static_config import check_config
+from .static_tensors import check_tensors
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,15 +60,14 @@ def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position],
     Raises ``CrosswalkError`` with every problem found.
     """
     expander = _Expander(mapping, layout, load)
-    kind = layout.types[mapping.root or layout.root]
-    root = expander.struct(kind, expander.section(kind, mapping.sections), (), (), (), mapping.sections)
-    root = dataclasses.replace(root, rules=(*root.rules, *_header(mapping)))
-    expander.check_reached()
-    if not expander.problems:
-        expander.check_names(root)
+    root = expander.root()
     if expander.problems:
         raise CrosswalkError(dict.fromkeys(expander.problems))
-    return CompiledMapping(mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(_claims(root)))
+    compiled = CompiledMapping(mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(_claims(root)))
+    problems = (*check_config(compiled), *check_tensors(compiled))
+    if problems:
+        raise CrosswalkError(dict.fromkeys(problems))
+    return compiled
 
 
 def _header(mapping: MappingFile) -> list[Rule]:
@@ -93,10 +95,35 @@ class _Expander:
         self.mapping, self.layout, self.load = mapping, layout, load
         self.problems: list[Diagnostic] = []
         self.reached: set[str] = set()
-        self.used: set[Position] = set()
+        self.guessed: set[tuple[str, str]] = set()
 
     def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
         self.problems.append(Diagnostic(code, message, position, hint))
+
+    def root(self) -> Struct:
+        """The tree of the mapping, as far as it can be built."""
+        mapping, layout = self.mapping, self.layout
+        name = mapping.root or layout.root
+        kind = layout.types.get(name)
+        if kind is None:
+            hint = did_you_mean(name, layout.types) or f"its types are {', '.join(layout.types)}"
+            message = f"layout `{layout.name}` has no type `{name}`"
+            raise fail("mapping/no-such-type", message, mapping.place("root"), hint)
+        for what in (*mapping.elsewhere, *(part.ours[0] for part in mapping.parts if part.ours)):
+            if what not in kind.fields:
+                at = next((part.is_at for part in mapping.parts if part.ours == (what,)), mapping.place("elsewhere"))
+                self.no_such_field(kind, what, at)
+        root = self.struct(kind, self.section(kind, mapping.sections), (), (), (), mapping.sections)
+        self.check_reached()
+        return dataclasses.replace(root, rules=(*root.rules, *_header(mapping)))
+
+    def no_such_field(self, kind: Type, name: str, position: Position, hint: str | None = None) -> None:
+        near = difflib.get_close_matches(name, kind.fields, 1)
+        if near:
+            self.guessed.add((kind.name, near[0]))
+            hint = f"did you mean `{near[0]}`? ({kind.fields[near[0]].position})"
+        message = f"type `{kind}` has no field `{name}`"
+        self.error("mapping/no-such-field", message, position, hint or f"its fields are {', '.join(kind.fields)}")
 
     # ---- sections -------------------------------------------------------------------------------------------------
 
@@ -108,6 +135,7 @@ class _Expander:
         result = sections[kind.name]
         for base in reversed(kind.bases):
             if base in sections:
+                self.reached.add(base)
                 result = overlay(sections[base], result)
         return result
 
@@ -147,14 +175,7 @@ class _Expander:
         by_field: dict[str, list[_Claim]] = {}
         for claim in claims:
             if claim.ours[0] not in kind.fields:
-                near = difflib.get_close_matches(claim.ours[0], kind.fields, 1)
-                at = kind.fields[near[0]].position if near else None
-                self.error(
-                    "mapping/no-such-field",
-                    f"type `{kind}` has no field `{claim.ours[0]}`",
-                    claim.line.position,
-                    f"did you mean `{near[0]}`? ({at})" if near else f"its fields are {', '.join(kind.fields)}",
-                )
+                self.no_such_field(kind, claim.ours[0], claim.line.right, _misspelt_word(claim.line))
                 continue
             by_field.setdefault(claim.ours[0], []).append(dataclasses.replace(claim, ours=claim.ours[1:]))
         for name, declared in kind.fields.items():
@@ -165,8 +186,13 @@ class _Expander:
                 for claim in below:
                     self.error("mapping/claimed-twice", f"`{name}` belongs to a part", claim.line.position)
             elif (name,) in parts:
-                children.append(self.part(parts[(name,)], self.only_type(declared), theirs, tuple(below), sections))
-            else:
+                part, of = parts[(name,)], self.only_type(declared)
+                if of is None:
+                    message = f"`{name}` cannot be a part: it is {declared.of}, and a part is an object of one type"
+                    self.error("mapping/part-type", message, part.is_at)
+                else:
+                    children.append(self.part(part, of, theirs, tuple(below), sections))
+            elif below or (kind.name, name) not in self.guessed:
                 self.field(declared, (*ours, name), theirs, below, section, sections, rules, children)
         return Struct(kind, ours, theirs, section, tuple(rules), tuple(children), typed, section.position)
 
@@ -202,7 +228,7 @@ class _Expander:
                 self.error(
                     "mapping/no-such-field",
                     f"`{ours[-1]}` is no object: it has no field `{claim.ours[0]}`",
-                    claim.line.position,
+                    claim.line.right,
                 )
             elif exact:
                 rules.append(self.value_rule(exact[0], declared, ours))
@@ -220,7 +246,7 @@ class _Expander:
         elif exact:
             fact = exact[0].line
             assert isinstance(fact, Fact)
-            if fact.value is None:
+            if fact.value is None and declared.nullable:
                 rules.append(OursFact(ours, None, declared, exact[0].scope, fact.position))
                 return
             kind = self.named_type(declared, fact)
@@ -260,8 +286,6 @@ class _Expander:
     def value_rule(self, claim: _Claim, declared: Field, ours: Path) -> Rule:
         line = claim.line
         if isinstance(line, Fact):
-            if not isinstance(line.value, Expression):
-                self.literal(declared, line.value, line.position)
             return OursFact(ours, line.value, declared, claim.scope, line.position)
         table = self.mapping.enums.get(declared.of) if declared.kind == "enum" else None
         if declared.kind == "enum" and table is None:
@@ -281,21 +305,6 @@ class _Expander:
             line.required,
         )
 
-    def literal(self, declared: Field, value: Any, position: Position) -> None:
-        fits = {
-            "int": isinstance(value, int) and not isinstance(value, bool),
-            "float": isinstance(value, (int, float)) and not isinstance(value, bool),
-            "bool": isinstance(value, bool),
-            "str": isinstance(value, str),
-        }.get(declared.of, True)
-        if declared.kind == "enum":
-            fits = value in self.layout.enums[declared.of]
-        if not fits and not (value is None and declared.nullable):
-            self.error(
-                "mapping/literal", f"`{declared.name}` is {declared.of}, not {value!r}", position,
-                f"declared at {declared.position}",
-            )  # fmt: skip
-
     # ---- what a field of a config type holds ------------------------------------------------------------------------
 
     def only_type(self, declared: Field) -> Type | None:
@@ -304,14 +313,14 @@ class _Expander:
     def named_type(self, declared: Field, fact: Fact) -> Type | None:
         family = self.layout.families.get(declared.of)
         types = family.types if family else {declared.of: self.layout.type_of(declared.of)}
-        if fact.value in types:
+        if isinstance(fact.value, str) and fact.value in types:
             return types[fact.value]
-        near = difflib.get_close_matches(str(fact.value), types, 1)
+        found = "the value of an expression" if isinstance(fact.value, Expression) else describe(fact.value)
         self.error(
             "mapping/no-such-type",
-            f"`{'.'.join(fact.ours)}` cannot be `{fact.value}`: it is one of {', '.join(types)}",
-            fact.position,
-            f"did you mean `{near[0]}`?" if near else None,
+            f"`{'.'.join(fact.ours)}` cannot be {found}: it is {'one of ' if family else ''}{', '.join(types)}",
+            fact.value_at or fact.position,
+            did_you_mean(str(fact.value), types) if family else "set the fields below it",
         )
         return None
 
@@ -331,7 +340,8 @@ class _Expander:
                 assert enclosing is not None
                 self.silent(declared, ours, enclosing, [])
                 return None
-            inner = self.value(declared.of, (), (*theirs, "{name}"), (), sections, entry.cases, entry.position)
+            hole = "{" + declared.name + "}"
+            inner = self.value(declared.of, (), (*theirs, hole), (), sections, entry.cases, entry.position)
             return None if inner is None else Entries(ours, theirs, inner, entry.position)
         position = entry.position if entry else (enclosing or self.empty(self.mapping.position)).position
         return self.value(declared.of, ours, theirs, deeper, sections, entry.cases if entry else None, position)
@@ -366,9 +376,9 @@ class _Expander:
             return None
         self.reached.add(of)
         section = sections[of]
-        if section.count is not None:
+        if family.sequence and section.by is None:
             return self.layers(section, family, ours, theirs, sections)
-        return self.family_choice(section, family, ours, theirs, outer, sections, only)
+        return self.family_choice(section, family, ours, theirs, outer, sections, only, position)
 
     def struct_choice(
         self,
@@ -383,7 +393,7 @@ class _Expander:
         plain = dataclasses.replace(section, by=None, cases={})
         cases = tuple(
             Case(
-                scalar_of(value),
+                scalar_of(value, case.position),
                 self.struct(kind, overlay(plain, case), ours, theirs, outer, sections),
             )
             for value, case in section.cases.items()
@@ -399,7 +409,20 @@ class _Expander:
         outer: tuple[_Claim, ...],
         sections: Mapping[str, Section],
         only: tuple[str, ...] | None,
+        position: Position,
     ) -> Node | None:
+        if section.by is None or not section.cases:
+            missing = "cases" if section.by else "by"
+            message = f"section `{section.name}` needs `by:` and `cases:`, there is no `{missing}:`"
+            self.error("mapping/by", message, section.position)
+            return None
+        for line in (*section.config, *section.checks):
+            message = f"section `{section.name}` is about several types"
+            self.error("mapping/unused", message, line.position, "say this in a case, or in the section of a type")
+        for value in only or ():
+            if value not in section.cases:
+                hint = did_you_mean(value, section.cases) or f"its cases are {', '.join(section.cases)}"
+                self.error("mapping/no-such-case", f"section `{section.name}` has no case `{value}`", position, hint)
         cases = []
         for value, case in section.cases.items():
             if only is not None and value not in only:
@@ -411,38 +434,48 @@ class _Expander:
                     "mapping/no-such-type",
                     f"case `{value}`: family `{family.name}` has no type `{name}`, it has {', '.join(family.types)}",
                     case.position,
-                    "name the type with `of:`",
+                    did_you_mean(name, family.types) or "name the type with `of:`",
                 )
                 continue
             own = self.section(kind, sections)
             merged = overlay(own, case) if own is not None else case
             merged = dataclasses.replace(merged, name=name)
-            cases.append(Case(scalar_of(value), self.struct(kind, merged, ours, theirs, outer, sections)))
-        if section.by is None:
-            self.error("mapping/by", f"section `{section.name}` has cases and no `by:`", section.position)
-            return None
+            cases.append(
+                Case(scalar_of(value, case.position), self.struct(kind, merged, ours, theirs, outer, sections))
+            )
         return Choice((*theirs, *section.by), section.by_default, ours, tuple(cases), section.position)
 
     def layers(
         self, section: Section, family: Family, ours: Path, theirs: Path, sections: Mapping[str, Section]
     ) -> Layers | None:
-        assert section.count is not None
+        wrong = ""
+        if section.count is None:
+            wrong = "says nothing of how many layers there are: add `count:`, or `by:` and `cases:`"
+        elif section.each is not None and not section.kinds:
+            wrong = "lists the kinds of the layers (`each:`): say under `kinds:` what they are"
+        elif section.kinds and section.each is None:
+            wrong = "has kinds of layers: say under `each:` which key lists them"
+        if wrong or section.count is None:
+            self.error("mapping/layers", f"section `{section.name}` {wrong}", section.position)
+            return None
+        for line in section.config:
+            if line.ours is not None:
+                message = f"`{'.'.join(line.ours)}`: the fields of `{family.name}` follow from the list of layers"
+                self.error("mapping/unused", message, line.right, "say it in the section of a type")
         block = next(f.of for t in family.types.values() for f in t.fields.values() if f.name == "block")
         default = next((e.default for e in section.config if e.theirs == section.each), MISSING)
         kinds = []
         for name, overlays in (section.kinds or {None: {}}).items():
-            merged = dict(sections)
-            for key, over in overlays.items():
-                merged[key] = overlay(merged[key], over) if key in merged else over
-                if self.layout.type_of(key) is None and key not in self.layout.families:
-                    self.error("mapping/no-such-type", f"there is no type `{key}`", over.position)
+            merged = {**sections, **{k: overlay(sections[k], o) if k in sections else o for k, o in overlays.items()}}
             if name is not None:
                 merged = {key: _fill_kind(value, name) for key, value in merged.items()}
+            before, self.reached = self.reached, set()
             node = self.value(block, (), theirs, (), merged, None, section.position)
+            for key, over in overlays.items():
+                self.check_section(key, over)
+            self.reached |= before
             if node is not None:
                 kinds.append(Kind(name, node))
-        if section.each is not None and not section.kinds:
-            self.error("mapping/kinds", "`each:` lists the kinds of the layers: say them in `kinds:`", section.position)
         rules: list[Rule] = [
             self.theirs_rule(line, theirs)
             for line in section.config
@@ -466,18 +499,21 @@ class _Expander:
     def part(
         self,
         part: Part,
-        kind: Type | None,
+        kind: Type,
         theirs: Path = (),
         claims: tuple[_Claim, ...] = (),
         sections: Mapping[str, Section] | None = None,
     ) -> PartNode:
         """An object with mappings of its own. What these leave to the enclosing mapping (``elsewhere``) stands beside."""
-        mappings = tuple(self.load(name, part.position) for name in part.mappings)
+        mappings = tuple(self.load(name, part.with_at) for name in part.mappings)
         elsewhere = {name for mapping in mappings for name in mapping.source.elsewhere}
         rules: list[Rule] = []
         children: list[Node] = []
         section = self.empty(part.position)
-        assert kind is not None
+        for mapping in mappings:
+            if mapping.root.type.name not in (kind.name, *kind.bases):
+                message = f"mapping `{mapping.name}` is of type `{mapping.root.type}`, the part is of type `{kind}`"
+                self.error("mapping/part-type", message, part.with_at)
         for name in sorted({claim.ours[0] for claim in claims} | elsewhere):
             below = [dataclasses.replace(c, ours=c.ours[1:]) for c in claims if c.ours[0] == name]
             if name in elsewhere and name in kind.fields:
@@ -493,76 +529,29 @@ class _Expander:
         beside = Struct(kind, part.ours, theirs, section, tuple(rules), tuple(children), False, part.position)
         return PartNode(part, part.ours, mappings, beside)
 
-    # ---- checks over the whole tree -----------------------------------------------------------------------------------
+    # ---- what is never used -----------------------------------------------------------------------------------------
 
     def check_reached(self) -> None:
         """Sections of this file that nothing reaches are typos or left-overs."""
-        known = {t.name for t in self.layout.all_types()} | set(self.layout.families)
         for name, section in self.mapping.sections.items():
-            if section.position.file != self.mapping.file:
-                continue
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                self.error(
-                    "mapping/no-such-type",
-                    f"section `{name}`: layout `{self.layout.name}` has no type or family of that name",
-                    section.position,
-                    f"did you mean `{near[0]}`?" if near else None,
-                )
-            elif name not in self.reached and not self.mapping.abstract:
-                self.error(
-                    "mapping/unreachable",
-                    f"section `{name}` is never used: no rule leads to a config of that type",
-                    section.position,
-                )
+            if section.position.file == self.mapping.file:
+                self.check_section(name, section)
 
-    def check_names(self, root: Struct) -> None:
-        """Every name in an expression over theirs is a key that some rule claims."""
-        claims = _claims(root)
-        for rule in rules_of(root):
-            expressions: list[tuple[Expression, Path]] = []
-            if isinstance(rule, (FieldRule, Carried, TheirsFact)):
-                values = (rule.default, *(rule.values if isinstance(rule, TheirsFact) else ()))
-                if isinstance(rule, FieldRule):
-                    values = (*values, rule.read, rule.write)
-                elif isinstance(rule, Carried):
-                    values = (*values, rule.write)
-                expressions = [(value, rule.theirs[:-1]) for value in values if isinstance(value, Expression)]
-            for expression, at in expressions:
-                for name in expression.names:
-                    path = name[1:] if name[0] == "root" else (*at, *name)
-                    if path not in claims and not any(c[: len(path)] == path for c in claims):
-                        near = difflib.get_close_matches(name[-1], {c[-1] for c in claims}, 1)
-                        self.error(
-                            "mapping/no-such-name",
-                            f"`{expression.text}`: no rule speaks of a key `{'.'.join(path)}`",
-                            expression.position or rule.position,
-                            f"did you mean `{near[0]}`?" if near else None,
-                        )
-        for node in nodes_of(root):
-            if isinstance(node, Struct):
-                self.check_facts(node)
+    def check_section(self, name: str, section: Section) -> None:
+        known = {*self.layout.families, *(kind.name for kind in self.layout.all_types())}
+        if name not in known:
+            message = f"section `{name}`: layout `{self.layout.name}` has no type or family of that name"
+            self.error("mapping/no-such-type", message, section.position, did_you_mean(name, known))
+        elif name not in self.reached and not self.mapping.abstract and not self.problems:
+            message = f"section `{name}` is never used: no rule leads to a config of that type"
+            self.error("mapping/unreachable", message, section.position)
 
-    def check_facts(self, struct: Struct) -> None:
-        axes = {name for t in self.layout.all_types() for name in t.axes}
-        for rule in struct.rules:
-            if isinstance(rule, OursFact) and isinstance(rule.value, Expression) and rule.scope == struct.ours:
-                names, expression = rule.value.names, rule.value
-            elif isinstance(rule, CheckRule):
-                names, expression = rule.expression.names, rule.expression
-            else:
-                continue
-            for name in names:
-                if name[0] in ("root", "config", "root_config"):
-                    continue
-                if name[0] not in struct.type.fields and name[0] not in axes and name[0] not in struct.type.takes:
-                    near = difflib.get_close_matches(name[0], [*struct.type.fields, *axes], 1)
-                    self.error(
-                        "mapping/no-such-name",
-                        f"`{expression.text}`: type `{struct.type}` has no field or axis `{name[0]}`",
-                        expression.position or rule.position,
-                        f"did you mean `{near[0]}`?" if near else None,
-                    )
+
+def _misspelt_word(line: Entry | Fact) -> str | None:
+    """A hint for ``{defualt: x}``: a map without any word of an entry nests keys."""
+    last = line.theirs[-1] if isinstance(line, Entry) else ""
+    near = difflib.get_close_matches(last, ENTRY_WORDS, 1, 0.8)
+    return f"`{last}` is read as a key: did you mean the word `{near[0]}`?" if near else None
 
 
 def _fill_kind(section: Section, kind: str) -> Section:

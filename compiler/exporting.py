@@ -157,7 +157,7 @@ class _Export:
                 parent = object_at(scope, node.ours[:-1])
                 for key in parent.raw(node.ours[-1]):
                     entry = parent.entry(node.ours[-1], key)
-                    self.node(node.node, entry, (*anchor, *node.ours, key), {**holes, "name": key}, out)
+                    self.node(node.node, entry, (*anchor, *node.ours, key), {**holes, node.ours[-1]: key}, out)
             case PartNode():
                 self.part(node, scope, anchor, holes, out)
 

@@ -228,7 +228,7 @@ class _Import:
             self.error("config/type", f"`{'.'.join(path)}` must be an object with entries, it is {value!r}", node.position)
             return
         for key in value:
-            inner = _View(view.mapping, view.data, {**view.holes, "name": key})
+            inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key})
             self.block(node.node, inner, out, anchor, (*node.ours, key))
 
     def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: Path) -> None:

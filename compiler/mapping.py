@@ -13,17 +13,19 @@ from typing import Any
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .axes import Term, parse_dims
-from .documents import Map, scalar_of
+from .documents import Map, Seq, scalar_of
 from .expressions import Expression, compile_expression
 from .layout import MISSING
 from .names import Template
 
 Path = tuple[str, ...]
 
-#: The words of an entry object; a map with any of them is an entry, any other map nests keys.
+#: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
 ENTRY_WORDS = frozenset(
-    ("is", "default", "omit", "unset", "required", "alias", "read", "write", "const", "only", "cases", "with", "axes", "tensors")
+    ("is", "default", "omit", "unset", "required", "alias", "read", "write", "const", "only", "cases")
 )
+#: The same for ``tensors:``.
+TENSOR_WORDS = frozenset(("is", "axes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,12 @@ class Entry:
     values: tuple[Any, ...] = ()
     cases: tuple[str, ...] | None = None
     required: bool = False
+    ours_at: Position | None = None
+
+    @property
+    def right(self) -> Position:
+        """Where the right side is written."""
+        return self.ours_at or self.position
 
     def __str__(self) -> str:
         key = ".".join(self.theirs)
@@ -60,6 +68,12 @@ class Fact:
     ours: Path
     value: Any
     position: Position
+    value_at: Position | None = None
+
+    @property
+    def right(self) -> Position:
+        """Where the field is written: on the left, as a fact has only a field."""
+        return self.position
 
     def __str__(self) -> str:
         value = f"= {self.value.text}" if isinstance(self.value, Expression) else self.value
@@ -75,6 +89,7 @@ class TensorEntry:
     types: tuple[str, ...] | None
     dims: tuple[Term, ...] | None
     position: Position
+    ours_at: tuple[Position, ...] = ()
 
     def __str__(self) -> str:
         ours = ", ".join(".".join(path) for path in self.ours) or "~"
@@ -159,6 +174,8 @@ class Part:
     default: str | None
     optional: bool
     position: Position
+    is_at: Position
+    with_at: Position
 
 
 @dataclass(frozen=True)
@@ -187,6 +204,11 @@ class MappingFile:
     parts: tuple[Part, ...] = ()
     elsewhere: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()
+    places: Mapping[str, Position] = field(default_factory=dict)
+
+    def place(self, word: str) -> Position:
+        """Where the value of a word of the header is written, in this file or one that it extends."""
+        return self.places.get(word, self.position)
 
 
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
@@ -233,15 +255,15 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         parts=tuple(parts.values()),
         elsewhere=tuple(document.get("elsewhere", base.elsewhere)),
         ancestors=(*base.ancestors, base.name) if "extends" in document else (),
+        places={**base.places, **{key: document.value_position(key) for key in document if key in RESERVED}},
     )
 
 
 def parse_section(name: str, body: Map, position: Position) -> Section:
     """One section, or the overlay of a case or kind."""
     config: list[Entry] = []
-    for path in body.get("same", ()):
-        at = body["same"].item_position(list(body["same"]).index(path))
-        config.append(Entry(_path(path), "field", at, ours=_path(path)))
+    for index, path in enumerate(body.get("same", ())):
+        config.append(Entry(_path(path), "field", body["same"].item_position(index), ours=_path(path)))
     config += _entries(body.get("config", Map()), ())
     config += _keeps(body)
     by, by_default = _by(body)
@@ -262,14 +284,15 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
         }
         for kind in body.get("kinds", ())
     }
-    lines, same_names = _tensors(tensors or Map(), "")
+    lines = _tensors(tensors or Map(), "")
+    _check_distinct(config, lines)
     return Section(
         name=name,
         position=position,
         config=tuple(config),
         sets=tuple(_facts(body.get("sets", Map()), ())),
         tensors=tuple(lines),
-        same_names=same_names,
+        same_names="*" in (tensors or ()),
         has_tensors=tensors is not None,
         checks=tuple(_checks(body.get("checks", Map()))),
         by=by,
@@ -283,6 +306,21 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
         overrides=_path(body["overrides"]) if "overrides" in body else None,
         transposed={"in -> out": True, "out <- in": False, None: None}[body.get("linear")],
     )
+
+
+def _check_distinct(config: list[Entry], tensors: list[TensorEntry]) -> None:
+    """A left side stands once in a section, however it is nested."""
+    seen: dict[str, Position] = {}
+    problems = []
+    named = [("key", ".".join(e.theirs), e.position) for e in config]
+    named += [("tensor", f"{line.theirs} {line.types}", line.position) for line in tensors]
+    for what, name, position in named:
+        first = seen.setdefault(f"{what} {name}", position)
+        if first is not position:
+            message = f"{what} `{name.partition(' ')[0]}` is already written at {first}"
+            problems.append(Diagnostic("mapping/key-twice", message, position, "keep one of the two"))
+    if problems:
+        raise CrosswalkError(problems)
 
 
 def overlay(base: Section, over: Section) -> Section:
@@ -358,7 +396,9 @@ def _entries(body: Map, prefix: Path) -> list[Entry]:
         if isinstance(value, Mapping) and not ENTRY_WORDS & value.keys():
             result += _entries(body[key], theirs)
         else:
-            result.append(_entry(theirs, value, body.key_position(key)))
+            entry = _entry(theirs, value, body.key_position(key))
+            at = body.value_position(key) if isinstance(value, str) else value.value_position("is") if value else None
+            result.append(dataclasses.replace(entry, ours_at=at) if entry.ours else entry)
     return result
 
 
@@ -413,35 +453,36 @@ def _facts(body: Map, prefix: Path) -> list[Fact]:
         if isinstance(value, Map):
             result += _facts(value, ours)
         else:
-            result.append(Fact(ours, value_of(value, body.value_position(key)), body.key_position(key)))
+            at = body.value_position(key)
+            result.append(Fact(ours, value_of(value, at), body.key_position(key), at))
     return result
 
 
-def _tensors(body: Map, prefix: str) -> tuple[list[TensorEntry], bool]:
+def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
     result: list[TensorEntry] = []
-    same_names = False
     for key, value in body.items():
-        position = body.key_position(key)
+        position, at = body.key_position(key), body.value_position(key)
         name = f"{prefix}.{key}" if prefix else key
-        if key == "*":
-            same_names = True
-        elif isinstance(value, Mapping) and not ENTRY_WORDS & value.keys():
-            result += _tensors(body[key], name)[0]
-        else:
-            dims = None
-            if isinstance(value, Mapping):
-                dims = parse_dims(value["axes"], value.value_position("axes")) if "axes" in value else None
-                value = value["is"]
-            refs = [value] if isinstance(value, str) else list(value or ())
-            types: tuple[str, ...] | None = None
-            ours = []
-            for ref in refs:
-                path, _, filtered = ref.partition("(")
-                if filtered:
-                    types = tuple(part.strip() for part in filtered.rstrip(")").split("|"))
-                ours.append(_path(path))
-            result.append(TensorEntry(Template.parse(name, position), tuple(ours), types, dims, position))
-    return result, same_names
+        if key == "*" and not prefix:
+            continue
+        if isinstance(value, Map) and not TENSOR_WORDS & value.keys():
+            result += _tensors(value, name)
+            continue
+        dims = None
+        if isinstance(value, Map):
+            dims = parse_dims(value["axes"], value.value_position("axes")) if "axes" in value else None
+            value, at = value["is"], value.value_position("is")
+        refs = [value] if isinstance(value, str) else list(value or ())
+        places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
+        types: tuple[str, ...] | None = None
+        ours = []
+        for ref in refs:
+            path, _, filtered = ref.partition("(")
+            if filtered:
+                types = tuple(filtered.removesuffix(")").split("|"))
+            ours.append(_path(path))
+        result.append(TensorEntry(Template.parse(name, position), tuple(ours), types, dims, position, places))
+    return result
 
 
 def _checks(body: Map) -> list[CheckEntry]:
@@ -473,7 +514,7 @@ def _enums(document: Map, base: MappingFile) -> dict[str, tuple[EnumRow, ...]]:
             lossy = None
             if isinstance(ours, Mapping):
                 lossy, ours = ours.get("lossy"), ours["is"]
-            own.append(EnumRow(scalar_of(theirs), ours, lossy, rows.key_position(theirs)))
+            own.append(EnumRow(scalar_of(theirs, rows.key_position(theirs)), ours, lossy, rows.key_position(theirs)))
         replaced = {row.theirs for row in own}
         result[name] = (*own, *(row for row in base.enums.get(name, ()) if row.theirs not in replaced))
     return result
@@ -515,6 +556,8 @@ def _parts(document: Map) -> list[Part]:
                 body.get("default"),
                 bool(body.get("optional", False)),
                 document["parts"].key_position(key),
+                body.value_position("is"),
+                body.value_position("with"),
             )
         )
     return result

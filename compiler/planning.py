@@ -19,7 +19,7 @@ from .relations import CompiledMapping
 from .scope import Scope
 from .weights import Related, Weights, relate_weights
 
-Direction = Literal["fast_llm", "hf"]
+Direction = Literal["import", "export"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def plan_import(
         TensorSpec(name, shape, _target_dtype(name, feeding.get(name, [default_dtype]), dtype, protect))
         for name, shape in bound.ours.items()
     ]
-    return _assemble(bound, names, list(sources.values()), targets, exemptions, "fast_llm")
+    return _assemble(bound, names, list(sources.values()), targets, exemptions, "import", files is None)
 
 
 def plan_export(
@@ -152,7 +152,7 @@ def plan_export(
         name = names[entry.tensor.name]
         feeding = [dtypes[piece.parameter] for piece in entry.tensor.pieces] or [default_dtype]
         targets.append(TensorSpec(name, entry.tensor.shape, _target_dtype(name, feeding, dtype, protect)))
-    return _assemble(bound, names, sources, targets, [], "hf")
+    return _assemble(bound, names, sources, targets, [], "export", files is None)
 
 
 def _assemble(
@@ -161,7 +161,8 @@ def _assemble(
     sources: list[TensorSpec],
     targets: list[TensorSpec],
     exemptions: list[Exemption],
-    to: Direction,
+    direction: Direction,
+    assumed: bool,
 ) -> Plan:
     rules: dict[Position, int] = {}
     listed: list[Rule] = []
@@ -174,9 +175,11 @@ def _assemble(
         name = names[entry.tensor.name]
         for p in entry.tensor.pieces:
             ours, theirs = (p.parameter, p.ours_offset, p.ours_strides), (name, p.theirs_offset, p.theirs_strides)
-            first, second = (theirs, ours) if to == "fast_llm" else (ours, theirs)
+            first, second = (theirs, ours) if direction == "import" else (ours, theirs)
             copies.append((first[0], second[0], p.extents, first[1], first[2], second[1], second[2], index))
-    metadata = {"mapping": bound.mapping.name, "layout": bound.mapping.layout.name, "to": to}
+    metadata = {"mapping": bound.mapping.name, "layout": bound.mapping.layout.name, "direction": direction}
+    if assumed:
+        metadata["dtypes"] = "assumed"  # from the config: the tensors may have others
     return make_plan(sources, targets, copies, listed, exemptions, metadata)
 
 

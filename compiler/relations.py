@@ -2,7 +2,7 @@
 
 ``theirs`` paths start at the outermost object of the mapping (config.json, or the object of a part); ``ours`` paths at
 the *anchor*: the root config, or the config of a layer or of an entry of a dict. A path segment in braces is a hole:
-``{name}`` is the key of the dict entry that the anchor is.
+``{mixers}`` is the key of the entry of the dict ``mixers`` that the anchor is.
 """
 
 from __future__ import annotations

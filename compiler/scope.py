@@ -8,6 +8,7 @@ default); its *effective* value resolves a null that stands for something else (
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,13 +19,17 @@ from .layout import MISSING, Field, Layout, Type
 
 Path = tuple[str, ...]
 
+#: Sizes and numbers that are not known, where they are assumed.
+ASSUMED = 2
+
 
 class Unresolved(Exception):
     """A name whose value is not known yet: it is itself to be computed from others."""
 
 
 class Scope:
-    """One config object. ``path`` is where it stands below the root; ``pending`` are paths not known yet."""
+    """One config object. ``path`` is where it stands below the root; ``pending`` are paths not known yet. With
+    ``assumes``, for checks before there is a config, all axes have some size and conditions that are not known hold."""
 
     def __init__(
         self,
@@ -33,13 +38,15 @@ class Scope:
         config: Mapping[str, Any],
         parent: Scope | None = None,
         path: Path = (),
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Callable[[], Any]] | None = None,
         pending: frozenset[Path] | set[Path] = frozenset(),
         axis_names: Mapping[str, str] | None = None,
+        assumes: bool = False,
     ) -> None:
         self.layout, self.kind, self.config, self.parent, self.path = layout, kind, config, parent, path
         self.arguments = arguments or {}
         self.pending = parent.pending if parent else pending
+        self.assumes = parent.assumes if parent else assumes
         self.axis_names = axis_names or {}
         self.root: Scope = parent.root if parent else self
 
@@ -71,7 +78,9 @@ class Scope:
         declared = self.kind.fields[name]
         value = self.raw(name)
         kind = config_type(self.layout, declared, value)
-        arguments = {key: self.evaluate(e) for key, e in declared.arguments.items() if key in kind.takes}
+        arguments = {
+            key: functools.partial(self.evaluate, e) for key, e in declared.arguments.items() if key in kind.takes
+        }
         body = value if isinstance(value, Mapping) else {}
         return Scope(self.layout, kind, body, self, (*self.path, name), arguments)
 
@@ -90,7 +99,7 @@ class Scope:
         if path[0] in self.kind.fields:
             head = self.field(path[0])
         elif path[0] in self.arguments:
-            head = self.arguments[path[0]]
+            head = self.arguments[path[0]]()
         else:
             head = self.axis(path[0])
         for name in path[1:]:
@@ -132,14 +141,31 @@ class Scope:
                 raise fail("layout/axis", f"no axis `{name}` in scope of type `{self.kind}`")
             return self.parent.axis_entry(name)
         if isinstance(value, Expression):
-            size = value.evaluate(self.resolve)
+            size = ASSUMED if self.assumes else value.evaluate(self.resolve)
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
                 raise fail("layout/axis", f"axis `{name}` = `{value.text}` is {size!r}, not a size")
             return size
         return value
 
-    def holds(self, text_or_expression: Expression) -> bool:
-        return bool(simple(self.evaluate(text_or_expression)))
+    def holds(self, condition: Expression) -> bool:
+        """Whether a condition holds; one that is not known does, where unknown values are assumed."""
+        try:
+            return bool(simple(self.evaluate(condition)))
+        except Unresolved:
+            if not self.assumes:
+                raise
+            return True
+
+    def count(self, number: Expression) -> int:
+        """A number of modules; ``ASSUMED`` if it is not known where unknown values are assumed."""
+        try:
+            found = self.evaluate(number)
+        except Unresolved:
+            if not self.assumes:
+                raise
+            return ASSUMED
+        assert isinstance(found, int), number.text
+        return found
 
     def blocks(self, name: str) -> list[tuple[Path, Scope]]:
         """The layers of a sequence field: (path below this object, block) in order, patterns written out."""

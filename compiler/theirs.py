@@ -13,7 +13,7 @@ from .relations import Path
 
 
 def fill(path: Path, holes: Mapping[str, str]) -> Path:
-    """The path with its holes filled in: ``("mixers", "{name}")`` with ``name`` attn is ``("mixers", "attn")``."""
+    """The path with its holes filled in: ``("mixers", "{mixers}")`` with ``mixers`` attn is ``("mixers", "attn")``."""
     return tuple(holes.get(part[1:-1], part) if part[:1] == "{" else part for part in path) if holes else path
 
 

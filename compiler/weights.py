@@ -185,7 +185,7 @@ class _Walk:
             for index, (_, block) in enumerate(scope.blocks(domain)):
                 yield {hole: index}, block
         else:
-            for index in range(scope.evaluate(compile_expression(domain, None))):
+            for index in range(scope.count(compile_expression(domain, None))):
                 found = self.config_of(scope, config, {hole: index})
                 if found is not None:
                     yield {hole: index}, found
@@ -256,7 +256,7 @@ class _Walk:
             yield parameter.name, {}
             return
         domain = scope.kind.holes[holes[0]]
-        for index in range(scope.evaluate(compile_expression(domain, None))):
+        for index in range(scope.count(compile_expression(domain, None))):
             yield parameter.name.render({holes[0]: index}), {holes[0]: index}
 
     def leaves(self, path: Path, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+
 if TYPE_CHECKING:
     from .api import compile_plan, export_config, formats, import_config, normalize_native
     from .checking import check
@@ -32,6 +34,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "CrosswalkError",
+    "Diagnostic",
     "check",
     "compile_plan",
     "convert",

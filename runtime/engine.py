@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from .dtypes import size_of
 from .errors import fail
 from .header import StoredTensor
-from .lowering import MIB, SMALLEST_PANEL, TASK, Block, Panel, Range, Segment, Task
+from .lowering import MIB, SMALLEST_PANEL, STRIPE, TASK, Block, Panel, Range, Segment, Task
 from .plan import TensorSpec
 from .reading import Reader
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: Bytes that a range is copied by; they stay in a core's cache between reading and writing.
 STEP = 1 * MIB
-#: Largest panel: a transpose of a wide matrix reads runs of ``PANEL / rows`` bytes.
-PANEL = 16 * MIB
+#: Bytes that a worker reads at a time for a panel: a transpose of a wide matrix reads runs of ``PANEL / rows`` bytes.
+PANEL = 32 * MIB
 #: What a worker needs besides its buffers: tiles of a transpose, and the allocator's slack.
 _SLACK = 8 * MIB
 #: What they need together: the tasks being made, and the self-test of the kernels.
@@ -36,7 +36,7 @@ Progress = Callable[[int, int, str], None]
 
 def peak_memory(workers: int, panel: int = PANEL) -> int:
     """Most bytes that ``workers`` with panels of ``panel`` bytes allocate, whatever the model."""
-    return _SHARED + workers * (STEP + 2 * panel + _SLACK)
+    return _SHARED + workers * (STEP + panel + STRIPE + _SLACK)
 
 
 def fit_memory(workers: int, memory: int | None) -> tuple[int, int]:
@@ -61,7 +61,7 @@ class Worker:
         self.reader, self._sources, self._targets = reader, sources, targets
         self.step = memoryview(_anonymous(STEP))
         self._panel_size = panel
-        self._buffers: tuple[mmap.mmap, torch.Tensor, mmap.mmap, torch.Tensor] | None = None
+        self._buffers: tuple[memoryview, torch.Tensor, memoryview, torch.Tensor] | None = None
 
     def blocks(self, target: int, operations: Iterable[Range | Panel]) -> Iterator[memoryview]:
         """The bytes of consecutive operations, in order; each block is valid until the next is asked for."""
@@ -71,7 +71,7 @@ class Worker:
                 if filled:
                     yield step[:filled]
                     filled = 0
-                yield self._fill(target, operation)
+                yield from self._panel(target, operation)
                 continue
             source, offset, left = operation
             while left:
@@ -84,24 +84,27 @@ class Worker:
         if filled:
             yield step[:filled]
 
-    def _fill(self, target: int, panel: Panel) -> memoryview:
-        from .kernels import copy_block
+    def _panel(self, target: int, panel: Panel) -> Iterator[memoryview]:
+        """Read the blocks of a panel, then yield its stripes."""
+        from .kernels import move
 
         if self._buffers is None:
             import torch
 
-            raw = _anonymous(self._panel_size), _anonymous(self._panel_size)
-            staging, output = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in raw)
-            self._buffers = raw[0], staging, raw[1], output
-        raw_staging, staging, raw_output, output = self._buffers
+            raw = _anonymous(self._panel_size), _anonymous(STRIPE)
+            tensors = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in raw]
+            self._buffers = memoryview(raw[0]), tensors[0], memoryview(raw[1]), tensors[1]
+        staging_view, staging, output_view, output = self._buffers
         dtype = self._targets[target].dtype
+        staged = []
         for block in panel.blocks:
-            source_dtype = self._sources[block.source].dtype
-            self._stage(block, size_of(source_dtype), memoryview(raw_staging))
-            copy_block(
-                staging, source_dtype, output, dtype, block.extents, block.read_strides, block.offset, block.strides
-            )
-        return memoryview(raw_output)[: panel.nbytes]
+            block_dtype = self._sources[block.source].dtype
+            self._stage(block, size_of(block_dtype), staging_view[block.at :])
+            staged.append((staging[block.at :], block_dtype))
+        for stripe in panel.stripes:
+            for piece in stripe.moves:
+                move(*staged[piece.source], output, dtype, piece)
+            yield output_view[: stripe.nbytes]
 
     def _stage(self, block: Block, width: int, view: memoryview) -> None:
         offset = self.reader.tensors[block.source].offset

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from .dtypes import size_of, torch_dtype
+from .lowering import Piece
 
 #: Edge of the square tiles of a transpose, in elements.
 TILE = 512
@@ -26,35 +27,28 @@ _SHORTEST = 32
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def copy_block(
-    source: torch.Tensor,
-    source_dtype: str,
-    target: torch.Tensor,
-    target_dtype: str,
-    extents: tuple[int, ...],
-    source_strides: tuple[int, ...],
-    offset: int,
-    strides: tuple[int, ...],
-) -> None:
-    """Copy ``extents`` elements from the ``uint8`` buffer ``source`` into the ``uint8`` buffer ``target``, beginning at
-    element ``offset``. Both buffers must hold whole elements."""
-    if source_dtype != target_dtype:
-        reading = source.view(torch_dtype(source_dtype)).as_strided(extents, source_strides)
-        target.view(torch_dtype(target_dtype)).as_strided(extents, strides, offset).copy_(reading)
-        return
-    width = size_of(source_dtype)
-    integers = _INTEGERS[width]
-    reading = source.view(integers).as_strided(extents, source_strides)
-    writing = target.view(integers).as_strided(extents, strides, offset)
-    plane = _transposed_plane(extents, source_strides, strides)
-    if plane is None or width not in (2, 4) or not shuffle_is_faster(integers):
+def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
+    """Copy the elements of a piece between two ``uint8`` buffers, which are longer than they have to be."""
+    reading = _elements(source, source_dtype, target_dtype == source_dtype)
+    writing = _elements(target, target_dtype, target_dtype == source_dtype)
+    reading = reading.as_strided(piece.extents, piece.source_strides, reading.storage_offset() + piece.source_offset)
+    writing = writing.as_strided(piece.extents, piece.strides, writing.storage_offset() + piece.offset)
+    plane = _transposed_plane(piece.extents, piece.source_strides, piece.strides)
+    words = reading.dtype in (torch.int16, torch.int32)  # so not a cast
+    if plane is None or not words or not shuffle_is_faster(reading.dtype):
         writing.copy_(reading)
         return
     rows, columns = plane
-    others = [axis for axis in range(len(extents)) if axis not in plane]
+    others = [axis for axis in range(len(piece.extents)) if axis not in plane]
     reading, writing = (tensor.permute(*others, rows, columns) for tensor in (reading, writing))
-    for index in itertools.product(*(range(extents[axis]) for axis in others)):
+    for index in itertools.product(*(range(piece.extents[axis]) for axis in others)):
         transpose(reading[index], writing[index])
+
+
+def _elements(buffer: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor:
+    """The whole elements that a buffer of bytes holds; as integers, they are moved with all their bits."""
+    width = size_of(dtype)
+    return buffer[: len(buffer) // width * width].view(_INTEGERS[width] if as_integers else torch_dtype(dtype))
 
 
 def _transposed_plane(

@@ -26,52 +26,12 @@ RANGE_RUN = 32 << 10
 SEEK = 16 << 10
 #: The smallest panel, which stays in a core's second-level cache.
 SMALLEST_PANEL = 1 * MIB
-
-
-class Range(NamedTuple):
-    """``nbytes`` bytes at ``offset`` of the file that holds source tensor ``source``, copied as they are."""
-
-    source: int
-    offset: int
-    nbytes: int
-
-
-class Block(NamedTuple):
-    """A strided piece of a source tensor and where it goes in a panel, all in elements.
-
-    ``reads`` lists where to read: ``(start, count)`` in elements of the source tensor, ``count`` the same for all. Put
-    one after the other they hold element ``(i_0, i_1, ...)`` at ``sum(i_k * read_strides[k])``.
-    """
-
-    source: int
-    reads: Sequence[tuple[int, int]]
-    extents: tuple[int, ...]
-    read_strides: tuple[int, ...]
-    offset: int
-    strides: tuple[int, ...]
-
-
-class Panel(NamedTuple):
-    """``nbytes`` bytes of the target, filled completely by ``blocks``."""
-
-    nbytes: int
-    blocks: Sequence[Block]
-
-
-class Segment(NamedTuple):
-    """Bytes ``start`` to ``stop`` of target tensor ``target``, as operations in order."""
-
-    target: int
-    start: int
-    stop: int
-    operations: Sequence[Range | Panel]
-
-
-Task = Sequence[Segment]
+#: Bytes of a panel that are rearranged and written together.
+STRIPE = 4 * MIB
 
 
 class Piece(NamedTuple):
-    """A copy, or a box of one; as ``Copy``, with the target counted from the start of the tensor."""
+    """A copy into one target, or a box of one; fields are as in ``Copy``."""
 
     source: int
     extents: tuple[int, ...]
@@ -84,6 +44,51 @@ class Piece(NamedTuple):
     def span(self) -> int:
         """Elements of the target from the first to the last written, inclusive."""
         return 1 + sum((extent - 1) * stride for extent, stride in zip(self.extents, self.strides, strict=True))
+
+
+class Range(NamedTuple):
+    """``nbytes`` bytes at ``offset`` of the file that holds source tensor ``source``, copied as they are."""
+
+    source: int
+    offset: int
+    nbytes: int
+
+
+class Block(NamedTuple):
+    """Parts of a source tensor, and where a worker keeps them: ``reads`` are runs ``(start, count)`` in elements of the
+    tensor, to stand one after the other from byte ``at`` of its staging buffer."""
+
+    source: int
+    reads: Sequence[tuple[int, int]]
+    at: int
+
+
+class Stripe(NamedTuple):
+    """``nbytes`` bytes of the target, filled completely by ``moves``. The ``source`` of a move is the index of a block,
+    its source offset and strides count elements of the staging buffer from the start of the block."""
+
+    nbytes: int
+    moves: Sequence[Piece]
+
+
+class Panel(NamedTuple):
+    """``nbytes`` bytes of the target: what to read, then consecutive stripes."""
+
+    nbytes: int
+    blocks: Sequence[Block]
+    stripes: Sequence[Stripe]
+
+
+class Segment(NamedTuple):
+    """Bytes ``start`` to ``stop`` of target tensor ``target``, as operations in order."""
+
+    target: int
+    start: int
+    stop: int
+    operations: Sequence[Range | Panel]
+
+
+Task = Sequence[Segment]
 
 
 class Lowering:
@@ -176,39 +181,49 @@ class Lowering:
     def _panels(self, target: int, group: Sequence[Piece]) -> Iterator[Panel]:
         """Cut a stretch of the target that ``group`` fills completely into panels."""
         itemsize = size_of(self.plan.targets[target].dtype)
-        widest = max(itemsize, *(size_of(self.plan.sources[piece.source].dtype) for piece in group))
+        widths = {size_of(self.plan.sources[piece.source].dtype) for piece in group}
+        # Blocks are aligned to their elements; where sizes are mixed, the gaps take less than the blocks.
+        widest = max(itemsize, *widths) * (1 if len(widths) == 1 else 2)
         first, last = group[0].offset, max(piece.offset + piece.span for piece in group)
         step = self._panel_step(group, first, last, widest)
         for start in range(first, last, step):
-            yield self._panel(group, start, min(start + step, last), itemsize)
+            stop = min(start + step, last)
+            boxes = [box for piece in group for box in clip(piece, start, stop)]
+            assert sum(product(box.extents) for box in boxes) == stop - start, "a panel is not covered"
+            share = self.panel // (stop - start)
+            blocks: list[Block] = []
+            staged: list[Piece] = []
+            at = 0
+            for box in boxes:
+                width = size_of(self.plan.sources[box.source].dtype)
+                at = -(-at // width) * width
+                reads, strides = stage(box, share * product(box.extents) // width, SEEK // width)
+                staged.append(box._replace(source=len(blocks), source_offset=0, source_strides=strides))
+                blocks.append(Block(box.source, reads, at))
+                at += len(reads) * reads[0][1] * width
+            inner = whole_steps(group, STRIPE // itemsize, stop - start)
+            stripes = []
+            for begin in range(start, stop, inner):
+                end = min(begin + inner, stop)
+                moves = [move._replace(offset=move.offset - begin) for box in staged for move in clip(box, begin, end)]
+                stripes.append(Stripe((end - begin) * itemsize, moves))
+            yield Panel((stop - start) * itemsize, blocks, stripes)
 
     def _panel_step(self, group: Sequence[Piece], first: int, last: int, widest: int) -> int:
         """Elements in a panel: the smallest size that reads nearly as fast as the best one."""
         sizes = []
         size = min(SMALLEST_PANEL, self.panel)
         while size <= self.panel:
-            limit = max(size // widest, 1)
-            # Whole steps of the outermost axis that fits keep the pieces of a panel rectangular.
-            strides = [stride for piece in group for stride in piece.strides if stride <= limit]
-            unit = max(strides, default=1)
-            step = last - first if last - first <= limit else limit // unit * unit
-            panel = self._panel(group, first, min(first + step, last), 1)
-            read = sum(n * (SEEK // widest + count) for n, count in map(_reads, panel.blocks))
-            sizes.append((read / panel.nbytes, step))
+            step = whole_steps(group, size // widest, last - first)
+            limit = self.panel // widest
+            cost = 0
+            for box in (box for piece in group for box in clip(piece, first, first + step)):
+                reads, _ = stage(box, limit // step * product(box.extents), SEEK // widest)
+                cost += len(reads) * (SEEK // widest + reads[0][1])
+            sizes.append((cost / step, step))
             size *= 2
         best = min(cost for cost, _ in sizes)
         return next(step for cost, step in sizes if cost <= 1.25 * best)
-
-    def _panel(self, group: Sequence[Piece], start: int, stop: int, itemsize: int) -> Panel:
-        blocks = []
-        filled = 0
-        for piece in group:
-            for box in clip(piece, start, stop):
-                filled += product(box.extents)
-                limit = self.panel // size_of(self.plan.sources[piece.source].dtype)
-                blocks.append(staged(box, start, limit, SEEK // itemsize))
-        assert filled == stop - start, "a panel is not covered"
-        return Panel((stop - start) * itemsize, blocks)
 
 
 def interleaved(copies: Iterable[Copy]) -> Iterator[list[Piece]]:
@@ -256,34 +271,38 @@ def clip(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
         yield from clip(box(index, index + 1), start, stop)
 
 
-def staged(box: Piece, start: int, limit: int, seek: int) -> Block:
-    """How to read a box: axes whose runs stand close are read in one stretch, the others run by run.
+def whole_steps(group: Sequence[Piece], limit: int, length: int) -> int:
+    """At most ``limit`` and ``length`` elements, in whole steps of the outermost axis that has smaller ones: so cut,
+    the boxes of a target stay few."""
+    if length <= limit:
+        return length
+    unit = max((stride for piece in group for stride in piece.strides if stride <= limit), default=1)
+    return max(limit, 1) // unit * unit
 
-    ``start`` is where the panel begins, ``limit`` the elements that fit a buffer, ``seek`` the elements that take as
-    long to read as one call. All of the box is read at once.
-    """
+
+def stage(box: Piece, limit: int, seek: int) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+    """How to read all of a box: runs ``(start, count)`` of equal counts, and the strides of the box in the runs put one
+    after the other. Axes whose parts stand close are read in one stretch, as long as at most ``limit`` elements are
+    read in all; ``seek`` is the number of elements that take as long to read as one call."""
     order = sorted(range(len(box.extents)), key=lambda axis: box.source_strides[axis])
-    stretch, useful = 1, 1
-    inner = 0
     total = product(box.extents)
+    strides = [0] * len(order)
+    stretch = useful = 1
+    inner = 0
     for axis in order:
         extent, step = box.extents[axis], box.source_strides[axis]
         longer = stretch + (extent - 1) * step
-        outside = total // (useful * extent)
-        if longer * outside > limit or longer > extent * (stretch + seek):
+        if longer * (total // (useful * extent)) > limit or longer > extent * (stretch + seek):
             break
-        stretch, useful, inner = longer, useful * extent, inner + 1
-    strides = [0] * len(order)
+        stretch, useful, inner, strides[axis] = longer, useful * extent, inner + 1, step
     reads = [(box.source_offset, stretch)]
-    for axis in order[:inner]:
-        strides[axis] = box.source_strides[axis]
     size = stretch
     for axis in order[inner:]:
         extent, step = box.extents[axis], box.source_strides[axis]
         strides[axis] = size
         size *= extent
         reads = [(begin + i * step, stretch) for i in range(extent) for begin, _ in reads]
-    return Block(box.source, reads, box.extents, tuple(strides), box.offset - start, box.strides)
+    return reads, tuple(strides)
 
 
 def run_length(piece: Piece) -> int:
@@ -300,7 +319,3 @@ def product(extents: Iterable[int]) -> int:
 
 def dot(index: Iterable[int], strides: Iterable[int]) -> int:
     return sum(i * stride for i, stride in zip(index, strides, strict=False))
-
-
-def _reads(block: Block) -> tuple[int, int]:
-    return len(block.reads), block.reads[0][1]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .dtypes import dtype_name, torch_dtype
+from .dtypes import DTYPES, dtype_name, torch_dtype
 from .errors import CrosswalkError, Diagnostic
 from .plan import Copy, Plan
 from .proof import prove
@@ -21,10 +21,14 @@ def execute(
     targets but the contiguous form of a source that is not contiguous itself, until its last use. Copies are issued
     without synchronising with the device; only comparing tied tensors does.
 
+    A plan that was compiled without files (its metadata says ``dtypes: assumed``) takes the dtypes that the tensors have.
+
     Raises ``CrosswalkError`` at once, before the first target: for a plan that leaves part of a target unwritten or
     writes it twice; with every source that is missing, unexpected, or of another shape or dtype; with every tied tensor
     that differs from the one it is tied to.
     """
+    if plan.metadata.get("dtypes") == "assumed":
+        plan = plan.with_dtypes({name: _name(t) for name, t in tensors.items() if _name(t) in DTYPES})
     problems = prove(plan, ends=("target",)).problems or (*_mismatches(plan, tensors),)
     problems = problems or (*_broken_ties(plan, tensors),)
     if problems:

@@ -123,6 +123,21 @@ class Plan:
 
         return prove(self)
 
+    def with_dtypes(self, dtypes: Mapping[str, str]) -> Plan:
+        """The plan for sources that have these dtypes (name -> safetensors name). A target that the plan does not cast
+        takes the dtype of its sources, if they have one; a cast stays what it is."""
+        feeding: dict[int, list[tuple[str, str]]] = {}
+        for copy in self.copies:
+            before = self.sources[copy.source]
+            feeding.setdefault(copy.target, []).append((before.dtype, dtypes.get(before.name, before.dtype)))
+        sources = (dataclasses.replace(t, dtype=dtypes.get(t.name, t.dtype)) for t in self.sources)
+        targets = []
+        for index, tensor in enumerate(self.targets):
+            now = {new for _, new in feeding.get(index, ())}
+            kept = len(now) == 1 and all(old == tensor.dtype for old, _ in feeding[index])
+            targets.append(dataclasses.replace(tensor, dtype=now.pop()) if kept else tensor)
+        return dataclasses.replace(self, sources=tuple(sources), targets=tuple(targets))
+
     def inverse(self) -> Plan:
         """The plan that undoes this one. Tied duplicates and dropped tensors are not re-created."""
         gone = {exemption.tensor for exemption in self.exemptions}
