@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Set up an environment of its own and run a task in it. Needs nothing but Python 3.11 or newer.
+
+    python3 dev.py demo      the main job on a real checkpoint that it makes
+    python3 dev.py test      the tests
+    python3 dev.py check     lint, types of the installed package, and every shipped mapping
+    python3 dev.py dialects  the tests of config dialects under transformers 4
+
+The environment is ``.venv`` here, or the directory in CROSSWALK_VENV; it is made and filled when it is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+# The exact version, because its CPU build is small; the package itself allows a range.
+TORCH = "torch==2.13.0"
+TRANSFORMERS_4 = "transformers==4.57.6"
+
+
+def environment(suffix: str = "", extra: tuple[str, ...] = ()) -> Path:
+    """The bin directory of an environment with the project and its tools; made at the first call."""
+    home = Path(os.environ.get("CROSSWALK_VENV", ROOT / ".venv"))
+    home = home.with_name(home.name + suffix)
+    done = home / "crosswalk-is-installed"
+    if not done.exists():
+        venv.create(home, with_pip=True, clear=True)
+        # Torch first and alone, so that nothing else pulls in another build of it.
+        for packages in ((TORCH,), ("--editable", f"{ROOT}[dev]", *extra)):
+            run(home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages)
+        done.touch()
+    return home / "bin"
+
+
+def run(*command: object) -> None:
+    """Run a command in the repository; leave with its exit code if it fails."""
+    result = subprocess.run([str(part) for part in command], cwd=ROOT, check=False)
+    if result.returncode:
+        sys.exit(result.returncode)
+
+
+def demo() -> None:
+    run(environment() / "python", "examples/main_job.py")
+
+
+def test() -> None:
+    run(environment() / "python", "-m", "pytest", "-n", "2", *sys.argv[2:])
+
+
+def check() -> None:
+    binaries = environment()
+    run(binaries / "ruff", "check", ".")
+    run(binaries / "ruff", "format", "--check", ".")
+    # Types are checked on the package as users get it: installed, not editable.
+    run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", ROOT)
+    try:
+        run(binaries / "mypy", "-p", "crosswalk", "-p", "crosswalk.compiler", "-p", "crosswalk.runtime")
+    finally:
+        run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", "--editable", ROOT)
+    run(binaries / "compile-mappings")
+
+
+def dialects() -> None:
+    run(environment("-transformers-4", (TRANSFORMERS_4,)) / "python", "-m", "pytest", "tests/test_dialects.py")
+
+
+if __name__ == "__main__":
+    tasks = {"demo": demo, "test": test, "check": check, "dialects": dialects}
+    if len(sys.argv) < 2 or sys.argv[1] not in tasks:
+        print(__doc__)
+        sys.exit(2)
+    tasks[sys.argv[1]]()
