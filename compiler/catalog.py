@@ -19,7 +19,8 @@ from crosswalk.runtime.errors import CrosswalkError, Position, fail
 from .documents import Map, did_you_mean, load_document, parse_document, validate
 from .expand import expand
 from .layout import Layout, load_layout
-from .mapping import MappingFile, parse_mapping
+from .mapping import MappingFile
+from .parse import parse_mapping
 from .relations import CompiledMapping
 
 ENDINGS = (".yaml", ".toml")
@@ -84,7 +85,7 @@ class Catalog:
             mapping = self.mapping(name, at)
             if mapping.layout is None:
                 raise fail("mapping/layout", f"mapping `{name}` names no layout", mapping.position, "add `layout:`")
-            layout = self.layout(mapping.layout, mapping.position)
+            layout = self.layout(mapping.layout, mapping.place("layout"))
             self._compiled[name] = expand(mapping, layout, self.compiled)
         return self._compiled[name]
 
@@ -124,8 +125,12 @@ class Catalog:
                 file = folder.joinpath(*f"{name}{ending}".split("/"))
                 if file.is_file():
                     return load_document(file)
-        known = self.names() if "/" not in name else []
-        raise fail(
-            "mapping/not-found", f"there is no {'layout' if '/' in name else 'mapping'} `{name.split('/')[-1]}`", at,
-            did_you_mean(name, known) or (f"there are {', '.join(known)}" if known else None),
-        )  # fmt: skip
+        what, short = ("layout", name.removeprefix("layouts/")) if "/" in name else ("mapping", name)
+        known = self._layout_names() if what == "layout" else self.names()
+        hint = did_you_mean(short, known) or f"there are {', '.join(known)}"
+        raise fail("mapping/not-found", f"there is no {what} `{short}`", at, hint)
+
+    def _layout_names(self) -> list[str]:
+        folders = (folder.joinpath("layouts") for folder in self.folders)
+        files = [entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()]
+        return sorted(name.rsplit(".", 1)[0] for name in files if name.endswith(ENDINGS))

@@ -104,7 +104,7 @@ def describe(value: Any) -> str:
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
     """A hint that names the most similar of ``candidates``, if any is similar."""
-    closest = difflib.get_close_matches(name, list(candidates), 1, 0.6)
+    closest = difflib.get_close_matches(name, list(candidates), 1, 0.7)
     return f"did you mean `{closest[0]}`?" if closest else None
 
 

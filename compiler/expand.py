@@ -17,7 +17,9 @@ from .containers import describe, did_you_mean
 from .documents import scalar_of
 from .expressions import Expression
 from .layout import MISSING, Family, Field, Layout, Type
-from .mapping import ENTRY_WORDS, Entry, Fact, MappingFile, Part, Section, overlay
+from .mapping import Entry, Fact, MappingFile, Part, Section
+from .overlay import overlay
+from .parse import ENTRY_WORDS
 from .relations import (
     Carried,
     Case,
@@ -46,7 +48,7 @@ from .static_tensors import check_tensors
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Claim:
-    """A line of a section that speaks of ``ours`` below the current object. ``theirs`` is where the line's object is."""
+    """A line that speaks of ``ours`` below the current object. ``theirs`` is where the object of its section is."""
 
     ours: Path
     line: Entry | Fact
@@ -89,9 +91,7 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
 
 
 class _Expander:
-    def __init__(
-        self, mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]
-    ) -> None:
+    def __init__(self, mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]) -> None:
         self.mapping, self.layout, self.load = mapping, layout, load
         self.problems: list[Diagnostic] = []
         self.reached: set[str] = set()
@@ -240,9 +240,7 @@ class _Expander:
             at = (*claim.theirs, *claim.line.theirs)
             node = self.target(declared, ours, at, deeper, sections, claim.line)
             if node is not None:
-                children.append(
-                    Optional(ours, at, declared.nullable, claim.line.default, node, claim.line.position)
-                )
+                children.append(Optional(ours, at, declared.nullable, claim.line.default, node, claim.line.position))
         elif exact:
             fact = exact[0].line
             assert isinstance(fact, Fact)
@@ -286,7 +284,7 @@ class _Expander:
     def value_rule(self, claim: _Claim, declared: Field, ours: Path) -> Rule:
         line = claim.line
         if isinstance(line, Fact):
-            return OursFact(ours, line.value, declared, claim.scope, line.position)
+            return OursFact(ours, line.value, declared, claim.scope, line.position, line.value_at)
         table = self.mapping.enums.get(declared.of) if declared.kind == "enum" else None
         if declared.kind == "enum" and table is None:
             table = ()
@@ -504,7 +502,7 @@ class _Expander:
         claims: tuple[_Claim, ...] = (),
         sections: Mapping[str, Section] | None = None,
     ) -> PartNode:
-        """An object with mappings of its own. What these leave to the enclosing mapping (``elsewhere``) stands beside."""
+        """An object with mappings of its own. What these leave to the enclosing one (``elsewhere``) stands beside."""
         mappings = tuple(self.load(name, part.with_at) for name in part.mappings)
         elsewhere = {name for mapping in mappings for name in mapping.source.elsewhere}
         rules: list[Rule] = []
@@ -556,6 +554,7 @@ def _misspelt_word(line: Entry | Fact) -> str | None:
 
 def _fill_kind(section: Section, kind: str) -> Section:
     """The section with the hole ``{kind}`` in its keys filled in."""
+
     def fill(path: Path) -> Path:
         return tuple(kind if part == "{kind}" else part for part in path)
 

@@ -154,7 +154,7 @@ class _Import:
             if isinstance(rule, TheirsFact):
                 self.theirs_fact(rule, view.names)
             elif isinstance(rule, CheckRule):
-                self.checks.append((rule, anchor, view))
+                self.checks.append((rule, (*anchor, *node.ours), view))
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
             self.error("config/type", f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}", node.position)
             return

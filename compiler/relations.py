@@ -71,6 +71,7 @@ class OursFact:
     field: Field
     scope: Path
     position: Position
+    value_at: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,9 +93,8 @@ def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
     code, value, schema, wanted = f"schema/{error.validator}", error.instance, _schema(error), _wanted(error)
     expected = _brief(schema)
     match error.validator:
-        case None:  # the schema `false`
-            key = error.absolute_path[-1] if error.absolute_path else ""
-            yield Diagnostic("schema/false", f"`{key}` is not allowed here", key_at)
+        case "not" if wanted == {}:
+            yield Diagnostic(code, f"`{error.absolute_path[-1]}` is not allowed here", key_at, expected)
         case "additionalProperties" if isinstance(value, Map):
             allowed = schema.get("properties", {})
             patterns = schema.get("patternProperties", {})
@@ -119,7 +118,13 @@ def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
         case "type" | "anyOf" | "oneOf" | "pattern":
             kinds = expected or _kinds(error)
             hint = "if this is text, quote it" if isinstance(value, Map | Seq) and "text" in kinds else None
+            words = schema.get("x-words", ())  # of an object that is told apart by them, so they can be misspelt
+            if error.absolute_path and (word := difflib.get_close_matches(str(error.absolute_path[-1]), words, 1, 0.8)):
+                hint = f"`{error.absolute_path[-1]}` is read as a key: did you mean the word `{word[0]}`?"
             yield Diagnostic(code, f"expected {kinds}, found {describe(value)}", value_at, hint)
+        case "minProperties" | "maxProperties" | "minItems" | "maxItems":
+            count = f"{describe(value)} with {len(value) or 'no'} entr{'y' if len(value) == 1 else 'ies'}"
+            yield Diagnostic(code, f"expected {expected or _kinds(error)}, found {count}", value_at)
         case _:
             position = key_at if error.validator == "propertyNames" else value_at
             yield Diagnostic(code, shorten(error.message, 200), position, f"expected {expected}" if expected else None)
