@@ -61,7 +61,9 @@ def check() -> None:
     try:
         run(binaries / "mypy", "-p", "crosswalk", "-p", "crosswalk.compiler", "-p", "crosswalk.runtime")
     finally:
-        run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", "--editable", ROOT)
+        run(
+            binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", "--editable", ROOT
+        )
     run(binaries / "compile-mappings")
 
 

@@ -33,7 +33,8 @@ def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Pat
                 "config/unknown-key",
                 f"`{key}` = {_shown(value)} has no counterpart in mapping `{mapping.name}` ({mapping.source.file})",
                 None,
-                near or f"relate it to a field, or state what can be converted: `{path[-1]}: {{only: {_shown(value)}}}`",
+                near
+                or f"relate it to a field, or state what can be converted: `{path[-1]}: {{only: {_shown(value)}}}`",
             )
         )
     for theirs, node in parts.items():

@@ -44,7 +44,11 @@ def _plain(value: Any) -> Any:
         case Section():
             return {"name": value.name, "tensors": [_tensor(line) for line in value.tensors]}
         case PartNode():
-            return {"part": _plain(value.part), "mappings": [m.name for m in value.mappings], "beside": _plain(value.beside)}
+            return {
+                "part": _plain(value.part),
+                "mappings": [m.name for m in value.mappings],
+                "beside": _plain(value.beside),
+            }
     if value is MISSING:
         return None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

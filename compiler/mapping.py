@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from crosswalk.runtime.errors import Position
 
@@ -18,6 +18,7 @@ from .layout import MISSING
 from .names import Template
 
 Path = tuple[str, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -87,6 +88,9 @@ class TensorEntry:
         return f"{self.theirs}: {ours}"
 
 
+Line: TypeAlias = Entry | Fact | TensorEntry
+
+
 @dataclass(frozen=True, slots=True)
 class CheckEntry:
     expression: Expression
@@ -99,8 +103,8 @@ class CheckEntry:
 class Replaced:
     """An inherited line that an overlay replaced."""
 
-    old: Entry | Fact | TensorEntry
-    new: Entry | Fact | TensorEntry
+    old: Line
+    new: Line
 
 
 @dataclass(frozen=True, slots=True)

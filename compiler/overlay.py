@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 
-from .mapping import CheckEntry, Entry, Fact, Replaced, Section, TensorEntry
+from .mapping import CheckEntry, Entry, Line, Replaced, Section, TensorEntry
 
 
 def overlay(base: Section, over: Section) -> Section:
     """``over`` laid on ``base``: an entry replaces every inherited entry with the same left or the same right side."""
     replaced = list(base.replaced) + list(over.replaced)
 
-    def keep(old: Entry | Fact | TensorEntry, new: tuple[Entry | Fact | TensorEntry, ...]) -> bool:
+    def keep(old: Line, new: tuple[Line, ...]) -> bool:
         for entry in new:
             if _touches(old, entry):
                 replaced.append(Replaced(old, entry))
                 return False
         return True
 
-    claims = (*over.config, *over.sets)
+    claims: tuple[Line, ...] = (*over.config, *over.sets)
     merged = {c: overlay(base.cases[c], s) if c in base.cases else s for c, s in over.cases.items()}
     cases = merged if over.by is not None else {**base.cases, **merged}
     kinds = {kind: dict(sections) for kind, sections in base.kinds.items()} if not over.kinds else {}
@@ -56,7 +56,7 @@ def _laid_over(base: tuple[CheckEntry, ...], over: tuple[CheckEntry, ...]) -> tu
     return (*(c for c in base if c.expression.text not in texts), *(c for c in over if c.message))
 
 
-def _touches(old: Entry | Fact | TensorEntry, new: Entry | Fact | TensorEntry) -> bool:
+def _touches(old: Line, new: Line) -> bool:
     if isinstance(old, TensorEntry) and isinstance(new, TensorEntry):
         same_types = old.types is None or new.types is None or bool(set(old.types) & set(new.types))
         return str(old.theirs) == str(new.theirs) or (bool(set(old.ours) & set(new.ours)) and same_types)

@@ -86,9 +86,7 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
     if isinstance(cases, list):
         case_sections = {str(case): Section(str(case), position) for case in cases}
     else:
-        case_sections = {
-            case: parse_section(name, cases[case] or Map(), cases.key_position(case)) for case in cases
-        }
+        case_sections = {case: parse_section(name, cases[case] or Map(), cases.key_position(case)) for case in cases}
     kinds = {
         kind: {
             key: parse_section(key, overlays[key] or Map(), overlays.key_position(key))
@@ -287,16 +285,13 @@ def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:
         moves = []
         config = body.get("config", Map())
         for old, new in config.items():
-            options = {}
+            at = config.key_position(old)
             if isinstance(new, Mapping):
-                unset = new.get("unset", MISSING)
-                options = {
-                    "unset": () if unset is MISSING else (unset,),
-                    "legacy": bool(new.get("legacy")),
-                    "yields": bool(new.get("yields")),
-                }
-                new = new["is"]
-            moves.append(Move(_path(old), _path(new), config.key_position(old), **options))
+                unset = (new["unset"],) if "unset" in new else ()
+                legacy, yields = bool(new.get("legacy")), bool(new.get("yields"))
+                moves.append(Move(_path(old), _path(new["is"]), at, unset, legacy, yields))
+            else:
+                moves.append(Move(_path(old), _path(new), at))
         result[name] = Dialect(name, tuple(moves), tuple(body.get("tensors", {}).items()))
     return result
 

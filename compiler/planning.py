@@ -184,7 +184,7 @@ def _assemble(
 
 
 def _target_dtype(name: str, feeding: Sequence[str], dtype: str | None, protect: Sequence[str]) -> str:
-    """The dtype of a tensor made from tensors of the dtypes ``feeding``: asked for, or the one that holds all exactly."""
+    """The dtype of a tensor made from tensors of the dtypes ``feeding``: asked for, or one that holds all exactly."""
     widest = feeding[0]
     for other in feeding[1:]:
         if cast_is_exact(widest, other):
@@ -196,7 +196,7 @@ def _target_dtype(name: str, feeding: Sequence[str], dtype: str | None, protect:
                 hint="ask for one dtype with --dtype",
             )
     wanted = dtype if dtype is not None and widest in FLOATS else widest
-    return widest if any(name == p or name.startswith(p.rstrip("*")) and p.endswith("*") for p in protect) else wanted
+    return widest if any(name == p or (name.startswith(p.rstrip("*")) and p.endswith("*")) for p in protect) else wanted
 
 
 def check_dtype(dtype: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The tensor side of a compiled mapping, for one config: which strided copies relate the trainer's parameters to theirs.
+"""The tensor side of a compiled mapping, for one config: which copies relate the trainer's parameters to theirs.
 
 The layout gives the modules and parameters of a config; the structs that :mod:`.exporting` chose give the names on the
 other side. Equal layers are lowered once and shared.
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
+from .axes import resolve
 from .cells import AxisTable
 from .exporting import Chosen
-from .axes import resolve
-from .layout import Layout, Parameter
 from .expressions import compile_expression
+from .layout import Layout, Parameter
 from .lowering import Piece, Source, Tensor, lower, ours_shape
 from .mapping import TensorEntry
 from .names import Hole, Template, join
@@ -61,7 +61,7 @@ class _Claim:
     ours: tuple[Path, ...]
     theirs: Template
     line: TensorEntry
-    chosen: Chosen
+    chosen: Chosen | None
     transposed: bool
 
 
@@ -81,11 +81,7 @@ class _Walk:
     def run(self) -> Weights:
         out = Weights()
         self.module(self.root, EMPTY, None, (), out)
-        ties = {
-            tie.parameter: tie.same_as
-            for tie in self.root.kind.ties
-            if self.root.holds(tie.condition)
-        }
+        ties = {tie.parameter: tie.same_as for tie in self.root.kind.ties if self.root.holds(tie.condition)}
         for name, native in list(out.natives.items()):
             owner = ties.get(native.tied_to or name, native.tied_to)
             if owner is not None:
@@ -98,7 +94,11 @@ class _Walk:
         self, scope: Scope, ours: Template, theirs: Template | None, outer: tuple[_Claim, ...], out: Weights
     ) -> None:
         """One module: ``theirs`` is the prefix of its tensors, None if nothing gives it one."""
-        here = [c for c in self.chosen.get(scope.path, ()) if c.struct.type == scope.kind or c.struct.type.name in scope.kind.bases]
+        here = [
+            c
+            for c in self.chosen.get(scope.path, ())
+            if c.struct.type == scope.kind or c.struct.type.name in scope.kind.bases
+        ]
         own: list[_Claim] = []
         default: Template | None = None if here else theirs
         for chosen in here:
@@ -113,15 +113,16 @@ class _Walk:
                     out.ignored[str(name)] = line
             if section.same_names or not section.has_tensors:
                 default = prefix
-        outer_leaves = [path for claim in outer for path in claim.ours]
         claims = (*outer, *own)
         for child in scope.kind.children:
             self.children(scope, child.name, child.config, child.axes, ours, claims, default, out)
-        self.parameters(scope, ours, claims, default, here, set(outer_leaves), out)
+        self.parameters(scope, ours, claims, default, here, out)
 
     def fits(self, scope: Scope, line: TensorEntry) -> bool:
-        """Whether the child of a line like ``mixer(attention|mamba)`` has one of these types."""
-        child = next((c for c in scope.kind.children if (str(c.name),) == line.ours[0]), None)
+        """Whether the child of a line like ``mixer(attention|mamba)`` or ``mixer.query(attention)`` has one of these
+        types."""
+        names = ((child, tuple(str(child.name).split("."))) for child in scope.kind.children)
+        child = next((child for child, name in names if line.ours[0][: len(name)] == name), None)
         found = self.config_of(scope, child.config, {}) if child else None
         return found is not None and line.types is not None and found.kind.name in line.types
 
@@ -156,9 +157,7 @@ class _Walk:
                 prefix = None if default is None else join(default, name.render(values))
             relative = bool(values) and not deeper
             if not relative:
-                filled = tuple(
-                    _Claim(c.ours, c.theirs.render(values), c.line, c.chosen, c.transposed) for c in deeper
-                )
+                filled = tuple(_Claim(c.ours, c.theirs.render(values), c.line, c.chosen, c.transposed) for c in deeper)
                 self.module(child, join(ours, name.render(values)), prefix, filled, out)
                 continue
             if child.path not in cache:
@@ -211,13 +210,12 @@ class _Walk:
         claims: tuple[_Claim, ...],
         default: Template | None,
         here: list[Chosen],
-        outer: set[Path],
         out: Weights,
     ) -> None:
         present: dict[str, tuple[Parameter, Source]] = {}
         sizes = _Sizes(scope)
         for parameter in scope.kind.parameters:
-            for name, values in self.names(scope, parameter):
+            for name in self.names(scope, parameter):
                 if parameter.condition is not None and not scope.holds(parameter.condition):
                     continue
                 pattern = resolve(parameter.pattern, lambda text: scope.holds(compile_expression(text, None)))
@@ -226,12 +224,16 @@ class _Walk:
                 tied = parameter.same_as
                 out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), tied)
         spoken: set[str] = set()
-        for claim in self.by_precedence(claims, outer):
+        # A line for `layer_1.weight` counts before one for `layer_1`, and enclosing lines, which come first, before own.
+        for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
             groups = [self.leaves(path, present) for path in claim.ours]
             leaves = {suffix for group in groups for suffix in group}
             for suffix in sorted(leaves):
                 members = [group[suffix] for group in groups if suffix in group]
                 if any(name in spoken for name in members):
+                    continue
+                if len(members) < len(groups):
+                    out.problems.append(_one_sided(claim, suffix, members))
                     continue
                 spoken.update(members)
                 self.lower(claim, suffix, [present[name][1] for name in members], sizes, out)
@@ -241,23 +243,24 @@ class _Walk:
             if default is None:
                 self.unclaimed(source, here, scope, out)
                 continue
-            chosen = here[0] if here else None
-            line = TensorEntry(Template.parse(name), ((name,),), None, None, self.position(scope, here))
-            claim = _Claim(((name,),), join(default, Template.parse(name)), line, chosen, False)  # type: ignore[arg-type]
-            self.lower(claim, "", [source], sizes, out)
+            same = Template.parse(name)
+            line = TensorEntry(same, ((name,),), None, None, self.position(scope, here))
+            self.lower(
+                _Claim(((name,),), join(default, same), line, here[0] if here else None, False),
+                "",
+                [source],
+                sizes,
+                out,
+            )
 
-    def by_precedence(self, claims: tuple[_Claim, ...], outer: set[Path]) -> list[_Claim]:
-        """Longer paths first: a line for ``layer_1.weight`` counts before one for ``layer_1``; enclosing lines first."""
-        return sorted(claims, key=lambda claim: -max(map(len, claim.ours)))
-
-    def names(self, scope: Scope, parameter: Parameter) -> Iterator[tuple[Template, dict[str, object]]]:
+    def names(self, scope: Scope, parameter: Parameter) -> Iterator[Template]:
+        """The names of a parameter: one, or one for each value of the hole in it."""
         holes = [hole.name for hole in parameter.name.holes if isinstance(hole, Hole)]
         if not holes:
-            yield parameter.name, {}
+            yield parameter.name
             return
-        domain = scope.kind.holes[holes[0]]
-        for index in range(scope.count(compile_expression(domain, None))):
-            yield parameter.name.render({holes[0]: index}), {holes[0]: index}
+        for index in range(scope.evaluate(compile_expression(scope.kind.holes[holes[0]], None))):
+            yield parameter.name.render({holes[0]: index})
 
     def leaves(self, path: Path, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
         """The parameters that a path names: itself, or as a group all below it, by what is added to its name."""
@@ -295,9 +298,19 @@ class _Walk:
                 "mapping/unclaimed-parameter",
                 f"no line of section `{section}` says which tensor holds `{source.name}` ({source.pattern})",
                 self.position(scope, here),
-                "add it under `tensors:`, or `\"*\": same` if all others keep their names",
+                'add it under `tensors:`, or `"*": same` if all others keep their names',
             )
         )
+
+
+def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
+    return Diagnostic(
+        "mapping/one-sided",
+        f"`{claim.theirs}.{suffix}` is to hold {' and '.join('.'.join((*path, suffix)) for path in claim.ours)}, of"
+        f" which this config has only {', '.join(members)}",
+        claim.line.position,
+        "either all parts of a fused tensor have it, or none",
+    )
 
 
 class _Sizes(Mapping[str, "int | tuple[str, ...]"]):

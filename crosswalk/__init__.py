@@ -1,6 +1,6 @@
 """Crosswalk: one mapping file per architecture, compiled to a plan that converts model checkpoints both ways.
 
-The functions below are loaded when they are first used, so that ``import crosswalk`` imports neither torch nor a parser.
+Functions are loaded when they are first used, so that ``import crosswalk`` imports neither torch nor a parser.
 """
 
 from __future__ import annotations

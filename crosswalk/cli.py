@@ -26,9 +26,9 @@ def planning_options(command: Command) -> Command:
         (
             click.option("--to", metavar="fast_llm|hf", help="What to convert to. Default: the other side of SRC."),
             click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected."),
-            click.option("--dialect", metavar="NAME", help="transformers-4, transformers-5, or both joined by a comma."),
+            click.option("--dialect", metavar="NAME", help="transformers-4, transformers-5, or both with a comma."),
             click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
-            click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, that keeps its dtype."),
+            click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
             click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
             click.option(
                 "--model-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
@@ -224,5 +224,3 @@ def _progress(quiet: bool, what: str) -> Iterator[Progress | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total, name: bars.update(task, completed=done, total=total)
-
-

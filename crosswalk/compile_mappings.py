@@ -34,7 +34,8 @@ def command(
     from .tables import show_coverage
 
     catalog, names = _catalog(files)
-    compiled, problems = [], []
+    compiled: list[CompiledMapping] = []
+    problems: list[Diagnostic] = []
     for name in names:
         try:
             compiled.append(catalog.compiled(name))

@@ -36,8 +36,8 @@ def convert(
     """Convert the checkpoint ``src`` into the new directory ``dst``, which appears complete or not at all.
 
     ``to``: ``fast_llm`` or ``hf``, by default the other side of what ``src`` is. ``format`` is detected or remembered
-    unless given. ``dialect`` and ``dtype``: see ``crosswalk convert --help``; ``protect``: tensors that ``dtype`` leaves
-    alone (names, or prefixes ending in ``*``). ``max_shard_size``: bytes, or a text such as ``5GB``.
+    unless given. ``dialect`` and ``dtype``: see ``crosswalk convert --help``; ``protect``: tensors that ``dtype``
+    leaves alone (names, or prefixes ending in ``*``). ``max_shard_size``: bytes, or a text such as ``5GB``.
 
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """

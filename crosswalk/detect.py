@@ -1,4 +1,4 @@
-"""Which format a Hugging Face checkpoint has: from its config, and where that leaves a choice, from its tensor names."""
+"""Which format a Hugging Face checkpoint has: by its config, and where that leaves a choice, by its tensor names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def detect_format(
     said = f"model_type {model_type!r}, architectures {list(architectures)!r}"
     listed = ", ".join(f"{m.name} ({m.model_type})" for m in (found or known))
     if found:
-        raise fail("format/ambiguous", f"several formats fit this config.json ({said}): {listed}", None, "pass --format")
+        raise fail(
+            "format/ambiguous", f"several formats fit this config.json ({said}): {listed}", None, "pass --format"
+        )
     raise fail("format/undetected", f"no format fits this config.json ({said})", None, f"there are {listed}")
 
 

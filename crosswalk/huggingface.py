@@ -17,7 +17,8 @@ MAX_CONFIG = 64 << 20
 #: Endings of files that hold weights or training state in one framework or another: never carried along.
 WEIGHTS = (
     ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf", ".ggml",
-    ".h5", ".h5.index.json", ".msgpack", ".msgpack.index.json", ".onnx", ".onnx_data", ".npz", ".tflite", ".mlmodel", ".ot",
+    ".h5", ".h5.index.json", ".msgpack", ".msgpack.index.json", ".onnx", ".onnx_data", ".npz", ".tflite", ".mlmodel",
+    ".ot",
 )  # fmt: skip
 
 
@@ -33,9 +34,11 @@ class HuggingFaceCheckpoint:
 
 
 def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
-    """Open a checkpoint directory from config.json and headers. Raises ``CrosswalkError`` with what is wrong with it."""
+    """Open a checkpoint from config.json and headers. Raises ``CrosswalkError`` with everything wrong with it."""
     text = read_config_text(path / CONFIG)
-    return HuggingFaceCheckpoint(path, text, parse_config(text, path / CONFIG), carried_files(path), open_checkpoint(path))
+    return HuggingFaceCheckpoint(
+        path, text, parse_config(text, path / CONFIG), carried_files(path), open_checkpoint(path)
+    )
 
 
 def read_config_text(file: Path) -> str:
@@ -62,7 +65,7 @@ def parse_config(text: str, file: Path) -> dict[str, Any]:
 
 
 def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> dict[str, Path]:
-    """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code, licence."""
+    """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code."""
     return {
         file.name: file
         for file in sorted(path.iterdir())

@@ -72,7 +72,7 @@ def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
 
 
 def _read_metadata(file: Path, where: Position) -> Mapping[str, Any]:
-    """The document, which may be large: it lists every tensor. Aliases are refused, since they can multiply its size."""
+    """The document, which lists every tensor and may be large. Aliases are refused: they can multiply its size."""
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_METADATA + 1)

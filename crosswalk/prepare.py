@@ -182,7 +182,9 @@ def _config_text(
 def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
     try:
         imported, _ = import_config(mapping, config, allow_lossy=True)
-        return same_value(export_config(mapping, imported, None, True)[0], export_config(mapping, native, None, True)[0])
+        return same_value(
+            export_config(mapping, imported, None, True)[0], export_config(mapping, native, None, True)[0]
+        )
     except CrosswalkError:
         return False
 
@@ -203,7 +205,9 @@ def _files_to_write(
     problems = []
     for name in listed:
         if name not in there:
-            problems.append(Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(checkpoint.path))))
+            problems.append(
+                Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(checkpoint.path)))
+            )
     given = carried_files(model_files) if model_files is not None else {}
     files |= {name: path for name, path in given.items() if name in mapping.source.files}
     missing = [name for name in mapping.source.files if name not in files]
@@ -211,7 +215,7 @@ def _files_to_write(
         problems.append(
             Diagnostic(
                 "files/model-code",
-                f"format `{mapping.name}` needs its model files {', '.join(missing)}: transformers cannot load it without",
+                f"format `{mapping.name}` needs its model files {', '.join(missing)}: it cannot be loaded without",
                 Position(str(checkpoint.path)),
                 "pass --model-files DIR, a directory that holds them",
             )
@@ -223,7 +227,5 @@ def _files_to_write(
 
 def with_dtypes_of(plan: Plan, found: Mapping[str, TensorSpec]) -> Plan:
     """The plan with the dtypes that an output really has, to compare with it."""
-    targets = tuple(
-        replace(t, dtype=found[t.name].dtype) if t.name in found else t for t in plan.targets
-    )
+    targets = tuple(replace(t, dtype=found[t.name].dtype) if t.name in found else t for t in plan.targets)
     return replace(plan, targets=targets)

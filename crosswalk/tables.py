@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,9 +10,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from crosswalk.compiler.mapping import Section
+from crosswalk.compiler.mapping import Line, Section
 from crosswalk.compiler.planning import fold
-from crosswalk.compiler.relations import Carried, CompiledMapping, FieldRule, OursFact, TheirsFact, Unused, rules_of
+from crosswalk.compiler.relations import (
+    Carried,
+    CompiledMapping,
+    FieldRule,
+    OursFact,
+    Struct,
+    TheirsFact,
+    Unused,
+    nodes_of,
+    rules_of,
+)
 from crosswalk.runtime.dtypes import size_of
 
 from .catalog import catalog, format_named
@@ -60,8 +71,6 @@ def show_report(report: Report) -> None:
 
 def show_plan(prepared: Prepared, workers: int | None) -> None:
     """Costs and verdict, then every rule with the tensors that it relates, layers folded."""
-    import os
-
     from crosswalk.runtime.engine import peak_memory
 
     show_report(Report.of(prepared))
@@ -167,13 +176,11 @@ def show_coverage(compiled: Iterable[CompiledMapping]) -> None:
     console().print(rows)
 
 
-def _structs(mapping: CompiledMapping) -> Iterable[object]:
-    from crosswalk.compiler.relations import Struct, nodes_of
-
+def _structs(mapping: CompiledMapping) -> list[Struct]:
     return [node for node in nodes_of(mapping.root) if isinstance(node, Struct)]
 
 
-def _lines(section: Section) -> list[object]:
+def _lines(section: Section) -> list[Line]:
     return [*section.config, *section.sets, *section.tensors]
 
 

@@ -1,0 +1,219 @@
+"""Hugging Face checkpoints in training jobs: into a live model and out of it, sharded or not, without a stop between.
+
+If torch.distributed is initialised, every function is a collective of the ranks of ``group`` (by default all): every
+rank must call it, all agree before anything moves, and a problem of one rank is raised on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from crosswalk.compiler.coverage import kept_values
+from crosswalk.compiler.dialects import choose_dialects
+from crosswalk.compiler.exporting import leaves
+from crosswalk.compiler.layout import MISSING
+from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, tensor_dialect
+from crosswalk.compiler.scope import normalize
+from crosswalk.compiler.theirs import get, put
+from crosswalk.runtime import live, saving
+from crosswalk.runtime import stream as streaming
+from crosswalk.runtime.dcp import Reader, Writer
+from crosswalk.runtime.distributed import TIMEOUT, team
+from crosswalk.runtime.dtypes import DTYPES
+from crosswalk.runtime.live import LoadReport, Model
+from crosswalk.runtime.output import hugging_face_layout
+from crosswalk.runtime.plan import Plan, TensorSpec
+from crosswalk.runtime.saving import Output, SaveReport
+from crosswalk.runtime.source import Checkpoint
+
+from .api import read_config
+from .catalog import format_named
+from .conversion import DEFAULT_SHARD, parse_size
+from .detect import chosen_format
+from .huggingface import CONFIG, carried_files, config_bytes, open_hugging_face, parse_config, read_config_text
+from .prepare import DTYPE_KEYS, main_dtype
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What :func:`load` found and did: the native config, the name of the format, and this rank's report."""
+
+    config: Config
+    format: str
+    report: LoadReport
+
+
+def load(
+    hf_dir: str | Path,
+    model: Model,
+    format: str | None = None,
+    *,
+    device: torch.device | str | None = None,
+    group: dist.ProcessGroup | None = None,
+    timeout: float = TIMEOUT,
+    allow_lossy: bool = False,
+) -> Loaded:
+    """Fill a model's parameters with a Hugging Face checkpoint, in place.
+
+    ``model`` is a module or a state dict whose names and shapes are those of the native layout; its parameters may be
+    on any device, sharded as ``DTensor`` in any way, or ``Shards``. Parameters on the meta device get memory: where
+    their mesh is, or on ``device``. Floats are cast to the dtype of the parameter. Each rank reads only the bytes of
+    its shards.
+
+    Raises ``CrosswalkError``, on every rank and before anything is changed, with every parameter that is missing,
+    unexpected or has another shape, and within ``timeout`` seconds if a rank is gone.
+    """
+    ranks = team(group, timeout)
+    with ranks.step("reading the checkpoint's headers"):
+        checkpoint, plan, config, name = _import(Path(hf_dir), format, allow_lossy)
+    report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
+    return Loaded(config, name, report)
+
+
+def save(
+    model: Model,
+    native_config: Config,
+    hf_dir: str | Path,
+    format: str,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    blocking: bool = True,
+    *,
+    carry_from: str | Path | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    group: dist.ProcessGroup | None = None,
+    timeout: float = TIMEOUT,
+    allow_lossy: bool = False,
+) -> SaveReport | Future[SaveReport]:
+    """Write a model's parameters as the Hugging Face checkpoint ``hf_dir``, which appears complete or not at all.
+
+    ``native_config`` is the model's base-model config, as :func:`load` returns it. Each rank writes only its own bytes;
+    the files are the same for any number of ranks and any sharding. ``dtype`` casts all floats. ``carry_from`` is a
+    Hugging Face checkpoint of the same model: its tokenizer and other small files are copied, and what its config says
+    that means nothing to the trainer is kept.
+
+    With ``blocking=False`` the parameters are copied to host memory and written in the background; they may change as
+    soon as this returns. The future's result must be asked for before the process group is destroyed.
+
+    Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
+    """
+    ranks = team(group, timeout)
+    values = live.collect(model)
+    with ranks.step("planning the checkpoint"):
+        export = _Export(native_config, format, dialect, dtype, allow_lossy)
+        plan, bound = export.plan(live.untied(values))
+        output = export.output(plan, bound, carry_from, max_shard_size, overwrite)
+    background = None if blocking else (lambda: team(group, timeout, "background"))
+    return saving.save(plan, model, Path(hf_dir), ranks, background, output)
+
+
+def stream(
+    model: Model,
+    native_config: Config,
+    format: str,
+    bucket_bytes: int = 1 << 30,
+    *,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    group: dist.ProcessGroup | None = None,
+    timeout: float = TIMEOUT,
+    allow_lossy: bool = False,
+) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """The tensors of a Hugging Face checkpoint, made from live parameters where they are: lists of ``(name, tensor)``
+    of at most ``bucket_bytes`` bytes each, for an inference engine that runs beside the trainer.
+
+    Tensors are whole on every rank; some are views of parameters. See :func:`crosswalk.runtime.stream.stream`.
+    """
+    ranks = team(group, timeout)
+    with ranks.step("planning the stream"):
+        export = _Export(native_config, format, dialect, dtype, allow_lossy)
+        plan, _ = export.plan(live.untied(live.collect(model)))
+    return streaming.stream(plan, model, ranks, bucket_bytes, group)
+
+
+def reader(hf_dir: str | Path, format: str | None = None, *, allow_lossy: bool = False) -> Reader:
+    """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
+    files."""
+    checkpoint, plan, _, _ = _import(Path(hf_dir), format, allow_lossy)
+    return Reader(plan, checkpoint)
+
+
+def writer(
+    hf_dir: str | Path,
+    native_config: Config,
+    format: str,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    *,
+    carry_from: str | Path | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    allow_lossy: bool = False,
+) -> Writer:
+    """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
+    files. Options are those of :func:`save`."""
+    export = _Export(native_config, format, dialect, dtype, allow_lossy)
+
+    def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
+        plan, bound = export.plan(specs)
+        return plan, export.output(plan, bound, carry_from, max_shard_size, overwrite)
+
+    return Writer(Path(hf_dir), make_plan)
+
+
+def _import(path: Path, format: str | None, allow_lossy: bool) -> tuple[Checkpoint, Plan, Config, str]:
+    opened = open_hugging_face(path)
+    specs = opened.tensors.specs()
+    mapping = chosen_format(format, opened.config, specs)
+    native = read_config(mapping, opened.config, allow_lossy)
+    plan = plan_import(bind(mapping, native, allow_lossy=True), {spec.name: spec for spec in specs})
+    return opened.tensors, plan, native, mapping.name
+
+
+class _Export:
+    """From a native config to a plan, once the parameters are known, and to the files beside the tensors."""
+
+    def __init__(
+        self, native_config: Config, format: str, dialect: str | None, dtype: str | None, allow_lossy: bool
+    ) -> None:
+        self._mapping = format_named(format)
+        self._config = normalize(self._mapping.layout, native_config, self._mapping.root.type.name)
+        self._dialects = choose_dialects(self._mapping, dialect)
+        self._dtype, self._allow_lossy = check_dtype(dtype), allow_lossy
+
+    def plan(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Bound]:
+        bound = bind(self._mapping, self._config, self._dialects, self._allow_lossy)
+        names = tensor_dialect(self._mapping, self._dialects)
+        return plan_export(bound, dict(specs), self._dtype, tensor_dialect=names), bound
+
+    def output(
+        self,
+        plan: Plan,
+        bound: Bound,
+        carry_from: str | Path | None,
+        max_shard_size: int | str | None,
+        overwrite: bool,
+    ) -> Output:
+        config: dict[str, Any] = dict(bound.config)
+        carried: dict[str, Path] = {}
+        if carry_from is not None:
+            origin = Path(carry_from)
+            carried = carried_files(origin)
+            old = parse_config(read_config_text(origin / CONFIG), origin / CONFIG)
+            for path, value in leaves(kept_values(self._mapping, old)):
+                if get(config, path) is MISSING:
+                    put(config, path, value)
+        for key in [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]:
+            config[key] = DTYPES[main_dtype(plan.targets)][1]
+        size = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
+        return Output(hugging_face_layout(size), {CONFIG: config_bytes(config)}, carried, overwrite)
