@@ -224,7 +224,7 @@ class _Walk:
                 tied = parameter.same_as
                 out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), tied)
         spoken: set[str] = set()
-        # A line for `layer_1.weight` counts before one for `layer_1`, and enclosing lines, which come first, before own.
+        # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
         for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
             groups = [self.leaves(path, present) for path in claim.ours]
             leaves = {suffix for group in groups for suffix in group}

@@ -12,6 +12,7 @@ from crosswalk.compiler.importing import import_config as import_through
 from crosswalk.compiler.planning import bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize
+from crosswalk.runtime.dtypes import DTYPES, FLOATS
 from crosswalk.runtime.errors import CrosswalkError, fail
 from crosswalk.runtime.plan import Plan
 
@@ -87,14 +88,18 @@ def plan_for(
     """:func:`compile_plan` for a compiled mapping, such as one that is not shipped."""
     if to != "hf":
         native = read_config(mapping, config, allow_lossy)
-        stated = config.get("dtype", config.get("torch_dtype"))
-        return plan_import(
-            bind(mapping, native, allow_lossy=True), None, check_dtype(dtype), check_dtype(stated) or "F32"
-        )
+        return plan_import(bind(mapping, native, allow_lossy=True), None, check_dtype(dtype), stated_dtype(config))
     complete = normalize(mapping.layout, config, mapping.root.type.name)
     dialects = choose_dialects(mapping, dialect)
     bound = bind(mapping, complete, dialects, allow_lossy)
     return plan_export(bound, None, check_dtype(dtype), "F32", tensor_dialect=tensor_dialect(mapping, dialects))
+
+
+def stated_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype that a config.json names for its tensors; F32 if it names none that is a float."""
+    stated = config.get("dtype", config.get("torch_dtype"))
+    by_name = {attribute: name for name, (_, attribute) in DTYPES.items() if name in FLOATS}
+    return by_name.get(str(stated).removeprefix("torch."), "F32")
 
 
 def read_config(mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool) -> dict[str, Any]:

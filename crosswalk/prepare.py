@@ -134,7 +134,7 @@ def origin_of(prepared: Prepared) -> dict[str, Any]:
         "format": prepared.mapping.name,
         "config": prepared.text,
         "tensor_dialect": tensors.name if tensors else None,
-        "dtype": main_dtype(prepared.plan.targets),
+        "dtype": main_dtype(prepared.plan.sources),
         "lossy": lossy,
         "plan": prepared.plan.digest,
         "files": sorted(prepared.files),
