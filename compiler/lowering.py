@@ -20,7 +20,7 @@ from crosswalk.runtime.plan import merge_axes
 from .axes import ParameterPattern, Product, Term, absent_labels_of, axes_of, format_terms, labels_of
 from .cells import AxisTable, Cell, atom_size, atoms_of, cells_of, check_known, expand, ours_shape, term_size
 from .names import Choice, Hole, Template
-from .placement import Gone, Source, Stored, default_dims, written_dims
+from .placement import Gone, Source, Stored, branches_of, default_dims, written_dims
 
 __all__ = ["AxisTable", "Piece", "Source", "Tensor", "lower", "ours_shape"]
 
@@ -61,7 +61,8 @@ def lower(
     The holes of the template are axes and choices of labels; indices and keys are filled in by the caller. Without
     ``dims``, a tensor has the dimensions of the layout, outputs first (inputs first if ``transposed``; as stored for a
     parameter without an arrow), minus what went into the name; several parameters are concatenated along their first
-    output dimension. With ``dims``, a bare label stands for those of its axes that are not written elsewhere.
+    output dimension. With ``dims``, a bare label stands for those of its axes that are not written elsewhere, and a label
+    that went into the name has there the axes of its own tensor.
     ``missing_axes="drop"`` lowers a bias with the dims of its weight: axes that it lacks vanish. Conditions count as
     fulfilled, so an unresolved pattern with any positive sizes serves as a check before there is a config.
 
@@ -129,12 +130,14 @@ def _unknown_names(request: _Request, named: tuple[str, ...]) -> list[Diagnostic
     known = {*present, *(label for source in request.parameters for label in absent_labels_of(source.pattern.dims))}
     in_name = [label for hole in request.template.holes if isinstance(hole, Choice) for _, label in hole.options]
     in_dims = labels_of(request.dims or ())
+    # A bare label that is in the name too says nothing; with axes of its own it says where those of its tensor are.
+    bare = [branch.label for branch in branches_of(request.dims or ()) if branch.terms is None]
     for label in dict.fromkeys([*in_name, *in_dims]):
         if label not in known:
             near = difflib.get_close_matches(label, sorted(known), 1)
             hint = f"did you mean `{near[0]}`?" if near else f"labels here: {', '.join(sorted(known)) or 'none'}"
             problems.append(request.problem("unknown-label", f"there is no branch `{label}`", hint))
-        elif label in in_name and label in in_dims:
+        elif label in in_name and label in bare:
             problems.append(request.problem("twice", f"label `{label}` is both in the name and in the axes"))
         elif present.count(label) > 1:
             owners = " and ".join(f"`{s.name}`" for s in request.parameters if label in labels_of(s.pattern.dims))

@@ -86,8 +86,9 @@ def _order(pattern: ParameterPattern, transposed: bool) -> tuple[int, ...]:
 def written_dims(
     dims: tuple[Term, ...], stored: list[Stored], sizes: AxisTable, gone: Gone, drop: bool
 ) -> tuple[Term, ...]:
-    """The dims of a mapping over atoms, with bare labels filled in."""
-    own = {b.label: b.terms or () for ours in stored for b in _branches(ours.dims)}
+    """The dims of a mapping over atoms, with bare labels filled in. Of a sum that the name tells apart, what is written
+    for the label at hand is left."""
+    own = {b.label: b.terms or () for ours in stored for b in branches_of(ours.dims)}
     absent = {label for ours in stored for label in absent_labels_of(ours.source.pattern.dims)}
 
     def fill(terms: Sequence[Term], outside: frozenset[str]) -> tuple[Term, ...]:
@@ -98,8 +99,11 @@ def written_dims(
             if isinstance(term, Product):
                 term = Product(fill(term.terms, around))
             elif isinstance(term, Sum):
-                kept = (branch for branch in term.branches if branch.label not in absent)
-                term = Sum(tuple(fill_branch(branch, around) for branch in kept))
+                kept = [fill_branch(branch, around) for branch in term.branches if branch.label not in absent]
+                if gone.labels.isdisjoint(branch.label for branch in kept):
+                    term = Sum(tuple(kept))
+                else:
+                    term = Product(tuple(t for b in kept if b.label in gone.chosen for t in b.terms or ()))
             else:
                 term = expand(term, sizes)
             result.append(term)
@@ -119,14 +123,15 @@ def written_dims(
     return Gone(frozenset(axes_of(tree)) - had, frozenset(), frozenset()).strip_all(tree)
 
 
-def _branches(terms: Sequence[Term]) -> Iterator[Branch]:
+def branches_of(terms: Sequence[Term]) -> Iterator[Branch]:
+    """Every branch of every sum, nested ones included."""
     for term in terms:
         if isinstance(term, Product):
-            yield from _branches(term.terms)
+            yield from branches_of(term.terms)
         elif isinstance(term, Sum):
             for branch in term.branches:
                 yield branch
-                yield from _branches(branch.terms or ())
+                yield from branches_of(branch.terms or ())
 
 
 def _plain_atoms(term: Term, sizes: AxisTable) -> frozenset[str]:

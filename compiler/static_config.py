@@ -48,12 +48,14 @@ def check_config(mapping: CompiledMapping) -> list[Diagnostic]:
 
 
 def _check_enums(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    """Tables for enums that the layout does not have; what is inherited may be of use to other layouts."""
     enums = mapping.layout.enums
     for name, rows in mapping.source.enums.items():
-        if rows and name not in enums:
-            hint = did_you_mean(name, enums) or f"its enums are {', '.join(enums)}"
-            message = f"layout `{mapping.layout.name}` has no enum `{name}`"
-            yield Diagnostic("mapping/no-such-enum", message, rows[0].position, hint)
+        if name not in enums:
+            if rows and rows[0].position.file == mapping.source.file:
+                hint = did_you_mean(name, enums) or f"its enums are {', '.join(enums)}"
+                message = f"layout `{mapping.layout.name}` has no enum `{name}`"
+                yield Diagnostic("mapping/no-such-enum", message, rows[0].position, hint)
             continue
         for row in rows:
             if row.ours not in enums[name]:

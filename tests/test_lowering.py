@@ -234,6 +234,20 @@ def test_interleaved_rotary_in_a_fused_matrix() -> None:
     check("linear_qkv", ours, expected, "(group [q: per_group pair half | k: pair half | v: head_dim]) hidden")
 
 
+def test_separate_names_with_axes_of_their_own_from_a_fused_matrix() -> None:
+    """A label that is in the name may be in the axes too, with where the axes of its own tensor are."""
+    fused = "(group [q: per_group half pair | k: half pair | v: head_dim]) <- hidden"
+
+    def expected(w: torch.Tensor) -> Tensors:
+        parts = w.reshape(G, P + 2, HALF, PAIR, HIDDEN)
+        turned = parts.transpose(2, 3)
+        q, k, v = turned[:, :P], turned[:, P], parts[:, P + 1]
+        return {f"{name}_proj": x.reshape(-1, HIDDEN) for name, x in (("q", q), ("k", k), ("v", v))}
+
+    axes = "([q: head pair half | k: group pair half | v: group head_dim]) hidden"
+    check("{q|k|v}_proj", {"w": fused}, expected, axes)
+
+
 def test_patch_convolution() -> None:
     check(
         "patch_conv",
@@ -335,6 +349,8 @@ def test_a_missing_axis_shows_both_sides() -> None:
         ("x.{expert}", MOE_2, "expert output intermediate", "axes/twice", "`expert` is both in the name and"),
         ("x.{group}.{head}", QUERY, None, "axes/twice", "`head` is twice in the name"),
         ("{gate|up}", GATE_UP, "([gate|up] intermediate) hidden", "axes/twice", "label `gate` is both in the name"),
+        ("{gate|up}", GATE_UP, "[gate: intermediate | up] hidden", "axes/twice", "label `up` is both in the name"),
+        ("{gate|up}", GATE_UP, "[gate: intermediate] hidden", "axes/missing", "axis `intermediate` of `w` is missing"),
         ("x", QUERY, "head group head_dim hidden", "axes/twice", "axis `group` is written twice"),
         ("x", GATE_UP, "intermediate hidden", "axes/labels", "`up` of `w` has no place of its own"),
         ("x", GATE_UP, "([gate] intermediate) hidden", "axes/labels", "`up` of `w` has no place of its own"),
