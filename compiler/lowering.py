@@ -61,7 +61,7 @@ def lower(
     The holes of the template are axes and choices of labels; indices and keys are filled in by the caller. Without
     ``dims``, a tensor has the dimensions of the layout, outputs first (inputs first if ``transposed``; as stored for a
     parameter without an arrow), minus what went into the name; several parameters are concatenated along their first
-    output dimension. With ``dims``, a bare label stands for those of its axes that are not written elsewhere, and a label
+    output dimension. With ``dims``, a bare label stands for those of its axes that are not written elsewhere; a label
     that went into the name has there the axes of its own tensor.
     ``missing_axes="drop"`` lowers a bias with the dims of its weight: axes that it lacks vanish. Conditions count as
     fulfilled, so an unresolved pattern with any positive sizes serves as a check before there is a config.

@@ -20,23 +20,27 @@ from .catalog import catalog, format_named
 from .detect import chosen_format
 
 
-def formats() -> list[str]:
-    """The names of all formats."""
-    return catalog().formats()
+def formats(layout: str | None = None) -> list[str]:
+    """The names of all formats, or of those of one layout."""
+    found = catalog()
+    return [name for name in found.formats() if layout in (None, found.mapping(name).layout)]
 
 
 def normalize_native(config: Mapping[str, Any], root: str | None = None, layout: str = "fast_llm") -> dict[str, Any]:
-    """A native base-model config with every default of the layout filled in. ``root`` is its type, such as
-    ``base_model`` or ``multimodal_model``. Raises ``CrosswalkError`` listing every invalid field."""
+    """A native config with every default of the layout filled in. ``root`` is its type, such as ``base_model`` or
+    ``multimodal_model``, by default that of the layout. Raises ``CrosswalkError`` listing every invalid field."""
     return normalize(catalog().layout(layout), config, root)
 
 
-def import_config(hf_config: Mapping[str, Any], format: str | None = None, allow_lossy: bool = False) -> dict[str, Any]:
-    """The native base-model config of a Hugging Face config, with every field of the layout.
+def import_config(
+    hf_config: Mapping[str, Any], format: str | None = None, allow_lossy: bool = False, to: str | None = None
+) -> dict[str, Any]:
+    """The native config of a Hugging Face config, with every field of the layout. ``to``: the layout, by default that
+    of ``format``, and ``fast_llm`` without one.
 
     Raises ``CrosswalkError`` with every key that is unknown, missing, or has a value that the layout cannot hold.
     """
-    return read_config(chosen_format(format, hf_config), hf_config, allow_lossy)
+    return read_config(chosen_format(format, hf_config, layout=to), hf_config, allow_lossy)
 
 
 def export_config(
@@ -58,12 +62,13 @@ def export_config(
 def compile_plan(
     config: Mapping[str, Any],
     format: str | None = None,
-    to: str = "fast_llm",
+    to: str | None = None,
     dtype: str | None = None,
     dialect: str | Iterable[str] | None = None,
     allow_lossy: bool = False,
 ) -> Plan:
-    """The plan for one config: a Hugging Face config, or with ``to="hf"`` a native one (``format`` is needed then).
+    """The plan for one config: from Hugging Face to the layout ``to``, by default that of ``format``, and ``fast_llm``
+    without one; or with ``to="hf"`` from a native config (``format`` is needed then).
 
     Without files, all tensors have the config's dtype (F32 if it names none); ``dtype`` is what they are cast to.
     Raises ``CrosswalkError``, see :func:`import_config` and :func:`export_config`.
@@ -80,7 +85,7 @@ def compile_plan(
 def plan_for(
     mapping: CompiledMapping,
     config: Mapping[str, Any],
-    to: str,
+    to: str | None,
     dtype: str | None,
     dialect: str | Iterable[str] | None,
     allow_lossy: bool,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crosswalk.compiler.containers import did_you_mean
 from crosswalk.compiler.mapping import MappingFile
 from crosswalk.compiler.planning import bind, plan_import
 from crosswalk.compiler.relations import CompiledMapping
@@ -13,9 +14,12 @@ from crosswalk.runtime.plan import TensorSpec
 
 from .catalog import catalog, format_named
 
+#: The layout of formats that are detected without one being named.
+DEFAULT_LAYOUT = "fast_llm"
+
 
 def detect_format(
-    config: Mapping[str, Any], tensors: Iterable[TensorSpec] | None = None, layout: str = "fast_llm"
+    config: Mapping[str, Any], tensors: Iterable[TensorSpec] | None = None, layout: str = DEFAULT_LAYOUT
 ) -> CompiledMapping:
     """The format that a config.json says it has, among those of a layout.
 
@@ -24,6 +28,10 @@ def detect_format(
     """
     mappings = [catalog().mapping(name) for name in catalog().formats()]
     known = [mapping for mapping in mappings if mapping.layout == layout]
+    if not known:
+        layouts = sorted({str(mapping.layout) for mapping in mappings})
+        hint = did_you_mean(layout, layouts) or f"there are {', '.join(layouts)}"
+        raise fail("format/layout", f"there is no layout `{layout}`", None, hint)
     model_type, architectures = config.get("model_type"), config.get("architectures") or []
     if model_type is not None:
         found = [m for m in known if m.model_type == model_type]
@@ -46,12 +54,17 @@ def detect_format(
 
 
 def chosen_format(
-    name: str | None, config: Mapping[str, Any], tensors: Iterable[TensorSpec] | None = None, layout: str = "fast_llm"
+    name: str | None, config: Mapping[str, Any], tensors: Iterable[TensorSpec] | None = None, layout: str | None = None
 ) -> CompiledMapping:
-    """The format asked for, or the one detected (``auto``)."""
+    """The format asked for, which must be one of ``layout`` if that is given; without a name (or ``auto``), the one
+    detected among those of the layout, by default ``fast_llm``."""
     if name is None or name == "auto":
-        return detect_format(config, tensors, layout)
-    return format_named(name)
+        return detect_format(config, tensors, layout or DEFAULT_LAYOUT)
+    mapping = format_named(name)
+    if layout not in (None, mapping.layout.name):
+        message = f"format `{name}` converts to layout `{mapping.layout.name}`, not to `{layout}`"
+        raise fail("format/layout", message, None, f'pass to="{mapping.layout.name}", or leave out the format')
+    return mapping
 
 
 def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> bool:

@@ -22,9 +22,9 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.source import Checkpoint
 
-from .api import read_config
+from .api import formats, read_config
 from .catalog import catalog, format_named
-from .detect import chosen_format
+from .detect import DEFAULT_LAYOUT, chosen_format
 from .huggingface import CONFIG, carried_files, config_bytes, open_hugging_face, parse_config
 from .native import METADATA, NativeCheckpoint, is_native, open_native
 
@@ -65,7 +65,7 @@ def prepare(
         raise fail("source/not-a-directory", "there is no such checkpoint directory", Position(str(source)))
     native = is_native(source)
     if to is None:
-        to = "hf" if native else "fast_llm"
+        to = "hf" if native else DEFAULT_LAYOUT
     if native and to == "hf":
         return _prepare_export(source, format, dialect, dtype, protect, allow_lossy, model_files)
     if native:
@@ -73,6 +73,9 @@ def prepare(
         raise fail("source/kind", f"this is {what} already", Position(str(source)), "pass --to hf")
     if to == "hf":
         raise fail("source/kind", f"this is a Hugging Face checkpoint already ({CONFIG})", Position(str(source)))
+    if to != DEFAULT_LAYOUT:
+        hint = f"convert to {DEFAULT_LAYOUT}; for other layouts there are compile_plan and load"
+        raise fail("source/layout", f"no checkpoint directory can be written in layout `{to}`", None, hint)
     return _prepare_import(source, to, format, dtype, protect, allow_lossy)
 
 
@@ -97,16 +100,19 @@ def _prepare_export(
     allow_lossy: bool,
     model_files: Path | None,
 ) -> Prepared:
-    layout = catalog().layout("fast_llm")
+    layout = catalog().layout(DEFAULT_LAYOUT)
     checkpoint = open_native(path, layout)
     origin = checkpoint.origin
     name = format if format not in (None, "auto") else origin.get("format")
     if name is None:
         raise fail(
             "format/needed", "this checkpoint does not say which format it came from", Position(str(path / METADATA)),
-            f"pass --format; there are {', '.join(catalog().formats())}",
+            f"pass --format; there are {', '.join(formats(layout.name))}",
         )  # fmt: skip
     mapping = format_named(str(name))
+    if mapping.layout is not layout:
+        message = f"format `{mapping.name}` is of layout `{mapping.layout.name}`, this checkpoint of `{layout.name}`"
+        raise fail("format/layout", message, None, f"there are {', '.join(formats(layout.name))}")
     native = normalize(layout, checkpoint.config, mapping.root.type.name)
     same_format = origin.get("format") == mapping.name and isinstance(origin.get("config"), str)
     allow = allow_lossy or bool(same_format and origin.get("lossy"))

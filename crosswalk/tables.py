@@ -127,19 +127,22 @@ def show_explanation(prepared: Prepared, tensor: str) -> None:
 
 
 def show_formats() -> None:
-    """Every format with its class, dialects and model files."""
-    rows = table("format", "model_type", "architecture", "config class", "dialects", "model files")
-    for name in catalog().formats():
-        mapping = catalog().mapping(name)
-        rows.add_row(
-            name,
-            mapping.model_type,
-            mapping.architecture,
-            mapping.config_class,
-            ", ".join(d.replace("_", "-") for d in (mapping.newest or "newest", *mapping.dialects)),
-            ", ".join(mapping.files),
-        )
-    console().print(rows)
+    """Every format with its class, dialects and model files, a table for each layout."""
+    mappings = [catalog().mapping(name) for name in catalog().formats()]
+    for layout in sorted({str(mapping.layout) for mapping in mappings}):
+        title = f"[bold]layout {layout}[/bold]"
+        rows = table("format", "model_type", "architecture", "config class", "dialects", "model files", title=title)
+        for mapping in mappings:
+            if mapping.layout == layout:
+                rows.add_row(
+                    mapping.name,
+                    mapping.model_type,
+                    mapping.architecture,
+                    mapping.config_class,
+                    ", ".join(d.replace("_", "-") for d in (mapping.newest or "newest", *mapping.dialects)),
+                    ", ".join(mapping.files),
+                )
+        console().print(rows)
 
 
 def show_format(name: str) -> None:
