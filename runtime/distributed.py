@@ -1,0 +1,230 @@
+"""Ranks that act together: they agree before anything moves, fail together, and share out what is written.
+
+Control messages go through gloo groups of their own, so that they neither need a device nor mix with the collectives of
+the training loop, even from a background thread. Every wait ends after the timeout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+
+from .affine import make_piece, tiling_faults
+from .algebra import Box
+from .dtypes import size_of
+from .errors import CrosswalkError, Diagnostic, fail
+from .placement import Placed, subtract, volume
+from .plan import TensorSpec
+
+#: Seconds that a rank waits for the others, as in torch.distributed.
+TIMEOUT = 1800.0
+
+#: Boxes that a rank holds, by parameter.
+Table = Mapping[str, Sequence[Box]]
+
+
+class Team:
+    """The ranks of a process group, or this process alone. ``rank`` counts inside the group."""
+
+    def __init__(self, group: dist.ProcessGroup | None, timeout: float):
+        self._group, self.timeout = group, timeout
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.size = dist.get_world_size(group) if group is not None else 1
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        """The values of all ranks, by rank. Raises ``CrosswalkError`` if a rank is gone or does not answer in time;
+        ``what`` says in the message what was being done."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        try:
+            dist.all_gather_object(values, value, group=self._group)
+        except (RuntimeError, ValueError) as error:
+            _forget(self._group)
+            reason = str(error).strip().splitlines()
+            raise fail(
+                "distributed/lost",
+                f"rank {self.rank} was left alone while {what}: a rank is gone, or did not answer within "
+                f"{self.timeout:g} s ({reason[-1] if reason else type(error).__name__})",
+                hint="the first error of the rank that failed says why",
+            ) from error
+        return values
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """A part that every rank does; if one fails, all raise ``CrosswalkError`` with the problems of all."""
+        problems: tuple[Diagnostic, ...] = ()
+        cause: Exception | None = None
+        try:
+            yield
+        except CrosswalkError as error:
+            problems, cause = error.diagnostics, error
+            if any(problem.code == "distributed/lost" for problem in problems):
+                raise
+        except Exception as error:
+            problems = (Diagnostic("distributed/failed", f"{what}: {type(error).__name__}: {error}"),)
+            cause = error
+        found = self.gather(what, problems)
+        if any(found):
+            raise CrosswalkError(_merged(found)) from cause
+
+    def agree(self, fields: Mapping[str, Any]) -> None:
+        """Raise ``CrosswalkError`` on every rank unless all ranks have equal values (plain JSON) in all fields; the
+        message names each field that differs, down to the entry of a nested one."""
+        if self._group is None:
+            return
+        mine = {key: json.dumps(value, sort_keys=True, default=str) for key, value in fields.items()}
+        every = self.gather("comparing plans", mine)
+        different = [key for key in mine if any(other.get(key) != mine[key] for other in every)]
+        different += sorted({key for other in every for key in other} - mine.keys())
+        if not different:
+            return
+        problems = []
+        for key in different:
+            groups: dict[str | None, list[int]] = defaultdict(list)
+            for rank, other in enumerate(every):
+                groups[other.get(key)].append(rank)
+            for path, texts in _differences(key, list(groups)):
+                said = "; ".join(
+                    f"{_ranks(ranks)} {'have' if len(ranks) > 1 else 'has'} {text}"
+                    for ranks, text in zip(groups.values(), texts, strict=True)
+                )
+                problems.append(Diagnostic("distributed/differs", f"the ranks do not agree on `{path}`: {said}"))
+        raise CrosswalkError(problems)
+
+
+def _merged(found: Sequence[Sequence[Diagnostic]]) -> list[Diagnostic]:
+    """The problems of all ranks, each once, with the ranks that have it."""
+    ranks: dict[Diagnostic, list[int]] = defaultdict(list)
+    for rank, problems in enumerate(found):
+        for problem in problems:
+            ranks[problem].append(rank)
+    if len(found) == 1:
+        return list(ranks)
+    return [dataclasses.replace(p, message=f"{_ranks(where)}: {p.message}") for p, where in ranks.items()]
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 2 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks))}"
+
+
+def _differences(key: str, texts: Sequence[str | None]) -> Iterator[tuple[str, list[str]]]:
+    """The innermost entries in which JSON documents differ, with what each document has there."""
+    values = [json.loads(text) if text is not None else None for text in texts]
+    yield from _compare(key, values)
+
+
+def _compare(path: str, values: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
+    if all(value == values[0] for value in values):
+        return
+    if all(isinstance(value, dict) for value in values):
+        for key in sorted({key for value in values for key in value}):
+            yield from _compare(f"{path}.{key}", [value.get(key) for value in values])
+        return
+    texts = [json.dumps(value) for value in values]
+    yield path, [text if len(text) <= 80 else f"{text[:80]}…" for text in texts]
+
+
+_teams: dict[tuple[Any, float, str], Team] = {}
+_lock = threading.Lock()
+
+
+def team(group: dist.ProcessGroup | None = None, timeout: float = TIMEOUT, purpose: str = "foreground") -> Team:
+    """The ranks of ``group`` (by default all), with a control group of their own for each purpose. Every rank must call
+    it alike. Without torch.distributed, this process alone. Raises ``CrosswalkError`` if a rank does not show up."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Team(None, timeout)
+    base = group if group is not None else dist.group.WORLD
+    assert base is not None
+    key = (base, timeout, purpose)
+    with _lock:
+        found = _teams.get(key)
+        if found is None:
+            try:
+                control = dist.new_group(
+                    dist.get_process_group_ranks(base),
+                    timeout=datetime.timedelta(seconds=timeout),
+                    backend="gloo",
+                    use_local_synchronization=group is not None,
+                )
+            except (RuntimeError, ValueError) as error:
+                raise fail("distributed/lost", f"not every rank showed up within {timeout:g} s: {error}") from error
+            assert isinstance(control, dist.ProcessGroup)
+            found = _teams[key] = Team(control, timeout)
+    return found
+
+
+def _forget(control: dist.ProcessGroup) -> None:
+    """A group in which a message was lost cannot be used again."""
+    with _lock:
+        for key in [key for key, found in _teams.items() if found._group is control]:
+            del _teams[key]
+
+
+def table(placed: Mapping[str, Placed]) -> Table:
+    """What a rank tells the others about its boxes."""
+    return {name: [part.box for part in value.parts if volume(part.box)] for name, value in placed.items()}
+
+
+def share_out(tables: Sequence[Table], specs: Iterable[TensorSpec]) -> list[dict[str, list[Box]]]:
+    """Which boxes each rank writes, by rank: every element of every tensor once, by one of the ranks that hold it, and
+    replicas evenly. The same on every rank. Raises ``CrosswalkError`` for every tensor of which a part is held by no
+    rank."""
+    load = [0] * len(tables)
+    result: list[dict[str, list[Box]]] = [{} for _ in tables]
+    problems = []
+    for spec in specs:
+        holders: dict[Box, list[int]] = defaultdict(list)
+        for rank, held in enumerate(tables):
+            for box in held.get(spec.name, ()):
+                holders[box].append(rank)
+        width = size_of(spec.dtype)
+        disjoint = _tiles(holders, spec)
+        taken: list[Box] = []
+        covered = 0
+        # Large boxes first: what overlaps them is cut, and stays in fewer pieces.
+        for box in sorted(holders, key=lambda box: (-volume(box), box)):
+            parts = [box] if disjoint else subtract(box, taken)
+            taken.append(box)
+            rank = min(holders[box], key=lambda rank: (load[rank], rank))
+            for part in parts:
+                covered += volume(part)
+                load[rank] += volume(part) * width
+                result[rank].setdefault(spec.name, []).append(part)
+        if covered != spec.elements:
+            problems.append(
+                Diagnostic(
+                    "distributed/uncovered",
+                    f"{spec.elements - covered} of {spec.elements} elements of `{spec.name}` {list(spec.shape)} are "
+                    f"held by none of the {len(tables)} ranks",
+                    hint="every rank of the model's mesh must take part",
+                )
+            )
+    if problems:
+        raise CrosswalkError(problems)
+    return result
+
+
+def _tiles(boxes: Iterable[Box], spec: TensorSpec) -> bool:
+    strides, size = [], 1
+    for extent in reversed(spec.shape):
+        strides.append(size)
+        size *= extent
+    pieces = []
+    for number, box in enumerate(boxes):
+        corner = sum(start * stride for (start, _), stride in zip(box, reversed(strides), strict=True))
+        extents = tuple(stop - start for start, stop in box)
+        pieces.append(make_piece(corner, tuple(reversed(strides)), number, (0,) * len(box), extents))
+    return next(tiling_faults(pieces, 0, spec.elements), None) is None
