@@ -1,14 +1,15 @@
 """Strided copies between buffers in memory: exact for every bit pattern, cast when the dtypes differ.
 
-Transposes of 16- and 32-bit elements go through ``torch.native_channel_shuffle``, which on x86 is a vectorised
-transpose of 32-bit words, several times faster than a strided ``copy_``. That is a choice inside torch that nobody
-promises, so it is tested once, for equality and for speed, before it is used.
+``copy_`` is as fast as memory for everything but transposes. Those are cut into tiles that stay in the cache. On x86
+``torch.native_channel_shuffle`` is a vectorised transpose of 32-bit words, which two 16-bit elements share. That is a
+choice inside torch that nobody promises, so it is tested once, for equality and for speed, before it is used.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 
@@ -17,25 +18,23 @@ import torch
 from .dtypes import size_of, torch_dtype
 from .lowering import Piece
 
-#: Edge of the square tiles of a transpose, in elements.
-TILE = 512
-#: Bytes of working memory that a transpose needs.
-SCRATCH = 4 * TILE * TILE * 2
+#: Bytes of a tile.
+_TILE = 1 << 20
 #: A transposed plane with a shorter edge is left to ``copy_``.
 _SHORTEST = 32
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_local = threading.local()
 
 
 def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
     """Copy the elements of a piece between two ``uint8`` buffers, which are longer than they have to be."""
-    reading = _elements(source, source_dtype, target_dtype == source_dtype)
-    writing = _elements(target, target_dtype, target_dtype == source_dtype)
+    cast = target_dtype != source_dtype
+    reading, writing = _elements(source, source_dtype, not cast), _elements(target, target_dtype, not cast)
     reading = reading.as_strided(piece.extents, piece.source_strides, reading.storage_offset() + piece.source_offset)
     writing = writing.as_strided(piece.extents, piece.strides, writing.storage_offset() + piece.offset)
-    plane = _transposed_plane(piece.extents, piece.source_strides, piece.strides)
-    words = reading.dtype in (torch.int16, torch.int32)  # so not a cast
-    if plane is None or not words or not shuffle_is_faster(reading.dtype):
+    plane = None if cast else _transposed_plane(piece.extents, piece.source_strides, piece.strides)
+    if plane is None:
         writing.copy_(reading)
         return
     rows, columns = plane
@@ -64,45 +63,64 @@ def _transposed_plane(
 
 
 def transpose(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy a matrix with contiguous rows (``int16`` or ``int32``) to one of the same shape with contiguous columns."""
+    """Copy a matrix of integers with contiguous rows to one of the same shape with contiguous columns."""
     rows, columns = source.shape
-    even = columns if source.dtype == torch.int32 else columns // 2 * 2
-    for top, left in itertools.product(range(0, rows, TILE), range(0, even, TILE)):
-        bottom, right = min(top + TILE, rows), min(left + TILE, even)
-        _transpose_tile(source[top:bottom, left:right], target[top:bottom, left:right].t())
-    if even < columns:
-        target[:, even:].copy_(source[:, even:])
+    if source.dtype == torch.int16 and columns % 2:  # pairs of columns become words
+        target[:, -1].copy_(source[:, -1])
+        source, target, columns = source[:, :-1], target[:, :-1], columns - 1
+    elements = _TILE // source.element_size()
+    whole_rows = source.stride(0) == columns <= elements // _SHORTEST
+    width = columns if whole_rows else 512
+    height = elements // max(width, 1)
+    tile_transpose = _tile_by_shuffle if shuffle_is_faster(source.dtype) else _tile_by_copy
+    for top, left in itertools.product(range(0, rows, height), range(0, columns, width)):
+        tile = source[top : top + height, left : left + width]
+        if not whole_rows:
+            tile = _scratch(0, tile.shape, tile.dtype).copy_(tile)
+        tile_transpose(tile, target[top : top + height, left : left + width].t())
 
 
-def _transpose_tile(source: torch.Tensor, target: torch.Tensor) -> None:
-    """``target.copy_(source.t())`` for at most ``TILE`` rows and columns; an even number of 16-bit columns."""
-    rows, columns = source.shape[0], source.shape[1] * source.element_size() // 4
-    words = torch.empty(source.shape, dtype=source.dtype).copy_(source).view(torch.float32)
+def _tile_by_copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    """``target.copy_(source.t())`` for a contiguous source, by way of a contiguous target: torch blocks only those."""
+    target.copy_(_scratch(1, target.shape, target.dtype).copy_(source.t()))
+
+
+def _tile_by_shuffle(source: torch.Tensor, target: torch.Tensor) -> None:
+    """``target.copy_(source.t())`` for a contiguous source of 32-bit elements, or an even number of 16-bit columns."""
+    words = source.view(torch.float32)
+    rows, columns = words.shape
     # One "pixel" of rows * columns channels, with the strides by which torch tells channels-last memory.
-    pixel = words.as_strided((1, rows * columns, 1, 1), (rows * columns, 1, rows * columns, rows * columns))
-    turned = torch.native_channel_shuffle(pixel, rows).as_strided((columns, rows), (rows, 1))
+    size = rows * columns
+    pixel = words.as_strided((1, size, 1, 1), (size, 1, size, size), words.storage_offset())
+    turned = torch.native_channel_shuffle(pixel, rows).as_strided((columns, rows), (rows, 1)).view(torch.int32)
     if target.dtype == torch.int32:
-        target.copy_(turned.view(torch.int32))
+        target.copy_(turned)
         return
     # A word holds two columns, the first in its low half; the narrowing copy keeps the low half.
-    halves = turned.view(torch.int32)
-    target[0::2].copy_(halves)
-    target[1::2].copy_(halves.bitwise_right_shift_(16))
+    target[0::2].copy_(turned)
+    target[1::2].copy_(turned.bitwise_right_shift_(16))
+
+
+def _scratch(number: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """This thread's memory for one tile: touching new memory takes longer than a transpose."""
+    if not hasattr(_local, "scratch"):
+        _local.scratch = torch.empty(2, _TILE, dtype=torch.uint8)
+    scratch: torch.Tensor = _local.scratch[number, : shape.numel() * dtype.itemsize]
+    return scratch.view(dtype).view(shape)
 
 
 @functools.cache
 def shuffle_is_faster(dtype: torch.dtype) -> bool:
-    """Whether the shuffle transposes this torch's tensors exactly, and faster than ``copy_``. Takes about 10 ms."""
-    edge = 2 * TILE
-    source = torch.arange(edge * edge, dtype=torch.int32).mul_(0x9E3779B1 - 2**32).to(dtype).view(edge, edge)
+    """Whether the shuffle transposes this torch's tensors exactly, and faster than ``copy_``. Takes a few ms."""
+    if dtype not in (torch.int16, torch.int32):
+        return False
+    source = torch.arange(128 * 2048, dtype=torch.int32).mul_(0x9E3779B1 - 2**32).to(dtype).view(128, 2048)
     source[0, :4] = torch.tensor([0x7F81, -0x7E, 0x7FC1, -1]).to(dtype)  # not-a-numbers of every kind, as half words
-    expected, found = torch.zeros_like(source), torch.zeros_like(source)
-    times: dict[str, float] = {}
-    for _ in range(3):
-        started = time.perf_counter()
-        transpose(source, found.t())
-        middle = time.perf_counter()
-        expected.copy_(source.t())
-        times["shuffle"] = min(times.get("shuffle", 1.0), middle - started)
-        times["copy"] = min(times.get("copy", 1.0), time.perf_counter() - middle)
-    return torch.equal(found, expected) and times["shuffle"] < times["copy"]
+    found, expected = torch.zeros(2, 2048, 128, dtype=dtype)
+    times = {_tile_by_shuffle: 1.0, _tile_by_copy: 1.0}
+    for _ in range(5):
+        for function, target in ((_tile_by_shuffle, found), (_tile_by_copy, expected)):
+            started = time.perf_counter()
+            function(source, target)
+            times[function] = min(times[function], time.perf_counter() - started)
+    return torch.equal(found, expected) and times[_tile_by_shuffle] < times[_tile_by_copy]

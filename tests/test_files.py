@@ -301,8 +301,12 @@ def test_any_permutation_of_axes(data: st.DataObject) -> None:
         assert torch.equal(panel, flat[start - offset : stop - offset])
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
-def test_transpose_kernel_is_exact(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_transpose_kernel_is_exact(dtype: torch.dtype, shuffle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the shuffle and without, for whole and for part matrices, odd and even."""
+    words = dtype in (torch.int16, torch.int32)
+    monkeypatch.setattr(kernels, "shuffle_is_faster", lambda dtype: shuffle and words)
     for rows, columns in ((512, 512), (513, 1025), (1, 2), (1, 1), (37, 1030), (700, 33)):
         source = noise(rows, columns, dtype=dtype)
         target = torch.zeros(columns, rows, dtype=dtype)
