@@ -14,6 +14,7 @@ import torch
 import transformers
 from comparing import differences
 from crosswalk.runtime.errors import CrosswalkError
+from formats import normalized
 from golden_cases import NEWEST, TRANSFORMERS_4
 from test_logits import CONFIGS
 
@@ -65,7 +66,7 @@ def _say(config: dict[str, Any], rope: dict[str, Any], dialect: str, type_key: s
 
 
 def _native(config: dict[str, Any], format: str) -> dict[str, Any]:
-    return crosswalk.normalize_native(crosswalk.import_config(config, format=format), root="base_model")
+    return normalized(crosswalk.import_config(config, format=format), format)
 
 
 def _rope_as_the_class_reads_it(config: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def _rope_as_the_class_reads_it(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_dialect_is_read_as_the_same_model(format: str, rope: str) -> None:
     bare = _without_rope(format)
-    rotary = _native(_say(bare, ROPES[rope], NEWEST), format)["decoder"]["block"]["mixer"]["rotary"]
+    rotary = _native(_say(bare, ROPES[rope], NEWEST), format)["decoder"][0]["mixer"]["rotary"]
     assert (rotary["type"], rotary["theta"]) == (rope, ROPES[rope]["rope_theta"])
     expected = _native(_say(bare, ROPES[rope], NEWEST), format)
     for config in (
@@ -121,14 +122,24 @@ def test_the_installed_class_reads_what_is_written(format: str, rope: str, diale
 
 def test_an_unknown_dialect_is_refused_by_name() -> None:
     native = crosswalk.import_config(_say(_without_rope("llama"), ROPES["default"], NEWEST))
-    with pytest.raises(CrosswalkError, match="transformers-3"):
+    with pytest.raises(CrosswalkError, match=r"transformers.3"):
         crosswalk.export_config(native, "llama", dialect="transformers-3")
 
 
-def test_dialects_that_disagree_are_refused() -> None:
-    config = _say(_without_rope("llama"), ROPES["default"], BOTH) | {"rope_theta": 99999.0}
-    with pytest.raises(CrosswalkError, match="rope_theta"):
+def test_dialects_that_disagree_about_the_scaling_are_refused() -> None:
+    config = _say(_without_rope("llama"), ROPES["llama3"], BOTH)
+    config["rope_scaling"]["factor"] = 5.0
+    with pytest.raises(CrosswalkError, match=r"rope_parameters\.factor.*4\.0"):
         crosswalk.import_config(config)
+
+
+def test_a_stale_theta_beside_rope_parameters_yields() -> None:
+    """Classes written for transformers 4 fill in their default ``rope_theta``; transformers 5 does not look at it."""
+    config = _say(_without_rope("llama"), ROPES["default"], BOTH) | {"rope_theta": 10000.0}
+    native = crosswalk.import_config(config)
+    assert native["decoder"]["block"]["mixer"]["rotary"]["theta"] == 23456.0
+    if oracles.TRANSFORMERS_MAJOR >= 5:
+        assert _rope_as_the_class_reads_it(config)["rope_theta"] == 23456.0
 
 
 @pytest.mark.parametrize("dialect", [INSTALLED, BOTH])
