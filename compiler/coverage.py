@@ -26,8 +26,9 @@ def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Pat
     for path, value in _unclaimed(data, (), claims, parts):
         if len(path) == 1 and path[0] in _bare_keys():
             continue
-        key = ".".join((*where, *path))
         near = did_you_mean(path[-1], claims.siblings(path[:-1]))
+        path = _as_written(mapping, config, path)
+        key = ".".join((*where, *path))
         problems.append(
             Diagnostic(
                 "config/unknown-key",
@@ -35,6 +36,7 @@ def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Pat
                 None,
                 near
                 or f"relate it to a field, or state what can be converted: `{path[-1]}: {{only: {_shown(value)}}}`",
+                path=(*where, *path),
             )
         )
     for theirs, node in parts.items():
@@ -46,6 +48,13 @@ def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Pat
                 continue  # importing reports it, with the rule
             problems += unknown_keys(inner, value, (*where, *theirs))
     return problems
+
+
+def _as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: Path) -> Path:
+    """The place in the file of what reading moved to ``path`` from the old place of a dialect."""
+    moves = [move for dialect in mapping.source.dialects.values() for move in dialect.config]
+    places = [(*move.old, *path[len(move.new) :]) for move in moves if path[: len(move.new)] == move.new]
+    return next((place for place in (path, *places) if get(config, place) is not MISSING), path)
 
 
 def kept_values(mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,13 +24,18 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One problem: a stable code, where it is, what was expected and found, and what to do about it."""
+    """One problem: a stable code, where it is, what was expected and found, and what to do about it.
+
+    ``path`` are the keys that lead to what the problem is about, where it is about a config; whoever knows the file
+    that the config was read from makes a position of it.
+    """
 
     code: str
     message: str
     position: Position | None = None
     hint: str | None = None
     severity: str = "error"
+    path: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = f"{self.position}: " if self.position else ""
