@@ -259,7 +259,7 @@ class _Walk:
         if not holes:
             yield parameter.name
             return
-        for index in range(scope.evaluate(compile_expression(scope.kind.holes[holes[0]], None))):
+        for index in range(scope.count(compile_expression(scope.kind.holes[holes[0]], None))):
             yield parameter.name.render({holes[0]: index})
 
     def leaves(self, path: Path, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
