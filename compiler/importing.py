@@ -28,7 +28,7 @@ from .relations import (
     Struct,
     TheirsFact,
 )
-from .scope import Scope, Unresolved, normalize, same_value
+from .scope import Scope, Unresolved, misfit, normalize, same_value
 from .theirs import Names, fill, get, put, same_number
 
 
@@ -283,7 +283,9 @@ class _Import:
         if rule.table is not None and value is not None:
             return self.from_table(rule, path, value)
         if rule.field.of == "float" and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            value = float(value)
+        if (wanted := misfit(rule.field, value)) is not None:
+            raise fail("config/type", f"`{'.'.join(path)}` must be {wanted}, it is {value!r}")
         return value
 
     def from_table(self, rule: FieldRule, path: Path, value: Any) -> Any:

@@ -19,6 +19,9 @@ from .layout import MISSING, Field, Layout, Type
 
 Path = tuple[str, ...]
 
+#: Most layers of a sequence: an absurd number is an error, not a list that fills the memory.
+MAX_BLOCKS = 100_000
+
 #: Sizes and numbers that are not known, where they are assumed.
 ASSUMED = 2
 
@@ -138,6 +141,8 @@ class Scope:
         value = self.kind.axes.get(name)
         if value is None:
             if self.parent is None:
+                if self.assumes and any(name in kind.axes for kind in self.layout.all_types()):
+                    return ASSUMED  # of a type around this one, where the check starts at a part
                 raise fail("layout/axis", f"no axis `{name}` in scope of type `{self.kind}`")
             return self.parent.axis_entry(name)
         if isinstance(value, Expression):
@@ -234,6 +239,8 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
     """
     problems: list[Diagnostic] = []
     kind = layout.types[root or layout.root]
+    if not isinstance(config, Mapping):
+        raise fail("native/type", f"a config must be an object, it is {config!r}")
     result = _fill(layout, kind, config, (), problems)
     if problems:
         raise CrosswalkError(problems)
@@ -248,18 +255,25 @@ def _check(path: Path, scope: Scope, problems: list[Diagnostic]) -> None:
     for check in scope.kind.checks:
         if not scope.holds(check.expression):
             where = ".".join(path) or str(scope.kind)
-            problems.append(Diagnostic("layout/check", f"`{where}`: {check.message} ({check.expression.text})"))
+            problems.append(Diagnostic("layout/check", f"`{where}`: {check.message} ({check.expression.text})", path=path))
     for name, declared in scope.kind.fields.items():
         if declared.of in scope.layout.families and scope.layout.families[declared.of].sequence:
             sequence = scope.raw(name)
+            if sequence.get("num_blocks", 0) > MAX_BLOCKS:
+                text = f"`{'.'.join((*path, name))}.num_blocks` must be at most {MAX_BLOCKS}, it is {sequence['num_blocks']}"
+                problems.append(Diagnostic("layout/blocks", text, path=(*path, name, "num_blocks")))
             unknown = sorted(set(sequence.get("pattern", ())) - set(sequence.get("blocks", ())))
             where = ".".join((*path, name))
             if "pattern" in sequence and not sequence["pattern"]:
-                problems.append(Diagnostic("layout/pattern", f"`{where}.pattern` is empty"))
+                problems.append(Diagnostic("layout/pattern", f"`{where}.pattern` is empty", path=(*path, name)))
             elif unknown:
                 known = ", ".join(sequence["blocks"])
                 problems.append(
-                    Diagnostic("layout/pattern", f"`{where}.pattern` names {unknown}, the blocks are: {known}")
+                    Diagnostic(
+                        "layout/pattern",
+                        f"`{where}.pattern` names {unknown}, the blocks are: {known}",
+                        path=(*path, name, "pattern"),
+                    )
                 )
 
 
@@ -269,29 +283,46 @@ def _fill(
     result: dict[str, Any] = {"type": kind.registered} if kind.registered else {}
     for key in config:
         if key not in kind.fields and not (key == "type" and kind.registered):
-            near = difflib.get_close_matches(key, kind.fields, 1)
+            near = difflib.get_close_matches(str(key), kind.fields, 1)
             problems.append(
                 Diagnostic(
                     "native/unknown-field",
-                    f"`{'.'.join((*path, key))}`: type `{kind}` of layout `{layout.name}` has no field `{key}`",
+                    f"`{'.'.join((*path, str(key)))}`: type `{kind}` of layout `{layout.name}` has no field `{key}`",
                     hint=f"did you mean `{near[0]}`?" if near else None,
+                    path=(*path, str(key)),
                 )
             )
     scope = Scope(layout, kind, config, None, path)
     for name, declared in kind.fields.items():
         value = scope.raw(name)
         if value is MISSING:
-            problems.append(Diagnostic("native/missing-field", f"`{'.'.join((*path, name))}` is required"))
+            problems.append(Diagnostic("native/missing-field", f"`{'.'.join((*path, name))}` is required", path=path))
             continue
         result[name] = _fill_value(layout, declared, value, (*path, name), problems)
     return result
+
+
+def misfit(declared: Field, value: Any) -> str | None:
+    """What a value of a scalar or list field had to be, if it is not; None for one that fits, and for null."""
+    if value is None or declared.is_config or declared.kind in ("enum", "dict"):
+        return None
+    if declared.kind == "list":
+        fits = isinstance(value, (list, tuple)) and all(map(_SCALARS[declared.of], value))
+        return None if fits else f"a list of {declared.of}"
+    if not _SCALARS[declared.of](value):
+        return f"of type {declared.of}"
+    if declared.bound is not None:
+        relation, bound = declared.bound
+        if not (value > bound if relation == ">" else value >= bound):
+            return f"{relation} {bound:g}"
+    return None
 
 
 def _fill_value(layout: Layout, declared: Field, value: Any, path: Path, problems: list[Diagnostic]) -> Any:
     where = ".".join(path)
 
     def wrong(expected: str) -> Any:
-        problems.append(Diagnostic("native/type", f"`{where}` must be {expected}, it is {value!r}"))
+        problems.append(Diagnostic("native/type", f"`{where}` must be {expected}, it is {value!r}", path=path))
         return value
 
     if value is None:
@@ -299,12 +330,9 @@ def _fill_value(layout: Layout, declared: Field, value: Any, path: Path, problem
     if declared.kind == "dict":
         if not isinstance(value, Mapping) or not value:
             return wrong(f"a dict of {declared.of} with at least one entry")
-        return {key: _fill_config(layout, declared, body, (*path, key), problems) for key, body in value.items()}
-    if declared.kind == "list":
-        scalar = _SCALARS[declared.of]
-        if not isinstance(value, (list, tuple)) or not all(scalar(item) for item in value):
-            return wrong(f"a list of {declared.of}")
-        return list(value)
+        return {
+            str(key): _fill_config(layout, declared, body, (*path, str(key)), problems) for key, body in value.items()
+        }
     if declared.is_config:
         return _fill_config(layout, declared, value, path, problems)
     if declared.kind == "enum":
@@ -312,12 +340,8 @@ def _fill_value(layout: Layout, declared: Field, value: Any, path: Path, problem
         return value if value in choices else wrong(f"one of {', '.join(choices)}")
     if declared.of == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not _SCALARS[declared.of](value):
-        return wrong(f"of type {declared.of}")
-    if declared.bound is not None:
-        relation, bound = declared.bound
-        if not (value > bound if relation == ">" else value >= bound):
-            return wrong(f"{relation} {bound:g}")
+    if (wanted := misfit(declared, value)) is not None:
+        return wrong(wanted)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -325,7 +349,7 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: Path, proble
     where = ".".join(path)
     named = isinstance(value, str) and declared.of in layout.families and value == declared.default
     if not isinstance(value, Mapping) and not named:
-        problems.append(Diagnostic("native/type", f"`{where}` must be an object, it is {value!r}"))
+        problems.append(Diagnostic("native/type", f"`{where}` must be an object, it is {value!r}", path=path))
         return value
     name = value if isinstance(value, str) else value.get("type")
     if declared.of in layout.families:
@@ -334,11 +358,12 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: Path, proble
     else:
         kind = config_type(layout, declared, {})
         known = {kind.registered} if kind.registered else set()
-    if name is not None and name not in known:
+    if name is not None and (not isinstance(name, str) or name not in known):
         problems.append(
             Diagnostic(
                 "native/type",
                 f"`{where}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {name!r}",
+                path=(*path, "type"),
             )
         )
         return value
