@@ -18,6 +18,7 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "mistral": strategies.mistral(),
     "mixtral": strategies.mixtral(),
     "qwen2": strategies.qwen2(),
+    "qwen3": strategies.qwen3(),
     "mtp_llama": strategies.mtp_llama(),
     "dream": strategies.dream(),
     "diffusion_llama": strategies.diffusion_llama(),

@@ -127,8 +127,18 @@ def mixtral(config: Config) -> Native:
 
 def qwen2(config: Config) -> Native:
     biases = {f"{x}_layer": _bias(True) for x in ("query", "key", "value")} | {"dense_layer": _bias(False)}
+    return _windowed(config, **biases)
+
+
+def qwen3(config: Config) -> Native:
+    norm = _rms(config["rms_norm_eps"])
+    bias = config.get("attention_bias", False)
+    return _windowed(config, add_linear_biases=bias, query_norm=norm, key_norm=norm)
+
+
+def _windowed(config: Config, **mixer: Any) -> Native:
     windows = windows_of(config)
-    blocks = [_block(config, _attention(config, window_size=w, **biases), _mlp(config)) for w in windows]
+    blocks = [_block(config, _attention(config, window_size=w, **mixer), _mlp(config)) for w in windows]
     if len(set(windows)) == 1:
         return _model(config, _fixed(blocks[0], len(blocks)))
     names = ["full_attention" if w is None else "sliding_attention" for w in windows]
@@ -355,6 +365,7 @@ BY_FORMAT: dict[str, Callable[[Config], Native]] = {
     "mistral": mistral,
     "mixtral": mixtral,
     "qwen2": qwen2,
+    "qwen3": qwen3,
     "dream": qwen2,
     "gemma4": gemma4,
     "llava": llava,

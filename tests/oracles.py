@@ -25,6 +25,7 @@ REAL_CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "gemma4": "Gemma4ForCausalLM",
     "llava": "LlavaForConditionalGeneration",

@@ -19,7 +19,7 @@ Config = Mapping[str, Any]
 _ROPE = ("rope_parameters", "rope_theta", "rope_scaling")
 _WINDOW = ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers")
 _LLAMA = ("llama", "mtp_llama", "diffusion_llama")
-_QWEN2 = ("qwen2", "dream")
+_QWEN2 = ("qwen2", "qwen3", "dream")
 _APRIEL2 = ("apriel2", "apriel2_text")
 
 
@@ -53,8 +53,9 @@ def meaning(config: Config) -> dict[str, Any]:
         result = _without(result, *_WINDOW) | {"windows": windows_of(result)}
     elif result.get("head_dim") is None:
         result["head_dim"] = result["hidden_size"] // result["num_attention_heads"]
-    if kind in _LLAMA:
+    if kind in (*_LLAMA, "qwen3"):
         result.setdefault("attention_bias", False)
+    if kind in _LLAMA:
         result.setdefault("mlp_bias", False)
     return result
 

@@ -183,8 +183,8 @@ def mixtral(draw: Draw) -> Config:
     return config
 
 
-def _qwen2(draw: Draw, architecture: str, model_type: str, layer_types: bool) -> Config:
-    config = _text(draw, architecture, model_type, explicit_head_dim=False)
+def _qwen2(draw: Draw, architecture: str, model_type: str, layer_types: bool, head_dim: bool = False) -> Config:
+    config = _text(draw, architecture, model_type, explicit_head_dim=head_dim)
     layers = config["num_hidden_layers"]
     kinds = [draw(st.sampled_from(["full_attention", "sliding_attention"])) for _ in range(layers)]
     if not layer_types or draw(st.booleans()):
@@ -206,6 +206,13 @@ def _qwen2(draw: Draw, architecture: str, model_type: str, layer_types: bool) ->
 @st.composite
 def qwen2(draw: Draw) -> Config:
     return _qwen2(draw, "Qwen2ForCausalLM", "qwen2", layer_types=True)
+
+
+@st.composite
+def qwen3(draw: Draw) -> Config:
+    config = _qwen2(draw, "Qwen3ForCausalLM", "qwen3", layer_types=True, head_dim=True)
+    _maybe(draw, config, attention_bias=st.booleans())
+    return config
 
 
 @st.composite

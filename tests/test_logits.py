@@ -101,6 +101,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2-window": _config(
         "Qwen2ForCausalLM", "qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=1
     ),
+    "qwen3": _config("Qwen3ForCausalLM", "qwen3", head_dim=10, attention_bias=True),
+    "qwen3-window-tied": _config(
+        "Qwen3ForCausalLM", "qwen3", head_dim=10, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    )
+    | {"tie_word_embeddings": True},
     "mixtral": _config(
         "MixtralForCausalLM", "mixtral", head_dim=10, num_local_experts=5, num_experts_per_tok=2, sliding_window=None
     ),
@@ -132,7 +137,7 @@ def test_logits_are_equal_after_the_round_trip(checkpoint: Path, tmp_path: Path)
     assert tensor_differences(*tensors) == []
 
 
-@pytest.mark.parametrize("name", ["qwen2-window", "mistral-window", "llava"])
+@pytest.mark.parametrize("name", ["qwen2-window", "qwen3-window-tied", "mistral-window", "llava"])
 def test_the_window_is_felt(name: str, tmp_path: Path) -> None:
     """The inputs are longer than the window: a conversion that loses it could not give equal logits."""
     config = CONFIGS[name]
