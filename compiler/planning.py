@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
@@ -115,15 +116,16 @@ def plan_import(
                 reason = f"not needed ({line.position})"
                 exemptions.append(Exemption("dropped", names[name], None, reason))
                 expected[names[name]] = files[names[name]].shape
-        _compare(expected, files, f"mapping `{bound.mapping.name}`", bound)
+        lines = {names[entry.tensor.name]: entry.line for entry in bound.related}
+        ignored = {names[name] for name in bound.ignored}
+        hint = "add a line for it under `tensors:`; `NAME: ~` if it is not needed"
+        _compare(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, ignored)
     feeding: dict[str, list[str]] = {}
     for entry in bound.related:
         for piece in entry.tensor.pieces:
             feeding.setdefault(piece.parameter, []).append(sources[names[entry.tensor.name]].dtype)
-    targets = [
-        TensorSpec(name, shape, _target_dtype(name, feeding.get(name, [default_dtype]), dtype, protect))
-        for name, shape in bound.ours.items()
-    ]
+    made = ((name, shape, feeding.get(name, [default_dtype])) for name, shape in bound.ours.items())
+    targets = _targets(made, dtype, protect)
     return _assemble(bound, names, list(sources.values()), targets, exemptions, "import", files is None)
 
 
@@ -144,14 +146,15 @@ def plan_export(
     if files is None:
         sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.ours.items()]
     else:
-        _compare(bound.ours, files, f"layout `{bound.mapping.layout.name}`", None)
+        hint = "the config of this checkpoint says that there is no such parameter"
+        _compare(bound.ours, files, f"layout `{bound.mapping.layout.name}`", hint)
         sources = list(files.values())
     dtypes = {tensor.name: tensor.dtype for tensor in sources}
-    targets = []
-    for entry in bound.related:
-        name = names[entry.tensor.name]
-        feeding = [dtypes[piece.parameter] for piece in entry.tensor.pieces] or [default_dtype]
-        targets.append(TensorSpec(name, entry.tensor.shape, _target_dtype(name, feeding, dtype, protect)))
+    made = (
+        (names[t.name], t.shape, [dtypes[piece.parameter] for piece in t.pieces] or [default_dtype])
+        for t in (entry.tensor for entry in bound.related)
+    )
+    targets = _targets(made, dtype, protect)
     return _assemble(bound, names, sources, targets, [], "export", files is None)
 
 
@@ -183,20 +186,38 @@ def _assemble(
     return make_plan(sources, targets, copies, listed, exemptions, metadata)
 
 
-def _target_dtype(name: str, feeding: Sequence[str], dtype: str | None, protect: Sequence[str]) -> str:
-    """The dtype of a tensor made from tensors of the dtypes ``feeding``: asked for, or one that holds all exactly."""
-    widest = feeding[0]
-    for other in feeding[1:]:
-        if cast_is_exact(widest, other):
-            widest = other
-        elif not cast_is_exact(other, widest):
-            raise fail(
+def _targets(
+    made: Iterable[tuple[str, tuple[int, ...], Sequence[str]]], dtype: str | None, protect: Sequence[str]
+) -> list[TensorSpec]:
+    """The tensors ``made`` (name, shape, dtypes of what they are made from), each of the dtype asked for, or else of
+    the one among its own that holds all the others exactly."""
+    targets: list[TensorSpec] = []
+    mixed: dict[tuple[str, ...], list[str]] = {}
+    for name, shape, feeding in made:
+        if dtype is not None and not protects(protect, name):
+            targets.append(TensorSpec(name, shape, dtype))
+            continue
+        widest = next((w for w in feeding if all(cast_is_exact(other, w) for other in feeding)), None)
+        if widest is None:
+            mixed.setdefault(tuple(sorted(set(feeding))), []).append(name)
+        else:
+            targets.append(TensorSpec(name, shape, widest))
+    if mixed:
+        raise CrosswalkError(
+            Diagnostic(
                 "plan/mixed-dtypes",
-                f"`{name}` is made from tensors of {widest} and {other}, and neither holds the other exactly",
+                f"`{pattern}` is made from tensors of {' and '.join(dtypes)}, and none holds the others exactly",
                 hint="ask for one dtype with --dtype",
             )
-    wanted = dtype if dtype is not None and widest in FLOATS else widest
-    return widest if any(name == p or (name.startswith(p.rstrip("*")) and p.endswith("*")) for p in protect) else wanted
+            for dtypes, names in mixed.items()
+            for pattern, _ in fold(names)
+        )
+    return targets
+
+
+def protects(protect: Sequence[str], name: str) -> bool:
+    """Whether a tensor is among names and prefixes (``PREFIX*``)."""
+    return any(name == p or (p.endswith("*") and name.startswith(p.rstrip("*"))) for p in protect)
 
 
 def check_dtype(dtype: str | None) -> str | None:
@@ -211,17 +232,21 @@ def check_dtype(dtype: str | None) -> str | None:
 
 
 def _compare(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSpec], who: str, bound: Bound | None
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, TensorSpec],
+    who: str,
+    unexpected_hint: str,
+    lines: Mapping[str, TensorEntry] = MappingProxyType({}),
+    ignored: Container[str] = (),
 ) -> None:
-    """Every tensor is there, with its shape, and nothing else is; all differences in one error, layers folded."""
-    lines = {}
-    if bound is not None:
-        lines = {entry.tensor.name: entry.line for entry in bound.related}
+    """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is; all differences in
+    one error, layers folded. ``lines``: the rule of each tensor, if there is one."""
     problems = []
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     wrong = [name for name, shape in expected.items() if name in found and found[name].shape != shape]
-    for pattern, names in fold(missing):
+    no_floats = [n for n in expected if n in found and n not in ignored and found[n].dtype not in FLOATS]
+    for pattern, names in fold(missing, expected.__getitem__):
         near = difflib.get_close_matches(names[0], unexpected, 1, 0.8)
         shape = list(expected[names[0]])
         line = lines.get(names[0])
@@ -233,22 +258,33 @@ def _compare(
                 f"there is `{near[0]}`, which nothing needs" if near else None,
             )
         )
-    for pattern, names in fold(unexpected):
+    for pattern, names in fold(unexpected, lambda name: found[name].shape):
         problems.append(
             Diagnostic(
                 "tensors/unexpected",
                 f"tensor `{pattern}` {list(found[names[0]].shape)} has no counterpart in {who} ({len(names)} in all)",
                 None,
-                "add a line for it under `tensors:`; `NAME: ~` if it is not needed",
+                unexpected_hint,
             )
         )
-    for name in wrong:
-        line = lines.get(name)
+    for pattern, names in fold(wrong, lambda name: (found[name].shape, expected[name])):
+        line = lines.get(names[0])
         problems.append(
             Diagnostic(
                 "tensors/shape",
-                f"tensor `{name}` is {list(found[name].shape)} in the file, {list(expected[name])} by the config",
+                f"tensor `{pattern}` is {list(found[names[0]].shape)} in the file,"
+                f" {list(expected[names[0]])} by the config",
                 line.position if line else None,
+            )
+        )
+    for pattern, names in fold(no_floats, lambda name: found[name].dtype):
+        line = lines.get(names[0])
+        problems.append(
+            Diagnostic(
+                "tensors/dtype",
+                f"tensor `{pattern}` has the dtype {found[names[0]].dtype}, parameters are floats",
+                line.position if line else None,
+                "a quantised checkpoint has to be dequantised first",
             )
         )
     if problems:
@@ -258,13 +294,14 @@ def _compare(
 _NUMBER = re.compile(r"\d+")
 
 
-def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Names that differ only in numbers, as one pattern such as ``layers.{0..31}.norm`` with the names themselves."""
-    groups: dict[str, list[str]] = {}
+def fold(names: Iterable[str], key: Callable[[str], object] = lambda name: None) -> list[tuple[str, list[str]]]:
+    """Names that differ only in numbers, and agree in ``key``, as one pattern such as ``layers.{0..31}.norm`` with the
+    names themselves."""
+    groups: dict[tuple[str, object], list[str]] = {}
     for name in names:
-        groups.setdefault(_NUMBER.sub("{}", name), []).append(name)
+        groups.setdefault((_NUMBER.sub("{}", name), key(name)), []).append(name)
     result = []
-    for pattern, members in groups.items():
+    for (pattern, _), members in groups.items():
         numbers = [[int(n) for n in _NUMBER.findall(name)] for name in members]
         parts = pattern.split("{}")
         text = parts[0]

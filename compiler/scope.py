@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -48,8 +49,8 @@ class Scope:
     ) -> None:
         self.layout, self.kind, self.config, self.parent, self.path = layout, kind, config, parent, path
         self.arguments = arguments or {}
-        self.pending = parent.pending if parent else pending
-        self.assumes = parent.assumes if parent else assumes
+        self.pending: frozenset[Path] | set[Path] = parent.pending if parent else pending
+        self.assumes: bool = parent.assumes if parent else assumes
         self.axis_names = axis_names or {}
         self.root: Scope = parent.root if parent else self
 
@@ -255,13 +256,15 @@ def _check(path: Path, scope: Scope, problems: list[Diagnostic]) -> None:
     for check in scope.kind.checks:
         if not scope.holds(check.expression):
             where = ".".join(path) or str(scope.kind)
-            problems.append(Diagnostic("layout/check", f"`{where}`: {check.message} ({check.expression.text})", path=path))
+            text = f"`{where}`: {check.message} ({check.expression.text})"
+            problems.append(Diagnostic("layout/check", text, path=path))
     for name, declared in scope.kind.fields.items():
         if declared.of in scope.layout.families and scope.layout.families[declared.of].sequence:
             sequence = scope.raw(name)
             if sequence.get("num_blocks", 0) > MAX_BLOCKS:
-                text = f"`{'.'.join((*path, name))}.num_blocks` must be at most {MAX_BLOCKS}, it is {sequence['num_blocks']}"
-                problems.append(Diagnostic("layout/blocks", text, path=(*path, name, "num_blocks")))
+                at = (*path, name, "num_blocks")
+                text = f"`{'.'.join(at)}` must be at most {MAX_BLOCKS}, it is {sequence['num_blocks']}"
+                problems.append(Diagnostic("layout/blocks", text, path=at))
             unknown = sorted(set(sequence.get("pattern", ())) - set(sequence.get("blocks", ())))
             where = ".".join((*path, name))
             if "pattern" in sequence and not sequence["pattern"]:
@@ -373,7 +376,7 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: Path, proble
 
 _SCALARS: Mapping[str, Callable[[Any], bool]] = {
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, float),
+    "float": lambda v: isinstance(v, float) and math.isfinite(v),
     "bool": lambda v: isinstance(v, bool),
     "str": lambda v: isinstance(v, str),
     "list": lambda v: isinstance(v, (list, tuple)),

@@ -9,7 +9,7 @@ from crosswalk.compiler.containers import did_you_mean
 from crosswalk.compiler.mapping import MappingFile
 from crosswalk.compiler.planning import bind, plan_import
 from crosswalk.compiler.relations import CompiledMapping
-from crosswalk.runtime.errors import CrosswalkError, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan import TensorSpec
 
 from .catalog import catalog, format_named
@@ -32,7 +32,9 @@ def detect_format(
         layouts = sorted({str(mapping.layout) for mapping in mappings})
         hint = did_you_mean(layout, layouts) or f"there are {', '.join(layouts)}"
         raise fail("format/layout", f"there is no layout `{layout}`", None, hint)
-    model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    if not isinstance(architectures, list):
+        architectures = []
     if model_type is not None:
         found = [m for m in known if m.model_type == model_type]
     else:
@@ -44,13 +46,15 @@ def detect_format(
         found = [m for m in found if _holds(m, config, specs)] or found
     if len(found) == 1:
         return catalog().compiled(found[0].name)
-    said = f"model_type {model_type!r}, architectures {list(architectures)!r}"
+    said = f"model_type {model_type!r}, architectures {architectures!r}"
     listed = ", ".join(f"{m.name} ({m.model_type})" for m in (found or known))
     if found:
         raise fail(
             "format/ambiguous", f"several formats fit this config.json ({said}): {listed}", None, "pass --format"
         )
-    raise fail("format/undetected", f"no format fits this config.json ({said})", None, f"there are {listed}")
+    near = did_you_mean(str(model_type), [m.model_type for m in known if m.model_type])
+    message, hint = f"no format fits this config.json ({said})", near or f"there are {listed}"
+    raise CrosswalkError(Diagnostic("format/undetected", message, None, hint, path=("model_type",)))
 
 
 def chosen_format(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.compiler.documents import parse_document
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.header import parse_json
 from crosswalk.runtime.source import Checkpoint, open_checkpoint
 
@@ -35,10 +36,19 @@ class HuggingFaceCheckpoint:
 
 def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
     """Open a checkpoint from config.json and headers. Raises ``CrosswalkError`` with everything wrong with it."""
-    text = read_config_text(path / CONFIG)
-    return HuggingFaceCheckpoint(
-        path, text, parse_config(text, path / CONFIG), carried_files(path), open_checkpoint(path)
-    )
+    problems: list[Diagnostic] = []
+    try:
+        text = read_config_text(path / CONFIG)
+        config = parse_config(text, path / CONFIG)
+    except CrosswalkError as error:
+        problems += error.diagnostics
+    try:
+        tensors = open_checkpoint(path)
+    except CrosswalkError as error:
+        problems += error.diagnostics
+    if problems:
+        raise CrosswalkError(problems)
+    return HuggingFaceCheckpoint(path, text, config, carried_files(path), tensors)
 
 
 def read_config_text(file: Path) -> str:
@@ -58,7 +68,15 @@ def read_config_text(file: Path) -> str:
 
 
 def parse_config(text: str, file: Path) -> dict[str, Any]:
-    config = parse_json(text.encode(), file)
+    try:
+        config = parse_json(text.encode(), file)
+    except CrosswalkError as error:
+        reason = error.__cause__
+        if isinstance(reason, json.JSONDecodeError):
+            where = Position(str(file), reason.lineno, reason.colno)
+            raise fail("config/json", f"not valid JSON: {reason.msg}", where) from error
+        parse_document(text, str(file))  # names both places of a key that stands twice
+        raise
     if not isinstance(config, dict):
         raise fail("config/type", "config.json must be an object", Position(str(file)))
     return config

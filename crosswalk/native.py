@@ -7,7 +7,7 @@ self-describing is under ``metadata.crosswalk``, where the trainer allows furthe
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
+from crosswalk.compiler.documents import parse_document
 from crosswalk.compiler.layout import Layout
 from crosswalk.compiler.scope import config_type
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.header import shorten
 from crosswalk.runtime.source import Checkpoint, open_checkpoint
+
+from .positions import locator
 
 METADATA = "metadata.yaml"
 SHARD = "weights"
@@ -31,13 +35,15 @@ MAX_METADATA = 256 << 20
 @dataclass(frozen=True)
 class NativeCheckpoint:
     """``config``: the base-model config as stored. ``root``: its type in the layout. ``origin``: what was recorded of
-    the Hugging Face checkpoint that it came from, empty if it came from elsewhere. ``tensors``: without suffix."""
+    the Hugging Face checkpoint that it came from, empty if it came from elsewhere. ``tensors``: without suffix.
+    ``text``: the metadata as stored."""
 
     path: Path
     config: Mapping[str, Any]
     root: str
     origin: Mapping[str, Any]
     tensors: Checkpoint
+    text: str
 
 
 def is_native(path: Path) -> bool:
@@ -46,50 +52,92 @@ def is_native(path: Path) -> bool:
 
 def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
     """Open a native checkpoint from its metadata and headers. Raises ``CrosswalkError`` with what is wrong with it."""
-    where = Position(str(path / METADATA))
-    document = _read_metadata(path / METADATA, where)
-    problems = []
-    for keys in (("config", "base_model"), ("metadata", "state_index"), ("model",)):
-        value: Any = document
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is None:
-            problems.append(Diagnostic("native/metadata", f"`{'.'.join(keys)}` is missing", where))
-    if problems:
-        raise CrosswalkError(problems)
+    text = _read_text(path / METADATA)
+    document = _parse(text, path / METADATA)
     roots = layout.roots()
-    if document["model"] not in roots:
-        raise fail("native/model", f"`model` is {document['model']!r}, not one of {', '.join(roots)}", where)
-    index = document["metadata"]["state_index"]
-    stored = open_checkpoint(path, index)
+    problems = list(_problems(document, roots))
+    if problems:
+        locate = locator(text, str(path / METADATA))
+        raise CrosswalkError(
+            Diagnostic("native/metadata", f"`{'.'.join(keys)}` {what}", locate(keys)) for keys, what in problems
+        )
+    metadata = document["metadata"]
+    stored = open_checkpoint(path, metadata["state_index"])
     suffix = f"/{SHARD}"
     # A training checkpoint holds optimizer shards beside the weights; they are no part of the model.
     names = {key: key.removesuffix(suffix) for key in stored.tensors if key.endswith(suffix)}
-    origin = document["metadata"].get("crosswalk", {})
+    origin = metadata.get("crosswalk") or {}
     return NativeCheckpoint(
-        path, document["config"]["base_model"], roots[document["model"]], origin, stored.select(names)
+        path, document["config"]["base_model"], roots[document["model"]], origin, stored.select(names), text
     )
 
 
-def _read_metadata(file: Path, where: Position) -> Mapping[str, Any]:
-    """The document, which lists every tensor and may be large. Aliases are refused: they can multiply its size."""
+def _read_text(file: Path) -> str:
+    where = Position(str(file))
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_METADATA + 1)
         if len(data) > MAX_METADATA:
             raise fail("native/metadata", f"larger than {MAX_METADATA >> 20} MiB", where)
-        text = data.decode()
-        yaml = YAML(typ="safe", pure=True)
-        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text)):
-            raise fail("native/metadata", "aliases are not allowed here", where)
-        document = yaml.load(text)
-    except (YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise fail("native/metadata", f"not valid YAML: {str(error)[:300]}", where) from error
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise fail("native/metadata", "this is not UTF-8 text", where) from error
     except OSError as error:
         raise fail("native/metadata", f"cannot read it: {error.strerror or error}", where) from error
+
+
+def _parse(text: str, file: Path) -> Mapping[str, Any]:
+    """The document, which may be large: it lists every tensor. Aliases are refused: they can multiply its size."""
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text)):
+            parse_document(text, str(file))  # says where they are
+            raise fail("native/metadata", "aliases are not allowed here", Position(str(file)))
+        document = yaml.load(text)
+    except (YAMLError, RecursionError, ValueError, TypeError) as error:
+        parse_document(text, str(file))  # says where and what to do, for all that it knows
+        raise fail("native/metadata", f"not valid YAML: {str(error)[:300]}", Position(str(file))) from error
     if not isinstance(document, Mapping):
-        raise fail("native/metadata", "not a mapping", where)
+        raise fail("native/metadata", "this is not a mapping of keys to values", Position(str(file)))
     return document
+
+
+def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is needed of the document and is not there or of the wrong kind: keys and what is the matter with them."""
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, str)
+
+    def index(value: Any) -> bool:
+        return isinstance(value, Mapping) and bool(value) and all(map(texts, (*value, *value.values())))
+
+    wanted: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+        (("model",), f"one of {', '.join(roots)}", lambda value: texts(value) and value in roots),
+        (("format",), "fast_llm: the trainer's other formats are not read", lambda value: value == "fast_llm"),
+        (("config",), "a mapping", lambda value: isinstance(value, Mapping)),
+        (("config", "base_model"), "a mapping", lambda value: isinstance(value, Mapping)),
+        (("metadata",), "a mapping", lambda value: isinstance(value, Mapping)),
+        (("metadata", "state_index"), "a mapping of tensors to files", index),
+        (("metadata", "crosswalk"), "a mapping", lambda value: isinstance(value, Mapping)),
+        *((("metadata", "crosswalk", key), "text", texts) for key in ("format", "config", "tensor_dialect", "dtype")),
+        (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
+        (
+            ("metadata", "crosswalk", "files"),
+            "a list of file names",
+            lambda value: isinstance(value, list) and all(map(texts, value)),
+        ),
+    )
+    for keys, expected, fits in wanted:
+        *parents, key = keys
+        container: Any = document
+        for parent in parents:
+            container = container.get(parent) if isinstance(container, Mapping) else None
+        value = container.get(key) if isinstance(container, Mapping) else None
+        optional = key == "format" or "crosswalk" in keys
+        if value is None and not optional and isinstance(container, Mapping):
+            yield keys, "is missing"
+        elif value is not None and not fits(value):
+            yield keys, f"must be {expected}; it is {shorten(repr(value), 60)}"
 
 
 def metadata_yaml(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from crosswalk.compiler.coverage import kept_values
+from crosswalk.compiler.coverage import kept_values, unknown_keys
 from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.exporting import export_config
 from crosswalk.compiler.exporting import leaves as leaves_of
@@ -22,11 +22,12 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.source import Checkpoint
 
-from .api import formats, read_config
+from .api import formats
 from .catalog import catalog, format_named
 from .detect import DEFAULT_LAYOUT, chosen_format
 from .huggingface import CONFIG, carried_files, config_bytes, open_hugging_face, parse_config
 from .native import METADATA, NativeCheckpoint, is_native, open_native
+from .positions import located, locator, read_from
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
@@ -84,10 +85,24 @@ def _prepare_import(
 ) -> Prepared:
     checkpoint = open_hugging_face(path)
     specs = checkpoint.tensors.specs()
-    mapping = chosen_format(format, checkpoint.config, specs, to)
-    native = read_config(mapping, checkpoint.config, allow_lossy)
-    bound = bind(mapping, native, allow_lossy=True)
-    plan = plan_import(bound, {spec.name: spec for spec in specs}, check_dtype(dtype), protect=protect)
+    asked = check_dtype(dtype)
+    problems: list[Diagnostic] = []
+    with read_from(path / CONFIG, checkpoint.text):
+        mapping = chosen_format(format, checkpoint.config, specs, to)
+        unknown = unknown_keys(mapping, checkpoint.config)
+        try:
+            native, _ = import_config(mapping, checkpoint.config, allow_lossy)
+        except CrosswalkError as error:
+            raise CrosswalkError((*unknown, *error.diagnostics)) from error
+        problems += located(unknown, checkpoint.text, path / CONFIG)
+    try:
+        with read_from(path):
+            bound = bind(mapping, native, allow_lossy=True)
+            plan = plan_import(bound, {spec.name: spec for spec in specs}, asked, protect=protect)
+    except CrosswalkError as error:
+        problems += error.diagnostics
+    if problems:
+        raise CrosswalkError(problems)
     return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, checkpoint.files)
 
 
@@ -109,20 +124,25 @@ def _prepare_export(
             "format/needed", "this checkpoint does not say which format it came from", Position(str(path / METADATA)),
             f"pass --format; there are {', '.join(formats(layout.name))}",
         )  # fmt: skip
-    mapping = format_named(str(name))
+    with read_from(path / METADATA):
+        mapping = format_named(str(name))
     if mapping.layout is not layout:
         message = f"format `{mapping.name}` is of layout `{mapping.layout.name}`, this checkpoint of `{layout.name}`"
         raise fail("format/layout", message, None, f"there are {', '.join(formats(layout.name))}")
-    native = normalize(layout, checkpoint.config, mapping.root.type.name)
+    asked = check_dtype(dtype)
+    with read_from(path / METADATA, checkpoint.text, ("config", "base_model")):
+        native = normalize(layout, checkpoint.config, mapping.root.type.name)
     same_format = origin.get("format") == mapping.name and isinstance(origin.get("config"), str)
     allow = allow_lossy or bool(same_format and origin.get("lossy"))
     dialects = choose_dialects(mapping, dialect)
-    bound = bind(mapping, native, dialects, allow)
+    with read_from(path / METADATA):
+        bound = bind(mapping, native, dialects, allow)
     names = tensor_dialect(mapping, dialects)
     if dialect is None and same_format and origin.get("tensor_dialect") in mapping.source.dialects:
         names = str(origin["tensor_dialect"])
     specs = {spec.name: spec for spec in checkpoint.tensors.specs()}
-    plan = plan_export(bound, specs, check_dtype(dtype), protect=protect, tensor_dialect=names)
+    with read_from(path):
+        plan = plan_export(bound, specs, asked, protect=protect, tensor_dialect=names)
     text = _config_text(mapping, bound, native, checkpoint, plan, dialect is not None)
     files = _files_to_write(mapping, checkpoint, model_files)
     return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects)
@@ -169,8 +189,7 @@ def _config_text(
     origin = checkpoint.origin
     stated = main_dtype(plan.targets)
     if origin.get("format") == mapping.name and isinstance(origin.get("config"), str):
-        where = checkpoint.path / METADATA
-        old = parse_config(origin["config"], where)
+        old = _origin_config(checkpoint)
         same_dtype = origin.get("dtype") == stated
         if same_dtype and not dialect_asked and _still_says(mapping, old, native):
             return str(origin["config"])
@@ -183,6 +202,19 @@ def _config_text(
     for key in present:
         result[key] = _dtype_text(stated)
     return config_bytes(result).decode()
+
+
+def _origin_config(checkpoint: NativeCheckpoint) -> dict[str, Any]:
+    """The config.json that a native checkpoint remembers."""
+    keys = ("metadata", "crosswalk", "config")
+    try:
+        return parse_config(checkpoint.origin["config"], Path(CONFIG))
+    except CrosswalkError as error:
+        where = locator(checkpoint.text, str(checkpoint.path / METADATA))(keys)
+        hint = "remove it: a new config.json is written then"
+        raise CrosswalkError(
+            Diagnostic("native/metadata", f"`{'.'.join(keys)}`: {d.message}", where, hint) for d in error.diagnostics
+        ) from error
 
 
 def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
@@ -205,7 +237,7 @@ def _files_to_write(
     mapping: CompiledMapping, checkpoint: NativeCheckpoint, model_files: Path | None
 ) -> dict[str, Path]:
     """The files that were carried along, and the model code that the format needs."""
-    listed = checkpoint.origin.get("files", [])
+    listed = checkpoint.origin.get("files") or []
     there = carried_files(checkpoint.path, frozenset((CONFIG, METADATA)))
     files = {name: path for name, path in there.items() if name in listed}
     problems = []

@@ -13,8 +13,9 @@ from crosswalk.runtime.files import Options, verify_checkpoint
 
 from .api import read_config
 from .catalog import catalog
-from .huggingface import open_hugging_face
-from .native import is_native, open_native
+from .huggingface import CONFIG, open_hugging_face
+from .native import METADATA, is_native, open_native
+from .positions import read_from
 from .prepare import prepare, with_dtypes_of
 from .report import Report
 
@@ -36,13 +37,15 @@ def verify(
     if is_native(target):
         prepared = prepare(source, None, format, allow_lossy=allow_lossy)
         native = open_native(target, catalog().layout("fast_llm"))
-        config = normalize(prepared.mapping.layout, native.config, native.root)
+        with read_from(target / METADATA, native.text, ("config", "base_model")):
+            config = normalize(prepared.mapping.layout, native.config, native.root)
         output, plan = native.tensors, prepared.plan
     else:
         # The model code that an export needs is at the destination already.
         prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target)
         checkpoint = open_hugging_face(target)
-        config = read_config(prepared.mapping, checkpoint.config, True)
+        with read_from(target / CONFIG, checkpoint.text):
+            config = read_config(prepared.mapping, checkpoint.config, True)
         output = checkpoint.tensors
         dialect = dialect_of_names(prepared.mapping, output.tensors)
         specs = {spec.name: spec for spec in prepared.source.specs()}

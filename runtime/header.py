@@ -93,7 +93,7 @@ def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, Stor
     data_start = 8 + len(raw)
     tensors: list[tuple[int, int, str, StoredTensor]] = []
     for name, entry in document.items():
-        problem = _entry_problem(entry, data_size)
+        problem = _entry_problem(entry)
         if problem:
             problems.append(Diagnostic(problem[0], f"tensor `{shorten(name)}` {problem[1]}", where))
             continue
@@ -101,6 +101,11 @@ def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, Stor
         stored = StoredTensor(path, data_start + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
         tensors.append((begin, end, name, stored))
     tensors.sort(key=lambda item: item[:3])
+    beyond = sum(end > data_size for _, end, _, _ in tensors)
+    if beyond:
+        needed = max(end for _, end, _, _ in tensors)
+        text = f"the file is cut off: it has {data_size} of {needed} bytes of data, {beyond} tensors are not complete"
+        problems.append(Diagnostic("header/offsets", text, where, "the download may be incomplete"))
     # Holes and overlaps around an entry that is already reported would be noise.
     if not problems:
         position = 0
@@ -118,7 +123,7 @@ def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, Stor
     return {name: stored for _, _, name, stored in tensors}, metadata
 
 
-def _entry_problem(entry: Any, data_size: int) -> tuple[str, str] | None:
+def _entry_problem(entry: Any) -> tuple[str, str] | None:
     """Code and message of what is wrong with one tensor's entry."""
     if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
         return "header/entry", "is not described by exactly `dtype`, `shape` and `data_offsets`"
@@ -130,8 +135,8 @@ def _entry_problem(entry: Any, data_size: int) -> tuple[str, str] | None:
     if not isinstance(offsets, list) or len(offsets) != 2 or {*map(type, offsets)} != {int}:
         return "header/offsets", f"has the offsets {shorten(repr(offsets))}, which are not two integers"
     begin, end = offsets
-    if not 0 <= begin <= end <= data_size:
-        return "header/offsets", f"lies at bytes {begin} to {end} of {data_size} bytes of data"
+    if not 0 <= begin <= end:
+        return "header/offsets", f"lies at bytes {begin} to {end}"
     needed = math.prod(shape) * size_of(dtype)
     if needed != end - begin:
         return "header/size", f"of dtype {dtype} and shape {shape} needs {needed} bytes but has {end - begin}"

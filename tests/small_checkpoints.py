@@ -1,0 +1,183 @@
+"""Small real checkpoints to break, and the command line called as a function."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from crosswalk.cli import cli, run_command
+from crosswalk.compile_mappings import command as compile_command
+
+Tensors = dict[str, torch.Tensor]
+
+#: Sizes that are all different, so that no two can be mixed up.
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 71,
+    "hidden_size": 30,
+    "intermediate_size": 37,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 14,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 23456.0},
+    "max_position_embeddings": 513,
+    "bos_token_id": 3,
+    "eos_token_id": 5,
+    "dtype": "float32",
+}
+MIXTRAL: dict[str, Any] = {
+    key: value for key, value in LLAMA.items() if key not in ("attention_bias", "mlp_bias")
+} | {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 2,
+    "sliding_window": None,
+}  # fmt: skip
+LLAVA: dict[str, Any] = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "model_type": "llava",
+    "image_token_index": 69,
+    "projector_hidden_act": "gelu_pytorch_tanh",
+    "multimodal_projector_bias": True,
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+    "text_config": {key: value for key, value in LLAMA.items() if key not in ("architectures", "dtype")},
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 36,
+        "intermediate_size": 41,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "head_dim": 12,
+        "num_channels": 3,
+        "patch_size": 5,
+        "image_size": 40,
+        "hidden_act": "gelu_pytorch_tanh",
+        "attention_dropout": 0.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
+
+@functools.cache
+def _made(text: str, dtype: str) -> Path:
+    config = json.loads(text)
+    directory = Path(_folder().name) / f"{config['model_type']}-{abs(hash((text, dtype)))}"
+    oracles.make_checkpoint(directory, config, dtype=dtype)
+    return directory
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="checkpoints-")
+
+
+def make(directory: Path, base: Mapping[str, Any] = LLAMA, dtype: str = "float32", **changes: Any) -> Path:
+    """A checkpoint of the real class, every tensor random, at ``directory``. Made once, copied from then on."""
+    shutil.copytree(_made(json.dumps({**base, **changes}, sort_keys=True), dtype), directory)
+    return directory
+
+
+def tensors_of(directory: Path) -> Tensors:
+    """All tensors of the safetensors files in a directory, by their stored names."""
+    found: Tensors = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def edit_tensors(directory: Path, edit: Callable[[Tensors], object]) -> None:
+    """Change the tensors of a checkpoint of one file in place."""
+    (file,) = directory.glob("*.safetensors")
+    tensors = load_file(file)
+    edit(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    config = json.loads((directory / "config.json").read_text())
+    assert isinstance(config, dict)
+    return config
+
+
+def edit_config(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    config = config_of(directory)
+    edit(config)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def shard(directory: Path, count: int = 3) -> dict[str, str]:
+    """Turn a checkpoint of one file into ``count`` shards with an index; its weight map."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    weight_map = {}
+    for number in range(count):
+        names = sorted(tensors)[number::count]
+        name = f"model-{number + 1:05}-of-{count:05}.safetensors"
+        save_file({key: tensors[key] for key in names}, directory / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, name)
+    write_index(directory, weight_map)
+    return weight_map
+
+
+def write_index(directory: Path, weight_map: Mapping[str, str]) -> None:
+    index = {"metadata": {}, "weight_map": dict(weight_map)}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory with its bytes."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command printed, and its exit code. ``problems`` are the paragraphs on stderr, one each."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def problems(self) -> list[str]:
+        return [paragraph for paragraph in self.err.strip().split("\n\n") if paragraph]
+
+
+class CommandLine:
+    """Runs commands in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: object) -> Ran:
+        return self._run(cli, arguments)
+
+    def compile(self, *arguments: object) -> Ran:
+        return self._run(compile_command, arguments)
+
+    def _run(self, command: Any, arguments: tuple[object, ...]) -> Ran:
+        self.capsys.readouterr()
+        code = run_command(command, [str(argument) for argument in arguments])
+        out, err = self.capsys.readouterr()
+        return Ran(code, out, err)
