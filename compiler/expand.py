@@ -157,7 +157,8 @@ class _Expander:
         """The node of an object of type ``kind``; ``outer`` are claims that enclosing sections make on its inside."""
         section = section or self.empty(outer[0].line.position if outer else self.mapping.position)
         rules: list[Rule] = []
-        own = [_Claim(line.ours, line, theirs, ours) for line in (*section.config, *section.sets) if line.ours]
+        lines: tuple[Entry | Fact, ...] = (*section.config, *section.sets)
+        own = [_Claim(line.ours, line, theirs, ours) for line in lines if line.ours]
         taken = {claim.ours for claim in outer}
         claims = (*outer, *(claim for claim in own if claim.ours not in taken))
         for line in section.config:
@@ -236,11 +237,11 @@ class _Expander:
                 self.silent(declared, ours, section, rules)
             return
         if exact and isinstance(exact[0].line, Entry):
-            claim = exact[0]
-            at = (*claim.theirs, *claim.line.theirs)
-            node = self.target(declared, ours, at, deeper, sections, claim.line)
+            entry = exact[0].line
+            at = (*exact[0].theirs, *entry.theirs)
+            node = self.target(declared, ours, at, deeper, sections, entry)
             if node is not None:
-                children.append(Optional(ours, at, declared.nullable, claim.line.default, node, claim.line.position))
+                children.append(Optional(ours, at, declared.nullable, entry.default, node, entry.position))
         elif exact:
             fact = exact[0].line
             assert isinstance(fact, Fact)
@@ -414,9 +415,9 @@ class _Expander:
             message = f"section `{section.name}` needs `by:` and `cases:`, there is no `{missing}:`"
             self.error("mapping/by", message, section.position)
             return None
-        for line in (*section.config, *section.checks):
+        for at in (*(line.position for line in section.config), *(check.position for check in section.checks)):
             message = f"section `{section.name}` is about several types"
-            self.error("mapping/unused", message, line.position, "say this in a case, or in the section of a type")
+            self.error("mapping/unused", message, at, "say this in a case, or in the section of a type")
         for value in only or ():
             if value not in section.cases:
                 hint = did_you_mean(value, section.cases) or f"its cases are {', '.join(section.cases)}"
@@ -463,7 +464,8 @@ class _Expander:
         block = next(f.of for t in family.types.values() for f in t.fields.values() if f.name == "block")
         default = next((e.default for e in section.config if e.theirs == section.each), MISSING)
         kinds = []
-        for name, overlays in (section.kinds or {None: {}}).items():
+        listed: Mapping[str | None, Mapping[str, Section]] = dict(section.kinds.items()) or {None: {}}
+        for name, overlays in listed.items():
             merged = {**sections, **{k: overlay(sections[k], o) if k in sections else o for k, o in overlays.items()}}
             if name is not None:
                 merged = {key: _fill_kind(value, name) for key, value in merged.items()}

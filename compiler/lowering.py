@@ -55,6 +55,7 @@ def lower(
     transposed: bool = False,
     missing_axes: Literal["error", "drop"] = "error",
     position: Position | None = None,
+    show_sizes: bool = True,
 ) -> list[Tensor]:
     """The tensors of theirs that ``template`` names, with the pieces of ``parameters`` that they consist of.
 
@@ -71,9 +72,9 @@ def lower(
     of ``tensor.name`` and ``piece.parameter`` where the plan is written; everything else is shared.
 
     Raises ``CrosswalkError`` with every problem found: ``axes/...`` and ``names/...`` at ``position`` (where ``dims``
-    was written; default: where the template was).
+    was written; default: where the template was). Messages give sizes if ``show_sizes``.
     """
-    request = _Request(template, tuple(parameters), sizes, dims, position or template.position)
+    request = _Request(template, tuple(parameters), sizes, dims, position or template.position, show_sizes)
     named = tuple(dict.fromkeys(hole.name for hole in template.holes if isinstance(hole, Hole)))
     if problems := _unknown_names(request, named):
         raise CrosswalkError(problems)
@@ -107,9 +108,13 @@ class _Request:
     sizes: AxisTable
     dims: tuple[Term, ...] | None
     position: Position | None
+    show_sizes: bool
 
     def problem(self, code: str, message: str, hint: str | None = None) -> Diagnostic:
-        rows = [("ours:", str(source.pattern), _sizes_text(source.pattern, self.sizes)) for source in self.parameters]
+        rows = [
+            ("ours:", str(source.pattern), _sizes_text(source.pattern, self.sizes) if self.show_sizes else "")
+            for source in self.parameters
+        ]
         if self.dims is not None:
             rows.append(("theirs:", format_terms(self.dims), ""))
         width = max((len(row[1]) for row in rows), default=0)

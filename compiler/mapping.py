@@ -82,6 +82,7 @@ class TensorEntry:
     dims: tuple[Term, ...] | None
     position: Position
     ours_at: tuple[Position, ...] = ()
+    dims_at: Position | None = None
 
     def __str__(self) -> str:
         ours = ", ".join(".".join(path) for path in self.ours) or "~"

@@ -224,9 +224,11 @@ def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
         if isinstance(value, Map) and not TENSOR_WORDS & value.keys():
             result += _tensors(value, name)
             continue
-        dims = None
+        dims = dims_at = None
         if isinstance(value, Map):
-            dims = parse_dims(value["axes"], value.value_position("axes")) if "axes" in value else None
+            if "axes" in value:
+                dims_at = value.value_position("axes")
+                dims = parse_dims(value["axes"], dims_at)
             value, at = value["is"], value.value_position("is")
         refs = [value] if isinstance(value, str) else list(value or ())
         places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
@@ -237,7 +239,7 @@ def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
             if filtered:
                 types = tuple(filtered.removesuffix(")").split("|"))
             ours.append(_path(path))
-        result.append(TensorEntry(Template.parse(name, position), tuple(ours), types, dims, position, places))
+        result.append(TensorEntry(Template.parse(name, position), tuple(ours), types, dims, position, places, dims_at))
     return result
 
 

@@ -319,5 +319,5 @@ def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             path = move.new if hole is None else move.new[hole + 1 :]
             if path not in keys:
                 message = f"no rule speaks of the new place `{'.'.join(move.new)}`"
-                hint = did_you_mean(path[-1], {key[-1] for key in keys})
-                yield Diagnostic("mapping/no-such-key", message, move.position, hint)
+                near = did_you_mean(path[-1], {key[-1] for key in keys})
+                yield Diagnostic("mapping/no-such-key", message, move.position, near)

@@ -8,6 +8,7 @@ mapping states has its value, conditions over anything else hold, and all axes h
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,20 +45,25 @@ def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
     problems = list(_check_names(mapping))
     if problems:
         return problems
+    found: list[Diagnostic] = []
     for model in _Models(mapping).all():
         scope = Scope(mapping.layout, mapping.root.type, model.config, pending=model.pending, assumes=True)
         try:
             related = relate_weights(mapping.layout, scope, model.chosen).related
         except CrosswalkError as error:
-            problems += error.diagnostics
+            found += (problem for problem in error.diagnostics if problem.code != "mapping/one-sided")
             continue
         seen: dict[str, TensorEntry] = {}
         for entry in related:
             line = seen.setdefault(entry.tensor.name, entry.line)
             if line is not entry.line:
                 message = f"the tensor `{entry.tensor.name}` is already named at {line.position}"
-                problems.append(Diagnostic("mapping/name-twice", message, entry.line.position))
-    return problems
+                found.append(Diagnostic("mapping/name-twice", message, entry.line.position))
+    # What is wrong with a weight is wrong with its bias, and with the same line in every layer.
+    return list({(p.code, p.position, _BIAS_OR_INDEX.sub("", p.message.split("\n")[0])): p for p in found}.values())
+
+
+_BIAS_OR_INDEX = re.compile(r"\.(?:bias|weight)\b|\b\d+\b")
 
 
 # ---- names on the right -------------------------------------------------------------------------------------------
@@ -206,7 +212,9 @@ class _Models:
             case Optional():
                 return self.node(node.node, at)
             case Layers():
-                return [self.layers([model for kind in node.kinds for model in self.node(kind.node, ())], node.ours, at)]
+                return [
+                    self.layers([model for kind in node.kinds for model in self.node(kind.node, ())], node.ours, at)
+                ]
             case Entries():
                 model = _Model()
                 for index, entry in enumerate(self.node(node.node, ())):

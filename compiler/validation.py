@@ -123,7 +123,8 @@ def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
                 hint = f"`{error.absolute_path[-1]}` is read as a key: did you mean the word `{word[0]}`?"
             yield Diagnostic(code, f"expected {kinds}, found {describe(value)}", value_at, hint)
         case "minProperties" | "maxProperties" | "minItems" | "maxItems":
-            count = f"{describe(value)} with {len(value) or 'no'} entr{'y' if len(value) == 1 else 'ies'}"
+            size = len(value) if isinstance(value, Map | Seq) else 0
+            count = f"{describe(value)} with {size or 'no'} entr{'y' if size == 1 else 'ies'}"
             yield Diagnostic(code, f"expected {expected or _kinds(error)}, found {count}", value_at)
         case _:
             position = key_at if error.validator == "propertyNames" else value_at

@@ -6,7 +6,7 @@ other side. Equal layers are lowered once and shared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
@@ -80,7 +80,7 @@ class _Walk:
 
     def run(self) -> Weights:
         out = Weights()
-        self.module(self.root, EMPTY, None, (), out)
+        self.module(self.root, EMPTY, None, (), out, [])
         ties = {tie.parameter: tie.same_as for tie in self.root.kind.ties if self.root.holds(tie.condition)}
         for name, native in list(out.natives.items()):
             owner = ties.get(native.tied_to or name, native.tied_to)
@@ -91,9 +91,16 @@ class _Walk:
     # ---- modules ----------------------------------------------------------------------------------------------------
 
     def module(
-        self, scope: Scope, ours: Template, theirs: Template | None, outer: tuple[_Claim, ...], out: Weights
+        self,
+        scope: Scope,
+        ours: Template,
+        theirs: Template | None,
+        outer: tuple[_Claim, ...],
+        out: Weights,
+        around: list[Chosen],
     ) -> None:
-        """One module: ``theirs`` is the prefix of its tensors, None if nothing gives it one."""
+        """One module: ``theirs`` is the prefix of its tensors, None if nothing gives it one; ``around`` speaks for the
+        nearest module around it that anything speaks for."""
         here = [
             c
             for c in self.chosen.get(scope.path, ())
@@ -115,8 +122,8 @@ class _Walk:
                 default = prefix
         claims = (*outer, *own)
         for child in scope.kind.children:
-            self.children(scope, child.name, child.config, child.axes, ours, claims, default, out)
-        self.parameters(scope, ours, claims, default, here, out)
+            self.children(scope, child.name, child.config, child.axes, ours, claims, default, out, here or around)
+        self.parameters(scope, ours, claims, default, here, out, () if theirs is not None else around)
 
     def fits(self, scope: Scope, line: TensorEntry) -> bool:
         """Whether the child of a line like ``mixer(attention|mamba)`` or ``mixer.query(attention)`` has one of these
@@ -136,6 +143,7 @@ class _Walk:
         claims: tuple[_Claim, ...],
         default: Template | None,
         out: Weights,
+        around: list[Chosen],
     ) -> None:
         own = tuple(str(name).split("."))
         exact = next((c for c in claims if own in c.ours), None)
@@ -158,12 +166,12 @@ class _Walk:
             relative = bool(values) and not deeper
             if not relative:
                 filled = tuple(_Claim(c.ours, c.theirs.render(values), c.line, c.chosen, c.transposed) for c in deeper)
-                self.module(child, join(ours, name.render(values)), prefix, filled, out)
+                self.module(child, join(ours, name.render(values)), prefix, filled, out, around)
                 continue
             if child.path not in cache:
                 cache[child.path] = Weights()
                 below = None if prefix is None else EMPTY
-                self.module(child, EMPTY, below, (), cache[child.path])
+                self.module(child, EMPTY, below, (), cache[child.path], around)
             _add_prefixed(out, cache[child.path], str(join(ours, name.render(values))), prefix)
 
     def instances(self, scope: Scope, name: Template, config: Path) -> Iterator[tuple[dict[str, object], Scope]]:
@@ -211,6 +219,7 @@ class _Walk:
         default: Template | None,
         here: list[Chosen],
         out: Weights,
+        around: Sequence[Chosen],
     ) -> None:
         present: dict[str, tuple[Parameter, Source]] = {}
         sizes = _Sizes(scope)
@@ -237,16 +246,16 @@ class _Walk:
                     continue
                 spoken.update(members)
                 self.lower(claim, suffix, [present[name][1] for name in members], sizes, out)
-        for name, (parameter, source) in present.items():
-            if name in spoken or parameter.same_as is not None:
+        for stored, (parameter, source) in present.items():
+            if stored in spoken or parameter.same_as is not None:
                 continue
             if default is None:
-                self.unclaimed(source, here, scope, out)
+                self.unclaimed(source, ours, here, scope, out, around)
                 continue
-            same = Template.parse(name)
-            line = TensorEntry(same, ((name,),), None, None, self.position(scope, here))
+            same = Template.parse(stored)
+            line = TensorEntry(same, ((stored,),), None, None, self.position(scope, here))
             self.lower(
-                _Claim(((name,),), join(default, same), line, here[0] if here else None, False),
+                _Claim(((stored,),), join(default, same), line, here[0] if here else None, False),
                 "",
                 [source],
                 sizes,
@@ -280,7 +289,8 @@ class _Walk:
                 claim.line.dims,
                 claim.transposed,
                 "drop" if is_bias else "error",
-                claim.line.position,
+                claim.line.dims_at or claim.line.position,
+                show_sizes=not self.root.assumes,
             )
         except CrosswalkError as error:
             out.problems += error.diagnostics
@@ -291,16 +301,24 @@ class _Walk:
     def position(self, scope: Scope, here: list[Chosen]) -> Position:
         return here[0].struct.position if here else scope.kind.position
 
-    def unclaimed(self, source: Source, here: list[Chosen], scope: Scope, out: Weights) -> None:
-        section = here[0].struct.section.name if here else str(scope.kind)
-        out.problems.append(
-            Diagnostic(
-                "mapping/unclaimed-parameter",
-                f"no line of section `{section}` says which tensor holds `{source.name}` ({source.pattern})",
-                self.position(scope, here),
-                'add it under `tensors:`, or `"*": same` if all others keep their names',
-            )
-        )
+    def unclaimed(
+        self,
+        source: Source,
+        ours: Template,
+        here: list[Chosen],
+        scope: Scope,
+        out: Weights,
+        around: Sequence[Chosen],
+    ) -> None:
+        """``around``: where the module has no name itself, what could give it one."""
+        section = (around or here)[0].struct.section.name if around or here else str(scope.kind)
+        position = around[0].struct.position if around else self.position(scope, here)
+        message = f"no line of section `{section}` says which tensor holds `{source.name}` ({source.pattern})"
+        hint = 'add it under `tensors:`, or `"*": same` if all others keep their names'
+        if around:
+            message = f"no line of section `{section}` names the module `{ours}`, which has `{source.name}`"
+            hint = "add its name under `tensors:`"
+        out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
 
 
 def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
