@@ -33,21 +33,21 @@ def read_dialects(
         if value is None or any(same_number(value, unset) for unset in move.unset):
             continue
         for new in _places(mapping, data, move):
-            _merge(data, move, new, value, notes, problems)
+            _merge(data, move, move.old, new, value, notes, problems)
     return data, notes, problems
 
 
 def _merge(
-    data: dict[str, Any], move: Move, new: Path, value: Any, notes: list[str], problems: list[Diagnostic]
+    data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, notes: list[str], problems: list[Diagnostic]
 ) -> None:
     there = get(data, new)
     if isinstance(value, Mapping) and isinstance(there, Mapping):
         for key, item in value.items():
-            _merge(data, move, (*new, key), item, notes, problems)
+            _merge(data, move, (*old, key), (*new, key), item, notes, problems)
     elif there is MISSING or there is None:
         put(data, new, value)
     elif not same_number(there, value):
-        old_key, new_key = ".".join(move.old), ".".join(new)
+        old_key, new_key = ".".join(old), ".".join(new)
         text = f"`{old_key}` says {value!r} and `{new_key}` says {there!r}"
         if move.yields:
             notes.append(f"{text}: `{new_key}` counts")
@@ -100,12 +100,13 @@ def choose_dialects(mapping: CompiledMapping, asked: str | Iterable[str] | None)
     names = asked.split(",") if isinstance(asked, str) else list(asked)
     result = []
     known = (newest, *mapping.source.dialects)
-    for name in (n.strip().replace("-", "_").replace(".", "_") for n in names):
+    for given in names:
+        name = given.strip().replace("-", "_").replace(".", "_")
         if name == "newest":
             name = newest
         if name not in known:
             listed = ", ".join(n.replace("_", "-") for n in known)
-            raise fail("dialect/unknown", f"format `{mapping.name}` has no dialect `{name}`; it has {listed}")
+            raise fail("usage/dialect", f"format `{mapping.name}` has no dialect `{given.strip()}`; it has {listed}")
         result.append(name)
     return tuple(result)
 

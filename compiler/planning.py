@@ -227,7 +227,7 @@ def check_dtype(dtype: str | None) -> str | None:
     by_name = {name.lower(): name for name in DTYPES} | {attribute: name for name, (_, attribute) in DTYPES.items()}
     found = by_name.get(dtype.lower().removeprefix("torch."))
     if found not in FLOATS:
-        raise fail("plan/dtype", f"`{dtype}` is no float dtype", hint="one of float32, bfloat16, float16, float64")
+        raise fail("usage/dtype", f"`{dtype}` is no float dtype", hint="one of float32, bfloat16, float16, float64")
     return found
 
 
@@ -323,5 +323,5 @@ def tensor_dialect(mapping: CompiledMapping, dialects: Sequence[str]) -> str | N
     """The one among the dialects to write that has tensor names of its own."""
     named = [d for d in dialects if d in mapping.source.dialects and mapping.source.dialects[d].tensors]
     if len(named) > 1:
-        raise fail("dialect/tensors", f"tensors have one name each: choose one of {', '.join(named)}")
+        raise fail("usage/dialect", f"tensors have one name each: choose one of {', '.join(named)}")
     return named[0] if named else None

@@ -26,5 +26,5 @@ def format_named(name: str) -> CompiledMapping:
 
         formats = found.formats()
         hint = did_you_mean(name, formats) or f"the formats are {', '.join(formats)}"
-        raise fail("format/unknown", f"there is no format `{name}`", None, hint)
+        raise fail("usage/format", f"there is no format `{name}`", None, hint)
     return found.compiled(name)

@@ -17,13 +17,14 @@ def check(
     dialect: str | None = None,
     dtype: str | None = None,
     *,
+    protect: tuple[str, ...] = (),
     allow_lossy: bool = False,
     model_files: str | Path | None = None,
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
     shape, and the plan's proof. Raises ``CrosswalkError`` with all problems found."""
     files = Path(model_files) if model_files else None
-    prepared = prepare(Path(src), to, format, dialect, dtype, (), allow_lossy, files)
+    prepared = prepare(Path(src), to, format, dialect, dtype, protect, allow_lossy, files)
     problems = prepared.plan.verify().problems
     if problems:
         raise CrosswalkError(problems)

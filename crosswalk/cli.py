@@ -92,7 +92,6 @@ def check(src: Path, **planning: Any) -> None:
     from . import check as run
     from .tables import show_report
 
-    planning.pop("protect")
     show_report(run(src, **_planned(planning)))
 
 
@@ -180,7 +179,7 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         from crosswalk.compiler.render import render
 
         click.echo(render(error.diagnostics), err=True)
-        return 1
+        return 2 if all(found.code.startswith(("usage/", "options/")) for found in error.diagnostics) else 1
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone: there is nobody to tell
         return 1

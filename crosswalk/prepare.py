@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from crosswalk.compiler.containers import did_you_mean
 from crosswalk.compiler.coverage import kept_values, unknown_keys
 from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.exporting import export_config
 from crosswalk.compiler.exporting import leaves as leaves_of
 from crosswalk.compiler.importing import import_config
 from crosswalk.compiler.layout import MISSING
-from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, tensor_dialect
+from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, protects, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize, same_value
 from crosswalk.compiler.theirs import get, put
@@ -62,30 +63,36 @@ def prepare(
 
     Raises ``CrosswalkError`` with everything that stands in the way.
     """
-    if not source.is_dir():
-        raise fail("source/not-a-directory", "there is no such checkpoint directory", Position(str(source)))
     native = is_native(source)
+    if not native:
+        require_checkpoint(source)
     if to is None:
         to = "hf" if native else DEFAULT_LAYOUT
     if native and to == "hf":
         return _prepare_export(source, format, dialect, dtype, protect, allow_lossy, model_files)
     if native:
         what = f"a {catalog().layout('fast_llm').name} checkpoint ({METADATA})"
-        raise fail("source/kind", f"this is {what} already", Position(str(source)), "pass --to hf")
+        raise fail("usage/to", f"this is {what} already", Position(str(source)), "pass --to hf")
     if to == "hf":
-        raise fail("source/kind", f"this is a Hugging Face checkpoint already ({CONFIG})", Position(str(source)))
+        what = f"this is a Hugging Face checkpoint ({CONFIG}) already"
+        raise fail("usage/to", what, Position(str(source)), f"pass --to {DEFAULT_LAYOUT}")
     if to != DEFAULT_LAYOUT:
         hint = f"convert to {DEFAULT_LAYOUT}; for other layouts there are compile_plan and load"
-        raise fail("source/layout", f"no checkpoint directory can be written in layout `{to}`", None, hint)
+        raise fail("usage/to", f"no checkpoint directory can be written in layout `{to}`", None, hint)
+    if dialect is not None:
+        raise fail("usage/dialect", "a dialect is one of Hugging Face checkpoints to write; this one is read", None,
+                   "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
     return _prepare_import(source, to, format, dtype, protect, allow_lossy)
 
 
 def _prepare_import(
     path: Path, to: str, format: str | None, dtype: str | None, protect: tuple[str, ...], allow_lossy: bool
 ) -> Prepared:
+    asked = check_dtype(dtype)
+    if format not in (None, "auto"):
+        format_named(str(format))
     checkpoint = open_hugging_face(path)
     specs = checkpoint.tensors.specs()
-    asked = check_dtype(dtype)
     problems: list[Diagnostic] = []
     with read_from(path / CONFIG, checkpoint.text):
         mapping = chosen_format(format, checkpoint.config, specs, to)
@@ -103,6 +110,7 @@ def _prepare_import(
         problems += error.diagnostics
     if problems:
         raise CrosswalkError(problems)
+    _check_protected(protect, plan)
     return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, checkpoint.files)
 
 
@@ -116,6 +124,7 @@ def _prepare_export(
     model_files: Path | None,
 ) -> Prepared:
     layout = catalog().layout(DEFAULT_LAYOUT)
+    asked = check_dtype(dtype)
     checkpoint = open_native(path, layout)
     origin = checkpoint.origin
     name = format if format not in (None, "auto") else origin.get("format")
@@ -124,12 +133,14 @@ def _prepare_export(
             "format/needed", "this checkpoint does not say which format it came from", Position(str(path / METADATA)),
             f"pass --format; there are {', '.join(formats(layout.name))}",
         )  # fmt: skip
-    with read_from(path / METADATA):
-        mapping = format_named(str(name))
+    if name == origin.get("format") and name not in catalog().formats():
+        at = locator(checkpoint.text, str(path / METADATA))(("metadata", "crosswalk", "format"))
+        raise fail("format/unknown", f"there is no format `{name}`, which this checkpoint says it came from", at,
+                   f"pass --format; there are {', '.join(formats(layout.name))}")  # fmt: skip
+    mapping = format_named(str(name))
     if mapping.layout is not layout:
         message = f"format `{mapping.name}` is of layout `{mapping.layout.name}`, this checkpoint of `{layout.name}`"
         raise fail("format/layout", message, None, f"there are {', '.join(formats(layout.name))}")
-    asked = check_dtype(dtype)
     with read_from(path / METADATA, checkpoint.text, ("config", "base_model")):
         native = normalize(layout, checkpoint.config, mapping.root.type.name)
     same_format = origin.get("format") == mapping.name and isinstance(origin.get("config"), str)
@@ -143,9 +154,30 @@ def _prepare_export(
     specs = {spec.name: spec for spec in checkpoint.tensors.specs()}
     with read_from(path):
         plan = plan_export(bound, specs, asked, protect=protect, tensor_dialect=names)
+    _check_protected(protect, plan)
     text = _config_text(mapping, bound, native, checkpoint, plan, dialect is not None)
     files = _files_to_write(mapping, checkpoint, model_files)
     return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects)
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise unless ``path`` is a directory that could hold a checkpoint."""
+    if not path.is_dir():
+        what = "this is a file" if path.exists() else "there is no such directory"
+        hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
+        raise fail("source/not-a-directory", what, Position(str(path)), hint)
+
+
+def _check_protected(protect: tuple[str, ...], plan: Plan) -> None:
+    """Raise for protected names that are no tensors: with a typo in one, its tensor would be cast."""
+    problems = []
+    names = [tensor.name for tensor in plan.targets]
+    for pattern in protect:
+        if not any(protects((pattern,), name) for name in names):
+            hint = did_you_mean(pattern, names) or "name a tensor of the output, or a prefix as PREFIX*"
+            problems.append(Diagnostic("usage/protect", f"no tensor of the output is called `{pattern}`", None, hint))
+    if problems:
+        raise CrosswalkError(problems)
 
 
 def origin_of(prepared: Prepared) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from crosswalk.compiler.dialects import dialect_of_names
 from crosswalk.compiler.planning import plan_export
 from crosswalk.compiler.scope import Scope, normalize, same_config
 from crosswalk.runtime.engine import Progress
-from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.files import Options, verify_checkpoint
 
 from .api import read_config
@@ -16,7 +17,7 @@ from .catalog import catalog
 from .huggingface import CONFIG, open_hugging_face
 from .native import METADATA, is_native, open_native
 from .positions import read_from
-from .prepare import prepare, with_dtypes_of
+from .prepare import prepare, require_checkpoint, with_dtypes_of
 from .report import Report
 
 
@@ -32,8 +33,11 @@ def verify(
     """Prove that ``dst`` holds the conversion of ``src``: the same model by its config, and every tensor bit for bit
     (after the casts that its dtypes imply). Raises ``CrosswalkError`` naming every difference."""
     source, target = Path(src), Path(dst)
+    for path in (source, target):
+        require_checkpoint(path)
     if is_native(target) == is_native(source):
-        raise fail("verify/kind", f"`{target}` and `{source}` are of the same kind: one is to be Hugging Face's")
+        what = f"{METADATA} is in both" if is_native(source) else f"{METADATA} is in neither"
+        raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
     if is_native(target):
         prepared = prepare(source, None, format, allow_lossy=allow_lossy)
         native = open_native(target, catalog().layout("fast_llm"))
@@ -51,11 +55,37 @@ def verify(
         specs = {spec.name: spec for spec in prepared.source.specs()}
         plan = plan_export(prepared.bound, specs, tensor_dialect=dialect.name if dialect else None)
     layout, kind = prepared.mapping.layout, prepared.mapping.root.type
-    if not same_config(Scope(layout, kind, config), Scope(layout, kind, prepared.config)):
-        raise fail("verify/config", "its config is not that of the source", Position(str(target)))
+    differing = list(_differing(Scope(layout, kind, prepared.config), Scope(layout, kind, config)))
+    if differing:
+        where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
+        raise CrosswalkError(Diagnostic("verify/config", text, where) for text in differing)
     plan = with_dtypes_of(plan, {spec.name: spec for spec in output.specs()})
     problems = plan.verify().problems
     if problems:
         raise CrosswalkError(problems)
     done = verify_checkpoint(plan, prepared.source, output, options=options, on_progress=on_progress)
     return Report.of(prepared, done, target)
+
+
+def _differing(source: Scope, found: Scope) -> Iterator[str]:
+    """What two configs of one model would not differ in, a line each."""
+    if source.kind != found.kind:
+        where = ".".join(source.path)
+        yield f"`{where}` is `{found.kind}`, by the source it is `{source.kind}`"
+        return
+    for name, declared in source.kind.fields.items():
+        wanted, value = source.field(name), found.field(name)
+        if declared.group == "training" or same_config(wanted, value):
+            continue
+        if isinstance(wanted, Scope) and isinstance(value, Scope):
+            yield from _differing(wanted, value)
+        elif declared.kind == "dict" and wanted.keys() == value.keys():
+            for key in wanted:
+                yield from _differing(source.entry(name, key), found.entry(name, key))
+        else:
+            where = ".".join((*source.path, name))
+            yield f"`{where}` is {_shown(value)}, by the source it is {_shown(wanted)}"
+
+
+def _shown(value: object) -> str:
+    return f"`{value.kind}`" if isinstance(value, Scope) else repr(value)
