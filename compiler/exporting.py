@@ -6,6 +6,7 @@ each is tried and the first that holds it without an error is taken; what was ch
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,10 +35,9 @@ from .relations import (
     Struct,
     TheirsFact,
     Unused,
-    nodes_of,
 )
 from .scope import Scope, same_config, simple
-from .theirs import Names, fill, get, put, same_number
+from .theirs import Names, fill, put, same_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Exported:
     overrides: dict[Path, Any] = field(default_factory=dict)
     effective: dict[tuple[str, Path], Any] = field(default_factory=dict)
     computed: list[tuple[Path, Expression, Path, Mapping[str, str]]] = field(default_factory=list)
-    checks: list[tuple[CheckRule, Scope, Mapping[str, str]]] = field(default_factory=list)
+    checks: list[tuple[CheckRule, Scope, Mapping[str, str], Mapping[Path, Any]]] = field(default_factory=list)
     chosen: dict[Path, list[Chosen]] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -92,7 +92,10 @@ class Exported:
 
 
 def export_config(
-    mapping: CompiledMapping, native: Mapping[str, Any], dialects: Iterable[str] | None = None, allow_lossy: bool = False
+    mapping: CompiledMapping,
+    native: Mapping[str, Any],
+    dialects: Iterable[str] | None = None,
+    allow_lossy: bool = False,
 ) -> tuple[dict[str, Any], Exported]:
     """config.json of a native config that :func:`~.scope.normalize` has completed, and what was chosen on the way.
 
@@ -130,8 +133,11 @@ class _Export:
             except CrosswalkError as error:
                 out.problems += error.diagnostics
         if not out.problems:
-            for rule, where, holes in out.checks:
-                for found in run_check(rule, where, Names(config, self.mapping.defaults, holes)):
+            for rule, where, holes, layer in out.checks:
+                seen: dict[str, Any] = copy.deepcopy(config) if layer else config
+                for path, value in layer.items():
+                    put(seen, path, value)
+                for found in run_check(rule, where, Names(seen, self.mapping.defaults, holes, config)):
                     if found.severity == "error":
                         out.problems.append(found)
                     else:
@@ -205,7 +211,7 @@ class _Export:
                 case Unused():
                     self.unused(rule, scope, anchor, out)
                 case CheckRule():
-                    out.checks.append((rule, object_at(scope, rule.scope), holes))
+                    out.checks.append((rule, object_at(scope, rule.scope), holes, {}))
         for child in node.children:
             self.node(child, scope, anchor, holes, out)
 
@@ -242,7 +248,7 @@ class _Export:
 
     def layers(self, node: Layers, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
         layers = object_at(scope, node.ours[:-1]).blocks(node.ours[-1])
-        blocks = {path: block for path, block in layers}
+        blocks = dict(layers)
         attempts: dict[Path, tuple[Kind, Exported]] = {}
         for path, block in blocks.items():
             at = (*anchor, *node.ours[:-1], *path)
@@ -253,7 +259,7 @@ class _Export:
             elif isinstance(rule, TheirsFact) and rule.written:
                 self.written(rule.theirs, rule.values[0], holes, rule.position, out)
             elif isinstance(rule, CheckRule):
-                out.checks.append((rule, object_at(scope, node.ours), holes))
+                out.checks.append((rule, object_at(scope, node.ours), holes, {}))
         out.put(node.count, len(layers), node.position)
         if node.each is not None:
             out.put(node.each, [attempts[path][0].name for path, _ in layers], node.position)
@@ -277,9 +283,10 @@ class _Export:
     def merge_layer(
         self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], count: int, out: Exported
     ) -> None:
-        """Lay one block's places beside those of the others; what differs goes to the overrides, if the format has any."""
+        """Lay one block's places beside those of the others; what differs goes to the overrides, if there are any."""
         depth = len(node.theirs)
-        for path, (value, position) in list(attempt.values.items()):
+        overridden: dict[Path, Any] = {}
+        for path, (value, _) in list(attempt.values.items()):
             key = (str(kind.name), path[depth:])
             if key in out.effective and not same_number(out.effective[key], value):
                 out.effective[key] = MISSING
@@ -288,9 +295,11 @@ class _Export:
             if known is None or node.overrides is None or same_number(known[0], value):
                 continue
             del attempt.values[path]
+            overridden[path] = value
             width = len(str(count - 1))
             for index in indices:
                 out.overrides[(*node.overrides, str(index).zfill(width), *path[depth:])] = value
+        attempt.checks = [(rule, where, holes, overridden) for rule, where, holes, _ in attempt.checks]
         out.absorb(attempt)
 
     def part(self, node: PartNode, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:

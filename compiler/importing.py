@@ -58,9 +58,15 @@ def import_config(
 class _View:
     """The object that rules read: the root of a mapping or part, as seen from one layer or dict entry."""
 
-    def __init__(self, mapping: CompiledMapping, data: Mapping[str, Any], holes: Mapping[str, str]) -> None:
-        self.mapping, self.data, self.holes = mapping, data, holes
-        self.names = Names(data, mapping.defaults, holes)
+    def __init__(
+        self,
+        mapping: CompiledMapping,
+        data: Mapping[str, Any],
+        holes: Mapping[str, str],
+        root: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.mapping, self.data, self.holes, self.root = mapping, data, holes, root
+        self.names = Names(data, mapping.defaults, holes, root)
 
 
 class _Import:
@@ -138,7 +144,7 @@ class _Import:
             if node.default is None:
                 return put(out, node.ours, None)
             value = node.default if node.default is not MISSING else {}
-            view = _View(view.mapping, _placed(view.data, path, value), view.holes)
+            view = _View(view.mapping, _placed(view.data, path, value), view.holes, view.root)
         if not isinstance(value, Mapping):
             return self.error("config/type", f"`{'.'.join(path)}` must be an object, it is {value!r}", node.position)
         return self.node(node.node, view, out, anchor)
@@ -156,7 +162,9 @@ class _Import:
             elif isinstance(rule, CheckRule):
                 self.checks.append((rule, (*anchor, *node.ours), view))
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
-            self.error("config/type", f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}", node.position)
+            self.error(
+                "config/type", f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}", node.position
+            )
             return
         put(out, (*node.ours, "num_blocks"), count)
         if listed is None:
@@ -199,7 +207,8 @@ class _Import:
             put(out, (*node.ours, "type"), "pattern")
             put(out, (*node.ours, "pattern"), [names[index] for index in range(len(names))])
         for kind, override, name in groups:
-            merged = _View(view.mapping, _overlaid(view.data, node.theirs, override), view.holes)
+            seen = _overlaid(view.data, node.theirs, override)
+            merged = _View(view.mapping, seen, view.holes, view.data)
             where = (*node.ours, "block") if len(groups) == 1 else (*node.ours, "blocks", name)
             self.block(nodes[kind], merged, out, anchor, where)
 
@@ -225,10 +234,12 @@ class _Import:
         path = fill(node.theirs, view.holes)
         value = get(view.data, path)
         if not isinstance(value, Mapping) or not value:
-            self.error("config/type", f"`{'.'.join(path)}` must be an object with entries, it is {value!r}", node.position)
+            self.error(
+                "config/type", f"`{'.'.join(path)}` must be an object with entries, it is {value!r}", node.position
+            )
             return
         for key in value:
-            inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key})
+            inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key}, view.root)
             self.block(node.node, inner, out, anchor, (*node.ours, key))
 
     def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: Path) -> None:
@@ -331,7 +342,6 @@ class _Import:
             raise fail("config/conflict", f"`{'.'.join(path)}` would be both {old!r} and {value!r}", position)
         put(out, path, value)
 
-    # ---- what needs the whole config ----------------------------------------------------------------------------------
 
     def finish_facts(self, native: dict[str, Any]) -> None:
         """Facts that are computed from other fields, in an order in which each finds its operands."""

@@ -43,10 +43,20 @@ def same_number(left: Any, right: Any) -> bool:
 
 
 class Names:
-    """What names mean in expressions over ``data``: keys of the object at ``at``, absent ones by their defaults."""
+    """What names mean in expressions over ``data``: keys of the object at ``at``, absent ones by their defaults.
 
-    def __init__(self, data: Mapping[str, Any], defaults: Mapping[Path, Any], holes: Mapping[str, str]) -> None:
+    ``root`` is what ``root.`` names see where ``data`` is what a single layer reads; by default ``data`` itself.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        defaults: Mapping[Path, Any],
+        holes: Mapping[str, str],
+        root: Mapping[str, Any] | None = None,
+    ) -> None:
         self.data, self.defaults, self.holes = data, defaults, holes
+        self.root = data if root is None else root
         self.active: list[Path] = []
 
     def evaluate(self, value: Any, at: Path) -> Any:
@@ -57,8 +67,8 @@ class Names:
 
     def lookup(self, name: Path, at: Path) -> Any:
         """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""
-        path = name[1:] if name[0] == "root" else (*at, *name)
-        value = get(self.data, fill(path, self.holes))
+        path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
+        value = get(data, fill(path, self.holes))
         default = self.defaults.get(path, MISSING)
         if value is not MISSING and (value is not None or default is MISSING):
             return value
@@ -73,5 +83,5 @@ class Names:
             self.active.pop()
 
     def exists(self, name: Path, at: Path) -> bool:
-        path = name[1:] if name[0] == "root" else (*at, *name)
-        return get(self.data, fill(path, self.holes)) is not MISSING
+        path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
+        return get(data, fill(path, self.holes)) is not MISSING
