@@ -17,11 +17,10 @@ import torch.distributed as dist
 
 from crosswalk.compiler.coverage import kept_values
 from crosswalk.compiler.dialects import choose_dialects
-from crosswalk.compiler.exporting import leaves
 from crosswalk.compiler.layout import MISSING
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.scope import normalize
-from crosswalk.compiler.theirs import get, put
+from crosswalk.compiler.theirs import get, leaves, put
 from crosswalk.runtime import live, saving
 from crosswalk.runtime import stream as streaming
 from crosswalk.runtime.dcp import Reader, Writer
@@ -75,6 +74,7 @@ def load(
     ranks = team(group, timeout)
     with ranks.step("reading the checkpoint's headers"):
         checkpoint, plan, config, name = _import(Path(hf_dir), format, allow_lossy)
+    ranks.agree({"format": name, "config": config})
     report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
     return Loaded(config, name, report)
 
@@ -108,10 +108,10 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
-    values = live.collect(model)
+    ranks.agree({"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config})
     with ranks.step("planning the checkpoint"):
         export = _Export(native_config, format, dialect, dtype, allow_lossy)
-        plan, bound = export.plan(live.untied(values))
+        plan, bound = export.plan(live.untied(live.collect(model)))
         output = export.output(plan, bound, carry_from, max_shard_size, overwrite)
     background = None if blocking else (lambda: team(group, timeout, "background"))
     return saving.save(plan, model, Path(hf_dir), ranks, background, output)
@@ -135,6 +135,7 @@ def stream(
     Tensors are whole on every rank; some are views of parameters. See :func:`crosswalk.runtime.stream.stream`.
     """
     ranks = team(group, timeout)
+    ranks.agree({"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config})
     with ranks.step("planning the stream"):
         export = _Export(native_config, format, dialect, dtype, allow_lossy)
         plan, _ = export.plan(live.untied(live.collect(model)))

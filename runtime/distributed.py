@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import threading
 from collections import defaultdict
@@ -82,11 +83,12 @@ class Team:
         if self._group is None:
             return
         mine = {key: json.dumps(value, sort_keys=True, default=str) for key, value in fields.items()}
-        every = self.gather("comparing plans", mine)
-        different = [key for key in mine if any(other.get(key) != mine[key] for other in every)]
-        different += sorted({key for other in every for key in other} - mine.keys())
+        digests = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in mine.items()}
+        seen = self.gather("comparing plans", digests)
+        different = sorted(key for key in set().union(*seen) if len({other.get(key) for other in seen}) > 1)
         if not different:
             return
+        every = self.gather("comparing plans", {key: mine.get(key) for key in different})
         problems = []
         for key in different:
             groups: dict[str | None, list[int]] = defaultdict(list)
