@@ -11,9 +11,8 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .dialects import read_dialects
 from .documents import did_you_mean
-from .importing import part_mapping
 from .layout import MISSING
-from .relations import Carried, CompiledMapping, Layers, PartNode, Path, nodes_of, rules_of
+from .relations import Carried, CompiledMapping, Layers, PartNode, Path, nodes_of, part_mapping, rules_of
 from .theirs import get, put
 
 
@@ -118,7 +117,7 @@ def _unclaimed(
 
 @functools.cache
 def _bare_keys() -> frozenset[str]:
-    """The keys of a bare PretrainedConfig of the installed transformers, which differ between versions; none without."""
+    """The keys of a bare PretrainedConfig of the installed transformers (they differ by version); none without one."""
     if importlib.util.find_spec("transformers") is None:
         return frozenset()
     from transformers.configuration_utils import PretrainedConfig

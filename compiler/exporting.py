@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
+from .checks import run_check
 from .dialects import write_dialects
+from .exported import Chosen, Exported, none_fits
 from .expressions import Expression
-from .importing import run_check
-from .layout import MISSING, Field
+from .layout import MISSING
+from .objects import below, is_default, object_at, shown
 from .relations import (
     Carried,
     Case,
@@ -36,59 +37,8 @@ from .relations import (
     TheirsFact,
     Unused,
 )
-from .scope import Scope, same_config, simple
-from .theirs import Names, fill, put, same_number
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The struct that speaks for an object of ours; ``tensors`` is the tensor prefix of the part that it is in."""
-
-    struct: Struct
-    mapping: CompiledMapping
-    tensors: str
-
-
-@dataclass
-class Exported:
-    """What one attempt has written: places of theirs, and the structs that speak for the objects of ours."""
-
-    values: dict[Path, tuple[Any, Position]] = field(default_factory=dict)
-    overrides: dict[Path, Any] = field(default_factory=dict)
-    effective: dict[tuple[str, Path], Any] = field(default_factory=dict)
-    computed: list[tuple[Path, Expression, Path, Mapping[str, str]]] = field(default_factory=list)
-    checks: list[tuple[CheckRule, Scope, Mapping[str, str], Mapping[Path, Any]]] = field(default_factory=list)
-    chosen: dict[Path, list[Chosen]] = field(default_factory=dict)
-    problems: list[Diagnostic] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def absorb(self, other: Exported) -> None:
-        """Take over what another attempt wrote; a place written twice must have the same value and type."""
-        for path, (value, position) in other.values.items():
-            self.put(path, value, position)
-        self.overrides |= other.overrides
-        self.effective |= other.effective
-        self.computed += other.computed
-        self.checks += other.checks
-        for path, chosen in other.chosen.items():
-            self.chosen.setdefault(path, []).extend(chosen)
-        self.problems += other.problems
-        self.notes += other.notes
-
-    def put(self, path: Path, value: Any, position: Position) -> None:
-        if path in self.values:
-            old, at = self.values[path]
-            if not same_number(old, value) or (old is MISSING) != (value is MISSING):
-                self.problems.append(
-                    Diagnostic(
-                        "export/conflict",
-                        f"`{'.'.join(path)}` would be both {old!r} ({at}) and {value!r}",
-                        position,
-                        "the format has one place for what the trainer has several of: make these equal",
-                    )
-                )
-        else:
-            self.values[path] = (value, position)
+from .scope import Scope, simple
+from .theirs import Names, fill, leaves, put, same_number
 
 
 def export_config(
@@ -407,58 +357,3 @@ class _Export:
                     f"it can be exported only at its default, {default!r}",
                 )
             )
-
-
-def below(scope: Scope, path: Path, raw: bool = False) -> Any:
-    """The effective value at a path below an object (``raw``: the last one as stored); null if an object is null."""
-    value: Any = scope
-    for index, name in enumerate(path):
-        if value is None:
-            return None
-        value = value.raw(name) if raw and index == len(path) - 1 else value.field(name)
-    return value
-
-
-def object_at(scope: Scope, path: Path) -> Scope:
-    result = below(scope, path)
-    assert isinstance(result, Scope)
-    return result
-
-
-def is_default(scope: Scope, path: Path, declared: Field, default: Any) -> bool:
-    """Whether the field at a path means the same as its default would there."""
-    parent = below(scope, path[:-1])
-    if not isinstance(parent, Scope):
-        return True
-    config = {**parent.config, path[-1]: default}
-    other = Scope(parent.layout, parent.kind, config, parent.parent, parent.path, parent.arguments)
-    other.root = parent.root
-    return same_config(parent.field(path[-1]), other.field(path[-1]))
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, Scope):
-        settings = {
-            name: value.config[name]
-            for name, declared in value.kind.fields.items()
-            if name in value.config and declared.group != "training" and value.config[name] != declared.default
-        }
-        return f"{value.kind} {settings}" if settings else str(value.kind)
-    return repr(value) if value is not None else "null"
-
-
-def none_fits(failed: list[tuple[str, list[Diagnostic]]], where: str, position: Position) -> list[Diagnostic]:
-    """Problems that stand in the way of every candidate, or the first problem of each."""
-    common = [p for p in failed[0][1] if all(p in problems for _, problems in failed[1:])]
-    if common:
-        return common
-    reasons = "; ".join(f"not `{name}`: {problems[0].message}" for name, problems in failed)
-    return [Diagnostic("export/none-fits", f"`{where}` fits none of what this format has: {reasons}", position)]
-
-
-def leaves(data: Mapping[str, Any], prefix: Path = ()) -> Iterable[tuple[Path, Any]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, (*prefix, key))
-        else:
-            yield (*prefix, key), value

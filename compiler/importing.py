@@ -10,9 +10,11 @@ from typing import Any
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .checks import at_rule, run_check
 from .dialects import read_dialects
 from .expressions import Expression
 from .layout import MISSING
+from .objects import scope_at
 from .relations import (
     CheckRule,
     Choice,
@@ -27,9 +29,10 @@ from .relations import (
     Path,
     Struct,
     TheirsFact,
+    part_mapping,
 )
 from .scope import Scope, Unresolved, misfit, normalize, same_value
-from .theirs import Names, fill, get, put, same_number
+from .theirs import Names, fill, get, overlaid, placed, put, same_number
 
 
 def import_config(
@@ -118,7 +121,7 @@ class _Import:
                     case CheckRule():
                         self.checks.append((rule, anchor, view))
             except CrosswalkError as error:
-                self.problems += [_at(problem, rule.position) for problem in error.diagnostics]
+                self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
         for child in node.children:
             self.node(child, view, out, anchor)
 
@@ -144,7 +147,7 @@ class _Import:
             if node.default is None:
                 return put(out, node.ours, None)
             value = node.default if node.default is not MISSING else {}
-            view = _View(view.mapping, _placed(view.data, path, value), view.holes, view.root)
+            view = _View(view.mapping, placed(view.data, path, value), view.holes, view.root)
         if not isinstance(value, Mapping):
             return self.error("config/type", f"`{'.'.join(path)}` must be an object, it is {value!r}", node.position)
         return self.node(node.node, view, out, anchor)
@@ -154,7 +157,7 @@ class _Import:
             count = view.names.lookup(("root", *node.count), ())
             listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
         except CrosswalkError as error:
-            self.problems += [_at(problem, node.position) for problem in error.diagnostics]
+            self.problems += [at_rule(problem, node.position) for problem in error.diagnostics]
             return
         for rule in node.rules:
             if isinstance(rule, TheirsFact):
@@ -207,7 +210,7 @@ class _Import:
             put(out, (*node.ours, "type"), "pattern")
             put(out, (*node.ours, "pattern"), [names[index] for index in range(len(names))])
         for kind, override, name in groups:
-            seen = _overlaid(view.data, node.theirs, override)
+            seen = overlaid(view.data, node.theirs, override)
             merged = _View(view.mapping, seen, view.holes, view.data)
             where = (*node.ours, "block") if len(groups) == 1 else (*node.ours, "blocks", name)
             self.block(nodes[kind], merged, out, anchor, where)
@@ -342,7 +345,6 @@ class _Import:
             raise fail("config/conflict", f"`{'.'.join(path)}` would be both {old!r} and {value!r}", position)
         put(out, path, value)
 
-
     def finish_facts(self, native: dict[str, Any]) -> None:
         """Facts that are computed from other fields, in an order in which each finds its operands."""
         if self.problems:
@@ -358,7 +360,7 @@ class _Import:
                 except Unresolved:
                     continue
                 except CrosswalkError as error:
-                    self.problems += [_at(problem, rule.position) for problem in error.diagnostics]
+                    self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
                 else:
                     if rule.field.of == "float" and isinstance(value, int):
                         value = float(value)
@@ -377,65 +379,3 @@ class _Import:
                     self.problems.append(found)
                 else:
                     self.notes.append(found.message)
-
-
-def run_check(rule: CheckRule, scope: Scope, names: Names) -> list[Diagnostic]:
-    """The problems of one ``checks:`` line: over fields of ours; ``config.`` and ``root_config.`` are theirs."""
-
-    def resolve(name: Path) -> Any:
-        if name[0] == "config":
-            return names.lookup(name[1:], rule.theirs)
-        if name[0] == "root_config":
-            return names.lookup(("root", *name[1:]), ())
-        return scope.resolve(name)
-
-    try:
-        holds = rule.expression.evaluate(resolve)
-    except CrosswalkError as error:
-        return [_at(problem, rule.position) for problem in error.diagnostics]
-    if holds:
-        return []
-    return [Diagnostic("config/check", f"{rule.message} ({rule.expression.text})", rule.position, None, rule.severity)]
-
-
-def scope_at(scope: Scope, path: Path) -> Scope:
-    """The object at a path below the root config."""
-    names = list(path)
-    while names:
-        name = names.pop(0)
-        scope = scope.entry(name, names.pop(0)) if scope.kind.fields[name].kind == "dict" else scope.sub(name)
-    return scope
-
-
-def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
-    """The mapping of a part that the ``model_type`` in its object names."""
-    if len(node.mappings) == 1 and "model_type" not in value:
-        return node.mappings[0]
-    given = value.get("model_type", node.part.default)
-    for mapping in node.mappings:
-        if mapping.source.model_type == given or mapping.source.model_type is None:
-            return mapping
-    known = ", ".join(str(mapping.source.model_type) for mapping in node.mappings)
-    key = ".".join((*node.part.theirs, "model_type"))
-    raise fail("config/choice", f"`{key}` must be one of {known}; it is {given!r}", node.part.position)
-
-
-def _at(problem: Diagnostic, position: Position) -> Diagnostic:
-    if problem.position is not None:
-        return problem
-    return Diagnostic(problem.code, problem.message, position, problem.hint, problem.severity)
-
-
-def _placed(data: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """A copy of ``data`` with ``value`` at ``path``; only the objects on the way are copied."""
-    result = dict(data)
-    result[path[0]] = value if len(path) == 1 else _placed(result.get(path[0]) or {}, path[1:], value)
-    return result
-
-
-def _overlaid(data: Mapping[str, Any], at: Path, over: Mapping[str, Any]) -> Mapping[str, Any]:
-    if not over:
-        return data
-    current = get(data, at) if at else data
-    merged = {**current, **over}
-    return _placed(data, at, merged) if at else merged

@@ -190,7 +190,7 @@ class _Reader:
             for member, member_body in body["types"].items():
                 position = body["types"].key_position(member)
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
-                aliases |= {alias: member for alias in (member_body or {}).get("aliases", ())}
+                aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
         return Layout(
             self.document["layout"], self.document["root"], self.enums, types, families, self.document.position.file
@@ -244,7 +244,7 @@ class _Reader:
     def _field(self, name: str, text: str, group: Group, position: Position) -> Field:
         match = _FIELD.match(text)
         if match is None:
-            raise fail("layout/field", f"`{text}` is not a field: TYPE [?] [> N] [= DEFAULT] [else EXPRESSION]", position)
+            raise fail("layout/field", f"`{text}` is no field: TYPE [?] [> N] [= DEFAULT] [else EXPRESSION]", position)
         of, container = match["of"], match["container"]
         if container:
             kind: Kind = "dict" if container.startswith("dict") else "list"
@@ -254,9 +254,7 @@ class _Reader:
             kind = "enum"
         elif of in self.family_names:
             kind = "family"
-        elif of in self.type_names:
-            kind = "type"
-        elif any(of in body["types"] for body in self.document.get("families", {}).values()):
+        elif of in self.type_names or any(of in body["types"] for body in self.document.get("families", {}).values()):
             kind = "type"
         else:
             raise fail("layout/type", f"field `{name}`: there is no type, family or enum `{of}`", position)

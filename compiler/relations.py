@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.runtime.errors import Position
+from crosswalk.runtime.errors import Position, fail
 
 from .expressions import Expression
 from .layout import Field, Layout, Type
@@ -98,7 +98,7 @@ Rule = FieldRule | TheirsFact | Carried | OursFact | Unused | CheckRule
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """An object of a fixed type: its rules and what is below it. ``typed``: the choice of the type is a fact of ours."""
+    """An object of a fixed type: its rules and what is below it. ``typed``: its type is stated by a fact of ours."""
 
     type: Type
     ours: Path
@@ -227,3 +227,16 @@ def rules_of(node: Node) -> Iterator[Rule]:
     for below in nodes_of(node):
         if isinstance(below, (Struct, Layers)):
             yield from below.rules
+
+
+def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
+    """The mapping of a part that the ``model_type`` in its object names."""
+    if len(node.mappings) == 1 and "model_type" not in value:
+        return node.mappings[0]
+    given = value.get("model_type", node.part.default)
+    for mapping in node.mappings:
+        if mapping.source.model_type == given or mapping.source.model_type is None:
+            return mapping
+    known = ", ".join(str(mapping.source.model_type) for mapping in node.mappings)
+    key = ".".join((*node.part.theirs, "model_type"))
+    raise fail("config/choice", f"`{key}` must be one of {known}; it is {given!r}", node.part.position)

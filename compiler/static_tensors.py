@@ -16,7 +16,7 @@ from typing import Any
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .containers import did_you_mean
-from .exporting import Chosen
+from .exported import Chosen
 from .expressions import Expression
 from .layout import Field, Layout, Type
 from .mapping import TensorEntry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from crosswalk.runtime.errors import fail
@@ -31,6 +31,31 @@ def put(data: dict[str, Any], path: Path, value: Any) -> None:
     for key in path[:-1]:
         data = data.setdefault(key, {})
     data[path[-1]] = value
+
+
+def placed(data: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """A copy of ``data`` with ``value`` at ``path``; only the objects on the way are copied."""
+    result = dict(data)
+    result[path[0]] = value if len(path) == 1 else placed(result.get(path[0]) or {}, path[1:], value)
+    return result
+
+
+def overlaid(data: Mapping[str, Any], at: Path, over: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``data`` with the keys of ``over`` laid over the object at a path."""
+    if not over:
+        return data
+    current = get(data, at) if at else data
+    merged = {**current, **over}
+    return placed(data, at, merged) if at else merged
+
+
+def leaves(data: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every value that is no object with entries, with its path."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key), value
 
 
 def same_number(left: Any, right: Any) -> bool:

@@ -13,7 +13,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .axes import resolve
 from .cells import AxisTable
-from .exporting import Chosen
+from .exported import Chosen
 from .expressions import compile_expression
 from .layout import Layout, Parameter
 from .lowering import Piece, Source, Tensor, lower, ours_shape

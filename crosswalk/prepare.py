@@ -12,13 +12,13 @@ from crosswalk.compiler.containers import did_you_mean
 from crosswalk.compiler.coverage import kept_values, unknown_keys
 from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.exporting import export_config
-from crosswalk.compiler.exporting import leaves as leaves_of
 from crosswalk.compiler.importing import import_config
 from crosswalk.compiler.layout import MISSING
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, protects, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize, same_value
 from crosswalk.compiler.theirs import get, put
+from crosswalk.compiler.theirs import leaves as leaves_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.source import Checkpoint
