@@ -11,6 +11,7 @@ from typing import NamedTuple
 from .affine import Piece, clip, intersect, make_piece, split_rows
 from .dtypes import cast_is_exact
 from .errors import CrosswalkError, Diagnostic
+from .joining import join
 from .plan import Copy, Exemption, Plan, RawCopy, TensorSpec, make_plan
 
 #: ``(start, stop)`` per dimension of a tensor.
@@ -151,12 +152,19 @@ def compose(first: Plan, second: Plan) -> Plan:
     """The plan from the sources of ``first`` to the targets of ``second``, without the tensors between.
 
     The targets of ``first`` must be the sources of ``second``, by name, shape and dtype; those that ``second`` exempts
-    must not be there. The exemptions of ``first`` stay. A copy carries the rule of ``second`` that wrote its target;
-    the rules of ``second`` come first, so that their indices stay, and those of ``first`` follow.
+    must not be there. A ``second`` that was compiled without files takes the dtypes of ``first``. The exemptions of
+    ``first`` stay. A copy carries the rule of ``second`` that wrote its target; the rules of ``second`` come first, so
+    that their indices stay, and those of ``first`` follow. Copies of one rule that line up on both ends are joined.
+    Metadata is that of both, of ``second`` where they differ.
 
     Raises ``CrosswalkError`` with every tensor that is missing, unexpected or differs, and every pair of casts that
     loses more than the direct cast would.
     """
+    metadata = {**first.metadata, **second.metadata}
+    if second.metadata.get("dtypes") == "assumed":
+        second = second.with_dtypes({tensor.name: tensor.dtype for tensor in first.targets})
+    if first.metadata.get("dtypes") != second.metadata.get("dtypes"):
+        del metadata["dtypes"]  # assumed on one side only: known after all
     exempt = {exemption.tensor for exemption in second.exemptions}
     problems = list(_mismatches(first, second, exempt))
     if problems:
@@ -189,10 +197,10 @@ def compose(first: Plan, second: Plan) -> Plan:
     return make_plan(
         first.sources,
         second.targets,
-        copies,
+        join(copies),
         (*second.rules, *first.rules),
         first.exemptions,
-        {**first.metadata, **second.metadata},
+        metadata,
     )
 
 

@@ -452,8 +452,7 @@ def test_from_one_fused_layout_to_another() -> None:
     plan = grouped_qkv().compose(concatenate)
     assert [(c.extents, c.source_offset, c.source_strides, c.target_offset) for c in plan.copies] == [
         ((3, 70), 0, (140, 1), 0),
-        ((3, 35), 70, (140, 1), 210),
-        ((3, 35), 105, (140, 1), 315),
+        ((2, 3, 35), 70, (35, 140, 1), 210),  # k and v in one
     ]
     assert plan.verify().bijective
 
@@ -504,6 +503,21 @@ def test_casts_compose_only_when_one_cast_does_the_same() -> None:
         assert (plan.sources[0].dtype, plan.targets[0].dtype) == (source, target)
     with pytest.raises(CrosswalkError, match="`a` loses precision in `m` on its way to `t`"):
         cast("a", "m", "F32", "BF16").compose(cast("m", "t", "BF16", "F32"))
+
+
+def test_a_plan_compiled_without_files_takes_the_dtypes_of_the_one_before() -> None:
+    assumed = {"dtypes": "assumed"}
+    first = make_plan([spec("a", 5, dtype="BF16")], [spec("m", 5, dtype="BF16")], [whole("a", "m", 5)])
+    guess = make_plan([spec("m", 5)], [spec("t", 5)], [whole("m", "t", 5)], metadata=assumed)
+    narrow = make_plan([spec("m", 5)], [spec("t", 5, dtype="F16")], [whole("m", "t", 5)], metadata=assumed)
+    for second, dtype in ((guess, "BF16"), (narrow, "F16")):
+        plan = first.compose(second)
+        assert (plan.sources[0].dtype, plan.targets[0].dtype, plan.metadata) == ("BF16", dtype, {})
+    both = dataclasses.replace(first, metadata=assumed).compose(guess)
+    assert both.metadata == assumed
+    known = dataclasses.replace(guess, metadata={})
+    with pytest.raises(CrosswalkError, match="writes `m` as BF16"):
+        dataclasses.replace(first, metadata=assumed).compose(known)
 
 
 # --- formats ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ In an environment of its own, on a CPU:
 
     pip install torch==2.13.0
     pip install --no-deps torchtitan==0.3.0 triton==3.7.0
-    pip install spmd_types==0.2.3 tyro einops torchdata datasets tokenizers torch_checkpointing safetensors torch==2.13.0
+    pip install spmd_types==0.2.3 tyro einops torchdata datasets tokenizers torch_checkpointing torch==2.13.0
+    pip install safetensors
     python tests/golden_torchtitan/make.py
 
 Nothing of crosswalk is used. A folder a case, tensors in BF16:
@@ -259,7 +260,9 @@ def make_case(name: str, config: Any) -> None:
 def of_one_layer(names: dict[str, list[int]], layers: int) -> dict[str, list[int]]:
     first = {name: shape for name, shape in names.items() if name.startswith("layers.0.")}
     rest = {name: shape for name, shape in names.items() if not name.startswith("layers.")}
-    expected = {name.replace("layers.0.", f"layers.{i}."): shape for i in range(layers) for name, shape in first.items()}
+    expected = {
+        name.replace("layers.0.", f"layers.{i}."): shape for i in range(layers) for name, shape in first.items()
+    }
     assert {**rest, **expected} == names
     return {**first, **rest}
 
