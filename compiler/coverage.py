@@ -82,6 +82,8 @@ class _Claims:
             if isinstance(node, Layers) and node.overrides is not None:
                 depth = len(node.theirs)
                 below = {path for path in mapping.claims if path[:depth] == node.theirs}
+                if node.overridable is not None:
+                    below = {path for path in below if path[depth] in node.overridable}
                 paths |= {(*node.overrides, "{layer}", *path[depth:]) for path in below}
         self.paths = paths
         self.prefixes = {path[:n] for path in paths for n in range(1, len(path))}

@@ -14,7 +14,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from .layout import MISSING
 from .mapping import Dialect, Move
 from .relations import CompiledMapping, Layers, Path, nodes_of
-from .theirs import get, put, same_number
+from .theirs import Names, get, put, same_number
 
 
 def read_dialects(
@@ -27,14 +27,31 @@ def read_dialects(
     moves = [move for dialect in mapping.source.dialects.values() for move in dialect.config]
     for move in sorted(moves, key=lambda move: -len(move.old)):
         value = get(data, move.old)
+        objects = _object_of(move)
+        given = objects is not None and get(config, objects) not in (MISSING, None)
+        if value is MISSING and not given:
+            value = move.default
         if value is MISSING:
             continue
         _remove(data, move.old)
         if value is None or any(same_number(value, unset) for unset in move.unset):
             continue
+        if move.when is not None and not _holds(mapping, data, move):
+            notes.append(f"`{'.'.join(move.old)}` is {value!r} and does not count: not `{move.when.text}`")
+            continue
         for new in _places(mapping, data, move):
-            _merge(data, move, move.old, new, value, notes, problems)
+            if given and get(data, new) is MISSING:  # what is not said there is said by the object that all layers read
+                common = get(data, (*_layers(mapping).theirs, new[-1]))
+                known = {} if common is MISSING else {new[-1]: common}
+                _merge(known, move, move.old, new[-1:], value, notes, problems)
+            else:
+                _merge(data, move, move.old, new, value, notes, problems)
     return data, notes, problems
+
+
+def _holds(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> bool:
+    assert move.when is not None
+    return bool(Names(data, mapping.defaults, {}).evaluate(move.when, ()))
 
 
 def _merge(
@@ -61,20 +78,29 @@ def write_dialects(
 ) -> dict[str, Any]:
     """The config as the given dialects want it. The newest form stays only if it is among ``names``.
 
-    ``effective`` gives (kind of layer, path) -> value, for places that stand for every layer of a kind.
+    ``effective`` gives (kind of layer, path) -> value, for places that stand for every layer of a kind. Raises
+    ``CrosswalkError`` for what a dialect has no place for.
     """
     wanted = list(names)
     result: dict[str, Any] = copy.deepcopy(dict(config))
     old_places: list[tuple[Path, Any]] = []
     moved: list[Path] = []
-    for dialect in (mapping.source.dialects[name] for name in wanted if name in mapping.source.dialects):
+    told: set[Path] = set()
+    for name in (name for name in wanted if name in mapping.source.dialects):
+        dialect = mapping.source.dialects[name]
         for move in sorted((m for m in dialect.config if not m.legacy), key=lambda move: -len(move.new)):
-            kind = _kind_of(move)
-            if kind is not None:
-                key = (kind, move.new[move.new.index("{" + kind + "}") + 1 :])
-                if key in effective:
-                    old_places.append((move.old, effective[key]))
-                moved.append(move.new[: move.new.index("{" + kind + "}")])
+            kind, objects = _kind_of(move), _object_of(move)
+            if kind is not None and objects is not None:
+                path = move.new[len(objects) + 1 :]
+                value = effective.get((kind, path), MISSING)
+                told.update((*objects, str(index), *path) for index in _indices(mapping, config, kind))
+                if (kind, path) in effective and (value is MISSING or not _counts(mapping, config, move, path, value)):
+                    needs = f" with `{move.when.text}`" if move.when is not None else ""
+                    message = f"dialect `{name}` has one `{'.'.join(move.old)}` for all layers that are `{kind}`{needs}"
+                    raise fail("dialect/one-value", message, move.position)
+                if value is not MISSING:
+                    old_places.append((move.old, value))
+                moved.append(objects)
                 continue
             value = get(result, move.new)
             if value is MISSING:
@@ -86,6 +112,7 @@ def write_dialects(
             moved.append(move.new)
     if mapping.source.newest not in wanted:
         for path in moved:
+            _check_told(get(result, path), path, told, wanted)
             _remove(result, path)
     for path, value in old_places:
         put(result, path, value)
@@ -148,21 +175,51 @@ def _kind_of(move: Move) -> str | None:
     return holes[0] if holes else None
 
 
+def _object_of(move: Move) -> Path | None:
+    """The object whose keys the hole of a move stands for; None without a hole."""
+    kind = _kind_of(move)
+    return None if kind is None else move.new[: move.new.index("{" + kind + "}")]
+
+
+def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Move, path: Path, value: Any) -> bool:
+    """Whether a reader of the old place would find ``value``: where the place does not count, the common one holds."""
+    common = get(config, (*_layers(mapping).theirs, *path))
+    return move.when is None or _holds(mapping, config, move) or same_number(common, value)
+
+
+def _check_told(objects: Any, path: Path, told: set[Path], wanted: list[str]) -> None:
+    """What stands in single layers and no old place holds would be lost."""
+    for index, override in objects.items() if isinstance(objects, Mapping) else ():
+        for key in override if isinstance(override, Mapping) else ():
+            if index.isdecimal() and (*path, str(int(index)), key) not in told:
+                where = ".".join((*path, index, key))
+                raise fail("dialect/no-place", f"dialect `{', '.join(wanted)}` has no place for `{where}`")
+
+
+def _layers(mapping: CompiledMapping) -> Layers:
+    return next(node for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.each is not None)
+
+
+def _indices(mapping: CompiledMapping, data: Mapping[str, Any], kind: str) -> list[int]:
+    """The layers of a kind."""
+    layers = _layers(mapping)
+    assert layers.each is not None
+    try:
+        listed = Names(data, mapping.defaults, {}).lookup(layers.each, ())
+    except CrosswalkError:
+        return []  # importing reports it, with the rule
+    return [index for index, name in enumerate(listed) if name == kind] if isinstance(listed, list) else []
+
+
 def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> list[Path]:
     """The new places of a move: one, or one for each layer of the kind that its hole names."""
-    kind = _kind_of(move)
-    if kind is None:
+    kind, objects = _kind_of(move), _object_of(move)
+    if kind is None or objects is None:
         return [move.new]
-    layers = next(node for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.each is not None)
-    assert layers.each is not None
-    listed = get(data, layers.each)
-    if not isinstance(listed, list):
-        return []
-    return [
-        tuple(str(index) if part == "{" + kind + "}" else part for part in move.new)
-        for index, name in enumerate(listed)
-        if name == kind
-    ]
+    after = move.new[len(objects) + 1 :]
+    given = get(data, objects)
+    written = {int(key): key for key in given if key.isdecimal()} if isinstance(given, Mapping) else {}
+    return [(*objects, written.get(index, str(index)), *after) for index in _indices(mapping, data, kind)]
 
 
 def _remove(data: dict[str, Any], path: Path) -> None:

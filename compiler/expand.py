@@ -35,6 +35,7 @@ from .relations import (
     OursFact,
     PartNode,
     Path,
+    Refusal,
     Rule,
     Struct,
     TheirsFact,
@@ -76,7 +77,8 @@ def _header(mapping: MappingFile) -> list[Rule]:
     """What the header says of every object with this mapping, a part included."""
     rules: list[Rule] = [Carried(e.theirs, True, e.default, None, e.position) for e in mapping.keeps]
     if mapping.model_type:
-        rules.append(TheirsFact(("model_type",), (mapping.model_type,), True, MISSING, mapping.position))
+        names = (mapping.model_type, *mapping.other_model_types)
+        rules.append(TheirsFact(("model_type",), names, True, MISSING, mapping.position))
     return rules
 
 
@@ -200,7 +202,7 @@ class _Expander:
     def theirs_rule(self, line: Entry, theirs: Path) -> Rule:
         at = (*theirs, *line.theirs)
         if line.kind in ("const", "only"):
-            return TheirsFact(at, line.values, line.kind == "const", line.default, line.position)
+            return TheirsFact(at, line.values, line.kind == "const", line.default, line.position, line.why)
         return Carried(at, line.kind == "keep", line.default, line.write, line.position)
 
     def field(
@@ -302,6 +304,7 @@ class _Expander:
             line.write,
             table or None,
             line.required,
+            line.otherwise,
         )
 
     # ---- what a field of a config type holds ------------------------------------------------------------------------
@@ -423,10 +426,14 @@ class _Expander:
                 hint = did_you_mean(value, section.cases) or f"its cases are {', '.join(section.cases)}"
                 self.error("mapping/no-such-case", f"section `{section.name}` has no case `{value}`", position, hint)
         cases = []
+        refused = []
         for value, case in section.cases.items():
             if only is not None and value not in only:
                 continue
             name = case.of or value
+            if case.refused is not None:
+                refused.append(Refusal(scalar_of(value, case.position), name, case.refused))
+                continue
             kind = family.types.get(name)
             if kind is None:
                 self.error(
@@ -442,7 +449,8 @@ class _Expander:
             cases.append(
                 Case(scalar_of(value, case.position), self.struct(kind, merged, ours, theirs, outer, sections))
             )
-        return Choice((*theirs, *section.by), section.by_default, ours, tuple(cases), section.position)
+        key = (*theirs, *section.by)
+        return Choice(key, section.by_default, ours, tuple(cases), section.position, tuple(refused))
 
     def layers(
         self, section: Section, family: Family, ours: Path, theirs: Path, sections: Mapping[str, Section]
@@ -492,6 +500,7 @@ class _Expander:
             (*theirs, *section.overrides) if section.overrides else None,
             (*rules, *(CheckRule(c.expression, c.message, c.severity, (), theirs, c.position) for c in section.checks)),
             section.position,
+            section.overridable,
         )
 
     # ---- parts ------------------------------------------------------------------------------------------------------

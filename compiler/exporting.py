@@ -92,7 +92,12 @@ class _Export:
                         out.problems.append(found)
                     else:
                         out.notes.append(found.message)
-        return write_dialects(self.mapping, config, self.dialects, out.effective), out
+        if not out.problems:
+            try:
+                config = write_dialects(self.mapping, config, self.dialects, out.effective)
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+        return config, out
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
@@ -174,15 +179,11 @@ class _Export:
         ]
         where = ".".join((*anchor, *node.ours))
         if not fitting:
-            found = f"`{actual.kind}`" if isinstance(actual, Scope) else "null"
+            found = str(actual.kind) if isinstance(actual, Scope) else "null"
             known = ", ".join(dict.fromkeys(str(c.node.type) for c in node.cases if isinstance(c.node, Struct)))
-            out.problems.append(
-                Diagnostic(
-                    "export/type",
-                    f"`{where}` is {found}, which this format cannot hold; it can hold {known}",
-                    node.position,
-                )
-            )
+            why = next((f": {refused.why}" for refused in node.refused if refused.type == found), "")
+            message = f"`{where}` is `{found}`, which this format cannot hold; it can hold {known}{why}"
+            out.problems.append(Diagnostic("export/type", message, node.position))
             return
         attempts = [(case, self.attempt(case.node, scope, anchor, holes)) for case in fitting[:1]]
         for case in fitting[1:]:
@@ -217,7 +218,14 @@ class _Export:
         for path in sorted(blocks, key=lambda p: order.index(attempts[p][0].name)):
             kind, attempt = attempts[path]
             indices = [index for index, (other, _) in enumerate(layers) if other == path]
-            self.merge_layer(node, kind, attempt, indices, len(layers), out)
+            self.merge_layer(node, kind, attempt, indices, out)
+        if node.overrides is not None:
+            depth = len(node.overrides)
+            width = max((len(path[depth]) for path in out.overrides), default=1)
+            out.overrides = {
+                (*path[:depth], path[depth].zfill(width), *path[depth + 1 :]): value
+                for path, value in out.overrides.items()
+            } or {node.overrides: {}}  # an absent key may stand for overrides that the class fills in
 
     def fitting_kind(self, node: Layers, block: Scope, at: Path, holes: Mapping[str, str]) -> tuple[Kind, Exported]:
         failed: list[tuple[str, list[Diagnostic]]] = []
@@ -231,24 +239,27 @@ class _Export:
         return kind, attempt
 
     def merge_layer(
-        self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], count: int, out: Exported
+        self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], out: Exported
     ) -> None:
-        """Lay one block's places beside those of the others; what differs goes to the overrides, if there are any."""
+        """Lay one block's places beside those of the others; what differs goes to the overrides, if they may hold it."""
         depth = len(node.theirs)
         overridden: dict[Path, Any] = {}
-        for path, (value, _) in list(attempt.values.items()):
+        for path, (value, position) in list(attempt.values.items()):
             key = (str(kind.name), path[depth:])
-            if key in out.effective and not same_number(out.effective[key], value):
-                out.effective[key] = MISSING
-            out.effective.setdefault(key, value)
+            alike = key not in out.effective or same_number(out.effective[key], value)
+            out.effective[key] = value if alike else MISSING
+            if node.overridable is not None and not alike:
+                message = f"`{'.'.join(path)}` must be the same for all layers that are `{kind.name}`"
+                out.problems.append(Diagnostic("export/conflict", message, position))
             known = out.values.get(path)
             if known is None or node.overrides is None or same_number(known[0], value):
                 continue
+            if node.overridable is not None and path[depth] not in node.overridable:
+                continue
             del attempt.values[path]
             overridden[path] = value
-            width = len(str(count - 1))
             for index in indices:
-                out.overrides[(*node.overrides, str(index).zfill(width), *path[depth:])] = value
+                out.overrides[(*node.overrides, str(index), *path[depth:])] = value
         attempt.checks = [(rule, where, holes, overridden) for rule, where, holes, _ in attempt.checks]
         out.absorb(attempt)
 

@@ -36,13 +36,14 @@ from .theirs import Names, fill, get, overlaid, placed, put, same_number
 
 
 def import_config(
-    mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool = False
+    mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool = False, otherwise: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
-    """The native config, complete and checked, and notes on what was read from an unusual place.
+    """The native config, complete and checked, and notes on what was read from an unusual place. ``otherwise``: absent
+    keys mean what is under ``otherwise:`` where a rule has that.
 
     Raises ``CrosswalkError`` with every problem of the config, each at the rule that it breaks.
     """
-    reading = _Import(mapping, allow_lossy)
+    reading = _Import(mapping, allow_lossy, otherwise)
     native: dict[str, Any] = {}
     data = reading.prepare(mapping, config)
     for fact in mapping.header:
@@ -73,8 +74,8 @@ class _View:
 
 
 class _Import:
-    def __init__(self, mapping: CompiledMapping, allow_lossy: bool) -> None:
-        self.mapping, self.allow_lossy = mapping, allow_lossy
+    def __init__(self, mapping: CompiledMapping, allow_lossy: bool, otherwise: bool) -> None:
+        self.mapping, self.allow_lossy, self.otherwise = mapping, allow_lossy, otherwise
         self.problems: list[Diagnostic] = []
         self.notes: list[str] = []
         self.facts: dict[Path, tuple[OursFact, Path]] = {}
@@ -135,6 +136,9 @@ class _Import:
                 return self.node(case.node, view, out, anchor)
         known = ", ".join(str(case.value) for case in node.cases)
         key = ".".join(path)
+        for refused in node.refused:
+            if same_value(refused.value, value):
+                return self.error("config/refused", f"`{key}` is {value!r}: {refused.why}", node.position)
         found = f"it is {value!r}" if value is not MISSING else "it is absent"
         return self.error("config/choice", f"`{key}` must be one of {known}; {found}", node.position)
 
@@ -193,7 +197,7 @@ class _Import:
             known = ", ".join(str(name) for name in nodes)
             self.error("config/choice", f"`{key}` has {', '.join(unknown)}; this mapping knows {known}", node.position)
             return
-        overrides = self.overrides(node, view, count)
+        overrides = self.overrides(node, view, [listed[index % len(listed)] for index in range(count)])
         names: dict[int, str] = {}
         groups: list[tuple[str, Any, str]] = []
         for index in range(count if overrides else len(listed)):
@@ -215,18 +219,28 @@ class _Import:
             where = (*node.ours, "block") if len(groups) == 1 else (*node.ours, "blocks", name)
             self.block(nodes[kind], merged, out, anchor, where)
 
-    def overrides(self, node: Layers, view: _View, count: int) -> dict[int, Mapping[str, Any]]:
+    def overrides(self, node: Layers, view: _View, kinds: list[str]) -> dict[int, Mapping[str, Any]]:
+        """What differs from the object that all layers read, by index."""
         given = get(view.data, node.overrides) if node.overrides else MISSING
         if given is MISSING or given is None:
             return {}
+        where = ".".join(node.overrides or ())
         result: dict[int, Mapping[str, Any]] = {}
         for key, value in given.items() if isinstance(given, Mapping) else ():
-            if not key.isdecimal() or int(key) >= count or not isinstance(value, Mapping):
-                where = ".".join(node.overrides or ())
+            if not key.isdecimal() or int(key) >= len(kinds) or not isinstance(value, Mapping):
                 self.error("config/type", f"`{where}.{key}`: no such layer, or not an object", node.position)
             else:
-                result[int(key)] = value
-        return result
+                common = {name: get(view.data, (*node.theirs, name)) for name in value}
+                result[int(key)] = {name: item for name, item in value.items() if not same_value(item, common[name])}
+        if node.overridable is not None:
+            for kind in dict.fromkeys(kinds):
+                alike = [index for index, other in enumerate(kinds) if other == kind]
+                for index in alike:
+                    if not same_value(result.get(index, {}), result.get(alike[0], {})):
+                        message = f"`{where}`: layers {alike[0]} and {index} are both `{kind}`, and they differ"
+                        self.error("config/conflict", message, node.position)
+                        break
+        return {index: value for index, value in result.items() if value}
 
     def block(self, node: Node, view: _View, out: dict[str, Any], anchor: Path, where: Path) -> None:
         block: dict[str, Any] = {}
@@ -288,7 +302,8 @@ class _Import:
         value = present[0][1] if present else MISSING
         nullable = (rule.field.nullable and not rule.required) or rule.field.of == "any"
         if value is MISSING or (value is None and not nullable):
-            value = view.names.evaluate(rule.default, rule.theirs[:-1])
+            default = rule.otherwise if self.otherwise and rule.otherwise is not MISSING else rule.default
+            value = view.names.evaluate(default, rule.theirs[:-1])
             if value is MISSING:
                 found = "null" if present else "absent"
                 raise fail("config/missing-key", f"`{'.'.join(path)}` is required, it is {found}")
@@ -329,7 +344,7 @@ class _Import:
                 "config/unsupported",
                 f"`{key}` must be {wanted} to be converted, it is {value!r}",
                 rule.position,
-                "the trainer has nothing that would hold it" if len(allowed) else None,
+                rule.why or "the trainer has nothing that would hold it",
             )
 
     def ours_fact(self, rule: OursFact, out: dict[str, Any], anchor: Path) -> None:

@@ -25,7 +25,8 @@ class Entry:
     """One line of ``config:``. ``theirs`` is a path of keys below the object that the section is applied to.
 
     ``kind``: ``field`` relates it to ``ours``; ``const`` and ``only`` state its value; ``keep`` carries it;
-    ``drop`` has no counterpart; ``mirror`` is written and never read. ``default`` is the value meant when absent.
+    ``drop`` has no counterpart; ``mirror`` is written and never read. ``default`` is the value meant when absent,
+    ``otherwise`` the one meant if that does not fit the tensors; ``why`` says why no other value can be converted.
     """
 
     theirs: Path
@@ -42,6 +43,8 @@ class Entry:
     cases: tuple[str, ...] | None = None
     required: bool = False
     ours_at: Position | None = None
+    otherwise: Any = MISSING
+    why: str | None = None
 
     @property
     def right(self) -> Position:
@@ -127,6 +130,8 @@ class Section:
     repeats: bool = False
     kinds: Mapping[str, Mapping[str, Section]] = field(default_factory=dict)
     overrides: Path | None = None
+    overridable: frozenset[str] | None = None
+    refused: str | None = None
     transposed: bool | None = None
     replaced: tuple[Replaced, ...] = ()
 
@@ -134,7 +139,8 @@ class Section:
 @dataclass(frozen=True, slots=True)
 class Move:
     """Where else files keep a thing: ``old`` place, ``new`` place. ``legacy``: read, never written. ``yields``: may
-    differ from the new place, which wins. ``unset``: values of the old place that mean it is not there."""
+    differ from the new place, which wins. ``unset``: values of the old place that mean it is not there. ``default``:
+    meant where a file has neither the old place nor the object of the new. ``when``: the old place counts only then."""
 
     old: Path
     new: Path
@@ -142,6 +148,8 @@ class Move:
     unset: tuple[Any, ...] = ()
     legacy: bool = False
     yields: bool = False
+    default: Any = MISSING
+    when: Expression | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +184,7 @@ class Part:
 
 @dataclass(frozen=True)
 class MappingFile:
-    """One architecture, or an abstract base of several."""
+    """One architecture, or an abstract base of several. ``model_type`` is written; ``other_model_types`` are read too."""
 
     name: str
     file: str
@@ -185,6 +193,7 @@ class MappingFile:
     root: str | None = None
     architecture: str | None = None
     model_type: str | None = None
+    other_model_types: tuple[str, ...] = ()
     config_class: str | None = None
     description: str = ""
     abstract: bool = False

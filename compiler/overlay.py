@@ -45,6 +45,8 @@ def overlay(base: Section, over: Section) -> Section:
         repeats=over.repeats if over.each else base.repeats,
         kinds=kinds,
         overrides=over.overrides or base.overrides,
+        overridable=over.overridable if over.overrides else base.overridable,
+        refused=over.refused,
         transposed=base.transposed if over.transposed is None else over.transposed,
         replaced=tuple(replaced),
     )

@@ -18,7 +18,7 @@ from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
 ENTRY_WORDS = frozenset(
-    ("is", "default", "omit", "unset", "required", "alias", "read", "write", "const", "only", "cases")
+    ("is", "default", "otherwise", "omit", "unset", "required", "alias", "read", "write", "const", "only", "why", "cases")
 )
 #: The same for ``tensors:``.
 TENSOR_WORDS = frozenset(("is", "axes"))
@@ -51,11 +51,16 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
     if problems:
         raise CrosswalkError(problems)
     parts = {part.theirs: part for part in (*base.parts, *_parts(document))}
+    header = {key: document.get(key, getattr(base, key)) for key in HEADER}
+    others = base.other_model_types if "model_type" not in document else ()
+    if isinstance(header["model_type"], list):
+        header["model_type"], *others = header["model_type"]
     return MappingFile(
         name=name,
         file=document.position.file,
         position=document.position,
-        **{key: document.get(key, getattr(base, key)) for key in HEADER},
+        **header,
+        other_model_types=tuple(others),
         abstract=bool(document.get("abstract", False)),
         files=tuple(document.get("files", base.files)),
         optional_files=tuple(document.get("optional_files", base.optional_files)),
@@ -86,7 +91,8 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
     if isinstance(cases, list):
         case_sections = {str(case): Section(str(case), position) for case in cases}
     else:
-        case_sections = {case: parse_section(name, cases[case] or Map(), cases.key_position(case)) for case in cases}
+        case_sections = {case: _case(name, cases[case], cases.key_position(case)) for case in cases}
+    overrides = body.get("overrides")
     kinds = {
         kind: {
             key: parse_section(key, overlays[key] or Map(), overlays.key_position(key))
@@ -114,9 +120,17 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
         each=_path(next(iter(each)) if isinstance(each, Mapping) else each) if each else None,
         repeats=isinstance(each, Mapping),
         kinds=kinds,
-        overrides=_path(body["overrides"]) if "overrides" in body else None,
+        overrides=_path(next(iter(overrides)) if isinstance(overrides, Mapping) else overrides) if overrides else None,
+        overridable=frozenset(*overrides.values()) if isinstance(overrides, Mapping) else None,
         transposed={"in -> out": True, "out <- in": False, None: None}[body.get("linear")],
     )
+
+
+def _case(name: str, body: Any, position: Position) -> Section:
+    """One case: an overlay, or the text that says why there is none."""
+    if isinstance(body, str):
+        return Section(name, position, refused=body)
+    return parse_section(name, body or Map(), position)
 
 
 def _check_distinct(config: list[Entry], tensors: list[TensorEntry]) -> None:
@@ -186,6 +200,7 @@ def _entry(theirs: Path, value: Any, position: Position) -> Entry:
             alias=tuple((*theirs[:-1], *_path(a)) for a in ([alias] if isinstance(alias, str) else alias)),
             cases=tuple(value["cases"]) if "cases" in value else None,
             required=bool(value.get("required", False)),
+            otherwise=value.get("otherwise", MISSING),
             **{"default": value.get("omit", MISSING), **options},
         )
     for word in ("const", "only"):
@@ -193,7 +208,7 @@ def _entry(theirs: Path, value: Any, position: Position) -> Entry:
             given = value[word]
             values = tuple(given) if isinstance(given, list) and word == "only" else (given,)
             values = tuple(value_of(v, value.value_position(word)) for v in values)
-            return Entry(theirs, word, position, values=values, **options)
+            return Entry(theirs, word, position, values=values, why=value.get("why"), **options)
     return Entry(theirs, "mirror" if "write" in options else "drop", position, **options)
 
 
@@ -291,7 +306,9 @@ def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:
             if isinstance(new, Mapping):
                 unset = (new["unset"],) if "unset" in new else ()
                 legacy, yields = bool(new.get("legacy")), bool(new.get("yields"))
-                moves.append(Move(_path(old), _path(new["is"]), at, unset, legacy, yields))
+                when = compile_expression(new["when"], new.value_position("when")) if "when" in new else None
+                default = new.get("default", MISSING)
+                moves.append(Move(_path(old), _path(new["is"]), at, unset, legacy, yields, default, when))
             else:
                 moves.append(Move(_path(old), _path(new), at))
         result[name] = Dialect(name, tuple(moves), tuple(body.get("tensors", {}).items()))

@@ -36,17 +36,19 @@ class FieldRule:
     write: Expression | None
     table: tuple[EnumRow, ...] | None
     required: bool
+    otherwise: Any
 
 
 @dataclass(frozen=True, slots=True)
 class TheirsFact:
-    """``theirs`` has one of ``values``; the first is written if ``written``."""
+    """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another."""
 
     theirs: Path
     values: tuple[Any, ...]
     written: bool
     default: Any
     position: Position
+    why: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,15 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A case that cannot be converted: the value of theirs, the type of ours, and why."""
+
+    value: Any
+    type: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One of several nodes for the object at ``ours``, told apart by the key ``key`` of theirs."""
 
@@ -125,6 +136,7 @@ class Choice:
     ours: Path
     cases: tuple[Case, ...]
     position: Position
+    refused: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +161,8 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """A list of layers. ``each`` lists their kinds (None: all alike); ``overrides`` what differs in single layers."""
+    """A list of layers. ``each`` lists their kinds (None: all alike); ``overrides`` what differs in single layers, or
+    with ``overridable`` between kinds, in these keys alone."""
 
     ours: Path
     theirs: Path
@@ -161,6 +174,7 @@ class Layers:
     overrides: Path | None
     rules: tuple[Rule, ...]
     position: Position
+    overridable: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
