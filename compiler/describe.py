@@ -55,6 +55,8 @@ def _plain(value: Any) -> Any:
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         plain = {name: _plain(item) for name, item in fields.items() if item is not MISSING}
         return {"node": type(value).__name__, **plain}
+    if isinstance(value, frozenset):
+        return sorted(map(str, value))
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

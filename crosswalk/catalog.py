@@ -12,8 +12,14 @@ from crosswalk.runtime.errors import fail
 
 
 @functools.cache
-def catalog(folders: tuple[Path, ...] = ()) -> Catalog:
-    """Folders given here come first, then those of the environment (joined by ``os.pathsep``), then what is shipped."""
+def catalog() -> Catalog:
+    """The mappings of this process, compiled once."""
+    return fresh_catalog()
+
+
+def fresh_catalog(folders: tuple[Path, ...] = ()) -> Catalog:
+    """Mappings as they are on disk now. ``folders`` come first, then those of the environment (joined by
+    ``os.pathsep``), then what is shipped."""
     listed = os.environ.get("CROSSWALK_MAPPINGS", "")
     return Catalog((*folders, *(Path(folder) for folder in listed.split(os.pathsep) if folder)))
 

@@ -55,10 +55,10 @@ def command(
 
 
 def _catalog(files: tuple[str, ...]) -> tuple[Catalog, list[str]]:
-    from .catalog import catalog
+    from .catalog import fresh_catalog
 
     folders = tuple(dict.fromkeys(Path(file).resolve().parent for file in files if Path(file).suffix))
-    found = catalog(folders)
+    found = fresh_catalog(folders)
     if files:
         return found, [Path(file).stem if Path(file).suffix else file for file in files]
     return found, [name for name in found.names() if not found.mapping(name).abstract]
