@@ -139,7 +139,7 @@ class _Expander:
             if base in sections:
                 self.reached.add(base)
                 result = overlay(sections[base], result)
-        return result
+        return dataclasses.replace(result, name=kind.name)
 
     def empty(self, position: Position) -> Section:
         return Section("", position)

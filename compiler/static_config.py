@@ -78,11 +78,11 @@ def _check_values(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                     known = [row.theirs for row in rule.table]
                     wanted = None if value in known else f"one of {', '.join(map(str, known))}"
                 if wanted:
-                    yield _misfit(rule.theirs, wanted, value, rule.field, rule.position, f" as its `{word}`")
+                    yield _misfit(rule.theirs, wanted, value, rule.field, rule.position, f"the `{word}` of ")
 
 
-def _misfit(path: Path, wanted: str, value: Any, field: Field, position: Position, where: str = "") -> Diagnostic:
-    message = f"`{'.'.join(path)}` must be {wanted}{where}, not {describe(value)}"
+def _misfit(path: Path, wanted: str, value: Any, field: Field, position: Position, what: str = "") -> Diagnostic:
+    message = f"{what}`{'.'.join(path)}` must be {wanted}, not {describe(value)}"
     return Diagnostic("mapping/literal", message, position, f"`{field.name}` is declared at {field.position}")
 
 

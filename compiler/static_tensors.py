@@ -150,7 +150,7 @@ def _check_holes(path: Path, kind: Type, line: TensorEntry) -> Iterator[Diagnost
     theirs = {getattr(hole, "name", "") for hole in line.theirs.holes}
     for hole in sorted(ours - theirs):
         message = f"`{line.theirs}` has no hole {{{hole}}}, so all of `{'.'.join(path)}` would have one name"
-        yield Diagnostic("mapping/hole", message, line.position)
+        yield Diagnostic("mapping/hole", message, line.position, f"the hole is written {{{hole}}} on both sides")
 
 
 # ---- a config made up for the check -------------------------------------------------------------------------------
