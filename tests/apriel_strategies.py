@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import strategies as st
-from strategies import ACTIVATIONS, EPSILONS, Config, Draw, even, odd, put_rope, rope
+from strategies import ACTIVATIONS, EPSILONS, Config, Draw, before_text, even, odd, put_rope, rope
 
 MIXERS = ("attention", "mamba", "gdn", "kda")
 HIDDEN = 35
@@ -236,3 +236,9 @@ def apriel_hybrid_ssm(draw: Draw) -> Config:
             "gdn_linear_conv_kernel_size": gdn["convolution_layer"]["kernel_size"],
         }
     return config
+
+
+@st.composite
+def llava_hybrid_ssm(draw: Draw) -> Config:
+    text = draw(apriel_hybrid_ssm())
+    return before_text(draw, "LlavaHybridForConditionalGeneration", "llava_hybrid", text)

@@ -255,6 +255,33 @@ def apriel2(config: Config) -> Shapes:
     return {**apriel2_text(config), **_under("model.vision_encoder", tower)}
 
 
+def _pixtral(vision: Config) -> Shapes:
+    hidden, patch = vision["hidden_size"], vision["patch_size"]
+    heads = vision["num_attention_heads"]
+    block = {
+        "attention_norm.weight": (hidden,),
+        "ffn_norm.weight": (hidden,),
+        **_under("attention", _attention(hidden, heads, heads, hidden // heads, False, False)),
+        **_under("feed_forward", _gated_mlp(hidden, vision["intermediate_size"], False)),
+    }
+    return {
+        "patch_conv.weight": (hidden, 3, patch, patch),
+        "ln_pre.weight": (hidden,),
+        **_layers("transformer.layers", [block] * vision["num_hidden_layers"]),
+    }
+
+
+def llava_hybrid(config: Config) -> Shapes:
+    vision, text = config["vision_config"], config["text_config"]
+    inner, outer, bias = vision["hidden_size"], text["hidden_size"], config["multimodal_projector_bias"]
+    return {
+        **_under("vision_tower", _pixtral(vision)),
+        **_linear("multi_modal_projector.linear_1", outer, inner, bias),
+        **_linear("multi_modal_projector.linear_2", outer, outer, bias),
+        **_under("language_model", apriel_hybrid_ssm(text)),
+    }
+
+
 BY_MODEL_TYPE: dict[str, Callable[[Config], Shapes]] = {
     "mtp_llama": mtp_llama,
     "dream": dream,
@@ -262,4 +289,5 @@ BY_MODEL_TYPE: dict[str, Callable[[Config], Shapes]] = {
     "apriel_hybrid_ssm": apriel_hybrid_ssm,
     "apriel2_text": apriel2_text,
     "apriel2": apriel2,
+    "llava_hybrid": llava_hybrid,
 }

@@ -27,12 +27,13 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "apriel2_text": apriel_strategies.apriel2_text(),
     "apriel_hybrid_ssm": apriel_strategies.apriel_hybrid_ssm(),
     "apriel2": apriel_strategies.apriel2(),
+    "llava_hybrid_ssm": apriel_strategies.llava_hybrid_ssm(),
 }
 
 
 def root_of(format: str) -> str:
     """The native config type that a format converts."""
-    return "multimodal_model" if format in ("llava", "apriel2") else "base_model"
+    return "multimodal_model" if format in ("llava", "llava_hybrid_ssm", "apriel2") else "base_model"
 
 
 def normalized(native: Mapping[str, Any], format: str) -> dict[str, Any]:

@@ -242,7 +242,14 @@ def _pixtral(vision: Config) -> Native:
 
 
 def llava(config: Config) -> Native:
-    text = config["text_config"]
+    return _before_text(config, mistral(config["text_config"]))
+
+
+def llava_hybrid_ssm(config: Config) -> Native:
+    return _before_text(config, apriel_hybrid_ssm(config["text_config"]))
+
+
+def _before_text(config: Config, text: Native) -> Native:
     adapter = {
         "type": "mlp",
         "intermediate_size": text["hidden_size"],
@@ -250,7 +257,7 @@ def llava(config: Config) -> Native:
         "add_linear_biases": config["multimodal_projector_bias"],
         "gated": False,
     }
-    return mistral(text) | {
+    return text | {
         "vision_encoder": _pixtral(config["vision_config"]) | {"adapter": adapter},
         "image_token_index": config["image_token_index"],
     }
@@ -369,6 +376,7 @@ BY_FORMAT: dict[str, Callable[[Config], Native]] = {
     "dream": qwen2,
     "gemma4": gemma4,
     "llava": llava,
+    "llava_hybrid_ssm": llava_hybrid_ssm,
     "apriel_hybrid_ssm": apriel_hybrid_ssm,
     "apriel2_text": apriel2,
     "apriel2": apriel2,

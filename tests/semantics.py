@@ -31,7 +31,7 @@ def meaning(config: Config) -> dict[str, Any]:
         result.setdefault("dtype", result.pop("torch_dtype"))
     if kind in _APRIEL2:
         return result
-    if kind == "llava":
+    if kind in ("llava", "llava_hybrid"):
         result["text_config"] = meaning(result["text_config"])
         vision = result["vision_config"]
         rope = rope_of(vision, "axial") | {"rope_type": "axial"}
@@ -69,6 +69,10 @@ def rope_of(config: Config, default_type: str = "default") -> dict[str, Any]:
     parameters, theta, scaling = (config.get(key) for key in _ROPE)
     rope = {"rope_theta": theta, **(parameters or {}), **(scaling or {})}
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or default_type
+    # Without effect at these values: other values are refused.
+    for key, value in {"partial_rotary_factor": 1.0, "truncate": True, "mscale": None, "mscale_all_dim": None}.items():
+        if key in rope and rope[key] == value:
+            del rope[key]
     if rope["rope_type"] == "yarn":
         rope = {
             "attention_factor": None,

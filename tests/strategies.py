@@ -70,6 +70,8 @@ def rope(draw: Draw, theta: float, scaled: bool = True) -> Config:
     kind = draw(st.sampled_from(["default", "llama3", "yarn"] if scaled else ["default"]))
     result: Config = {"rope_type": kind, "rope_theta": draw(st.sampled_from([theta, 23456.0, 500000.0]))}
     if kind == "default":
+        if draw(st.integers(0, 3)) == 0:
+            result["partial_rotary_factor"] = 1.0
         return result
     result["factor"] = draw(st.sampled_from([2.0, 3.5, 8.0]))
     if kind == "llama3":
@@ -83,6 +85,9 @@ def rope(draw: Draw, theta: float, scaled: bool = True) -> Config:
         beta_fast=st.sampled_from([32.0, 24.0]),
         beta_slow=st.sampled_from([1.0, 2.0]),
         original_max_position_embeddings=st.sampled_from([64, 128]),
+        truncate=st.just(True),
+        mscale=st.none(),
+        mscale_all_dim=st.none(),
     )
     return result
 
@@ -205,7 +210,9 @@ def _qwen2(draw: Draw, architecture: str, model_type: str, layer_types: bool, he
 
 @st.composite
 def qwen2(draw: Draw) -> Config:
-    return _qwen2(draw, "Qwen2ForCausalLM", "qwen2", layer_types=True)
+    config = _qwen2(draw, "Qwen2ForCausalLM", "qwen2", layer_types=True)
+    _maybe(draw, config, use_mrope=st.just(False))
+    return config
 
 
 @st.composite
@@ -299,6 +306,11 @@ def llava(draw: Draw) -> Config:
     text = _text(draw, "MistralForCausalLM", "mistral")
     text.pop("transformers_version", None)  # written at the root only
     text["sliding_window"] = draw(st.sampled_from([None, 24]))
+    return before_text(draw, "LlavaForConditionalGeneration", "llava", text)
+
+
+def before_text(draw: Draw, architecture: str, model_type: str, text: Config) -> Config:
+    """A Pixtral tower before a text model."""
     heads, head_dim = draw(st.sampled_from([(3, 12), (5, 4), (1, 20)]))
     patch = draw(st.sampled_from([3, 5]))
     vision: Config = {
@@ -321,8 +333,8 @@ def llava(draw: Draw) -> Config:
         vision["rope_parameters"] = {"rope_type": draw(st.sampled_from(["axial", "default"])), "rope_theta": theta}
     _maybe(draw, vision, initializer_range=st.just(0.02))
     config: Config = {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+        "architectures": [architecture],
+        "model_type": model_type,
         "text_config": text,
         "vision_config": vision,
         "image_token_index": draw(st.integers(1, text["vocab_size"] - 1)),

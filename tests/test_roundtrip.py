@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="drawn co
 
 # Without shrinking: a failing example through files would be shrunk for minutes.
 _FILES = settings(
-    max_examples=max(4, settings.default.max_examples // 4), phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    max_examples=max(3, settings.default.max_examples // 4), phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )
 FORMATS = [f for f in CONFIGS if f not in oracles.REAL_CLASSES or oracles.available(f)]
 
@@ -47,6 +47,7 @@ MODEL_FILES = {
     "apriel_hybrid_ssm": ("configuration_apriel_hybrid_ssm.py", "modeling_apriel_hybrid_ssm.py"),
     "apriel2_text": ("configuration_apriel2.py", "modeling_apriel2.py"),
     "apriel2": ("configuration_apriel2.py", "modeling_apriel2.py"),
+    "llava_hybrid": ("configuration_llava_hybrid.py", "modeling_llava_hybrid.py"),
 }
 
 
