@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +274,19 @@ def test_one_plan_from_trainer_to_live_model(name: str) -> None:
     assert str(plan.verify()) == "bijective"
     found = dict(execute(plan, native))
     assert tensor_differences({key: found[key] for key in tensors(name, "fused")}, tensors(name, "fused")) == []
+
+
+def test_the_code_of_the_documentation_runs() -> None:
+    config = read("llama3")["hf_config"]
+    text = (Path(__file__).parents[1] / "docs" / "composition.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    native = dict(execute(crosswalk.compile_plan(config), tensors("llama3", "hf")))
+    names: dict[str, Any] = {"native_config": crosswalk.import_config(config), "native_tensors": native}
+    for block in blocks:
+        exec(block, names)
+    assert tensor_differences(names["titan_tensors"], tensors("llama3", "titan")) == []
+    found = dict(execute(names["live"], native))
+    assert tensor_differences({key: found[key] for key in tensors("llama3", "fused")}, tensors("llama3", "fused")) == []
 
 
 def test_real_sizes_are_composed_copy_by_copy() -> None:
