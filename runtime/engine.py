@@ -107,12 +107,11 @@ class Worker:
             yield output_view[: stripe.nbytes]
 
     def _stage(self, block: Block, width: int, view: memoryview) -> None:
-        offset = self.reader.tensors[block.source].offset
-        if len(block.reads) == 1:
-            start, count = block.reads[0]
-            self.reader.read(block.source, offset + start * width, view[: count * width])
+        offset, runs = self.reader.tensors[block.source].offset, block.runs
+        if runs.axes:
+            self.reader.read_runs(block.source, offset, runs.starts(), runs.length, width, view)
         else:
-            self.reader.read_runs(block.source, offset, block.reads, width, view)
+            self.reader.read(block.source, offset + runs.start * width, view[: runs.length * width])
 
 
 class Sink(Protocol):

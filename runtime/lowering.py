@@ -54,12 +54,35 @@ class Range(NamedTuple):
     nbytes: int
 
 
+class Runs(NamedTuple):
+    """Runs of ``length`` elements each, the first at ``start``, one for each index over ``axes``: ``(extent, step)``,
+    outermost first."""
+
+    start: int
+    length: int
+    axes: tuple[tuple[int, int], ...]
+
+    @property
+    def number(self) -> int:
+        return product(extent for extent, _ in self.axes)
+
+    def starts(self) -> Iterator[int]:
+        """Where each run begins. There can be many: they are never listed."""
+        if not self.axes:
+            yield self.start
+            return
+        *outer, (extent, step) = self.axes
+        for offsets in itertools.product(*(range(0, n * s, s) for n, s in outer)):
+            begin = self.start + sum(offsets)
+            yield from range(begin, begin + extent * step, step)
+
+
 class Block(NamedTuple):
-    """Parts of a source tensor, and where a worker keeps them: ``reads`` are runs ``(start, count)`` in elements of the
-    tensor, to stand one after the other from byte ``at`` of its staging buffer."""
+    """Parts of a source tensor, and where a worker keeps them: ``runs`` in elements of the tensor, to stand one after
+    the other from byte ``at`` of its staging buffer."""
 
     source: int
-    reads: Sequence[tuple[int, int]]
+    runs: Runs
     at: int
 
 
@@ -197,10 +220,10 @@ class Lowering:
             for box in boxes:
                 width = size_of(self.plan.sources[box.source].dtype)
                 at = -(-at // width) * width
-                reads, strides = stage(box, share * product(box.extents) // width, SEEK // width)
+                runs, strides = stage(box, share * product(box.extents) // width, SEEK // width)
                 staged.append(box._replace(source=len(blocks), source_offset=0, source_strides=strides))
-                blocks.append(Block(box.source, reads, at))
-                at += len(reads) * reads[0][1] * width
+                blocks.append(Block(box.source, runs, at))
+                at += runs.number * runs.length * width
             inner = whole_steps(group, STRIPE // itemsize, stop - start)
             stripes = []
             for begin in range(start, stop, inner):
@@ -218,8 +241,8 @@ class Lowering:
             limit = self.panel // widest
             cost = 0
             for box in (box for piece in group for box in clip(piece, first, first + step)):
-                reads, _ = stage(box, limit // step * product(box.extents), SEEK // widest)
-                cost += len(reads) * (SEEK // widest + reads[0][1])
+                runs, _ = stage(box, limit // step * product(box.extents), SEEK // widest)
+                cost += runs.number * (SEEK // widest + runs.length)
             sizes.append((cost / step, step))
             size *= 2
         best = min(cost for cost, _ in sizes)
@@ -280,10 +303,10 @@ def whole_steps(group: Sequence[Piece], limit: int, length: int) -> int:
     return max(limit, 1) // unit * unit
 
 
-def stage(box: Piece, limit: int, seek: int) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
-    """How to read all of a box: runs ``(start, count)`` of equal counts, and the strides of the box in the runs put one
-    after the other. Axes whose parts stand close are read in one stretch, as long as at most ``limit`` elements are
-    read in all; ``seek`` is the number of elements that take as long to read as one call."""
+def stage(box: Piece, limit: int, seek: int) -> tuple[Runs, tuple[int, ...]]:
+    """How to read all of a box: the runs, and the strides of the box in the runs put one after the other. Axes whose
+    parts stand close are read in one stretch, as long as at most ``limit`` elements are read in all; ``seek`` is the
+    number of elements that take as long to read as one call."""
     order = sorted(range(len(box.extents)), key=lambda axis: box.source_strides[axis])
     total = product(box.extents)
     strides = [0] * len(order)
@@ -295,14 +318,12 @@ def stage(box: Piece, limit: int, seek: int) -> tuple[list[tuple[int, int]], tup
         if longer * (total // (useful * extent)) > limit or longer > extent * (stretch + seek):
             break
         stretch, useful, inner, strides[axis] = longer, useful * extent, inner + 1, step
-    reads = [(box.source_offset, stretch)]
     size = stretch
     for axis in order[inner:]:
-        extent, step = box.extents[axis], box.source_strides[axis]
         strides[axis] = size
-        size *= extent
-        reads = [(begin + i * step, stretch) for i in range(extent) for begin, _ in reads]
-    return reads, tuple(strides)
+        size *= box.extents[axis]
+    axes = tuple((box.extents[axis], box.source_strides[axis]) for axis in reversed(order[inner:]))
+    return Runs(box.source_offset, stretch, axes), tuple(strides)
 
 
 def run_length(piece: Piece) -> int:

@@ -49,9 +49,9 @@ class Reader:
             raise self._failed(source, error.strerror or str(error)) from error
 
     def read_runs(
-        self, source: int, offset: int, runs: Iterable[tuple[int, int]], width: int, view: memoryview
+        self, source: int, offset: int, starts: Iterable[int], count: int, width: int, view: memoryview
     ) -> None:
-        """Fill ``view`` with runs ``(start, count)`` of elements of ``width`` bytes, one after the other."""
+        """Fill ``view`` with runs of ``count`` elements of ``width`` bytes, one after the other."""
         descriptor, preadv = self.descriptor(source), os.preadv
         if source not in self._advised:
             # Short runs far apart defeat the kernel's readahead.
@@ -59,14 +59,14 @@ class Reader:
             stored = self.tensors[source]
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, stored.offset, stored.nbytes, os.POSIX_FADV_WILLNEED)
+        size = count * width
         place = 0
         try:
-            for start, count in runs:
-                end = place + count * width
-                part = view[place:end]
-                if preadv(descriptor, (part,), offset + start * width) != end - place:
+            for start in starts:
+                part = view[place : place + size]
+                if preadv(descriptor, (part,), offset + start * width) != size:
                     self.read(source, offset + start * width, part)
-                place = end
+                place += size
         except OSError as error:
             raise self._failed(source, error.strerror or str(error)) from error
 

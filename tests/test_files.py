@@ -294,8 +294,9 @@ def test_any_permutation_of_axes(data: st.DataObject) -> None:
     for start, stop in itertools.pairwise(cuts):
         panel = torch.full((stop - start,), -1)
         for box in lowering.clip(piece, start, stop):
-            reads, staged = lowering.stage(box, data.draw(st.integers(0, 200)), data.draw(st.integers(0, 8)))
-            read = torch.cat([torch.arange(begin, begin + count) for begin, count in reads])
+            runs, staged = lowering.stage(box, data.draw(st.integers(0, 200)), data.draw(st.integers(0, 8)))
+            read = torch.cat([torch.arange(begin, begin + runs.length) for begin in runs.starts()])
+            assert len(read) == runs.number * runs.length
             moved = read.as_strided(box.extents, staged)
             panel.as_strided(box.extents, box.strides, box.offset - start).copy_(moved)
         assert torch.equal(panel, flat[start - offset : stop - offset])
@@ -562,6 +563,7 @@ def test_memory_is_bounded_whatever_the_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     used, stated = map(int, done.stdout.split())
     assert used <= stated, f"{used >> 20} of {stated >> 20} MiB"
+    assert engine.peak_memory(4) < 300 << 20
     for file in (tmp_path / "out").iterdir():
         os.unlink(file)
 
