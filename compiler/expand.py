@@ -77,8 +77,7 @@ def _header(mapping: MappingFile) -> list[Rule]:
     """What the header says of every object with this mapping, a part included."""
     rules: list[Rule] = [Carried(e.theirs, True, e.default, None, e.position) for e in mapping.keeps]
     if mapping.model_type:
-        names = (mapping.model_type, *mapping.other_model_types)
-        rules.append(TheirsFact(("model_type",), names, True, MISSING, mapping.position))
+        rules.append(TheirsFact(("model_type",), mapping.model_types, True, MISSING, mapping.position))
     return rules
 
 

@@ -211,6 +211,11 @@ class MappingFile:
     ancestors: tuple[str, ...] = ()
     places: Mapping[str, Position] = field(default_factory=dict)
 
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """Every ``model_type`` that is read; the first is written."""
+        return (self.model_type, *self.other_model_types) if self.model_type else ()
+
     def place(self, word: str) -> Position:
         """Where the value of a word of the header is written, in this file or one that it extends."""
         return self.places.get(word, self.position)

@@ -249,7 +249,7 @@ def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
         return node.mappings[0]
     given = value.get("model_type", node.part.default)
     for mapping in node.mappings:
-        if mapping.source.model_type == given or mapping.source.model_type is None:
+        if given in mapping.source.model_types or mapping.source.model_type is None:
             return mapping
     known = ", ".join(str(mapping.source.model_type) for mapping in node.mappings)
     key = ".".join((*node.part.theirs, "model_type"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from crosswalk.compiler.coverage import unknown_keys
 from crosswalk.compiler.dialects import choose_dialects
 from crosswalk.compiler.exporting import export_config as export_through
 from crosswalk.compiler.importing import import_config as import_through
+from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.planning import bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize
@@ -107,11 +108,16 @@ def stated_dtype(config: Mapping[str, Any]) -> str:
     return by_name.get(str(stated).removeprefix("torch."), "F32")
 
 
-def read_config(mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool) -> dict[str, Any]:
-    """Import a config, with the keys that nothing claims among the problems."""
+def read_config(
+    mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool, names: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Import a config, with the keys that nothing claims among the problems. ``names``: of the tensors, if known."""
     problems = unknown_keys(mapping, config)
     try:
-        native, _ = import_through(mapping, config, allow_lossy)
+        if names is None:
+            native, _ = import_through(mapping, config, allow_lossy)
+        else:
+            native, _ = import_with_tensors(mapping, config, names, allow_lossy)
     except CrosswalkError as error:
         problems += error.diagnostics
     if problems:

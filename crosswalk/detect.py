@@ -7,6 +7,7 @@ from typing import Any
 
 from crosswalk.compiler.containers import did_you_mean
 from crosswalk.compiler.mapping import MappingFile
+from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.planning import bind, plan_import
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
@@ -23,8 +24,9 @@ def detect_format(
 ) -> CompiledMapping:
     """The format that a config.json says it has, among those of a layout.
 
-    ``model_type`` decides, then ``architectures``; if several formats are left, the one whose tensors these are. Raises
-    ``CrosswalkError`` if none or more than one is left, naming what was found and what there is.
+    ``model_type`` decides, then ``architectures``; if several formats are left, or the config says neither, the one
+    whose tensors these are. Raises ``CrosswalkError`` if none or more than one is left, naming what was found and what
+    there is.
     """
     mappings = [catalog().mapping(name) for name in catalog().formats()]
     known = [mapping for mapping in mappings if mapping.layout == layout]
@@ -36,7 +38,7 @@ def detect_format(
     if not isinstance(architectures, list):
         architectures = []
     if model_type is not None:
-        found = [m for m in known if m.model_type == model_type]
+        found = [m for m in known if model_type in m.model_types]
     else:
         found = [m for m in known if m.architecture in architectures]
     if len(found) > 1:
@@ -44,6 +46,9 @@ def detect_format(
     if len(found) > 1 and tensors is not None:
         specs = {tensor.name: tensor for tensor in tensors}
         found = [m for m in found if _holds(m, config, specs)] or found
+    elif model_type is None and not architectures and tensors is not None:
+        specs = {tensor.name: tensor for tensor in tensors}
+        found = [m for m in known if _holds(m, config, specs)]
     if len(found) == 1:
         return catalog().compiled(found[0].name)
     said = f"model_type {model_type!r}, architectures {architectures!r}"
@@ -52,7 +57,7 @@ def detect_format(
         raise fail(
             "format/ambiguous", f"several formats fit this config.json ({said}): {listed}", None, "pass --format"
         )
-    near = did_you_mean(str(model_type), [m.model_type for m in known if m.model_type])
+    near = did_you_mean(str(model_type), [name for m in known for name in m.model_types])
     message, hint = f"no format fits this config.json ({said})", near or f"there are {listed}"
     raise CrosswalkError(Diagnostic("format/undetected", message, None, hint, path=("model_type",)))
 
@@ -72,11 +77,9 @@ def chosen_format(
 
 
 def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> bool:
-    from crosswalk.compiler.importing import import_config
-
     compiled = catalog().compiled(mapping.name)
     try:
-        plan_import(bind(compiled, import_config(compiled, config)[0]), specs)
+        plan_import(bind(compiled, import_with_tensors(compiled, config, specs)[0]), specs)
     except CrosswalkError:
         return False
     return True

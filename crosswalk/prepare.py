@@ -14,6 +14,7 @@ from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.exporting import export_config
 from crosswalk.compiler.importing import import_config
 from crosswalk.compiler.layout import MISSING
+from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, protects, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize, same_value
@@ -98,7 +99,7 @@ def _prepare_import(
         mapping = chosen_format(format, checkpoint.config, specs, to)
         unknown = unknown_keys(mapping, checkpoint.config)
         try:
-            native, _ = import_config(mapping, checkpoint.config, allow_lossy)
+            native, _ = import_with_tensors(mapping, checkpoint.config, checkpoint.tensors.tensors, allow_lossy)
         except CrosswalkError as error:
             raise CrosswalkError((*unknown, *error.diagnostics)) from error
         problems += located(unknown, checkpoint.text, path / CONFIG)

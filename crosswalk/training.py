@@ -176,7 +176,7 @@ def _import(path: Path, format: str | None, allow_lossy: bool) -> tuple[Checkpoi
     opened = open_hugging_face(path)
     specs = opened.tensors.specs()
     mapping = chosen_format(format, opened.config, specs)
-    native = read_config(mapping, opened.config, allow_lossy)
+    native = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
     plan = plan_import(bind(mapping, native, allow_lossy=True), {spec.name: spec for spec in specs})
     return opened.tensors, plan, native, mapping.name
 

@@ -49,7 +49,7 @@ def verify(
         prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target)
         checkpoint = open_hugging_face(target)
         with read_from(target / CONFIG, checkpoint.text):
-            config = read_config(prepared.mapping, checkpoint.config, True)
+            config = read_config(prepared.mapping, checkpoint.config, True, checkpoint.tensors.tensors)
         output = checkpoint.tensors
         dialect = dialect_of_names(prepared.mapping, output.tensors)
         specs = {spec.name: spec for spec in prepared.source.specs()}
