@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from typing import Any
 import oracles
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from crosswalk.cli import cli, run_command
 from crosswalk.compile_mappings import command as compile_command
 
 Tensors = dict[str, torch.Tensor]
+Damage = Callable[[Path], object]
 
 #: Sizes that are all different, so that no two can be mixed up.
 LLAMA: dict[str, Any] = {
@@ -111,7 +115,7 @@ def edit_tensors(directory: Path, edit: Callable[[Tensors], object]) -> None:
     (file,) = directory.glob("*.safetensors")
     tensors = load_file(file)
     edit(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, file, {"format": "pt"})
 
 
 def config_of(directory: Path) -> dict[str, Any]:
@@ -181,3 +185,61 @@ class CommandLine:
         code = run_command(command, [str(argument) for argument in arguments])
         out, err = self.capsys.readouterr()
         return Ran(code, out, err)
+
+
+def assert_refused(ran: Ran, *expected: str, code: int = 1) -> None:
+    """One problem for each expected text, in any order, and nothing else on either stream."""
+    assert ran.code == code, ran
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    for text in expected:
+        assert sum(text in problem for problem in ran.problems) == 1, f"{text!r} in\n{ran.err}"
+    assert len(ran.problems) == len(expected), ran.err
+
+
+@contextlib.contextmanager
+def nothing_written(directory: Path) -> Iterator[None]:
+    before = contents(directory)
+    yield
+    assert contents(directory).keys() == before.keys()
+    assert contents(directory) == before
+
+
+def refuse(crosswalk: CommandLine, source: Path, *expected: str, arguments: tuple[str, ...] = ()) -> None:
+    """Neither ``check`` nor ``convert`` accept the source, for the same reasons, and nothing is left behind."""
+    for command in (("check", source), ("convert", source, source.with_name("out"))):
+        with nothing_written(source.parent):
+            assert_refused(crosswalk(*command, *arguments), *expected)
+
+
+def cut(name: str, size: int) -> Damage:
+    return lambda path: os.truncate(path / name, size)
+
+
+def native(directory: Path, crosswalk: CommandLine) -> Path:
+    assert crosswalk("convert", make(directory / "source"), directory / "native").code == 0
+    return directory / "native"
+
+
+def metadata(*keys: str, **changes: Any) -> Damage:
+    """Change entries of the mapping at ``keys``; one that becomes ``...`` is removed."""
+
+    def damage(path: Path) -> None:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        document = target = yaml.load((path / "metadata.yaml").read_text())
+        for key in keys:
+            target = target[key]
+        for key, value in changes.items():
+            target[key] = value
+            if value is ...:
+                del target[key]
+        with (path / "metadata.yaml").open("w") as stream:
+            yaml.dump(document, stream)
+
+    return damage
+
+
+#: Where the parts of a native config stand in its metadata.
+BASE = ("config", "base_model")
+MIXER = (*BASE, "decoder", "block", "mixer")

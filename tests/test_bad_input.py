@@ -1,0 +1,442 @@
+"""Bad Hugging Face checkpoints, through the command line: one clear message a problem, and nothing written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_checkpoints import (
+    LLAMA,
+    LLAVA,
+    CommandLine,
+    Damage,
+    Ran,
+    assert_refused,
+    cut,
+    edit_config,
+    edit_tensors,
+    make,
+    refuse,
+    shard,
+    write_index,
+)
+
+QWEN2 = {key: value for key, value in LLAMA.items() if key not in ("attention_bias", "mlp_bias", "head_dim")} | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+}
+
+
+@pytest.fixture
+def crosswalk(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)
+
+
+# ---- data files ------------------------------------------------------------------------------------------------------
+
+
+def flip(name: str, offset: int) -> Damage:
+    def damage(path: Path) -> None:
+        data = bytearray((path / name).read_bytes())
+        data[offset] ^= 0xFF
+        (path / name).write_bytes(data)
+
+    return damage
+
+
+def without_shards(*numbers: int) -> Damage:
+    def damage(path: Path) -> None:
+        shard(path)
+        for number in numbers:
+            (path / f"model-0000{number}-of-00003.safetensors").unlink()
+
+    return damage
+
+
+def duplicated(path: Path) -> None:
+    shard(path)
+    first, second = (path / f"model-0000{number}-of-00003.safetensors" for number in (1, 2))
+    tensors = load_file(second)
+    tensors["lm_head.weight"] = load_file(first)["lm_head.weight"]
+    save_file(tensors, second)
+
+
+def wrong_index(path: Path) -> None:
+    weight_map = shard(path)
+    write_index(path, {**weight_map, "lm_head.weight": "model-00002-of-00003.safetensors", "more": "../model.bin"})
+
+
+FILES: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "empty file": (cut("model.safetensors", 0), ("safetensors: error: not a safetensors file: it has 0 bytes",)),
+    "cut in the header": (cut("model.safetensors", 100), ("it has 100 bytes and states a header of",)),
+    "cut in the data": (cut("model.safetensors", 20_000), ("the file is cut off: it has",)),
+    "one byte short": (cut("model.safetensors", 141_503), ("the file is cut off: it has 138479 of 138480 bytes",)),
+    "corrupt header": (flip("model.safetensors", 20), ("model.safetensors: error: not valid JSON",)),
+    "corrupt length": (flip("model.safetensors", 7), ("model.safetensors: error: not a safetensors file",)),
+    "a shard is missing": (
+        without_shards(2),
+        ("index.json: error: the file model-00002-of-00003.safetensors with 10 tensors is missing",),
+    ),
+    "two shards are missing": (without_shards(1, 3), ("model-00001-of", "model-00003-of")),
+    "a tensor in two shards": (
+        duplicated,
+        ("`lm_head.weight` is in two files, model-00001-of-00003.safetensors and model-00002-of-00003.safetensors",),
+    ),
+    "an index that lies": (
+        wrong_index,
+        ("`lm_head.weight` is not in model-00002", "'../model.bin' is not a plain path"),
+    ),
+    "no data": (
+        lambda path: (path / "model.safetensors").unlink(),
+        ("there is no *.safetensors or pytorch_model.bin",),
+    ),
+    "an index that is no JSON": (
+        lambda path: (shard(path), (path / "model.safetensors.index.json").write_text("{")),
+        ("model.safetensors.index.json: error: not valid JSON",),
+    ),
+    "a pickle of garbage": (
+        lambda path: ((path / "model.safetensors").unlink(), (path / "pytorch_model.bin").write_bytes(b"garbage")),
+        ("pytorch_model.bin: error: not a torch file of plain tensors",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files(name: str, crosswalk: CommandLine, tmp_path: Path) -> None:
+    damage, expected = FILES[name]
+    source = make(tmp_path / "source")
+    damage(source)
+    refuse(crosswalk, source, *expected)
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def put(**tensors: torch.Tensor) -> Damage:
+    return lambda path: edit_tensors(path, lambda t: t.update({k.replace("__", "."): v for k, v in tensors.items()}))
+
+
+def drop(*names: str) -> Damage:
+    return lambda path: edit_tensors(path, lambda t: [t.pop(name) for name in names])
+
+
+INT = torch.int32
+TENSORS: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "wrong shapes": (
+        put(model__layers__1__mlp__up_proj__weight=torch.zeros(30, 37), model__norm__weight=torch.zeros(31)),
+        (
+            "tensor `model.layers.1.mlp.up_proj.weight` is [30, 37] in the file, [37, 30] by the config",
+            "tensor `model.norm.weight` is [31] in the file, [30] by the config",
+        ),
+    ),
+    "a scalar": (put(model__norm__weight=torch.tensor(1.0)), ("`model.norm.weight` is [] in the file, [30]",)),
+    "integers": (
+        put(**{f"model__layers__{i}__mlp__down_proj__weight": torch.zeros(30, 37, dtype=INT) for i in range(3)}),
+        ("tensor `model.layers.{0..2}.mlp.down_proj.weight` has the dtype I32, parameters are floats",),
+    ),
+    "integers beside floats": (
+        put(model__layers__1__mlp__up_proj__weight=torch.zeros(37, 30, dtype=INT)),
+        ("tensor `model.layers.1.mlp.up_proj.weight` has the dtype I32, parameters are floats",),
+    ),
+    "dtypes of which none holds the other": (
+        put(
+            model__layers__1__mlp__up_proj__weight=torch.zeros(37, 30, dtype=torch.float16),
+            model__layers__1__mlp__gate_proj__weight=torch.zeros(37, 30, dtype=torch.bfloat16),
+        ),
+        ("`decoder.1.mlp.layer_1.weight` is made from tensors of BF16 and F16, and none holds the others exactly",),
+    ),
+    "missing in every layer": (
+        drop(*(f"model.layers.{i}.mlp.up_proj.weight" for i in range(3))),
+        ("llama.yaml:81:5: error: tensor `model.layers.{0..2}.mlp.up_proj.weight` [37, 30] is missing (3 in all)",),
+    ),
+    "unexpected": (
+        put(model__layers__1__foo__weight=torch.zeros(3), model__layers__2__foo__weight=torch.zeros(3)),
+        ("tensor `model.layers.{1..2}.foo.weight` [3] has no counterpart in mapping `llama` (2 in all)",),
+    ),
+    "a layer too many": (
+        put(model__layers__3__mlp__up_proj__weight=torch.zeros(37, 30)),
+        ("tensor `model.layers.3.mlp.up_proj.weight` [37, 30] has no counterpart",),
+    ),
+    "a bias that the config denies": (
+        put(model__layers__1__self_attn__k_proj__bias=torch.zeros(28)),
+        ("tensor `model.layers.1.self_attn.k_proj.bias` [28] has no counterpart",),
+    ),
+    "misspelt": (
+        lambda path: edit_tensors(path, lambda t: t.update({"lm_heat.weight": t.pop("lm_head.weight")})),
+        ("tensor `lm_head.weight` [71, 30] is missing", "tensor `lm_heat.weight` [71, 30] has no counterpart"),
+    ),
+    "a name with control characters": (
+        lambda path: edit_tensors(path, lambda t: t.update({"a\x1b[31m": torch.zeros(1)})),
+        (r"tensor `a\x1b[31m` [1] has no counterpart",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_wrong_tensors(name: str, crosswalk: CommandLine, tmp_path: Path) -> None:
+    damage, expected = TENSORS[name]
+    source = make(tmp_path / "source")
+    damage(source)
+    refuse(crosswalk, source, *expected)
+
+
+def test_a_misspelt_tensor_is_hinted_at(crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    TENSORS["misspelt"][0](source)
+    assert "hint: there is `lm_heat.weight`, which nothing needs" in crosswalk("check", source).err
+
+
+def test_every_problem_of_tensors_and_unknown_keys_at_once(crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    edit_config(source, lambda config: config.update(foo=1))
+    drop("lm_head.weight")(source)
+    put(
+        extra=torch.zeros(2),
+        model__norm__weight=torch.zeros(31),
+        model__embed_tokens__weight=torch.zeros(71, 30, dtype=INT),
+    )(source)
+    refuse(
+        crosswalk,
+        source,
+        "`foo` = 1 has no counterpart",
+        "`lm_head.weight` [71, 30] is missing",
+        "`extra` [2] has no counterpart",
+        "`model.norm.weight` is [31]",
+        "`model.embed_tokens.weight` has the dtype I32",
+    )
+
+
+def test_every_problem_of_files_at_once(crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    without_shards(1)(source)
+    cut("model-00002-of-00003.safetensors", 9)(source)
+    (source / "config.json").write_text("[]")
+    refuse(
+        crosswalk,
+        source,
+        "config.json: error: config.json must be an object",
+        "the file model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors: error: not a safetensors file",
+    )
+
+
+# ---- config.json -----------------------------------------------------------------------------------------------------
+
+
+def config(**changes: Any) -> Damage:
+    return lambda path: edit_config(path, lambda data: data.update(changes))
+
+
+def rope(**changes: Any) -> Damage:
+    return lambda path: edit_config(path, lambda data: data["rope_parameters"].update(changes))
+
+
+def without(*keys: str) -> Damage:
+    return lambda path: edit_config(path, lambda data: [data.pop(key) for key in keys])
+
+
+def text(content: bytes) -> Damage:
+    return lambda path: (path / "config.json").write_bytes(content)
+
+
+CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "unknown key": (config(foo=[1]), (":3: error: `foo` = [1] has no counterpart in mapping `llama`",)),
+    "misspelt key": (config(hiden_size=3), ("`hiden_size` = 3 has no counterpart",)),
+    "unknown key of rope": (rope(foo=1), (":5: error: `rope_parameters.foo` = 1 has no counterpart",)),
+    "unknown key of the older rope": (
+        lambda path: edit_config(
+            path,
+            lambda data: data.update(rope_scaling={**data.pop("rope_parameters"), "foo": 1, "rope_type": "default"}),
+        ),
+        (": error: `rope_scaling.foo` = 1 has no counterpart",),
+    ),
+    "generic metadata where none belongs": (
+        rope(chunk_size_feed_forward=0),
+        ("`rope_parameters.chunk_size_feed_forward` = 0 has no counterpart",),
+    ),
+    "quantised": (config(quantization_config={"bits": 4}), ("`quantization_config` = {'bits': 4} has no counterpart",)),
+    "three unknown keys and a bad value": (
+        lambda path: (config(foo=1, bar={"x": None}, hidden_act="swish")(path), rope(baz=True)(path)),
+        ("`foo` = 1", "`bar` = {'x': None}", "`rope_parameters.baz` = true", "`hidden_act` must be one of silu"),
+    ),
+    "unknown model_type": (config(model_type="lama"), ("no format fits this config.json (model_type 'lama'",)),
+    "model_type is a number": (config(model_type=3), ("no format fits this config.json (model_type 3",)),
+    "no model_type, odd architectures": (
+        lambda path: (without("model_type")(path), config(architectures=3)(path)),
+        ("no format fits this config.json (model_type None",),
+    ),
+    "another architecture": (
+        config(architectures=["LlamaForTokens"]),
+        ("`architectures` must be ['LlamaForCausalLM']",),
+    ),
+    "absent": (
+        without("hidden_size", "vocab_size", "rms_norm_eps"),
+        ("`hidden_size` is required, it is absent", "`vocab_size` is required", "`rms_norm_eps` is required"),
+    ),
+    "null": (config(num_attention_heads=None), ("`num_attention_heads` is required, it is null",)),
+    "text for a number": (config(num_attention_heads="6"), ("`num_attention_heads` must be of type int, it is '6'",)),
+    "a float for a number": (config(hidden_size=30.0), ("`hidden_size` must be of type int, it is 30.0",)),
+    "a number for a switch": (
+        config(tie_word_embeddings=1),
+        ("`tie_word_embeddings` must be of type bool, it is 1",),
+    ),
+    "negative": (config(hidden_size=-30), ("`hidden_size` must be > 0, it is -30",)),
+    "two wrong types": (
+        config(num_key_value_heads="2", vocab_size=[71]),
+        ("`num_key_value_heads` must be of type int, it is '2'", "`vocab_size` must be of type int, it is [71]"),
+    ),
+    "a billion layers": (config(num_hidden_layers=10**9), ("`num_hidden_layers` must be a number of layers",)),
+    "true layers": (config(num_hidden_layers=True), ("`num_hidden_layers` must be a number of layers, it is True",)),
+    "heads that do not divide": (
+        lambda path: (config(num_attention_heads=7)(path), without("head_dim")(path)),
+        ("`hidden_size / num_attention_heads`: 30 is not a multiple of 7",),
+    ),
+    "groups that do not divide": (config(num_key_value_heads=4), ("heads must be a multiple of head_groups",)),
+    "rope is text": (config(rope_parameters="default"), ("`rope_parameters` must be an object, it is 'default'",)),
+    "unknown rope": (rope(rope_type="longrope"), ("`rope_parameters.rope_type` must be one of default, llama3, yarn",)),
+    "rope theta is text": (rope(rope_theta="x"), ("`rope_parameters.rope_theta` must be of type float, it is 'x'",)),
+    "a partial rope": (rope(partial_rotary_factor=0.5), ("`rope_parameters.partial_rotary_factor` must be 1.0",)),
+    "two ropes that disagree": (
+        config(rope_scaling={"rope_type": "linear", "factor": 2.0}),
+        ("`rope_scaling.rope_type` says 'linear' and `rope_parameters.rope_type` says 'default'",),
+    ),
+    "exact gelu": (config(hidden_act="gelu"), ("`hidden_act` is 'gelu': the trainer computes the tanh approximation",)),
+    "no file": (lambda path: (path / "config.json").unlink(), ("config.json: error: cannot read it: No such file",)),
+    "empty": (text(b""), ("config.json:1:1: error: not valid JSON: Expecting value",)),
+    "cut": (
+        text(b'{\n  "model_type": "llama",\n'),
+        ("config.json:3:1: error: not valid JSON: Expecting property name",),
+    ),
+    "a trailing comma": (text(b'{"model_type": "llama",}'), ("config.json:1:24: error: not valid JSON",)),
+    "a list": (text(b"[]"), ("config.json must be an object",)),
+    "a key twice": (
+        text(b'{\n  "model_type": "llama",\n  "model_type": "llama"\n}'),
+        ("config.json:3:3: error: `model_type` is already written at ",),
+    ),
+    "a key twice, nested": (
+        text(b'{"model_type": "llama",\n "rope_parameters": {"a": 1, "a": 1}}'),
+        ("config.json:2:30: error: `a` is already written at ",),
+    ),
+    "not text": (text(b'{"\xe9": 1}'), ("config.json: error: this is not UTF-8 text",)),
+    "NaN": (text(b'{"model_type": "llama", "rms_norm_eps": NaN}'), ("config.json: error: not valid JSON: NaN",)),
+    "too deep": (text(b"[" * 100_000), ("config.json:1:41: error: more than 40 levels of nesting",)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_wrong_configs(name: str, crosswalk: CommandLine, tmp_path: Path) -> None:
+    damage, expected = CONFIGS[name]
+    source = make(tmp_path / "source")
+    damage(source)
+    refuse(crosswalk, source, *expected)
+
+
+def test_unknown_keys_show_the_line_and_what_may_have_been_meant(crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    config(hiden_size=3)(source)
+    line = (source / "config.json").read_text().splitlines().index('  "hiden_size": 3') + 1
+    assert crosswalk("check", source).err == (
+        f"{source}/config.json:{line}:3: error: `hiden_size` = 3 has no counterpart in mapping `llama`"
+        f" ({Path(__file__).parents[1]}/mappings/llama.yaml)\n"
+        f'  {line} |   "hiden_size": 3\n'
+        "     |   ^^^^^^^^^^^^\n"
+        "  hint: did you mean `hidden_size`?\n"
+    )
+
+
+def below(*keys: str, **changes: Any) -> Damage:
+    def edit(data: dict[str, Any]) -> None:
+        for key in keys:
+            data = data[key]
+        data.update(changes)
+
+    return lambda path: edit_config(path, edit)
+
+
+NESTED: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "text": (below("text_config", foo=1), ("error: `text_config.foo` = 1 has no counterpart in mapping `llama`",)),
+    "rope of the text": (below("text_config", "rope_parameters", foo=1), ("`text_config.rope_parameters.foo` = 1",)),
+    "vision": (
+        below("vision_config", foo=1),
+        ("error: `vision_config.foo` = 1 has no counterpart in mapping `pixtral`",),
+    ),
+    "rope of the vision": (
+        below("vision_config", "rope_parameters", foo=1),
+        ("`vision_config.rope_parameters.foo` = 1",),
+    ),
+    "metadata of a config in a plain object": (
+        below("vision_config", "rope_parameters", chunk_size_feed_forward=0),
+        ("`vision_config.rope_parameters.chunk_size_feed_forward` = 0",),
+    ),
+    "everywhere": (
+        lambda path: [below(*at, foo=1)(path) for at in ((), ("text_config",), ("vision_config", "rope_parameters"))],
+        ("`foo` = 1", "`text_config.foo` = 1", "`vision_config.rope_parameters.foo` = 1"),
+    ),
+    "unknown text model": (
+        below("text_config", model_type="foo"),
+        ("`text_config.model_type` must be one of mistral, llama",),
+    ),
+    "text is null": (below(text_config=None), ("`text_config` is required",)),
+    "text is text": (below(text_config="x"), ("`text_config` must be an object, it is 'x'",)),
+    "no vision": (without("vision_config"), ("`vision_config` is required",)),
+    "type below": (below("text_config", hidden_size="x"), ("`hidden_size` must be of type int, it is 'x'",)),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_wrong_configs_of_parts(name: str, crosswalk: CommandLine, tmp_path: Path) -> None:
+    damage, expected = NESTED[name]
+    source = make(tmp_path / "source", LLAVA)
+    damage(source)
+    refuse(crosswalk, source, *expected)
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        (["full_attention"] * 2, "`layer_types` has 2 entries for 3 layers"),
+        (["full_attention", "linear", "full_attention"], "`layer_types` has linear; this mapping knows full_attention"),
+        (["full_attention"] * 2 + ["sliding_attention"], "`sliding_window` is required, it is null"),
+        ("full_attention", "`layer_types` must be a list of kinds of layers"),
+    ],
+)
+def test_wrong_kinds_of_layers(types: Any, expected: str, crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source", QWEN2)
+    config(layer_types=types)(source)
+    refuse(crosswalk, source, expected)
+
+
+# Formats whose class transformers lacks: their configs are checked without files.
+
+
+def compile_config(crosswalk: CommandLine, tmp_path: Path, format: str, data: dict[str, Any]) -> Ran:
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    return crosswalk.compile(format, "--config", tmp_path / "config.json", "-o", tmp_path / "plan.json")
+
+
+def golden_config(name: str) -> dict[str, Any]:
+    from golden_cases import CASES
+
+    return CASES[name].hf_config()
+
+
+def test_unknown_keys_in_the_blocks_of_a_pattern(crosswalk: CommandLine, tmp_path: Path) -> None:
+    data = golden_config("apriel2_pattern_short")
+    for block in data["decoder"]["blocks"].values():
+        block["mixer"]["foo"] = 1
+    ran = compile_config(crosswalk, tmp_path, "apriel2_text", data)
+    names = [f"`decoder.blocks.{name}.mixer.foo` = 1 has no counterpart" for name in data["decoder"]["blocks"]]
+    assert len(names) > 1
+    assert_refused(ran, *names)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_unknown_keys_of_ssm_cfg(crosswalk: CommandLine, tmp_path: Path) -> None:
+    data = golden_config("apriel_t_m2")
+    data["ssm_cfg"]["foo"] = 1
+    ran = compile_config(crosswalk, tmp_path, "apriel_hybrid_ssm", data)
+    assert_refused(ran, "`ssm_cfg.foo` = 1 has no counterpart in mapping `apriel_hybrid_ssm`")
