@@ -70,7 +70,7 @@ Rotary:
 def test_a_mistake_in_a_base_is_reported_once_and_there() -> None:
     texts = {
         "test": "crosswalk: 1\nextends: other\n",
-        "other": "crosswalk: 1\nextends: llama\nmlp: {sets: {gatd: true}}\n",
+        "other": "crosswalk: 1\nextends: llama\nmlp: {sets: {gatd: 1}}\n",
     }
     with pytest.raises(CrosswalkError) as error:
         Catalog(texts=texts).compiled("test")
@@ -87,7 +87,7 @@ def test_a_base_may_have_sections_that_it_does_not_reach_itself() -> None:
     assert "experts" in {".".join(path) for path in Catalog(texts=texts).compiled("test").claims}
 
 
-# ---- nothing misspelt passes ------------------------------------------------------------------------------------------
+# ---- nothing misspelt passes ----------------------------------------------------------------------------------------
 
 
 def words_of(name: str) -> tuple[str, list[re.Match[str]]]:
@@ -110,7 +110,7 @@ def test_a_misspelt_word_is_an_error_or_a_name_of_theirs(name: str, random: Rand
     try:
         result = Catalog(texts={name: text[: word.start()] + misspelt + text[word.end() :]}).compiled(name)
     except CrosswalkError as error:
-        assert all(found.position for found in error.diagnostics)
+        assert all(found.position for found in error.diagnostics)  # noqa: PT017  (whether there is one is drawn)
     else:
         assert any(misspelt in found for found in names_of_theirs(result)), f"{word[0]} at {word.start()}"
 
@@ -120,6 +120,10 @@ def names_of_theirs(mapping: CompiledMapping) -> Iterator[str]:
     yield from (*source.files, *source.auto_map.values(), *source.auto_map, source.config_class or "")
     yield from (source.architecture or "", source.model_type or "")
     yield from (".".join(path) for path in mapping.claims)
+    for dialect in source.dialects.values():
+        yield from (dialect.name, str(dialect.tensors), *(".".join(move.old) for move in dialect.config))
+    for part in source.parts:
+        yield from (".".join(part.theirs), part.tensors, part.default or "")
     for node in nodes_of(mapping.root):
         if isinstance(node, Struct):
             yield from (str(line.theirs) for line in node.section.tensors)
@@ -128,7 +132,7 @@ def names_of_theirs(mapping: CompiledMapping) -> Iterator[str]:
         yield from (str(getattr(node, name, "")) for name in ("default", "cases", "rules"))
 
 
-# ---- TOML -------------------------------------------------------------------------------------------------------------
+# ---- TOML -----------------------------------------------------------------------------------------------------------
 
 TOML = """
 crosswalk = 1
