@@ -200,6 +200,7 @@ def load(
             raise CrosswalkError(problems)
         placed = place_all(values, plan.targets)
         _check_writable(placed)
+        _check_owned(model, {name: values[name] for name in placed})
         stored = match(plan.sources, checkpoint)
     team.agree({"plan": plan.digest, "metadata": plan.metadata})
     with team.step("comparing tied tensors"):
@@ -253,7 +254,7 @@ def _reading(
             if len(offsets) == 1:
                 reader.read(tensor, offsets[0], view[position : position + length])
             else:
-                reader.read_runs(tensor, 0, ((offset, length) for offset in offsets), 1, view[position:])
+                reader.read_runs(tensor, 0, offsets, length, 1, view[position:])
         slot.fill_tensors(bucket, stored, memories)
 
     return work
@@ -282,6 +283,22 @@ def match(specs: Sequence[TensorSpec], checkpoint: Checkpoint) -> list[StoredTen
     if problems:
         raise CrosswalkError(problems)
     return found
+
+
+def _check_owned(model: Model, values: Mapping[str, torch.Tensor | Shards]) -> None:
+    """Raise for what hooks of a module put into its state dict and that is no tensor of the module: filling it would
+    change nothing."""
+    if not isinstance(model, torch.nn.Module):
+        return
+    owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    hint = "pass a dict of the parameters, with a plan for their names"
+    problems = []
+    for name, value in values.items():
+        if id(value) not in owned:
+            text = f"`{name}` is made by a hook of the state dict and is no parameter of the model: it cannot be loaded"
+            problems.append(Diagnostic("live/not-owned", text, None, hint))
+    if problems:
+        raise CrosswalkError(problems)
 
 
 def _check_writable(placed: Mapping[str, Placed]) -> None:

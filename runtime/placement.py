@@ -35,16 +35,37 @@ class Part:
 @dataclass(frozen=True)
 class Shards:
     """A parameter of global ``shape`` of which this process holds some boxes: ``(box, tensor)`` each, the box being
-    ``(start, stop)`` per dimension and the tensor having its shape. A rank without a part names the ``dtype``.
-
-    Rank ``r`` of 2 with its own shard of each half of a fused ``[gate|up]`` matrix of 2 * 6 rows of 5 columns:
-
-        Shards((12, 5), [(((3 * r, 3 * r + 3), (0, 5)), weight[:3]), (((6 + 3 * r, 9 + 3 * r), (0, 5)), weight[3:])])
-    """
+    ``(start, stop)`` per dimension and the tensor having its shape. A rank without a part names the ``dtype``."""
 
     shape: Sequence[int]
     parts: Sequence[tuple[Box, torch.Tensor]]
     dtype: torch.dtype | None = None
+
+    @staticmethod
+    def of_branches(local: torch.Tensor, branches: Sequence[int], index: int, count: int, dim: int = 0) -> Shards:
+        """A fused parameter, such as ``[gate|up]`` or ``[k|v]``, of which each branch is sharded for itself.
+
+        Dimension ``dim`` of the parameter is ``branches`` (sizes) one after the other; each is cut into ``count`` equal
+        shards, and ``local`` holds shard ``index`` of every branch, one after the other. Ranks may hold the same shard.
+        Raises ``CrosswalkError`` if a branch cannot be cut so, or ``local`` has another size.
+        """
+        if any(size % count for size in branches) or local.shape[dim] * count != sum(branches):
+            raise fail(
+                "live/box",
+                f"a shard of size {local.shape[dim]} is not one of {count} equal shards of each of the branches "
+                f"{list(branches)}",
+            )
+        shape = [*local.shape]
+        shape[dim] = sum(branches)
+        parts = []
+        begin = place = 0
+        for size in branches:
+            step = size // count
+            box = [(0, extent) for extent in local.shape]
+            box[dim] = (begin + index * step, begin + (index + 1) * step)
+            parts.append((tuple(box), local.narrow(dim, place, step)))
+            begin, place = begin + size, place + step
+        return Shards(tuple(shape), parts)
 
 
 @dataclass(frozen=True)

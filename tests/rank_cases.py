@@ -124,21 +124,11 @@ def grouped_query_attention(rank: int, checkpoint: Path, out: Path) -> int:
     are sharded each for itself."""
     expected = native_state(checkpoint)
     state: dict[str, Any] = blank(expected)
-
-    def shards(key: str, *rows: tuple[int, int]) -> None:
-        columns = expected[key].shape[1]
-        local = torch.full((sum(b - a for a, b in rows), columns), float("nan"))
-        places = itertools.accumulate((b - a for a, b in rows), initial=0)
-        parts = [((row, (0, columns)), local[i : i + row[1] - row[0]]) for row, i in zip(rows, places, strict=False)]
-        state[key] = Shards(tuple(expected[key].shape), parts)
-
-    size, head = LLAMA["intermediate_size"], LLAMA["head_dim"]
+    size, keys, hidden = LLAMA["intermediate_size"], 2 * LLAMA["head_dim"], LLAMA["hidden_size"]
     for i in range(LLAMA["num_hidden_layers"]):
-        group = rank // 2
-        key, value = (group * head, (group + 1) * head), ((2 + group) * head, (3 + group) * head)
-        shards(f"decoder.{i}.mixer.key_value.weight", key, value)
-        low, high = rank * size // 4, (rank + 1) * size // 4
-        shards(f"decoder.{i}.mlp.layer_1.weight", (low, high), (size + low, size + high))
+        head, half = torch.zeros(keys, hidden), torch.zeros(size // 2, hidden)
+        state[f"decoder.{i}.mixer.key_value.weight"] = Shards.of_branches(head, (keys, keys), rank // 2, 2)
+        state[f"decoder.{i}.mlp.layer_1.weight"] = Shards.of_branches(half, (size, size), rank, 4)
     config = crosswalk.load(checkpoint, state, "llama").config
     for key, tensor in state.items():
         if isinstance(tensor, Shards):

@@ -48,6 +48,19 @@ def test_load_into_a_state_dict(checkpoint: Path) -> None:
     assert loaded.report.bytes_read == loaded.report.bytes_held == size
 
 
+def test_load_refuses_what_a_state_dict_makes_up(checkpoint: Path) -> None:
+    """A hook that shows one parameter as others, as fused layers have: loading into copies would be lost."""
+
+    def copied(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        state["head.output_weights"] = state["head.output_weights"] * 1
+
+    model = Tree(blank(native_state(checkpoint)))
+    model.register_state_dict_post_hook(copied)
+    with pytest.raises(CrosswalkError, match=r"`head\.output_weights` is made by a hook") as error:
+        crosswalk.load(checkpoint, model)
+    assert codes(error) == ["live/not-owned"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_load_casts_floats(checkpoint: Path, dtype: torch.dtype) -> None:
     expected = native_state(checkpoint)
@@ -158,12 +171,7 @@ def test_shards_of_each_half_of_a_fused_parameter(checkpoint: Path) -> None:
         state: dict[str, Any] = blank(expected)
         for i in range(3):
             weight = torch.full((size, hidden), math.nan)
-            low, high = rank * size // 2, (rank + 1) * size // 2
-            parts = [
-                (((low, high), (0, hidden)), weight[: size // 2]),
-                (((size + low, size + high), (0, hidden)), weight[size // 2 :]),
-            ]
-            state[f"decoder.{i}.mlp.layer_1.weight"] = Shards((2 * size, hidden), parts)
+            state[f"decoder.{i}.mlp.layer_1.weight"] = Shards.of_branches(weight, (size, size), rank, 2)
         report = crosswalk.load(checkpoint, state).report
         assert report.bytes_read == report.bytes_held
         halves.append(state["decoder.2.mlp.layer_1.weight"].parts)
