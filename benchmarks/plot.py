@@ -1,4 +1,4 @@
-"""A bar chart of a result file, as SVG."""
+"""A result file as a table in Markdown and as a bar chart in SVG."""
 
 from __future__ import annotations
 
@@ -42,3 +42,27 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
     size = f'width="{LEFT + 2 * SCALE + 60}" height="{y}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', title, line, *parts, "</svg>", ""])
+
+
+def table(rows: Sequence[dict[str, Any]], medium: str) -> str:
+    """One line for each variant on a medium."""
+    lines = [
+        "| workload | variant | GB | GB/s, median (best) | ratio to cp, median (best) | CPU s/GB | peak MiB | equal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["medium"] != medium:
+            continue
+        same = {True: "yes", False: "NO", None: ""}[row.get("equal")]
+        cells = [
+            f"{row['workload']} {row['direction']}",
+            row["variant"],
+            f"{row['gb']:.2f}",
+            f"{row['gb_per_second']:.2f} ({row['best_gb_per_second']:.2f})",
+            f"{row['ratio']:.2f} ({row['best_ratio']:.2f})",
+            f"{row['cpu_per_gb']:.2f}",
+            f"{row['peak_mib']:.0f}",
+            same,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

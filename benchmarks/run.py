@@ -29,7 +29,7 @@ import torch
 from crosswalk.runtime.files import Options, checksum_checkpoint, write_checkpoint
 from crosswalk.runtime.plan import Plan
 from crosswalk.runtime.source import open_checkpoint
-from plot import draw
+from plot import draw, table
 from workloads import Workload, workloads, write_random
 
 WORKERS = 2
@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--tmpfs", type=Path)
     parser.add_argument("--disk", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer-rounds", type=int, help="rounds in which the slow peers take part, by default all")
+    parser.add_argument("--peer-rounds", type=int, help="rounds of the slow peers, by default all")
     parser.add_argument("--only", default="W1,W2,W3,W4,W5,W6,model", help="workloads, separated by commas")
     parser.add_argument("--results", type=Path, default=Path("results.json"))
     parser.add_argument("--plot", action="store_true")
@@ -307,6 +307,7 @@ def main() -> None:
                 options.results.write_text(json.dumps(results, indent=1) + "\n")
     rows = json.loads(options.results.read_text())["rows"]
     options.results.with_suffix(".svg").write_text(draw(rows))
+    options.results.with_suffix(".md").write_text("\n".join(table(rows, medium) for medium in ("tmpfs", "disk")))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Workers that execute the tasks of a plan between files.
 
 The workers are alike: each takes the next task, reads, rearranges, and hands the bytes on in the order of the target.
-A worker owns three buffers, used again for every task, so that memory is bounded by construction: see ``peak_memory``.
+A worker owns a few buffers, used again for every task, so that memory is bounded by construction: see ``peak_memory``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Progress = Callable[[int, int, str], None]
 
 def peak_memory(workers: int, panel: int = PANEL) -> int:
     """Most bytes that ``workers`` with panels of ``panel`` bytes allocate, whatever the model."""
-    return _SHARED + workers * (STEP + panel + STRIPE + _SLACK)
+    return _SHARED + workers * (2 * STEP + panel + STRIPE + _SLACK)
 
 
 def fit_memory(workers: int, memory: int | None) -> tuple[int, int]:
@@ -59,7 +59,7 @@ class Worker:
 
     def __init__(self, reader: Reader, sources: Sequence[TensorSpec], targets: Sequence[TensorSpec], panel: int):
         self.reader, self._sources, self._targets = reader, sources, targets
-        self.step = memoryview(_anonymous(STEP))
+        self.step, self.other = memoryview(_anonymous(STEP)), memoryview(_anonymous(STEP))
         self._panel_size = panel
         self._buffers: tuple[memoryview, torch.Tensor, memoryview, torch.Tensor] | None = None
 

@@ -44,8 +44,7 @@ class CompareSink:
         self.differing: dict[int, int] = {}
 
     def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
-        other = memoryview(bytearray(STEP))
-        position = segment.start
+        other, position = worker.other, segment.start
         base = self._stored.tensors[segment.target].offset
         for block in worker.blocks(segment.target, segment.operations):
             for begin in range(0, len(block), STEP):
