@@ -78,8 +78,11 @@ def _write_plan(
 ) -> None:
     from .api import plan_for
     from .huggingface import parse_config, read_config_text
+    from .positions import read_from
 
-    plan = plan_for(mapping, parse_config(read_config_text(config), config), to, dtype, None, allow_lossy)
+    given = read_config_text(config)
+    with read_from(config, given):
+        plan = plan_for(mapping, parse_config(given, config), to, dtype, None, allow_lossy)
     text = plan.to_json()
     if output is None:
         click.echo(text)

@@ -31,9 +31,9 @@ from .report import Report
 
 
 def console() -> Console:
-    """Width follows the terminal; wide when there is none, so that nothing is cut in a log."""
+    """Width follows the terminal; without one there is no limit, so that no name is cut in two in a log."""
     plain = Console()
-    return plain if plain.is_terminal else Console(width=160, highlight=False)
+    return plain if plain.is_terminal else Console(width=10_000, highlight=False)
 
 
 def bytes_text(count: int) -> str:
