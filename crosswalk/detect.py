@@ -72,7 +72,7 @@ def chosen_format(
     mapping = format_named(name)
     if layout not in (None, mapping.layout.name):
         message = f"format `{name}` converts to layout `{mapping.layout.name}`, not to `{layout}`"
-        raise fail("format/layout", message, None, f'pass to="{mapping.layout.name}", or leave out the format')
+        raise fail("format/layout", message, None, "name one of the two only, or one of each that belong together")
     return mapping
 
 

@@ -238,6 +238,22 @@ def test_fused_values_are_those_of_the_live_model(name: str) -> None:
     assert tensor_differences(dict(execute(back, live)), tensors(name, "hf")) == []
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_state_dicts_are_loaded_and_saved(name: str, tmp_path: Path) -> None:
+    case, format = read(name), FORMATS[name][0]
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(case["hf_config"]))
+    save_file(tensors(name, "hf"), tmp_path / "hf" / "model.safetensors")
+    expected = tensors(name, "titan")
+    state = {key: torch.zeros_like(value) for key, value in expected.items()}
+    if case["hf_config"]["tie_word_embeddings"]:
+        state["lm_head.weight"] = state["tok_embeddings.weight"]
+    loaded = crosswalk.load(tmp_path / "hf", state, format)
+    assert tensor_differences({key: state[key] for key in expected}, expected) == []
+    crosswalk.save(state, loaded.config, tmp_path / "back", format)
+    assert tensor_differences(load_tensors(tmp_path / "back" / "model.safetensors"), tensors(name, "hf")) == []
+
+
 # From one trainer to another.
 
 
