@@ -14,7 +14,7 @@ import oracles
 import pytest
 import torch
 from crosswalk.runtime.plan import Plan
-from golden_cases import CASES
+from golden_cases import CASES, cases
 from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -441,6 +441,24 @@ def test_a_checkpoint_that_the_trainer_wrote(crosswalk: CommandLine, tmp_path: P
     assert {key: original[key] for key in found} == found
     assert "bos_token_id" not in found
     assert torch.equal(oracles.logits(back), oracles.logits(tmp_path / "source"))
+
+
+@pytest.mark.parametrize("name", [case.name for case in cases("fast_llm_metadata.yaml", "hf.safetensors")])
+def test_metadata_of_the_trainer_itself(name: str, crosswalk: CommandLine, tmp_path: Path) -> None:
+    case = CASES[name]
+    target = tmp_path / "native"
+    target.mkdir()
+    (target / "metadata.yaml").write_bytes((case.path / "fast_llm_metadata.yaml").read_bytes())
+    save_file({f"{key}/weights": value for key, value in case.native_tensors().items()}, target / "model_0.safetensors")
+    code = tmp_path / "code"
+    code.mkdir()
+    needed = next(row for row in lines(crosswalk("formats").out) if row[0] == case.format)
+    for word in needed:
+        if word.rstrip(",").endswith(".py"):
+            (code / word.rstrip(",")).write_text("")
+    back = convert(crosswalk, target, tmp_path / "back", "--format", case.format, "--model-files", code)
+    assert equal_tensors(tensors_of(back), case.hf_tensors())
+    assert crosswalk("verify", back, target).code == 0
 
 
 def test_a_changed_native_config_is_exported_anew_with_the_rest_restored(
