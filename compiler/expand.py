@@ -114,7 +114,8 @@ class _Expander:
             if what not in kind.fields:
                 at = next((part.is_at for part in mapping.parts if part.ours == (what,)), mapping.place("elsewhere"))
                 self.no_such_field(kind, what, at)
-        root = self.struct(kind, self.section(kind, mapping.sections), (), (), (), mapping.sections)
+        section = self.section_or_empty(kind, mapping.sections, mapping.position)
+        root = self.struct(kind, section, (), (), (), mapping.sections)
         self.check_reached()
         return dataclasses.replace(root, rules=(*root.rules, *_header(mapping)))
 
@@ -140,15 +141,16 @@ class _Expander:
                 result = overlay(sections[base], result)
         return dataclasses.replace(result, name=kind.name)
 
-    def empty(self, position: Position) -> Section:
-        return Section("", position)
+    def section_or_empty(self, kind: Type, sections: Mapping[str, Section], position: Position) -> Section:
+        """The section of a type; if there is none, an empty one at what leads to the type."""
+        return self.section(kind, sections) or Section(kind.name, position)
 
     # ---- objects --------------------------------------------------------------------------------------------------
 
     def struct(
         self,
         kind: Type,
-        section: Section | None,
+        section: Section,
         ours: Path,
         theirs: Path,
         outer: tuple[_Claim, ...],
@@ -156,7 +158,6 @@ class _Expander:
         typed: bool = False,
     ) -> Struct:
         """The node of an object of type ``kind``; ``outer`` are claims that enclosing sections make on its inside."""
-        section = section or self.empty(outer[0].line.position if outer else self.mapping.position)
         rules: list[Rule] = []
         lines: tuple[Entry | Fact, ...] = (*section.config, *section.sets)
         own = [_Claim(line.ours, line, theirs, ours) for line in lines if line.ours]
@@ -251,9 +252,8 @@ class _Expander:
                 return
             kind = self.named_type(declared, fact)
             if kind is not None:
-                children.append(
-                    self.struct(kind, self.section(kind, sections), ours, theirs, deeper, sections, typed=True)
-                )
+                own = self.section_or_empty(kind, sections, (deeper[0].line if deeper else fact).position)
+                children.append(self.struct(kind, own, ours, theirs, deeper, sections, typed=True))
         elif declared.group == "fields" and not declared.nullable:
             node = self.target(declared, ours, theirs, deeper, sections, None, section)
             if node is not None:
@@ -268,7 +268,8 @@ class _Expander:
                     f"add `{ours[-1]}: TYPE` under `sets:`",
                 )
             else:
-                children.append(self.struct(kind, None, ours, theirs, deeper, sections))
+                own = Section(kind.name, deeper[0].line.position)
+                children.append(self.struct(kind, own, ours, theirs, deeper, sections))
         else:
             self.silent(declared, ours, section, rules)
 
@@ -276,9 +277,10 @@ class _Expander:
         if declared.group == "features" or (declared.group == "fields" and declared.nullable and declared.is_config):
             rules.append(Unused(ours, declared, section.position))
         elif declared.group == "fields":
+            where = f"section `{section.name}`" if section.name in self.mapping.sections else f"no `{section.name}:`"
             self.error(
                 "mapping/unclaimed-field",
-                f"nothing says where `{'.'.join(ours)}` comes from (section `{section.name}`)",
+                f"nothing says where `{'.'.join(ours)}` comes from ({where})",
                 section.position,
                 f"relate it to a key, or state it: `sets: {{{ours[-1]}: ...}}` ({declared.position})",
             )
@@ -344,7 +346,7 @@ class _Expander:
             hole = "{" + declared.name + "}"
             inner = self.value(declared.of, (), (*theirs, hole), (), sections, entry.cases, entry.position)
             return None if inner is None else Entries(ours, theirs, inner, entry.position)
-        position = entry.position if entry else (enclosing or self.empty(self.mapping.position)).position
+        position = entry.position if entry else enclosing.position if enclosing else self.mapping.position
         return self.value(declared.of, ours, theirs, deeper, sections, entry.cases if entry else None, position)
 
     def value(
@@ -360,20 +362,18 @@ class _Expander:
         if of not in self.layout.families:
             kind = self.layout.type_of(of)
             assert kind is not None
-            section = self.section(kind, sections)
-            if section is not None and section.by is not None:
+            section = self.section_or_empty(kind, sections, outer[0].line.position if outer else position)
+            if section.by is not None:
                 return self.struct_choice(kind, section, ours, theirs, outer, sections)
             return self.struct(kind, section, ours, theirs, outer, sections)
         family = self.layout.families[of]
         if of not in sections:
-            if of != family.name or family.default not in family.types:
-                return None
-            self.error(
-                "mapping/which-type",
-                f"`{'.'.join(ours)}` is one of {', '.join(family.types)}: nothing says which",
-                position,
-                f"add a section `{of}:` with `by:` and `cases:`, or `{ours[-1] if ours else of}: TYPE` under `sets:`",
-            )
+            words = "`count:`, or with `by:` and `cases:`" if family.sequence else "`by:` and `cases:`"
+            hint = f"add a section `{of}:` with {words}"
+            if not family.sequence:
+                hint += f", or `{ours[-1] if ours else of}: TYPE` under `sets:`"
+            message = f"`{'.'.join(ours)}` is one of {', '.join(family.types)}: nothing says which"
+            self.error("mapping/which-type", message, position, hint)
             return None
         self.reached.add(of)
         section = sections[of]
@@ -517,7 +517,7 @@ class _Expander:
         elsewhere = {name for mapping in mappings for name in mapping.source.elsewhere}
         rules: list[Rule] = []
         children: list[Node] = []
-        section = self.empty(part.position)
+        section = Section(kind.name, part.position)
         for mapping in mappings:
             if mapping.root.type.name not in (kind.name, *kind.bases):
                 message = f"mapping `{mapping.name}` is of type `{mapping.root.type}`, the part is of type `{kind}`"
