@@ -21,7 +21,7 @@ def execute(
     targets but the contiguous form of a source that is not contiguous itself, until its last use. Copies are issued
     without synchronising with the device; only comparing tied tensors does.
 
-    A plan that was compiled without files (its metadata says ``dtypes: assumed``) takes the dtypes that the tensors have.
+    A plan that was compiled without files (its metadata says ``dtypes: assumed``) takes the dtypes of the tensors.
 
     Raises ``CrosswalkError`` at once, before the first target: for a plan that leaves part of a target unwritten or
     writes it twice; with every source that is missing, unexpected, or of another shape or dtype; with every tied tensor
