@@ -42,7 +42,7 @@ def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
     """Every problem of the tensor side that can be found without a config; parts are checked on their own too."""
     if mapping.source.abstract:
         return []
-    problems = list(_check_names(mapping))
+    problems = [*_check_names(mapping), *_check_claims(mapping)]
     if problems:
         return problems
     found: list[Diagnostic] = []
@@ -89,6 +89,20 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 elif name in decided - reached and at.file == mapping.source.file:
                     message = f"no rule makes `{'.'.join(line.ours[0])}` a `{name}`"
                     yield Diagnostic("mapping/unreachable", message, at)
+
+
+def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    """Two lines of one section that claim one parameter: only the first would be heard."""
+    sections = {id(node.section): node.section for node in nodes_of(mapping.root) if isinstance(node, Struct)}
+    for section in sections.values():
+        claimed: dict[tuple[Path, str | None], TensorEntry] = {}
+        for line in section.tensors:
+            for path in line.ours:
+                for kind in line.types or (None,):
+                    first = claimed.setdefault((path, kind), line)
+                    if first is not line:
+                        message = f"`{line.theirs}` and `{first.theirs}` ({first.position}) both hold `{'.'.join(path)}`"
+                        yield Diagnostic("mapping/parameter-twice", message, line.position, "keep one of the two")
 
 
 def _check_path(path: Path, kind: Type, line: TensorEntry, at: Position, layout: Layout) -> Iterator[Diagnostic]:
