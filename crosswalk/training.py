@@ -60,6 +60,7 @@ def load(
     group: dist.ProcessGroup | None = None,
     timeout: float = TIMEOUT,
     allow_lossy: bool = False,
+    layout: str | None = None,
 ) -> Loaded:
     """Fill a model's parameters with a Hugging Face checkpoint, in place.
 
@@ -68,12 +69,14 @@ def load(
     their mesh is, or on ``device``. Floats are cast to the dtype of the parameter. Each rank reads only the bytes of
     its shards.
 
+    Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found.
+
     Raises ``CrosswalkError``, on every rank and before anything is changed, with every parameter that is missing,
     unexpected or has another shape, and within ``timeout`` seconds if a rank is gone.
     """
     ranks = team(group, timeout)
     with ranks.step("reading the checkpoint's headers"):
-        checkpoint, plan, config, name = _import(Path(hf_dir), format, allow_lossy)
+        checkpoint, plan, config, name = _import(Path(hf_dir), format, allow_lossy, layout)
     ranks.agree({"format": name, "config": config})
     report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
     return Loaded(config, name, report)
@@ -142,10 +145,12 @@ def stream(
     return streaming.stream(plan, model, ranks, bucket_bytes, group)
 
 
-def reader(hf_dir: str | Path, format: str | None = None, *, allow_lossy: bool = False) -> Reader:
+def reader(
+    hf_dir: str | Path, format: str | None = None, *, allow_lossy: bool = False, layout: str | None = None
+) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files."""
-    checkpoint, plan, _, _ = _import(Path(hf_dir), format, allow_lossy)
+    checkpoint, plan, _, _ = _import(Path(hf_dir), format, allow_lossy, layout)
     return Reader(plan, checkpoint)
 
 
@@ -172,10 +177,12 @@ def writer(
     return Writer(Path(hf_dir), make_plan)
 
 
-def _import(path: Path, format: str | None, allow_lossy: bool) -> tuple[Checkpoint, Plan, Config, str]:
+def _import(
+    path: Path, format: str | None, allow_lossy: bool, layout: str | None
+) -> tuple[Checkpoint, Plan, Config, str]:
     opened = open_hugging_face(path)
     specs = opened.tensors.specs()
-    mapping = chosen_format(format, opened.config, specs)
+    mapping = chosen_format(format, opened.config, specs, layout)
     native = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
     plan = plan_import(bind(mapping, native, allow_lossy=True), {spec.name: spec for spec in specs})
     return opened.tensors, plan, native, mapping.name

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from .algebra import Box
@@ -36,7 +37,7 @@ from .errors import CrosswalkError, Diagnostic, fail
 from .live import match, read_moves
 from .moves import moves
 from .output import DataFile, check_names, lay_out
-from .placement import Part
+from .placement import Part, place
 from .plan import Plan, TensorSpec
 from .saving import Draft, Output, Regions, natural_order, write_all
 from .source import Checkpoint
@@ -93,6 +94,7 @@ class Reader(StorageReader):
                 raise fail("dcp/bytes", f"`{item.storage_index.fqn}` is no tensor: the files hold tensors only")
             tensor = planner.resolve_tensor(item).detach()
             box = _box(item.storage_offsets, item.lengths)
+            _check_box(planner, item.storage_index.fqn, box)
             parts[item.storage_index.fqn].append((Part(box, tensor), dtype_name(tensor.dtype)))
             items.append((item, tensor))
         names = [spec.name for spec in self._plan.sources]
@@ -178,8 +180,9 @@ class Writer(StorageWriter):
             tensor = planner.resolve_data(item)
             assert isinstance(tensor, torch.Tensor)
             assert item.tensor_data is not None
-            chunk = item.tensor_data.chunk
-            parts[item.index.fqn].append((Part(_box(chunk.offsets, chunk.sizes), tensor), specs[item.index.fqn].dtype))
+            box = _box(item.tensor_data.chunk.offsets, item.tensor_data.chunk.sizes)
+            _check_box(planner, item.index.fqn, box)
+            parts[item.index.fqn].append((Part(box, tensor), specs[item.index.fqn].dtype))
         regions = Regions(made, _files(made, output), Path(path))
         with regions.writer() as write:
             self.bytes_written += write_all(moves(made, parts, "source"), regions, write)
@@ -199,6 +202,18 @@ class Writer(StorageWriter):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Never chosen by itself."""
         return False
+
+
+def _check_box(planner: LoadPlanner | SavePlanner, name: str, box: Box) -> None:
+    """Raise if the planner takes a ``DTensor`` for one box that it is not: it knows only where the first element is."""
+    value = getattr(planner, "state_dict", {}).get(name)
+    if isinstance(value, DTensor) and [part.box for part in place(value).parts] != [box]:
+        raise fail(
+            "dcp/placement",
+            f"the shard of `{name}` with placements {list(map(str, value.placements))} is not one box of the tensor, "
+            "which is all that torch.distributed.checkpoint can say",
+            hint="use crosswalk.load and crosswalk.save",
+        )
 
 
 def _box(offsets: Sequence[int], sizes: Sequence[int]) -> Box:

@@ -50,6 +50,9 @@ class CrosswalkError(Exception):
         self.diagnostics = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
         super().__init__("\n".join(map(str, self.diagnostics)))
 
+    def __reduce__(self) -> tuple[type[CrosswalkError], tuple[tuple[Diagnostic, ...]]]:
+        return type(self), (self.diagnostics,)  # as exceptions travel between processes
+
 
 def fail(code: str, message: str, position: Position | None = None, hint: str | None = None) -> CrosswalkError:
     """A :class:`CrosswalkError` with a single diagnostic, ready to be raised."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def fsdp_from_meta(rank: int, checkpoint: Path, out: Path) -> tuple[str, ...]:
     return loaded.report.materialized
 
 
-def dcp(rank: int, checkpoint: Path, out: Path) -> None:
+def dcp(rank: int, checkpoint: Path, out: Path) -> list[str]:
     import torch.distributed.checkpoint as dcp
 
     expected = native_state(checkpoint)
@@ -169,6 +170,21 @@ def dcp(rank: int, checkpoint: Path, out: Path) -> None:
     assert_equal({key: tensor.full_tensor() for key, tensor in state.items()}, expected)
     config = crosswalk.load(checkpoint, state, "llama").config
     dcp.save(state, storage_writer=crosswalk.writer(out, config, "llama", max_shard_size="100KB"))
+    # Of a shard in several boxes, the planners know only the first element.
+    placements = (_StridedShard(0, split_factor=3), Replicate())
+    state["embeddings.word_embeddings_weight"] = sharded(torch.zeros(97, 48), mesh, placements)
+    return [
+        refusal(lambda: dcp.load(state, storage_reader=crosswalk.reader(checkpoint, "llama"))),
+        refusal(lambda: dcp.save(state, storage_writer=crosswalk.writer(out.with_name("no"), config, "llama"))),
+    ]
+
+
+def refusal(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except BaseException as error:  # what torch.distributed.checkpoint raises is no Exception
+        return str(error)
+    return "nothing was refused"
 
 
 def by_rows(checkpoint: Path, size: int) -> dict[str, Any]:
