@@ -174,7 +174,7 @@ class _Import:
             )
             return
         put(out, (*node.ours, "num_blocks"), count)
-        if listed is None:
+        if node.each is None:
             put(out, (*node.ours, "type"), "fixed")
             self.block(node.kinds[0].node, view, out, anchor, (*node.ours, "block"))
             return

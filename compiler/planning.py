@@ -28,7 +28,8 @@ class Bound:
     """A mapping bound to one native config: both sides' tensors with shapes, before there are dtypes or files.
 
     ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
-    if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape.
+    if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
+    ``notes``: what a user should know, though nothing is wrong.
     """
 
     mapping: CompiledMapping
@@ -38,6 +39,7 @@ class Bound:
     duplicates: Mapping[str, str]
     ignored: Mapping[str, TensorEntry]
     related: Sequence[Related] = field(repr=False)
+    notes: Sequence[str] = ()
 
 
 def bind(
@@ -65,7 +67,7 @@ def bind(
     if problems:
         raise CrosswalkError(problems)
     stored = {name: native.shape for name, native in weights.natives.items() if native.tied_to is None}
-    return Bound(mapping, config, stored, theirs, duplicates, weights.ignored, related)
+    return Bound(mapping, config, stored, theirs, duplicates, weights.ignored, related, exported.notes)
 
 
 def _split_ties(weights: Weights) -> tuple[list[Related], dict[str, str]]:

@@ -37,7 +37,8 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 @dataclass(frozen=True)
 class Prepared:
     """A conversion that is ready to run. ``config`` is the native config; ``text`` the config.json that belongs to the
-    Hugging Face side, read or to be written; ``files`` are carried along, by name."""
+    Hugging Face side, read or to be written; ``files`` are carried along, by name; ``notes`` say what a user should
+    know, though nothing is wrong."""
 
     to: str
     mapping: CompiledMapping
@@ -48,6 +49,7 @@ class Prepared:
     text: str
     files: Mapping[str, Path]
     dialects: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
 
 def prepare(
@@ -99,7 +101,7 @@ def _prepare_import(
         mapping = chosen_format(format, checkpoint.config, specs, to)
         unknown = unknown_keys(mapping, checkpoint.config)
         try:
-            native, _ = import_with_tensors(mapping, checkpoint.config, checkpoint.tensors.tensors, allow_lossy)
+            native, notes = import_with_tensors(mapping, checkpoint.config, checkpoint.tensors.tensors, allow_lossy)
         except CrosswalkError as error:
             raise CrosswalkError((*unknown, *error.diagnostics)) from error
         problems += located(unknown, checkpoint.text, path / CONFIG)
@@ -112,7 +114,9 @@ def _prepare_import(
     if problems:
         raise CrosswalkError(problems)
     _check_protected(protect, plan)
-    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, checkpoint.files)
+    said = tuple(dict.fromkeys(notes))
+    files = checkpoint.files
+    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, files, notes=said)
 
 
 def _prepare_export(
@@ -158,7 +162,8 @@ def _prepare_export(
     _check_protected(protect, plan)
     text = _config_text(mapping, bound, native, checkpoint, plan, dialect is not None)
     files = _files_to_write(mapping, checkpoint, model_files)
-    return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects)
+    notes = tuple(dict.fromkeys(bound.notes))
+    return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects, notes)
 
 
 def require_checkpoint(path: Path) -> None:

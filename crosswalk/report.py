@@ -14,7 +14,8 @@ from .prepare import Prepared
 
 @dataclass(frozen=True)
 class Report:
-    """``verdict`` is the plan's; ``files`` data file -> bytes; ``checksums`` tensor -> checksum; sizes in bytes."""
+    """``verdict`` is the plan's; ``files`` data file -> bytes; ``checksums`` tensor -> checksum; sizes in bytes;
+    ``notes`` say what a user should know, though nothing is wrong."""
 
     format: str
     to: str
@@ -30,6 +31,7 @@ class Report:
     files: Mapping[str, int] = field(default_factory=dict)
     checksums: Mapping[str, str] = field(default_factory=dict)
     carried: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(prepared: Prepared, done: FileReport | None = None, destination: Path | None = None) -> Report:
@@ -42,5 +44,6 @@ class Report:
             files=done.files if done else {},
             checksums=done.checksums if done else {},
             carried=tuple(prepared.files),
+            notes=prepared.notes,
             **summary,
         )

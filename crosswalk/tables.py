@@ -66,6 +66,8 @@ def show_report(report: Report) -> None:
         rows.add_row("time", f"{report.seconds:.2f} s")
     if report.carried:
         rows.add_row("carried", ", ".join(report.carried))
+    for note in report.notes:
+        rows.add_row("note", note)
     console().print(rows)
 
 

@@ -1,0 +1,337 @@
+"""Write docs/formats.md from the compiled mappings and the notes in docs/formats.yaml.
+
+``python docs/generate_formats.py`` writes it; with ``--check`` it fails if the file is not up to date.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from crosswalk.compiler.axes import format_terms
+from crosswalk.compiler.documents import Map, load_document
+from crosswalk.compiler.expressions import Expression
+from crosswalk.compiler.layout import MISSING
+from crosswalk.compiler.mapping import MappingFile, TensorEntry
+from crosswalk.compiler.relations import (
+    Carried,
+    CheckRule,
+    Choice,
+    CompiledMapping,
+    Entries,
+    FieldRule,
+    Layers,
+    Node,
+    Optional,
+    OursFact,
+    PartNode,
+    Rule,
+    Struct,
+    TheirsFact,
+    Unused,
+)
+from crosswalk.compiler.relations import (
+    Path as Keys,
+)
+
+from crosswalk.catalog import catalog
+
+HERE = Path(__file__).parent
+LAYOUT = "fast_llm"
+Row = tuple[str, ...]
+#: The kinds and cases that a line stands in: what tells them apart, and which one it is.
+Where = tuple[tuple[str, str], ...]
+#: Rows of one table, each with every place in which it holds.
+Table = dict[Row, list[Where]]
+
+
+def render() -> str:
+    """The whole document."""
+    notes = load_document(HERE / "formats.yaml")
+    found = catalog()
+    formats = [name for name in found.formats() if found.mapping(name).layout == LAYOUT]
+    parts = sorted({part for name in formats for part in _parts(found.compiled(name))} - set(formats))
+    lines = [notes["introduction"].strip(), ""]
+    lines += ["| format | `model_type` | architecture | extends |", "|---|---|---|---|"]
+    for name in formats:
+        mapping = found.mapping(name)
+        types = ", ".join(f"`{kind}`" for kind in mapping.model_types)
+        lines.append(f"| [{name}](#{name}) | {types} | {mapping.architecture} | {_extends(mapping)} |")
+    lines += ["", "## Names", ""]
+    for enum, table in found.mapping("huggingface").enums.items():
+        rows = "; ".join(f"{_value(r.theirs)}: `{r.ours}`{f' (lossy: {r.lossy})' if r.lossy else ''}" for r in table)
+        lines.append(f"**{enum}**, theirs and the trainer's; of several for one the first is written: {rows}.")
+    for name in formats:
+        lines += ["", f"## {name}", "", *_format(found.compiled(name), notes["formats"].get(name, Map()))]
+    lines += ["", "# Parts", "", notes["parts"].strip()]
+    for name in parts:
+        lines += ["", f"## {name}", "", *_format(found.compiled(name), Map())]
+    lines += [
+        "",
+        "# Not representable anywhere",
+        "",
+        notes["nowhere"]["about"].strip(),
+        "",
+        "| what | why |",
+        "|---|---|",
+    ]
+    for row in notes["nowhere"]["rows"]:
+        lines.append(f"| {', '.join(f'`{name}`' for name in row['what'])} | {row['why']} |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _extends(mapping: MappingFile) -> str:
+    bases = [name for name in mapping.ancestors if not catalog().mapping(name).abstract]
+    return bases[-1] if bases else ""
+
+
+def _parts(mapping: CompiledMapping) -> set[str]:
+    result: set[str] = set()
+    for node, _ in _walk(mapping.root, ()):
+        if isinstance(node, PartNode):
+            for part in node.mappings:
+                result |= {part.name} | _parts(part)
+    return result
+
+
+def _format(mapping: CompiledMapping, notes: Mapping[str, Any]) -> list[str]:
+    source = mapping.source
+    lines = [notes["about"].strip(), ""] if "about" in notes else []
+    if source.config_class:
+        lines.append(f"Config class: `{source.config_class}`.")
+    if source.files:
+        lines.append(f"Model files: {', '.join(f'`{name}`' for name in source.files)}.")
+    lines += _dialects(source)
+    keys, fields, tensors, silent, checks = _tables(mapping)
+    head = ("key of config.json", "field of the trainer", "on import, if absent", "on export", "what must hold")
+    lines += _table("Config keys", (*head, "where"), keys)
+    lines += _table("What config.json does not say", ("object", "field of the trainer", "value", "where"), fields)
+    lines += _table("Tensors", ("object", "tensor", "parameter of the trainer", "axes", "where"), tensors)
+    lines += _table("Checks", ("object", "condition", "if it does not hold", "where"), checks)
+    if silent:
+        lines += ["", "**Refused on export**, unless it is not used:", ""]
+        for title, names in silent.items():
+            lines.append(f"* {title}: {', '.join(f'`{name}`' for name in dict.fromkeys(names))}")
+    if "gains" in notes:
+        lines += ["", "**For users of the original converters:**", "", *(f"* {gain}" for gain in notes["gains"])]
+    return lines
+
+
+def _dialects(source: MappingFile) -> list[str]:
+    if not source.dialects:
+        return []
+    newest = source.newest or "newest"
+    written = ", ".join(f"`{newest if name == 'newest' else name}`" for name in source.write_dialects or ("newest",))
+    lines = [
+        "",
+        f"**Dialects.** The tables below are those of `{newest}`; written by default: {written}.",
+        "Which one a file is in is found from the file: every old place that it has is read.",
+        "",
+        "| dialect | old place | place below | how |",
+        "|---|---|---|---|",
+    ]
+    for dialect in source.dialects.values():
+        for move in dialect.config:
+            how = ["read, never written"] if move.legacy else []
+            how += ["the new place counts where they differ"] if move.yields else []
+            how += [f"{_value(value)} means that it is not there" for value in move.unset]
+            how += [f"absent from both: {_value(move.default)}"] if move.default is not MISSING else []
+            how += [f"counts only with `{move.when.text}`"] if move.when else []
+            lines.append(f"| `{dialect.name}` | `{_dotted(move.old)}` | `{_dotted(move.new)}` | {'; '.join(how)} |")
+        for old, new in dialect.tensors:
+            lines.append(f"| `{dialect.name}` | tensors `{old}.*` | `{new}.*` | told apart by the names in the file |")
+    return lines
+
+
+def _table(title: str, head: Row, rows: Table) -> list[str]:
+    if not rows:
+        return []
+    body = _merged([(*row, _where(places, rows)) for row, places in rows.items()])
+    if not any(row[-1] for row in body):
+        head, body = head[:-1], [row[:-1] for row in body]
+    lines = ["", f"**{title}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in body]
+
+
+def _where(places: list[Where], rows: Table) -> str:
+    """Which kinds and cases a row is limited to; nothing is said of what it holds in all of."""
+    every = _choices(place for others in rows.values() for place in others)
+    own = _choices(places)
+    limited = {key: values for key, values in own.items() if values.keys() != every[key].keys()}
+    return "; ".join(f"{key.rsplit('.', 1)[-1]} {' or '.join(values)}" for key, values in limited.items())
+
+
+def _choices(places: Iterable[Where]) -> dict[str, dict[str, None]]:
+    result: dict[str, dict[str, None]] = {}
+    for key, value in (pair for place in places for pair in place):
+        result.setdefault(key, {})[value] = None
+    return result
+
+
+def _merged(rows: list[Row]) -> list[Row]:
+    """Rows that differ in their second column alone as one: a key that several fields share."""
+    merged: dict[Row, list[str]] = {}
+    for first, second, *others in rows:
+        merged.setdefault((first, *others), []).append(second)
+    return [
+        (first, ", ".join(dict.fromkeys(filter(None, seconds))), *others)
+        for (first, *others), seconds in merged.items()
+    ]
+
+
+def _tables(mapping: CompiledMapping) -> tuple[Table, Table, Table, dict[str, list[str]], Table]:
+    common = {entry.theirs for entry in catalog().mapping("huggingface").keeps}
+    keys, fields, tensors, checks = Table(), Table(), Table(), Table()
+    silent: dict[str, list[str]] = {}
+    for node, where in _walk(mapping.root, ()):
+        if isinstance(node, Choice):
+            _add(keys, _choice(node), where)
+        elif isinstance(node, Layers):
+            for row in _layers(node):
+                _add(keys, row, where)
+        elif isinstance(node, PartNode):
+            names = " or ".join(f"[{part.name}](#{part.name})" for part in node.mappings)
+            ours = f"`{_dotted(node.ours)}`" if node.ours else "the model itself"
+            prefix = f"tensors `{node.part.tensors}.*`" if node.part.tensors else ""
+            absent = "null" if node.part.optional else "error"
+            _add(keys, (f"`{_dotted(node.part.theirs)}`", f"{ours}, as {names}", absent, prefix, ""), where)
+        title = _title(node)
+        for rule in node.rules if isinstance(node, (Struct, Layers)) else ():
+            if isinstance(rule, Unused):
+                silent.setdefault(title, []).append(_dotted(rule.ours))
+            elif isinstance(rule, OursFact):
+                _add(fields, (title, f"`{_dotted(rule.ours)}`", _value(rule.value)), where)
+            elif isinstance(rule, CheckRule):
+                what = rule.message if rule.severity == "error" else f"a note: {rule.message}"
+                _add(checks, (title, f"`{rule.expression.text}`", what), where)
+            elif not (isinstance(rule, Carried) and rule.kept and rule.theirs in common):
+                _add(keys, _key(rule), where)
+        if isinstance(node, Struct):
+            for line in node.section.tensors:
+                _add(tensors, (title, *_tensor(line)), where)
+            if node.section.same_names:
+                _add(tensors, (title, "all others", "of the same name", ""), where)
+            elif node.section.name and not node.section.has_tensors and node.type.parameters:
+                _add(tensors, (title, "all", "of the same name", ""), where)
+    return keys, fields, tensors, silent, checks
+
+
+def _add(table: Table, row: Row, where: Where) -> None:
+    table.setdefault(row, []).append(where)
+
+
+def _walk(node: Node, where: Where) -> Iterator[tuple[Node, Where]]:
+    """Every node, with the kinds and cases that it stands in. Parts have sections of their own."""
+    yield node, where
+    match node:
+        case Struct():
+            for child in node.children:
+                yield from _walk(child, where)
+        case Choice():
+            for case in node.cases:
+                yield from _walk(case.node, (*where, (_dotted(node.key), _value(case.value))))
+        case Layers():
+            for kind in node.kinds:
+                yield from _walk(kind.node, where if kind.name is None else (*where, ("kind", f"`{kind.name}`")))
+        case Optional() | Entries():
+            yield from _walk(node.node, where)
+        case PartNode():
+            yield from _walk(node.beside, where)
+
+
+def _title(node: Node) -> str:
+    if isinstance(node, Struct):
+        return node.type.name
+    return "layers" if isinstance(node, Layers) else ""
+
+
+def _key(rule: Rule) -> Row:
+    match rule:
+        case FieldRule():
+            absent = "null" if rule.default is None else "error" if rule.default is MISSING else _value(rule.default)
+            if rule.otherwise is not MISSING:
+                absent += f", or {_value(rule.otherwise)} if the tensors say so"
+            export = "always" if rule.omit is MISSING else f"unless {_value(rule.omit)}"
+            export = _value(rule.write) if rule.write is not None else export
+            hold = ["not null"] if rule.required else []
+            hold += [f"{_value(value)} is as if absent" for value in rule.unset]
+            hold += [f"also as `{_dotted(alias)}`" for alias in rule.alias]
+            if rule.table:
+                hold.append(f"a name of [{rule.field.of}](#names)")
+            return f"`{_dotted(rule.theirs)}`", f"`{_dotted(rule.ours)}`", absent, export, "; ".join(hold)
+        case TheirsFact():
+            allowed = " or ".join(_value(value) for value in rule.values)
+            absent = "allowed" if rule.default is MISSING else _value(rule.default)
+            hold = f"must be {allowed}" + (f": {rule.why}" if rule.why else "")
+            return f"`{_dotted(rule.theirs)}`", "", absent, "always" if rule.written else "never", hold
+        case Carried():
+            absent = "" if rule.default is MISSING else _value(rule.default)
+            export = _value(rule.write) if rule.write is not None else "as it was" if rule.kept else "never"
+            return f"`{_dotted(rule.theirs)}`", "", absent, export, "" if not rule.kept else "carried along"
+    raise AssertionError(rule)
+
+
+def _choice(node: Choice) -> Row:
+    cases = []
+    for case in node.cases:
+        name = case.node.type.name if isinstance(case.node, Struct) else ""
+        cases.append(f"{_value(case.value)}: `{name}`" if name != case.value else _value(case.value))
+    refused = [f"not {_value(refused.value)}: {refused.why}" for refused in node.refused]
+    absent = "error" if node.default is MISSING else _value(node.default)
+    ours = f"type of `{_dotted(node.ours)}`" if node.ours else "type"
+    return f"`{_dotted(node.key)}`", ours, absent, "always", "; ".join(["one of " + ", ".join(cases), *refused])
+
+
+def _layers(node: Layers) -> Iterator[Row]:
+    ours = _dotted(node.ours)
+    yield f"`{_dotted(node.count)}`", f"`{ours}.num_blocks`", "error", "always", ""
+    if node.each is not None:
+        kinds = ", ".join(f"`{kind.name}`" for kind in node.kinds)
+        hold = f"a list of {kinds}" + ("; a short list starts again" if node.repeats else ", one for each layer")
+        absent = "error" if node.each_default is MISSING else _value(node.each_default)
+        yield f"`{_dotted(node.each)}`", f"`{ours}.pattern`", absent, "always, in full", hold
+    if node.overrides is not None:
+        among = sorted(node.overridable or ())
+        hold = f"{', '.join(f'`{key}`' for key in among)}, the same for all layers of a kind" if among else ""
+        yield f"`{_dotted(node.overrides)}`", "what differs in single layers", "", "always", hold
+
+
+def _tensor(line: TensorEntry) -> Row:
+    ours = ", ".join(f"`{_dotted(path)}`" for path in line.ours) or "not needed, never written"
+    types = f" if {' or '.join(line.types)}" if line.types else ""
+    axes = format_terms(line.dims) if line.dims else ""
+    return f"`{line.theirs}`", ours + types, f"`{axes}`" if axes else ""
+
+
+def _dotted(path: Keys) -> str:
+    return ".".join(path)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Expression):
+        return f"`= {' '.join(value.text.split())}`"
+    if value is None:
+        return "`null`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, Mapping):
+        return "`{" + ", ".join(f"{key}: {_value(item).strip('`')}" for key, item in value.items()) + "}`"
+    return f"`{value}`"
+
+
+def main(arguments: list[str]) -> int:
+    """Write docs/formats.md, or say whether it is up to date."""
+    target = HERE / "formats.md"
+    text = render()
+    if "--check" in arguments:
+        same = target.is_file() and target.read_text(encoding="utf-8") == text
+        print(f"{target}: {'up to date' if same else 'run python docs/generate_formats.py'}")
+        return 0 if same else 1
+    target.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
