@@ -238,10 +238,8 @@ class _Export:
             attempt.problems = none_fits(failed, ".".join(at), node.position)
         return kind, attempt
 
-    def merge_layer(
-        self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], out: Exported
-    ) -> None:
-        """Lay one block's places beside those of the others; what differs goes to the overrides, if they may hold it."""
+    def merge_layer(self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], out: Exported) -> None:
+        """Lay one block's places beside those of the others; what differs goes to the overrides that may hold it."""
         depth = len(node.theirs)
         overridden: dict[Path, Any] = {}
         for path, (value, position) in list(attempt.values.items()):

@@ -300,9 +300,7 @@ class _Reader:
             elif "axes" in value:
                 condition = compile_expression(value["if"], value.value_position("if")) if "if" in value else None
                 pattern = parse_parameter(str(value["axes"]), value.value_position("axes"))
-                result.append(
-                    Parameter(Template.parse(name, position), pattern, name, condition, value.get("same_as"))
-                )
+                result.append(Parameter(Template.parse(name, position), pattern, name, condition, value.get("same_as")))
             else:
                 pattern = parse_parameter(value["weight"], value.value_position("weight"))
                 result.append(Parameter(Template.parse(f"{name}.weight", position), pattern, name))

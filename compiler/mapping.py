@@ -184,7 +184,7 @@ class Part:
 
 @dataclass(frozen=True)
 class MappingFile:
-    """One architecture, or an abstract base of several. ``model_type`` is written; ``other_model_types`` are read too."""
+    """One architecture, or an abstract base of several. ``other_model_types`` are read beside ``model_type``."""
 
     name: str
     file: str

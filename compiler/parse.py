@@ -18,7 +18,10 @@ from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
 ENTRY_WORDS = frozenset(
-    ("is", "default", "otherwise", "omit", "unset", "required", "alias", "read", "write", "const", "only", "why", "cases")
+    (
+        *("is", "default", "otherwise", "omit", "unset", "required", "alias"),
+        *("read", "write", "const", "only", "why", "cases"),
+    )
 )
 #: The same for ``tensors:``.
 TENSOR_WORDS = frozenset(("is", "axes"))

@@ -101,7 +101,8 @@ def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 for kind in line.types or (None,):
                     first = claimed.setdefault((path, kind), line)
                     if first is not line:
-                        message = f"`{line.theirs}` and `{first.theirs}` ({first.position}) both hold `{'.'.join(path)}`"
+                        key = ".".join(path)
+                        message = f"`{line.theirs}` and `{first.theirs}` ({first.position}) both hold `{key}`"
                         yield Diagnostic("mapping/parameter-twice", message, line.position, "keep one of the two")
 
 
