@@ -75,9 +75,9 @@ def load(
     unexpected or has another shape, and within ``timeout`` seconds if a rank is gone.
     """
     ranks = team(group, timeout)
-    with ranks.step("reading the checkpoint's headers"):
+    with ranks.step("reading the checkpoint's headers") as step:
         checkpoint, plan, config, name = _import(Path(hf_dir), format, allow_lossy, layout)
-    ranks.agree({"format": name, "config": config})
+        step.agree |= {"format": name, "config": config}
     report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
     return Loaded(config, name, report)
 
@@ -111,8 +111,8 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
-    ranks.agree({"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config})
-    with ranks.step("planning the checkpoint"):
+    with ranks.step("planning the checkpoint") as step:
+        step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         export = _Export(native_config, format, dialect, dtype, allow_lossy)
         plan, bound = export.plan(live.untied(live.collect(model)))
         output = export.output(plan, bound, carry_from, max_shard_size, overwrite)
@@ -138,8 +138,8 @@ def stream(
     Tensors are whole on every rank; some are views of parameters. See :func:`crosswalk.runtime.stream.stream`.
     """
     ranks = team(group, timeout)
-    ranks.agree({"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config})
-    with ranks.step("planning the stream"):
+    with ranks.step("planning the stream") as step:
+        step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         export = _Export(native_config, format, dialect, dtype, allow_lossy)
         plan, _ = export.plan(live.untied(live.collect(model)))
     return streaming.stream(plan, model, ranks, bucket_bytes, group)

@@ -14,6 +14,7 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
@@ -60,12 +61,14 @@ class Team:
         return values
 
     @contextlib.contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        """A part that every rank does; if one fails, all raise ``CrosswalkError`` with the problems of all."""
+    def step(self, what: str) -> Iterator[Step]:
+        """A part that every rank does; if one fails, all raise ``CrosswalkError`` with the problems of all. What is put
+        into the step's ``agree`` must be equal on all ranks, and they learn of each other's ``value``."""
+        step = Step()
         problems: tuple[Diagnostic, ...] = ()
         cause: Exception | None = None
         try:
-            yield
+            yield step
         except CrosswalkError as error:
             problems, cause = error.diagnostics, error
             if any(problem.code == "distributed/lost" for problem in problems):
@@ -73,34 +76,46 @@ class Team:
         except Exception as error:
             problems = (Diagnostic("distributed/failed", f"{what}: {type(error).__name__}: {error}"),)
             cause = error
-        found = self.gather(what, problems)
-        if any(found):
-            raise CrosswalkError(_merged(found)) from cause
+        texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in step.agree.items()}
+        digests = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
+        found = self.gather(what, (problems, digests, step.value))
+        step.values = [value for _, _, value in found]
+        failed = _merged([problems for problems, _, _ in found])
+        # A rank that failed early has fewer fields to compare.
+        keys = sorted({key for _, seen, _ in found for key in seen})
+        different = [key for key in keys if len({seen[key] for _, seen, _ in found if key in seen}) > 1]
+        if different:
+            failed += _disagreements(self.gather(what, {key: texts.get(key) for key in different}))
+        if failed:
+            raise CrosswalkError(failed) from cause
 
-    def agree(self, fields: Mapping[str, Any]) -> None:
-        """Raise ``CrosswalkError`` on every rank unless all ranks have equal values (plain JSON) in all fields; the
-        message names each field that differs, down to the entry of a nested one."""
-        if self._group is None:
-            return
-        mine = {key: json.dumps(value, sort_keys=True, default=str) for key, value in fields.items()}
-        digests = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in mine.items()}
-        seen = self.gather("comparing plans", digests)
-        different = sorted(key for key in set().union(*seen) if len({other.get(key) for other in seen}) > 1)
-        if not different:
-            return
-        every = self.gather("comparing plans", {key: mine.get(key) for key in different})
-        problems = []
-        for key in different:
-            groups: dict[str | None, list[int]] = defaultdict(list)
-            for rank, other in enumerate(every):
-                groups[other.get(key)].append(rank)
-            for path, texts in _differences(key, list(groups)):
-                said = "; ".join(
-                    f"{_ranks(ranks)} {'have' if len(ranks) > 1 else 'has'} {text}"
-                    for ranks, text in zip(groups.values(), texts, strict=True)
-                )
-                problems.append(Diagnostic("distributed/differs", f"the ranks do not agree on `{path}`: {said}"))
-        raise CrosswalkError(problems)
+
+@dataclass
+class Step:
+    """What a rank brings to a step: ``agree``, plain JSON that must be equal on all ranks, and a ``value``. ``values``
+    are those of all ranks, by rank, once the step is done."""
+
+    agree: dict[str, Any] = field(default_factory=dict)
+    value: Any = None
+    values: list[Any] = field(default_factory=list)
+
+
+def _disagreements(every: Sequence[Mapping[str, str | None]]) -> list[Diagnostic]:
+    """A problem for each field that differs, down to the entry of a nested one; None where a rank has no such field."""
+    problems = []
+    for key in every[0]:
+        groups: dict[str, list[int]] = defaultdict(list)
+        for rank, other in enumerate(every):
+            text = other[key]
+            if text is not None:
+                groups[text].append(rank)
+        for path, texts in _compare(key, [json.loads(text) for text in groups]):
+            said = "; ".join(
+                f"{_ranks(ranks)} {'have' if len(ranks) > 1 else 'has'} {text}"
+                for ranks, text in zip(groups.values(), texts, strict=True)
+            )
+            problems.append(Diagnostic("distributed/differs", f"the ranks do not agree on `{path}`: {said}"))
+    return problems
 
 
 def _merged(found: Sequence[Sequence[Diagnostic]]) -> list[Diagnostic]:
@@ -122,13 +137,8 @@ def _ranks(ranks: Sequence[int]) -> str:
     return f"ranks {', '.join(map(str, ranks))}"
 
 
-def _differences(key: str, texts: Sequence[str | None]) -> Iterator[tuple[str, list[str]]]:
-    """The innermost entries in which JSON documents differ, with what each document has there."""
-    values = [json.loads(text) if text is not None else None for text in texts]
-    yield from _compare(key, values)
-
-
 def _compare(path: str, values: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
+    """The innermost entries in which JSON documents differ, with what each document has there."""
     if all(value == values[0] for value in values):
         return
     if all(isinstance(value, dict) for value in values):

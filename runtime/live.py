@@ -194,7 +194,8 @@ def load(
     """
     started = time.monotonic()
     values = collect(model)
-    with team.step("checking the model"):
+    with team.step("checking the model") as step:
+        step.agree |= {"plan": plan.digest, "metadata": plan.metadata}
         problems = plan.verify().problems
         if problems:
             raise CrosswalkError(problems)
@@ -202,15 +203,14 @@ def load(
         _check_writable(placed)
         _check_owned(model, {name: values[name] for name in placed})
         stored = match(plan.sources, checkpoint)
-    team.agree({"plan": plan.digest, "metadata": plan.metadata})
-    with team.step("comparing tied tensors"):
-        compared = _compare_ties(plan, checkpoint, team)
-    with team.step("allocating parameters"):
+    compared = 0
+    if any(exemption.kind == "tied" for exemption in plan.exemptions):
+        with team.step("comparing tied tensors"):
+            compared = _compare_ties(plan, checkpoint, team)
+    with team.step("reading"):
         materialized = materialize(model, placed, device)
         if materialized:
-            values = collect(model)
-            placed = place_all(values, plan.targets)
-    with team.step("reading"):
+            placed = place_all(collect(model), plan.targets)
         parts = {name: [(part, found.dtype) for part in found.parts] for name, found in placed.items()}
         planned = moves(plan, parts, "target")
         read = read_moves(planned, [spec.name for spec in plan.sources], stored, checkpoint, bucket_bytes)

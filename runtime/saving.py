@@ -81,34 +81,27 @@ def save(
     started = time.monotonic()
     output = output or Output()
     destination = Path(os.path.abspath(destination))
-    with team.step("checking the model"):
+    with team.step("checking the model") as step:
+        step.agree |= {"destination": str(destination), "overwrite": output.overwrite, "plan": plan.digest}
+        step.agree |= {"background": background is not None, "metadata": plan.metadata}
         problems = plan.verify().problems
         if problems:
             raise CrosswalkError(problems)
-        placed = place_all(collect(model), plan.sources)
         files = lay_out(plan.targets, natural_order(plan.targets), output.layout)
         check_names([file.name for file in files], output.extra, output.carried)
-    team.agree(
-        {
-            "destination": str(destination),
-            "files": {file.name: file.size for file in files},
-            "overwrite": output.overwrite,
-            "background": background is not None,
-            "plan": plan.digest,
-            "metadata": plan.metadata,
-        }
-    )
-    tables = team.gather("comparing shards", table(placed))
-    mine = share_out(tables, plan.sources)[team.rank]
+        step.agree["files"] = {file.name: file.size for file in files}
+        placed = place_all(collect(model), plan.sources)
+        step.value = table(placed)
+    mine = share_out(step.values, plan.sources)[team.rank]
     planned = moves(plan, {name: owned(placed[name], boxes) for name, boxes in mine.items()}, "source")
     other = background() if background is not None else None
     draft = Draft(plan, files, output, destination) if team.rank == 0 else None
     with _discarding(draft):
-        with team.step("creating the output"):
+        with team.step("creating the output") as step:
             if draft is not None:
                 draft.create()
-        path = team.gather("creating the output", str(draft.path) if draft is not None else "")[0]
-        regions = Regions(plan, files, Path(path))
+                step.value = str(draft.path)
+        regions = Regions(plan, files, Path(step.values[0]))
         sizes = {file.name: file.size for file in files}
         if other is None:
             with team.step("writing"), regions.writer() as write:

@@ -34,15 +34,18 @@ def stream(
     Raises ``CrosswalkError`` before the first bucket, on every rank, for what any of them finds.
     """
     values = collect(model)
-    with team.step("checking the model"):
+    with team.step("checking the model") as step:
+        step.agree |= {"bucket_bytes": bucket_bytes, "plan": plan.digest, "metadata": plan.metadata}
         problems = plan.verify().problems
         if problems:
             raise CrosswalkError(problems)
         placed = place_all(values, plan.sources)
-    team.agree({"bucket_bytes": bucket_bytes, "plan": plan.digest, "metadata": plan.metadata})
+        # Ranks that hold a parameter in different ways would wait for each other's collectives.
+        step.agree["kinds"] = {name: type(values[name]).__name__ for name in placed}
+        step.value = table(placed) if any(isinstance(value, Shards) for value in values.values()) else None
     owned_boxes: Mapping[str, list[Box]] = {}
-    if any(isinstance(value, Shards) for value in values.values()):
-        owned_boxes = share_out(team.gather("comparing shards", table(placed)), plan.sources)[team.rank]
+    if any(found is not None for found in step.values):
+        owned_boxes = share_out([found or {} for found in step.values], plan.sources)[team.rank]
     return _buckets(plan, _Whole(plan, values, placed, owned_boxes, group), bucket_bytes)
 
 
