@@ -55,9 +55,9 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         raise CrosswalkError(problems)
     parts = {part.theirs: part for part in (*base.parts, *_parts(document))}
     header = {key: document.get(key, getattr(base, key)) for key in HEADER}
-    others = base.other_model_types if "model_type" not in document else ()
+    others = list(base.other_model_types) if "model_type" not in document else []
     if isinstance(header["model_type"], list):
-        header["model_type"], *others = header["model_type"]
+        header["model_type"], *others = header["model_type"]  # the first is written, all are read
     return MappingFile(
         name=name,
         file=document.position.file,
@@ -306,7 +306,7 @@ def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:
         config = body.get("config", Map())
         for old, new in config.items():
             at = config.key_position(old)
-            if isinstance(new, Mapping):
+            if isinstance(new, Map):
                 unset = (new["unset"],) if "unset" in new else ()
                 legacy, yields = bool(new.get("legacy")), bool(new.get("yields"))
                 when = compile_expression(new["when"], new.value_position("when")) if "when" in new else None
