@@ -144,7 +144,7 @@ class Scope:
             if self.parent is None:
                 if self.assumes and any(name in kind.axes for kind in self.layout.all_types()):
                     return ASSUMED  # of a type around this one, where the check starts at a part
-                raise fail("layout/axis", f"no axis `{name}` in scope of type `{self.kind}`")
+                raise fail("layout/no-axis", f"no axis `{name}` in scope of type `{self.kind}`")
             return self.parent.axis_entry(name)
         if isinstance(value, Expression):
             size = ASSUMED if self.assumes else value.evaluate(self.resolve)

@@ -342,7 +342,9 @@ class _Sizes(Mapping[str, "int | tuple[str, ...]"]):
         if name not in self.known:
             try:
                 self.known[name] = self.scope.axis_entry(name.rstrip("'"))
-            except CrosswalkError:
+            except CrosswalkError as error:
+                if error.diagnostics[0].code != "layout/no-axis":
+                    raise
                 raise KeyError(name) from None
         return self.known[name]
 
