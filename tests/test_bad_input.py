@@ -358,7 +358,7 @@ def below(*keys: str, **changes: Any) -> Damage:
 
 
 NESTED: dict[str, tuple[Damage, tuple[str, ...]]] = {
-    "text": (below("text_config", foo=1), ("error: `text_config.foo` = 1 has no counterpart in mapping `llama`",)),
+    "text": (below("text_config", foo=1), ("error: `text_config.foo` = 1 has no counterpart in mapping",)),
     "rope of the text": (below("text_config", "rope_parameters", foo=1), ("`text_config.rope_parameters.foo` = 1",)),
     "vision": (
         below("vision_config", foo=1),
