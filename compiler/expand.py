@@ -15,6 +15,7 @@ from .expander import Expander
 from .layout import MISSING, Layout
 from .mapping import MappingFile
 from .relations import (
+    OTHER_FORMAT,
     Carried,
     Choice,
     CompiledMapping,
@@ -50,9 +51,11 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
     """What the header says of config.json itself."""
     facts = []
     if mapping.architecture:
-        facts.append(TheirsFact(("architectures",), ([mapping.architecture],), True, MISSING, mapping.position))
+        at = mapping.place("architecture")
+        facts.append(TheirsFact(("architectures",), ([mapping.architecture],), True, MISSING, at, OTHER_FORMAT))
     if mapping.auto_map:
-        facts.append(TheirsFact(("auto_map",), (dict(mapping.auto_map),), True, MISSING, mapping.position))
+        at = mapping.place("auto_map")
+        facts.append(TheirsFact(("auto_map",), (dict(mapping.auto_map),), True, MISSING, at, OTHER_FORMAT))
     return tuple(facts)
 
 

@@ -19,6 +19,7 @@ from .mapping import Entry, Fact, MappingFile, Section
 from .overlay import overlay
 from .parse import ENTRY_WORDS
 from .relations import (
+    OTHER_FORMAT,
     Carried,
     CheckRule,
     CompiledMapping,
@@ -359,7 +360,8 @@ def _header(mapping: MappingFile) -> list[Rule]:
     """What the header says of every object with this mapping, a part included."""
     rules: list[Rule] = [Carried(e.theirs, True, e.default, None, e.position) for e in mapping.keeps]
     if mapping.model_type:
-        rules.append(TheirsFact(("model_type",), mapping.model_types, True, MISSING, mapping.position))
+        at = mapping.place("model_type")
+        rules.append(TheirsFact(("model_type",), mapping.model_types, True, MISSING, at, OTHER_FORMAT))
     return rules
 
 

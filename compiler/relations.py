@@ -39,6 +39,10 @@ class FieldRule:
     otherwise: Any
 
 
+#: Why a fact of the header does not hold.
+OTHER_FORMAT = "another value is another format (--format)"
+
+
 @dataclass(frozen=True, slots=True)
 class TheirsFact:
     """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another."""
