@@ -60,7 +60,10 @@ class Staging:
             raise fail("output/exists", "the destination exists and is not a directory", where)
         if not self._overwrite and any(self.destination.iterdir()):
             raise fail(
-                "output/exists", "the destination exists and is not empty", where, "pass --overwrite (overwrite=True) to replace it"
+                "output/exists",
+                "the destination exists and is not empty",
+                where,
+                "pass --overwrite (overwrite=True) to replace it",
             )
 
     def create(self, name: str) -> int:
