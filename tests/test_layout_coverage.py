@@ -156,7 +156,7 @@ def _scope(format: str, native: Mapping[str, Any]) -> Scope:
 
 
 def _meaning(value: Any) -> Any:
-    """What a native config says of the stored model: effective values, layer by layer, nothing that only training uses."""
+    """What a native config says of the stored model: effective values by layer, without what only training uses."""
     if not isinstance(value, Scope):
         return value
     if value.kind.stands_for:
