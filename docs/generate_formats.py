@@ -206,7 +206,7 @@ def _tables(mapping: CompiledMapping) -> tuple[Table, Table, Table, dict[str, li
             elif isinstance(rule, CheckRule):
                 what = rule.message if rule.severity == "error" else f"a note: {rule.message}"
                 _add(checks, (title, f"`{rule.expression.text}`", what), where)
-            elif not (isinstance(rule, Carried) and rule.kept and rule.theirs in common):
+            elif rule.theirs != ("model_type",) and not (isinstance(rule, Carried) and rule.theirs in common):
                 _add(keys, _key(rule), where)
         if isinstance(node, Struct):
             for line in node.section.tensors:
