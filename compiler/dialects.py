@@ -14,7 +14,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from .layout import MISSING
 from .mapping import Dialect, Move
 from .relations import CompiledMapping, Layers, Path, nodes_of
-from .theirs import Names, get, put, same_number
+from .theirs import Names, get, layer_index, put, same_number
 
 
 def read_dialects(
@@ -62,7 +62,7 @@ def _merge(
         for key, item in value.items():
             _merge(data, move, (*old, key), (*new, key), item, notes, problems)
     elif there is MISSING or there is None:
-        put(data, new, value)
+        _place(data, move, old, new, value, problems)
     elif not same_number(there, value):
         old_key, new_key = ".".join(old), ".".join(new)
         text = f"`{old_key}` says {value!r} and `{new_key}` says {there!r}"
@@ -71,6 +71,19 @@ def _merge(
         else:
             hint = "the file holds both the old and the new form: remove the wrong one"
             problems.append(Diagnostic("config/dialects-differ", text, move.position, hint))
+
+
+def _place(data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, problems: list[Diagnostic]) -> None:
+    """Put a value at its new place. A null on the way is like an absent object; anything else there is wrong."""
+    for length in range(1, len(new)):
+        found = get(data, new[:length])
+        if found is None:
+            put(data, new[:length], {})
+        elif found is not MISSING and not isinstance(found, Mapping):
+            text = f"`{'.'.join(new[:length])}` must be an object for `{'.'.join(old)}`, it is {found!r}"
+            problems.append(Diagnostic("config/type", text, move.position))
+            return
+    put(data, new, value)
 
 
 def write_dialects(
@@ -191,7 +204,7 @@ def _check_told(objects: Any, path: Path, told: set[Path], wanted: list[str]) ->
     """What stands in single layers and no old place holds would be lost."""
     for index, override in objects.items() if isinstance(objects, Mapping) else ():
         for key in override if isinstance(override, Mapping) else ():
-            if index.isdecimal() and (*path, str(int(index)), key) not in told:
+            if (*path, str(layer_index(index)), key) not in told:
                 where = ".".join((*path, index, key))
                 raise fail("dialect/no-place", f"dialect `{', '.join(wanted)}` has no place for `{where}`")
 
@@ -218,7 +231,7 @@ def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> li
         return [move.new]
     after = move.new[len(objects) + 1 :]
     given = get(data, objects)
-    written = {int(key): key for key in given if key.isdecimal()} if isinstance(given, Mapping) else {}
+    written = {layer_index(key): key for key in given} if isinstance(given, Mapping) else {}
     return [(*objects, written.get(index, str(index)), *after) for index in _indices(mapping, data, kind)]
 
 

@@ -32,7 +32,7 @@ from .relations import (
     part_mapping,
 )
 from .scope import Scope, Unresolved, misfit, normalize, same_value
-from .theirs import Names, fill, get, overlaid, placed, put, same_number
+from .theirs import Names, fill, get, layer_index, overlaid, placed, put, same_number
 
 
 def import_config(
@@ -224,14 +224,18 @@ class _Import:
         given = get(view.data, node.overrides) if node.overrides else MISSING
         if given is MISSING or given is None:
             return {}
-        where = ".".join(node.overrides or ())
-        result: dict[int, Mapping[str, Any]] = {}
-        for key, value in given.items() if isinstance(given, Mapping) else ():
-            if not key.isdecimal() or int(key) >= len(kinds) or not isinstance(value, Mapping):
-                self.error("config/type", f"`{where}.{key}`: no such layer, or not an object", node.position)
+        where, result = ".".join(node.overrides or ()), dict[int, Mapping[str, Any]]()
+        if not isinstance(given, Mapping):
+            self.error("config/type", f"`{where}` must be an object, it is {given!r}", node.position)
+            return {}
+        for key, value in given.items():
+            index = layer_index(key)
+            if index is None or index >= len(kinds) or index in result or not isinstance(value, Mapping):
+                wrong = f"`{where}.{key}`: {'named twice' if index in result else 'no such layer, or not an object'}"
+                self.error("config/type", wrong, node.position)
             else:
                 common = {name: get(view.data, (*node.theirs, name)) for name in value}
-                result[int(key)] = {name: item for name, item in value.items() if not same_value(item, common[name])}
+                result[index] = {name: item for name, item in value.items() if not same_value(item, common[name])}
         if node.overridable is not None:
             for kind in dict.fromkeys(kinds):
                 alike = [index for index, other in enumerate(kinds) if other == kind]

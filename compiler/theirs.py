@@ -58,6 +58,11 @@ def leaves(data: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, A
             yield (*prefix, key), value
 
 
+def layer_index(key: Any) -> int | None:
+    """The index of the layer that a key such as ``"05"`` names; None if it names none."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else None
+
+
 def same_number(left: Any, right: Any) -> bool:
     """Equality of JSON values in which 1 and 1.0 are the same number, and true and 1 are not."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):

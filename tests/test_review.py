@@ -1,0 +1,71 @@
+"""Configs that say something in a place, or in a form, where it was once overlooked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_checkpoints import LLAMA
+
+import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str, **changes: Any) -> dict[str, Any]:
+    return {**json.loads((GOLDEN / name / "hf_config.json").read_text()), **changes}
+
+
+def refused(config: dict[str, Any], *expected: str) -> None:
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.import_config(config)
+    for text in expected:
+        assert text in str(error.value)
+
+
+# ---- overrides of single layers -------------------------------------------------------------------------------------
+
+FULL = 2  # the only full layer of the golden Gemma
+
+
+def gemma(overrides: Any) -> dict[str, Any]:
+    config = golden("gemma4_dense", per_layer_config=overrides)
+    return {key: config[key] for key in config.keys() - {"global_head_dim", "num_global_key_value_heads"}}
+
+
+@pytest.mark.parametrize("overrides", [[], [1], "x", 0, False])
+def test_overrides_that_are_no_object_are_not_overlooked(overrides: Any) -> None:
+    refused(gemma(overrides), f"`per_layer_config` must be an object, it is {overrides!r}")
+
+
+def test_two_overrides_of_one_layer() -> None:
+    refused(gemma({"2": {"head_dim": 20}, "02": {"head_dim": 40}}), "`per_layer_config.02`: named twice")
+
+
+@pytest.mark.parametrize("key", ["9" * 5000, "-1", "\u0662", "x", ""])
+def test_overrides_of_no_layer(key: str) -> None:
+    refused(gemma({key: {"head_dim": 20}}), "no such layer")
+
+
+def test_overrides_that_are_null_are_absent() -> None:
+    absent = gemma(None)
+    del absent["per_layer_config"]
+    assert crosswalk.import_config(gemma(None)) == crosswalk.import_config(absent)
+
+
+# ---- old places beside new ones -------------------------------------------------------------------------------------
+
+
+def test_an_old_place_counts_beside_a_null_at_the_new_one() -> None:
+    config = {**LLAMA, "rope_parameters": None, "rope_theta": 34567.0}
+    block = crosswalk.import_config(config)["decoder"]["block"]
+    assert block["mixer"]["rotary"]["theta"] == 34567.0
+
+
+@pytest.mark.parametrize("rope", [[], "default", 3])
+def test_an_old_place_beside_what_is_no_object(rope: Any) -> None:
+    config = {**LLAMA, "rope_parameters": rope, "rope_theta": 34567.0}
+    refused(config, f"`rope_parameters` must be an object for `rope_theta`, it is {rope!r}")
