@@ -12,8 +12,10 @@ The environment is ``.venv`` here, or the directory in CROSSWALK_VENV; it is mad
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
@@ -37,9 +39,9 @@ def environment(suffix: str = "", extra: tuple[str, ...] = ()) -> Path:
     return home / "bin"
 
 
-def run(*command: object) -> None:
-    """Run a command in the repository; leave with its exit code if it fails."""
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, check=False)
+def run(*command: object, directory: Path = ROOT, **variables: str) -> None:
+    """Run a command, by default in the repository; leave with its exit code if it fails."""
+    result = subprocess.run([str(c) for c in command], cwd=directory, env={**os.environ, **variables}, check=False)
     if result.returncode:
         sys.exit(result.returncode)
 
@@ -56,14 +58,13 @@ def check() -> None:
     binaries = environment()
     run(binaries / "ruff", "check", ".")
     run(binaries / "ruff", "format", "--check", ".")
-    # Types are checked on the package as users get it: installed, not editable.
-    run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", ROOT)
-    try:
-        run(binaries / "mypy", "-p", "crosswalk", "-p", "crosswalk.compiler", "-p", "crosswalk.runtime")
-    finally:
-        run(
-            binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", "--editable", ROOT
-        )
+    # Types are checked on the package as users get it: built and installed, away from the source folders.
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    with tempfile.TemporaryDirectory() as installed:
+        run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--target", installed, ROOT)
+        shutil.rmtree(ROOT / "build", ignore_errors=True)
+        config = ("--config-file", ROOT / "pyproject.toml")
+        run(binaries / "mypy", *config, "-p", "crosswalk", directory=Path(installed), MYPYPATH=installed)
     run(binaries / "compile-mappings")
 
 
