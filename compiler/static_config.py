@@ -306,6 +306,12 @@ def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     layers = [node for node in nodes_of(mapping.root) if isinstance(node, Layers)]
     kinds = [str(kind.name) for node in layers for kind in node.kinds if kind.name is not None]
     keys = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
+    for node in layers:
+        for key in sorted(node.overridable or ()):
+            if (*node.theirs, key) not in keys:
+                near = did_you_mean(key, {path[-1] for path in keys})
+                message = f"`overrides`: no rule speaks of `{key}`"
+                yield Diagnostic("mapping/no-such-key", message, node.position, near)
     for dialect in source.dialects.values():
         for move in dialect.config:
             if move.position.file != source.file:
@@ -317,6 +323,11 @@ def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 yield Diagnostic("mapping/no-such-kind", message, move.position, hint)
                 continue
             path = move.new if hole is None else move.new[hole + 1 :]
+            for name in sorted(move.when.names) if move.when is not None else ():
+                if name not in keys:
+                    near = did_you_mean(name[-1], {key[-1] for key in keys})
+                    message = f"`when`: no rule speaks of `{'.'.join(name)}`"
+                    yield Diagnostic("mapping/no-such-key", message, move.when.position, near)
             if path not in keys:
                 message = f"no rule speaks of the new place `{'.'.join(move.new)}`"
                 near = did_you_mean(path[-1], {key[-1] for key in keys})

@@ -243,7 +243,7 @@ def _walk(node: Node, where: Where) -> Iterator[tuple[Node, Where]]:
 
 def _title(node: Node) -> str:
     if isinstance(node, Struct):
-        return node.type.name
+        return str(node.type.name)
     return "layers" if isinstance(node, Layers) else ""
 
 
@@ -264,8 +264,8 @@ def _key(rule: Rule) -> Row:
         case TheirsFact():
             allowed = " or ".join(_value(value) for value in rule.values)
             absent = "allowed" if rule.default is MISSING else _value(rule.default)
-            hold = f"must be {allowed}" + (f": {rule.why}" if rule.why else "")
-            return f"`{_dotted(rule.theirs)}`", "", absent, "always" if rule.written else "never", hold
+            must = f"must be {allowed}" + (f": {rule.why}" if rule.why else "")
+            return f"`{_dotted(rule.theirs)}`", "", absent, "always" if rule.written else "never", must
         case Carried():
             absent = "" if rule.default is MISSING else _value(rule.default)
             export = _value(rule.write) if rule.write is not None else "as it was" if rule.kept else "never"
