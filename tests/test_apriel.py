@@ -13,11 +13,11 @@ import pytest
 import torch
 from apriel_strategies import MIXERS
 from comparing import differences, shapes
-from crosswalk.runtime.errors import CrosswalkError
 from golden_cases import CASES, load_tensors
 from safetensors.torch import save_file
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
 
 Config = dict[str, Any]
 FILES = {

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import TensorSpec
 from golden_cases import CASES
 from safetensors.torch import save_file
 from test_multimodal import _llava_hybrid
@@ -17,6 +15,8 @@ from test_multimodal import _llava_hybrid
 import crosswalk
 from crosswalk.catalog import catalog
 from crosswalk.detect import detect_format
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan import TensorSpec
 
 #: A config of every format.
 CONFIGS: dict[str, dict[str, Any]] = {

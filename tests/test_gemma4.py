@@ -11,13 +11,13 @@ import pytest
 import strategies
 import torch
 from comparing import differences, shapes
-from crosswalk.runtime.errors import CrosswalkError
 from golden_cases import CASES, GEMMA4_OLD, NEWEST
 from hypothesis import given
 from hypothesis import strategies as st
 from test_logits import CONFIGS
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
 
 pytestmark = pytest.mark.skipif(not oracles.available("gemma4"), reason="this transformers has no Gemma 4")
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from golden_cases import CASES
+
+import crosswalk
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.dialects import choose_dialects
 from crosswalk.compiler.exporting import export_config
@@ -12,9 +15,6 @@ from crosswalk.compiler.importing import import_config
 from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError
-from golden_cases import CASES
-
-import crosswalk
 
 LLAMA = CASES["llama_gqa"].hf_config()
 GEMMA = CASES["tf523__gemma4_dense"].hf_config()

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 from comparing import differences
+from golden_cases import CASES
+
+import crosswalk
+from crosswalk.catalog import catalog
 from crosswalk.compiler.layout import Field
 from crosswalk.compiler.relations import (
     CompiledMapping,
@@ -27,10 +31,6 @@ from crosswalk.compiler.relations import (
 )
 from crosswalk.compiler.scope import Scope
 from crosswalk.runtime.errors import CrosswalkError
-from golden_cases import CASES
-
-import crosswalk
-from crosswalk.catalog import catalog
 
 Config = dict[str, Any]
 LAYOUT = catalog().layout("fast_llm")

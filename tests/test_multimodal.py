@@ -12,7 +12,6 @@ import oracles
 import pytest
 import torch
 from comparing import differences, shapes, tensor_differences
-from crosswalk.runtime.errors import CrosswalkError
 from golden_cases import CASES, NEWEST, load_tensors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from strategies import llava as llava_configs
 from test_logits import CONFIGS
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
 
 Config = dict[str, Any]
 IN_MEMORY = "in-memory"
