@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from crosswalk.catalog import catalog
 from crosswalk.compiler.axes import format_terms
 from crosswalk.compiler.documents import Map, load_document
 from crosswalk.compiler.expressions import Expression
@@ -35,8 +36,6 @@ from crosswalk.compiler.relations import (
 from crosswalk.compiler.relations import (
     Path as Keys,
 )
-
-from crosswalk.catalog import catalog
 
 HERE = Path(__file__).parent
 LAYOUT = "fast_llm"
