@@ -62,7 +62,9 @@ def _mixer(draw: Draw, kind: str) -> Config:
         }
     if kind == "gdn":
         keys, ratio = draw(st.sampled_from([(3, 2), (1, 5), (2, 1)]))
+        epsilon = draw(st.sampled_from([None, 3e-6]))
         return {
+            **({} if epsilon is None else {"norm_eps": epsilon}),
             "type": kind,
             "key_heads": keys,
             "value_heads": keys * ratio,
@@ -83,7 +85,8 @@ def _stochastic(draw: Draw) -> Config:
     kinds = draw(st.lists(st.sampled_from(MIXERS), min_size=1, max_size=3, unique=True))
     names = [f"{kind}_{index}" for index, kind in enumerate(kinds)]
     mixers = {name: _mixer(draw, kind) for name, kind in zip(names, kinds, strict=True)}
-    return {"type": "stochastic", "mixers": mixers, "main_mixer_name": draw(st.sampled_from(names))}
+    strategy = draw(st.sampled_from([{}, {"sampling_strategy": "full_layout"}]))
+    return {"type": "stochastic", "mixers": mixers, "main_mixer_name": draw(st.sampled_from(names)), **strategy}
 
 
 def _norm(draw: Draw) -> Config:
@@ -159,7 +162,7 @@ def apriel2(draw: Draw) -> Config:
         "head_groups": heads,
         "head_size": draw(st.sampled_from([4, 12])),
         "add_linear_biases": draw(st.booleans()),
-        "causal": False,
+        "causal": draw(st.booleans()),
         "cross_document_attention": False,
         "rotary": rotary,
     }

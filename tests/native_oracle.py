@@ -61,7 +61,7 @@ def _attention(config: Config, **keys: Any) -> Native:
         "heads": heads,
         "head_groups": heads if config.get("num_key_value_heads") is None else config["num_key_value_heads"],
         "head_size": config["hidden_size"] // heads if head_dim is None else head_dim,
-        "dropout": config["attention_dropout"],
+        "dropout": config.get("attention_dropout", 0.0),
         "rotary": _rotary(rope_of(config)),
         "add_linear_biases": False,
         **keys,
@@ -109,7 +109,8 @@ def mtp_llama(config: Config) -> Native:
 
 
 def mistral(config: Config) -> Native:
-    block = _block(config, _attention(config, window_size=config["sliding_window"]), _mlp(config))
+    window = config.get("sliding_window", 4096)  # what the class has when the file says nothing
+    block = _block(config, _attention(config, window_size=window), _mlp(config))
     return _model(config, _fixed(block, config["num_hidden_layers"]))
 
 
@@ -121,7 +122,7 @@ def mixtral(config: Config) -> Native:
         "routing": "aux_loss",
         "shared_experts": 0,
     }
-    block = _block(config, _attention(config, window_size=config["sliding_window"]), _mlp(config) | experts)
+    block = _block(config, _attention(config, window_size=config.get("sliding_window")), _mlp(config) | experts)
     return _model(config, _fixed(block, config["num_hidden_layers"]))
 
 
@@ -192,7 +193,7 @@ def gemma4(config: Config) -> Native:
             "heads": config["num_attention_heads"],
             "head_groups": sizes["num_key_value_heads"],
             "head_size": sizes["head_dim"],
-            "dropout": config["attention_dropout"],
+            "dropout": config.get("attention_dropout", 0.0),
             "add_linear_biases": False,
             "softmax_scale_power": 0.0,
             "rotary": rotary,
@@ -227,7 +228,7 @@ def _pixtral(vision: Config) -> Native:
         "heads": heads,
         "head_groups": heads,
         "head_size": vision["hidden_size"] // heads,
-        "dropout": vision["attention_dropout"],
+        "dropout": vision.get("attention_dropout", 0.0),
         "add_linear_biases": False,
         "causal": False,
         "rotary": {"type": "default_2d", "theta": rope_of(vision, "axial")["rope_theta"]},
@@ -242,7 +243,8 @@ def _pixtral(vision: Config) -> Native:
 
 
 def llava(config: Config) -> Native:
-    return _before_text(config, mistral(config["text_config"]))
+    text = config["text_config"]
+    return _before_text(config, {"mistral": mistral, "llama": llama, "qwen2": qwen2}[text["model_type"]](text))
 
 
 def llava_hybrid_ssm(config: Config) -> Native:
@@ -327,7 +329,10 @@ def _apriel2_mixer(mixer: Config) -> Native:
         return _mamba(mixer, {key: mixer[key] for key in keys})
     if kind == "stochastic":
         return {**mixer, "mixers": {name: _apriel2_mixer(leaf) for name, leaf in mixer["mixers"].items()}}
-    return copy.deepcopy(dict(mixer))
+    result = copy.deepcopy(dict(mixer))
+    if "norm_eps" in result:
+        result["normalization"] = {"epsilon": result.pop("norm_eps")}
+    return result
 
 
 def _apriel2_block(block: Config) -> Native:

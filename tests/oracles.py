@@ -58,8 +58,9 @@ def real_model(config: Mapping[str, Any], device: str) -> Any:
         return getattr(transformers, config["architectures"][0])(real_config(config)).eval()
 
 
-def names_and_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Every tensor that ``save_pretrained`` of the config's class writes, by its name on disk.
+def names_and_shapes(config: Mapping[str, Any], in_memory: bool = False) -> Shapes:
+    """Every tensor that ``save_pretrained`` of the config's class writes, by its name on disk; ``in_memory``: by the
+    names of the object, as transformers 5 saves with ``save_original_format=False``.
 
     A tied ``lm_head.weight`` is not among them. The custom classes are described by ``custom_oracles``.
     """
@@ -75,7 +76,9 @@ def names_and_shapes(config: Mapping[str, Any]) -> Shapes:
 
     model = real_model(config, "meta")
     state = remove_tied_weights_from_state_dict(model.state_dict(), model)
-    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
+    if not in_memory:
+        state = revert_weight_conversion(model, state)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _saved_names_and_shapes(config: Mapping[str, Any]) -> Shapes:

@@ -2,7 +2,7 @@
 
 1. Rotary keys are those of either dialect, with or without the optional keys that hold the class's defaults.
 2. A derived size may be written out: ``head_dim``, ``num_key_value_heads``.
-3. A flag at the default of its class may be written out: ``attention_bias``, ``mlp_bias``.
+3. A key at the default of its class may be written out: ``attention_bias``, ``mlp_bias``, ``sliding_window``.
 4. Qwen2 says the window of each layer in three ways; Gemma 4 says the sizes of its full-attention layers in two.
 5. ``torch_dtype`` is the older name of ``dtype``; the root of a llava repeats the tie of its text.
 """
@@ -53,6 +53,8 @@ def meaning(config: Config) -> dict[str, Any]:
         result = _without(result, *_WINDOW) | {"windows": windows_of(result)}
     elif result.get("head_dim") is None:
         result["head_dim"] = result["hidden_size"] // result["num_attention_heads"]
+    if kind in ("mistral", "mixtral"):
+        result.setdefault("sliding_window", 4096 if kind == "mistral" else None)
     if kind in (*_LLAMA, "qwen3"):
         result.setdefault("attention_bias", False)
     if kind in _LLAMA:

@@ -168,14 +168,14 @@ def llama(draw: Draw, architecture: str = "LlamaForCausalLM", model_type: str = 
 @st.composite
 def mistral(draw: Draw) -> Config:
     config = _text(draw, "MistralForCausalLM", "mistral")
-    config["sliding_window"] = draw(st.sampled_from([None, 5, 24]))
+    _maybe(draw, config, sliding_window=st.sampled_from([None, 5, 24]))
     return config
 
 
 @st.composite
 def mixtral(draw: Draw) -> Config:
     config = _text(draw, "MixtralForCausalLM", "mixtral")
-    config["sliding_window"] = draw(st.sampled_from([None, 5, 24]))
+    _maybe(draw, config, sliding_window=st.sampled_from([None, 5, 24]))
     config["num_local_experts"] = draw(st.sampled_from([3, 5, 7]))
     config["num_experts_per_tok"] = draw(st.integers(1, 2))
     _maybe(
@@ -302,10 +302,9 @@ def gemma4(draw: Draw) -> Config:
 
 @st.composite
 def llava(draw: Draw) -> Config:
-    """A Pixtral tower before a Mistral."""
-    text = _text(draw, "MistralForCausalLM", "mistral")
+    """A Pixtral tower before a Mistral, a Llama or a Qwen2."""
+    text = draw(st.one_of(mistral(), llama(), qwen2()))
     text.pop("transformers_version", None)  # written at the root only
-    text["sliding_window"] = draw(st.sampled_from([None, 24]))
     return before_text(draw, "LlavaForConditionalGeneration", "llava", text)
 
 

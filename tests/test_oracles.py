@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import native_oracle
 import oracles
@@ -12,8 +13,11 @@ from formats import CONFIGS, normalized
 from golden_cases import Case, cases
 from hypothesis import given
 from hypothesis import strategies as st
+from test_logits import CONFIGS as REAL
+from variants import REFUSED, VARIANTS
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
 
 _GOLDEN = cases("hf_config.json", "hf.safetensors")
 _WITH_CONFIG = cases("hf_config.json", "fast_llm_config.yaml")
@@ -74,3 +78,41 @@ def test_an_absent_key_means_what_the_class_says(format: str, data: st.DataObjec
     config = data.draw(CONFIGS[format])
     found, expected = (crosswalk.import_config(c, format=format) for c in (config, oracles.as_saved(config)))
     assert differences(normalized(found, format), normalized(expected, format)) == []
+
+
+@pytest.mark.parametrize("format", VARIANTS)
+def test_variants_import_as_the_config_in_full(format: str) -> None:
+    for full, variant in VARIANTS[format]:
+        expected = normalized(native_oracle.BY_FORMAT[format](full), format)
+        assert differences(normalized(crosswalk.import_config(full, format=format), format), expected) == []
+        assert differences(normalized(crosswalk.import_config(variant, format=format), format), expected) == []
+
+
+@pytest.mark.parametrize("format", REFUSED)
+def test_what_has_no_counterpart_is_refused_by_name(format: str) -> None:
+    for config, word in REFUSED[format]:
+        with pytest.raises(CrosswalkError, match=word):
+            crosswalk.import_config(config, format=format)
+
+
+@pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="transformers 4 misreads what transformers 5 writes")
+@pytest.mark.parametrize("name", REAL)
+def test_leaving_out_any_key_is_refused_or_read_as_the_class_reads_it(name: str) -> None:
+    (format,) = (f for f, architecture in oracles.REAL_CLASSES.items() if architecture in REAL[name]["architectures"])
+    for key in REAL[name]:
+        config = {k: v for k, v in REAL[name].items() if k != key}
+        try:
+            saved = oracles.as_saved(config)
+            oracles.names_and_shapes(config)
+        except Exception:
+            continue  # not a config of this class
+        found = _imported(config, format)
+        assert found is None or differences(found, _imported(saved, format)) == [], key
+
+
+def _imported(config: dict[str, Any], format: str) -> dict[str, Any] | None:
+    """The native config; None if it is refused."""
+    try:
+        return normalized(crosswalk.import_config(config, format=format), format)
+    except CrosswalkError:
+        return None
