@@ -12,17 +12,37 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from .dialects import read_dialects
 from .documents import did_you_mean
 from .layout import MISSING
-from .relations import Carried, CompiledMapping, Layers, PartNode, Path, nodes_of, part_mapping, rules_of
+from .relations import (
+    Carried,
+    CompiledMapping,
+    Entries,
+    Layers,
+    Optional,
+    PartNode,
+    Path,
+    nodes_of,
+    part_mapping,
+    rules_of,
+)
 from .theirs import get, put
 
 
 def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Path = ()) -> list[Diagnostic]:
-    """A problem for every key that no rule of the mapping (or of its parts) speaks of. ``config`` is as in the file."""
+    """A problem for every key that no rule of the mapping (or of its parts) speaks of, and for every value in whose
+    place rules look for an object. ``config`` is as in the file."""
     data = read_dialects(mapping, config)[0]
     claims = _Claims(mapping)
+    checked = {node.theirs for node in nodes_of(mapping.root) if isinstance(node, (Optional, Entries))}
+    checked |= {node.overrides for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.overrides}
     parts = {node.part.theirs: node for node in nodes_of(mapping.root) if isinstance(node, PartNode)}
     problems = []
     for path, value in _unclaimed(data, (), claims, parts):
+        if claims.match(path, claims.prefixes):
+            if not claims.match(path, checked):  # else importing reports it, with the rule
+                path = (*where, *_as_written(mapping, config, path))
+                message = f"`{'.'.join(path)}` must be an object, it is {_shown(value)}"
+                problems.append(Diagnostic("config/type", message, path=path))
+            continue
         if len(path) == 1 and path[0] in _bare_keys():
             continue
         near = did_you_mean(path[-1], claims.siblings(path[:-1]))
@@ -113,6 +133,8 @@ def _unclaimed(
         if claims.match(path, claims.prefixes):
             if isinstance(value, Mapping):
                 yield from _unclaimed(value, path, claims, parts)
+            elif value is not None:
+                yield path, value
         else:
             yield path, value
 

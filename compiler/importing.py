@@ -31,7 +31,7 @@ from .relations import (
     TheirsFact,
     part_mapping,
 )
-from .scope import Scope, Unresolved, misfit, normalize, same_value
+from .scope import Scope, Unresolved, misfit, normalize, same_value, widened
 from .theirs import Names, fill, get, layer_index, overlaid, placed, put, same_number
 
 
@@ -315,8 +315,7 @@ class _Import:
             value = view.names.evaluate(rule.read, rule.theirs[:-1])
         if rule.table is not None and value is not None:
             return self.from_table(rule, path, value)
-        if rule.field.of == "float" and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        value = widened(rule.field, value)
         if (wanted := misfit(rule.field, value)) is not None:
             raise fail("config/type", f"`{'.'.join(path)}` must be {wanted}, it is {value!r}")
         return value
@@ -355,8 +354,7 @@ class _Import:
         if isinstance(rule.value, Expression):
             self.facts[(*anchor, *rule.ours)] = (rule, (*anchor, *rule.scope))
         else:
-            widen = rule.field.of == "float" and isinstance(rule.value, int)
-            self.set(out, rule.ours, float(rule.value) if widen else rule.value, rule.position)
+            self.set(out, rule.ours, widened(rule.field, rule.value), rule.position)
 
     def set(self, out: dict[str, Any], path: Path, value: Any, position: Position) -> None:
         old = get(out, path)
@@ -381,9 +379,7 @@ class _Import:
                 except CrosswalkError as error:
                     self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
                 else:
-                    if rule.field.of == "float" and isinstance(value, int):
-                        value = float(value)
-                    put(native, path, value)
+                    put(native, path, widened(rule.field, value))
                 del waiting[path]
             if len(waiting) == before:
                 for rule, _ in waiting.values():

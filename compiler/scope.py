@@ -7,6 +7,7 @@ default); its *effective* value resolves a null that stands for something else (
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import math
@@ -321,6 +322,14 @@ def misfit(declared: Field, value: Any) -> str | None:
     return None
 
 
+def widened(declared: Field, value: Any) -> Any:
+    """An int for a field of floats as a float. One beyond all floats stays as it is, and does not fit."""
+    if declared.of == "float" and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    return value
+
+
 def _fill_value(layout: Layout, declared: Field, value: Any, path: Path, problems: list[Diagnostic]) -> Any:
     where = ".".join(path)
 
@@ -341,8 +350,7 @@ def _fill_value(layout: Layout, declared: Field, value: Any, path: Path, problem
     if declared.kind == "enum":
         choices = layout.enums[declared.of]
         return value if value in choices else wrong(f"one of {', '.join(choices)}")
-    if declared.of == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    value = widened(declared, value)
     if (wanted := misfit(declared, value)) is not None:
         return wrong(wanted)
     return list(value) if isinstance(value, tuple) else value

@@ -36,7 +36,8 @@ def put(data: dict[str, Any], path: Path, value: Any) -> None:
 def placed(data: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
     """A copy of ``data`` with ``value`` at ``path``; only the objects on the way are copied."""
     result = dict(data)
-    result[path[0]] = value if len(path) == 1 else placed(result.get(path[0]) or {}, path[1:], value)
+    inner = data.get(path[0])
+    result[path[0]] = value if len(path) == 1 else placed(inner if isinstance(inner, Mapping) else {}, path[1:], value)
     return result
 
 

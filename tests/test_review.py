@@ -69,3 +69,31 @@ def test_an_old_place_counts_beside_a_null_at_the_new_one() -> None:
 def test_an_old_place_beside_what_is_no_object(rope: Any) -> None:
     config = {**LLAMA, "rope_parameters": rope, "rope_theta": 34567.0}
     refused(config, f"`rope_parameters` must be an object for `rope_theta`, it is {rope!r}")
+
+
+# ---- values of the wrong kind ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [[], 0, "x", [1], False])
+def test_what_is_no_object_where_keys_are_read_is_not_overlooked(value: Any) -> None:
+    refused(golden("apriel2_pattern_short", embeddings=value), "`embeddings` must be an object, it is ")
+
+
+def test_what_is_no_object_in_a_part() -> None:
+    config = golden("apriel2_mm_fixed")
+    config["vision_encoder"]["embeddings"] = 5
+    refused(config, "`vision_encoder.embeddings` must be an object, it is 5")
+
+
+def test_what_is_no_object_is_said_once() -> None:
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.import_config({**LLAMA, "rope_parameters": 5})
+    assert len(error.value.diagnostics) == 1
+
+
+def test_an_int_beyond_all_floats() -> None:
+    refused({**LLAMA, "rms_norm_eps": 10**400}, "`rms_norm_eps` must be of type float")
+    native = crosswalk.import_config(LLAMA)
+    native["embeddings"]["dropout"] = 10**400
+    with pytest.raises(CrosswalkError, match=r"`embeddings\.dropout` must be of type float"):
+        crosswalk.export_config(native, "llama")
