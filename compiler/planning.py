@@ -223,11 +223,11 @@ def protects(protect: Sequence[str], name: str) -> bool:
 
 
 def check_dtype(dtype: str | None) -> str | None:
-    """A dtype as users write it (``bfloat16``, ``bf16``, ``BF16``) by its safetensors name; floats only."""
+    """A dtype as users write it (``bfloat16``, ``BF16``, ``torch.bfloat16``) by its safetensors name; floats only."""
     if dtype is None:
         return None
     by_name = {name.lower(): name for name in DTYPES} | {attribute: name for name, (_, attribute) in DTYPES.items()}
-    found = by_name.get(dtype.lower().removeprefix("torch."))
+    found = by_name.get(str(dtype).lower().removeprefix("torch."))
     if found not in FLOATS:
         raise fail("usage/dtype", f"`{dtype}` is no float dtype", hint="one of float32, bfloat16, float16, float64")
     return found

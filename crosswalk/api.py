@@ -103,7 +103,7 @@ def plan_for(
 
 def stated_dtype(config: Mapping[str, Any]) -> str:
     """The dtype that a config.json names for its tensors; F32 if it names none that is a float."""
-    stated = config.get("dtype", config.get("torch_dtype"))
+    stated = config.get("dtype") or config.get("torch_dtype")
     by_name = {attribute: name for name, (_, attribute) in DTYPES.items() if name in FLOATS}
     return by_name.get(str(stated).removeprefix("torch."), "F32")
 

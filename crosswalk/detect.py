@@ -67,6 +67,8 @@ def chosen_format(
 ) -> CompiledMapping:
     """The format asked for, which must be one of ``layout`` if that is given; without a name (or ``auto``), the one
     detected among those of the layout, by default ``fast_llm``."""
+    if not isinstance(config, Mapping):
+        raise fail("config/type", f"a config must be an object, it is {config!r}")
     if name is None or name == "auto":
         return detect_format(config, tensors, layout or DEFAULT_LAYOUT)
     mapping = format_named(name)

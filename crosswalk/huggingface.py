@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crosswalk.compiler.documents import parse_document
+from crosswalk.compiler.documents import MAX_DEPTH, parse_document
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.header import parse_json
 from crosswalk.runtime.source import Checkpoint, open_checkpoint
@@ -79,11 +79,25 @@ def parse_config(text: str, file: Path) -> dict[str, Any]:
         raise
     if not isinstance(config, dict):
         raise fail("config/type", "config.json must be an object", Position(str(file)))
+    if _levels(config) > MAX_DEPTH:
+        raise fail("config/json", f"more than {MAX_DEPTH} levels of nesting", Position(str(file)))
     return config
+
+
+def _levels(config: dict[str, Any]) -> int:
+    """How many objects and lists of a JSON document stand in each other at most."""
+    count, level = 0, [config.values()]
+    while level:
+        inside = [value for values in level for value in values]
+        level = [v.values() if isinstance(v, dict) else v for v in inside if isinstance(v, (dict, list))]
+        count += 1
+    return count
 
 
 def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> dict[str, Path]:
     """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code."""
+    if not path.is_dir():
+        raise fail("files/not-a-directory", "there is no such directory", Position(str(path)))
     return {
         file.name: file
         for file in sorted(path.iterdir())

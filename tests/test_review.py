@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_checkpoints import LLAMA
+import torch
+from small_checkpoints import LLAMA, edit_config, make
 
 import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
@@ -97,3 +98,38 @@ def test_an_int_beyond_all_floats() -> None:
     native["embeddings"]["dropout"] = 10**400
     with pytest.raises(CrosswalkError, match=r"`embeddings\.dropout` must be of type float"):
         crosswalk.export_config(native, "llama")
+
+
+@pytest.mark.parametrize("depth", [41, 600])
+def test_a_config_nested_too_deeply(depth: int, tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    nested: list[Any] = []
+    for _ in range(depth - 2):
+        nested = [nested]
+    edit_config(source, lambda config: config.update(id2label=nested))
+    with pytest.raises(CrosswalkError, match="more than 40 levels of nesting"):
+        crosswalk.check(source)
+
+
+@pytest.mark.parametrize("config", [None, [], "llama"])
+def test_a_config_that_is_no_object(config: Any) -> None:
+    refused(config, f"a config must be an object, it is {config!r}")
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def test_a_dtype_of_torch() -> None:
+    dtype: Any = torch.bfloat16
+    assert {target.dtype for target in crosswalk.compile_plan(LLAMA, dtype=dtype).targets} == {"BF16"}
+
+
+def test_the_older_key_of_the_dtype_counts_beside_a_null() -> None:
+    plan = crosswalk.compile_plan({**LLAMA, "dtype": None, "torch_dtype": "bfloat16"})
+    assert {source.dtype for source in plan.sources} == {"BF16"}
+
+
+def test_a_directory_of_model_files_that_is_not_there(tmp_path: Path) -> None:
+    crosswalk.convert(make(tmp_path / "source"), tmp_path / "native")
+    with pytest.raises(CrosswalkError, match="there is no such directory"):
+        crosswalk.convert(tmp_path / "native", tmp_path / "back", model_files=tmp_path / "none")
