@@ -222,7 +222,7 @@ class _Models:
                 return self.struct(node, at)
             case Choice():
                 if not any(_has_modules(case.node) for case in node.cases):
-                    return self.node(node.cases[0].node, at)
+                    return self.node(node.cases[0].node, at) if node.cases else [_Model()]
                 return [model for case in node.cases for model in self.node(case.node, at)]
             case Optional():
                 return self.node(node.node, at)
