@@ -24,7 +24,7 @@ from .relations import (
     part_mapping,
     rules_of,
 )
-from .theirs import get, put
+from .theirs import get, leaves, put
 
 
 def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Path = ()) -> list[Diagnostic]:
@@ -91,6 +91,15 @@ def kept_values(mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str
             if isinstance(value, Mapping):
                 put(result, node.part.theirs, kept_values(part_mapping(node, value), value))
     return result
+
+
+def restore_kept(mapping: CompiledMapping, config: dict[str, Any], old: Mapping[str, Any]) -> None:
+    """Add to ``config`` what ``old`` holds that means nothing to the trainer; not below what is no object by now, such
+    as a part that the model has no more."""
+    for path, value in leaves(kept_values(mapping, old)):
+        above = (get(config, path[:length]) for length in range(1, len(path)))
+        if get(config, path) is MISSING and all(found is MISSING or isinstance(found, Mapping) for found in above):
+            put(config, path, value)
 
 
 class _Claims:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from crosswalk.compiler.containers import did_you_mean
-from crosswalk.compiler.coverage import kept_values, unknown_keys
+from crosswalk.compiler.coverage import restore_kept, unknown_keys
 from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.exporting import export_config
 from crosswalk.compiler.importing import import_config
-from crosswalk.compiler.layout import MISSING
 from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, protects, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize, same_value
-from crosswalk.compiler.theirs import get, put
-from crosswalk.compiler.theirs import leaves as leaves_of
+from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.source import Checkpoint
@@ -223,7 +222,7 @@ def _config_text(
 ) -> str:
     """config.json to write. If the one that the checkpoint came from still says what the native config says, it is
     that one, byte for byte; else a new one, with what means nothing to the trainer restored from it."""
-    result: dict[str, Any] = dict(bound.config)
+    result: dict[str, Any] = copy.deepcopy(dict(bound.config))
     origin = checkpoint.origin
     stated = main_dtype(plan.targets)
     if origin.get("format") == mapping.name and isinstance(origin.get("config"), str):
@@ -231,14 +230,10 @@ def _config_text(
         same_dtype = origin.get("dtype") == stated
         if same_dtype and not dialect_asked and _still_says(mapping, old, native):
             return str(origin["config"])
-        for path, value in leaves_of(kept_values(mapping, old)):
-            if get(result, path) is MISSING:
-                put(result, path, value)
+        restore_kept(mapping, result, old)
         if same_dtype:
             return config_bytes(result).decode()
-    present = [key for key in DTYPE_KEYS if key in result] or [DTYPE_KEYS[0]]
-    for key in present:
-        result[key] = _dtype_text(stated)
+    state_dtype(result, stated)
     return config_bytes(result).decode()
 
 
@@ -265,10 +260,10 @@ def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Map
         return False
 
 
-def _dtype_text(dtype: str) -> str:
-    from crosswalk.runtime.dtypes import DTYPES
-
-    return DTYPES[dtype][1]
+def state_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Say in a config.json which dtype its tensors have."""
+    for key in [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]:
+        config[key] = DTYPES[dtype][1]
 
 
 def _files_to_write(

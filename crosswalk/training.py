@@ -6,6 +6,7 @@ rank must call it, all agree before anything moves, and a problem of one rank is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,17 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from crosswalk.compiler.coverage import kept_values
+from crosswalk.compiler.coverage import restore_kept
 from crosswalk.compiler.dialects import choose_dialects
-from crosswalk.compiler.layout import MISSING
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.scope import normalize
-from crosswalk.compiler.theirs import get, leaves, put
 from crosswalk.runtime import live, saving
 from crosswalk.runtime import stream as streaming
 from crosswalk.runtime.dcp import Reader, Writer
 from crosswalk.runtime.distributed import TIMEOUT, team
-from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.live import LoadReport, Model
 from crosswalk.runtime.output import hugging_face_layout
 from crosswalk.runtime.plan import Plan, TensorSpec
@@ -37,7 +35,7 @@ from .catalog import format_named
 from .conversion import DEFAULT_SHARD, parse_size
 from .detect import chosen_format
 from .huggingface import CONFIG, carried_files, config_bytes, open_hugging_face, parse_config, read_config_text
-from .prepare import DTYPE_KEYS, main_dtype
+from .prepare import main_dtype, state_dtype
 
 Config = Mapping[str, Any]
 
@@ -212,16 +210,13 @@ class _Export:
         max_shard_size: int | str | None,
         overwrite: bool,
     ) -> Output:
-        config: dict[str, Any] = dict(bound.config)
+        config: dict[str, Any] = copy.deepcopy(dict(bound.config))
         carried: dict[str, Path] = {}
         if carry_from is not None:
             origin = Path(carry_from)
             carried = carried_files(origin)
             old = parse_config(read_config_text(origin / CONFIG), origin / CONFIG)
-            for path, value in leaves(kept_values(self._mapping, old)):
-                if get(config, path) is MISSING:
-                    put(config, path, value)
-        for key in [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]:
-            config[key] = DTYPES[main_dtype(plan.targets)][1]
+            restore_kept(self._mapping, config, old)
+        state_dtype(config, main_dtype(plan.targets))
         size = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
         return Output(hugging_face_layout(size), {CONFIG: config_bytes(config)}, carried, overwrite)

@@ -11,6 +11,8 @@ import torch
 from small_checkpoints import LLAMA, edit_config, make
 
 import crosswalk
+from crosswalk.catalog import format_named
+from crosswalk.compiler.coverage import restore_kept
 from crosswalk.runtime.errors import CrosswalkError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -114,6 +116,21 @@ def test_a_config_nested_too_deeply(depth: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [None, [], "llama"])
 def test_a_config_that_is_no_object(config: Any) -> None:
     refused(config, f"a config must be an object, it is {config!r}")
+
+
+# ---- what is kept ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_of_a_part_that_the_model_has_no_more() -> None:
+    old = golden("apriel2_mm_fixed", use_cache=False)
+    old["vision_encoder"]["initializer_range"] = 0.03
+    native = crosswalk.import_config(old)
+    native |= {"vision_encoder": None, "image_token_index": None}
+    config = crosswalk.export_config(native, "apriel2")
+    restore_kept(format_named("apriel2"), config, old)
+    assert config["vision_encoder"] is None
+    assert config["use_cache"] is False
+    assert config["embeddings"] == old["embeddings"]
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
