@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def parse_config(text: str, file: Path) -> dict[str, Any]:
 
 def _levels(config: dict[str, Any]) -> int:
     """How many objects and lists of a JSON document stand in each other at most."""
-    count, level = 0, [config.values()]
+    count = 0
+    level: list[Iterable[Any]] = [config.values()]
     while level:
         inside = [value for values in level for value in values]
         level = [v.values() if isinstance(v, dict) else v for v in inside if isinstance(v, (dict, list))]
