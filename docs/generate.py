@@ -130,10 +130,9 @@ def workplace() -> Iterator[Callable[[str, str], str]]:
 
 def run_in(folder: Path, line: str, mapping: str) -> str:
     """What a command prints, on a terminal of any width; places in shipped files without their lines, which move."""
+    from crosswalk import catalog, cli, compile_mappings
     from crosswalk.compiler.render import render
     from crosswalk.runtime.errors import CrosswalkError
-
-    from crosswalk import catalog, cli, compile_mappings
 
     (folder / "gpt2.yaml").write_text(mapping, encoding="utf-8")
     catalog.catalog.cache_clear()

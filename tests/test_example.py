@@ -12,6 +12,8 @@ from typing import Any
 import oracles
 import pytest
 import torch
+
+from crosswalk.api import plan_for
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.documents import parse_document
 from crosswalk.compiler.exporting import export_config
@@ -21,8 +23,6 @@ from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.memory import execute
 from crosswalk.runtime.plan import TensorSpec
-
-from crosswalk.api import plan_for
 
 DOCS = Path(__file__).parents[1] / "docs"
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "bos_token_id": 5, "eos_token_id": 5}

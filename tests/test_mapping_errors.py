@@ -10,12 +10,13 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.expressions import Expression
 from crosswalk.compiler.relations import CompiledMapping, Struct, nodes_of
 from crosswalk.runtime.errors import CrosswalkError, Position
-from hypothesis import given
-from hypothesis import strategies as st
 
 MISTAKES = (Path(__file__).parent / "mapping_mistakes.txt").read_text(encoding="utf-8")
 
@@ -113,6 +114,50 @@ def test_a_misspelt_word_is_an_error_or_a_name_of_theirs(name: str, random: Rand
         assert all(found.position for found in error.diagnostics)  # noqa: PT017  (whether there is one is drawn)
     else:
         assert any(misspelt in found for found in names_of_theirs(result)), f"{word[0]} at {word.start()}"
+
+
+VALUES = ["~", "{}", "[]", "3", "x", "mlp", "heads", "{is: heads}", "{const: 1}", "{default: ~}", "[a, b]", "none"]
+VALUES += ["mixer(mamba)", "'{i}'", "= root", "{a: {b: c}}", "decoder.{i}", "query", "{is: query, axes: hidden}"]
+KEYS = [
+    "config",
+    "sets",
+    "tensors",
+    "same",
+    "by",
+    "cases",
+    "of",
+    "count",
+    "kinds",
+    "checks",
+    "linear",
+    "parts",
+    "root",
+    "is",
+    "default",
+    "attention",
+    "Norm",
+]
+
+
+@given(st.sampled_from(sorted(WORDS)), st.randoms(use_true_random=False))
+def test_a_mapping_with_other_lines_compiles_or_says_where_it_is_wrong(name: str, random: Random) -> None:
+    """Lines taken out, put elsewhere, or with another key or value: nothing but a CrosswalkError comes of it."""
+    lines = WORDS[name][0].splitlines()
+    at, other = random.randrange(1, len(lines)), random.randrange(1, len(lines))
+    indent, key, value = re.fullmatch(r"(\s*)((?:[^:]|:\S)*)(.*)", lines[at]).groups()  # type: ignore[union-attr]
+    lines[at : at + 1] = random.choice(
+        [
+            [],
+            [lines[at], indent + lines[other].strip()],
+            [f"{indent}{key}: {random.choice(VALUES)}"],
+            [f"{indent}{random.choice(KEYS)}{value}"],
+            [lines[at], f"{indent}{random.choice(KEYS)}: {random.choice(VALUES)}"],
+        ]
+    )
+    try:
+        Catalog(texts={name: "\n".join(lines) + "\n"}).compiled(name)
+    except CrosswalkError as error:
+        assert all(found.position for found in error.diagnostics)  # noqa: PT017  (whether there is one is drawn)
 
 
 def names_of_theirs(mapping: CompiledMapping) -> Iterator[str]:

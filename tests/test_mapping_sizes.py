@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from crosswalk.compiler.catalog import Catalog
 
 FOLDER = Path(Catalog().mapping("llama").file).parent

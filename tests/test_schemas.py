@@ -1,4 +1,4 @@
-"""The schemas of mappings and layouts: valid, described, strict, and in step with the compiler and the shipped files."""
+"""The schemas of mappings and layouts: valid, described, strict, in step with the compiler and the shipped files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
+
 from crosswalk.compiler.catalog import Catalog, schema
 from crosswalk.compiler.documents import load_document, parse_document, validate
 from crosswalk.compiler.parse import ENTRY_WORDS, RESERVED, TENSOR_WORDS
-from jsonschema import Draft202012Validator
 
 NAMES = ("mapping", "layout", "plan")
 FOLDER = Path(Catalog().mapping("llama").file).parent
