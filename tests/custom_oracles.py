@@ -44,12 +44,12 @@ def _norms(hidden: int) -> Shapes:
 
 def _head_dim(config: Config) -> int:
     given = config.get("head_dim")
-    return given if given is not None else config["hidden_size"] // config["num_attention_heads"]
+    return int(config["hidden_size"] // config["num_attention_heads"] if given is None else given)
 
 
 def _groups(config: Config) -> int:
     given = config.get("num_key_value_heads")
-    return given if given is not None else config["num_attention_heads"]
+    return int(config["num_attention_heads"] if given is None else given)
 
 
 def _llama_block(config: Config, qkv_bias: bool, out_bias: bool, mlp_bias: bool) -> Shapes:
@@ -197,8 +197,9 @@ def _apriel2_mixer(mixer: Config, hidden: int) -> Shapes:
         bias, conv, dt = mixer["add_linear_biases"], mixer["conv_bias"], mixer["dt_proj_bias"]
         return _biases(shapes, {"in_proj": bias, "dt_in_proj": bias, "out_proj": bias, "conv1d": conv, "dt_proj": dt})
     if kind == "gdn":
-        sizes = (mixer[key] for key in ("key_heads", "value_heads", "key_head_dim", "value_head_dim"))
-        return _gdn(hidden, *sizes, mixer["convolution_layer"]["kernel_size"])
+        keys, values = mixer["key_heads"], mixer["value_heads"]
+        kernel = mixer["convolution_layer"]["kernel_size"]
+        return _gdn(hidden, keys, values, mixer["key_head_dim"], mixer["value_head_dim"], kernel)
     if kind == "kda":
         return _kda(hidden, mixer["heads"], mixer["head_dim"], mixer["convolution_layer"]["kernel_size"])
     assert kind == "stochastic", kind

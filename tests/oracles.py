@@ -133,4 +133,6 @@ def logits(directory: Path, tokens: int = 17) -> torch.Tensor:
         inputs["pixel_values"] = torch.randn(1, vision.num_channels, *size, generator=generator)
         inputs["image_sizes"] = torch.tensor([size])
     with torch.no_grad():
-        return model.eval()(**inputs).logits
+        found = model.eval()(**inputs).logits
+    assert isinstance(found, torch.Tensor)
+    return found

@@ -35,11 +35,11 @@ def _maybe(draw: Draw, config: Config, **options: st.SearchStrategy[Any]) -> Non
 
 
 def _distinct(draw: Draw, *strategies: st.SearchStrategy[int], avoid: tuple[int, ...] = ()) -> list[int]:
-    taken = set(avoid)
+    """One value of each strategy, all different from one another and from ``avoid``."""
+    chosen: list[int] = []
     for strategy in strategies:
-        taken.add(draw(strategy.filter(lambda n, seen=frozenset(taken): n not in seen)))
-    ordered = list(taken - set(avoid))
-    return draw(st.permutations(sorted(ordered)))
+        chosen.append(draw(strategy.filter(lambda n: n not in chosen and n not in avoid)))
+    return chosen
 
 
 # What is not about the model's parameters.

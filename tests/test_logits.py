@@ -8,6 +8,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
+import transformers
 from comparing import tensor_differences
 from golden_cases import load_tensors
 
@@ -121,7 +122,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A directory with a real random BF16 model."""
     config = CONFIGS[request.param]
-    if not hasattr(oracles.transformers, config["architectures"][0]):
+    if not hasattr(transformers, config["architectures"][0]):
         pytest.skip(f"this transformers has no {config['architectures'][0]}")
     oracles.make_checkpoint(tmp_path / "original", config, dtype="bfloat16")
     return tmp_path / "original"
@@ -145,5 +146,5 @@ def test_the_window_is_felt(name: str, tmp_path: Path) -> None:
     text = {"sliding_window": None, "use_sliding_window": False}
     without = config | text if "text_config" not in config else config | {"text_config": config["text_config"] | text}
     oracles.make_checkpoint(tmp_path / "without", without)
-    logits = [oracles.logits(tmp_path / folder) for folder in ("with", "without")]
-    assert not torch.allclose(*logits, atol=1e-2)
+    found, other = (oracles.logits(tmp_path / folder) for folder in ("with", "without"))
+    assert not torch.allclose(found, other, atol=1e-2)

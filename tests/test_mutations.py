@@ -49,7 +49,7 @@ USERS = {
     "llava_llama": ("llava",),
     "mistral": ("mistral", "llava"),
 }
-THOROUGH = settings.default.max_examples > 100
+THOROUGH = settings().max_examples > 100
 STRIDE = 1 if THOROUGH else 7
 
 #: Keys without meaning for the trainer: carried beside its checkpoint, so absent from what is exported from memory.
@@ -222,13 +222,19 @@ def _said(config: Mapping[str, Any]) -> Config:
         unused = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2, "rope_theta": 1.0}
         text = {key: value for key, value in text.items() if key not in _ATTENTION} | unused
     text.setdefault("max_position_embeddings", 0)
+    if "text_config" in config and text["model_type"] == "llama" and not (text["attention_bias"] or text["mlp_bias"]):
+        # A Llama without biases is a Mistral without a window; memory alone cannot tell which of them it was.
+        text = {key: value for key, value in text.items() if key not in ("attention_bias", "mlp_bias")}
+        text |= {"model_type": "mistral", "sliding_window": None}
     said = meaning({**config, "text_config": text} if "text_config" in config else text)
     if "layers" in said:  # these hold the sizes of every layer
         del said["head_dim"], said["num_key_value_heads"]
         if "sliding_attention" not in said["layer_types"]:
             said.pop("sliding_window", None)
             said["rope_parameters"].pop("sliding_attention", None)
-    return _strip(said)
+    result = _strip(said)
+    assert isinstance(result, dict)
+    return result
 
 
 def _strip(value: Any) -> Any:

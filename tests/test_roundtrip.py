@@ -11,7 +11,6 @@ import oracles
 import pytest
 import torch
 from comparing import differences, same_bytes, shapes, stored_as, tensor_differences
-from crosswalk.runtime import execute
 from formats import CONFIGS, normalized
 from golden_cases import load_tensors
 from hypothesis import Phase, given, settings
@@ -20,12 +19,13 @@ from safetensors.torch import save_file
 from semantics import meaning
 
 import crosswalk
+from crosswalk.runtime import execute
 
 pytestmark = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="drawn configs are read by transformers 5")
 
 # Without shrinking: a failing example through files would be shrunk for minutes.
 _FILES = settings(
-    max_examples=max(3, settings.default.max_examples // 4), phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    max_examples=max(3, settings().max_examples // 4), phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )
 FORMATS = [f for f in CONFIGS if f not in oracles.REAL_CLASSES or oracles.available(f)]
 
