@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plot import draw, table
+from workloads import Workload, workloads, write_random
+
 from crosswalk.runtime.files import Options, checksum_checkpoint, write_checkpoint
 from crosswalk.runtime.plan import Plan
 from crosswalk.runtime.source import open_checkpoint
-from plot import draw, table
-from workloads import Workload, workloads, write_random
 
 WORKERS = 2
 PEERS = ("torch by hand", "safetensors load and save")

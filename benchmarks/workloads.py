@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from crosswalk.runtime.header import build_header
 from crosswalk.runtime.plan import Plan, RawCopy, TensorSpec, make_plan
 

@@ -14,10 +14,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from ruamel.yaml import YAML
 from ruamel.yaml import events as yaml_events
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .containers import FORBIDDEN, Map, Seq, describe, did_you_mean, shorten
 from .toml import read_toml

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from crosswalk.runtime.errors import Position, fail
 from jinja2 import TemplateSyntaxError, nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import SandboxedEnvironment
+
+from crosswalk.runtime.errors import Position, fail
 
 from . import operations as ops
 from .operations import COMPARISONS, ExpressionProblem

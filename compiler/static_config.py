@@ -323,11 +323,12 @@ def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 yield Diagnostic("mapping/no-such-kind", message, move.position, hint)
                 continue
             path = move.new if hole is None else move.new[hole + 1 :]
-            for name in sorted(move.when.names) if move.when is not None else ():
-                if name not in keys:
-                    near = did_you_mean(name[-1], {key[-1] for key in keys})
-                    message = f"`when`: no rule speaks of `{'.'.join(name)}`"
-                    yield Diagnostic("mapping/no-such-key", message, move.when.position, near)
+            condition = move.when
+            for operand in sorted(condition.names) if condition is not None else ():
+                if condition is not None and operand not in keys:
+                    near = did_you_mean(operand[-1], {key[-1] for key in keys})
+                    message = f"`when`: no rule speaks of `{'.'.join(operand)}`"
+                    yield Diagnostic("mapping/no-such-key", message, condition.position, near)
             if path not in keys:
                 message = f"no rule speaks of the new place `{'.'.join(move.new)}`"
                 near = did_you_mean(path[-1], {key[-1] for key in keys})

@@ -23,6 +23,10 @@ WEIGHTS = (
 )  # fmt: skip
 
 
+#: Folders whose files are carried along: where transformers keeps further chat templates.
+CARRIED_FOLDERS = ("additional_chat_templates",)
+
+
 @dataclass(frozen=True)
 class HuggingFaceCheckpoint:
     """``text`` is config.json as it is in the file; ``files`` are the small files that are carried along, by name."""
@@ -99,15 +103,28 @@ def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> 
     """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code."""
     if not path.is_dir():
         raise fail("files/not-a-directory", "there is no such directory", Position(str(path)))
+    candidates = {file.name: file for file in sorted(path.iterdir())}
+    for folder in CARRIED_FOLDERS:
+        if (path / folder).is_dir():
+            candidates |= {f"{folder}/{file.name}": file for file in sorted((path / folder).iterdir())}
     return {
-        file.name: file
-        for file in sorted(path.iterdir())
+        name: file
+        for name, file in candidates.items()
         if file.is_file()
-        and file.name not in beside
-        and not file.name.endswith(WEIGHTS)
+        and name not in beside
+        and not name.endswith(WEIGHTS)
         and not file.name.startswith(".")
-        and file.name != "ok"
+        and name != "ok"
     }
+
+
+def folders_left_behind(path: Path) -> list[str]:
+    """Folders of a checkpoint that are not carried along: earlier checkpoints of a run, logs."""
+    return [
+        entry.name
+        for entry in sorted(path.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in CARRIED_FOLDERS
+    ]
 
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:

@@ -26,7 +26,7 @@ from crosswalk.runtime.source import Checkpoint
 from .api import formats
 from .catalog import catalog, format_named
 from .detect import DEFAULT_LAYOUT, chosen_format
-from .huggingface import CONFIG, carried_files, config_bytes, open_hugging_face, parse_config
+from .huggingface import CONFIG, carried_files, config_bytes, folders_left_behind, open_hugging_face, parse_config
 from .native import METADATA, NativeCheckpoint, is_native, open_native
 from .positions import located, locator, read_from
 
@@ -113,7 +113,8 @@ def _prepare_import(
     if problems:
         raise CrosswalkError(problems)
     _check_protected(protect, plan)
-    said = tuple(dict.fromkeys(notes))
+    left = folders_left_behind(path)
+    said = (*dict.fromkeys(notes), *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
     files = checkpoint.files
     return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, files, notes=said)
 

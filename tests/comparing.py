@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+
 from crosswalk.runtime.plan import Plan
 
 MISSING = "<absent>"

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.placement import Shards, place
 from native_llama import LLAMA, Tree, assert_equal, blank, native_state
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,6 +17,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.placement import Shards, place
 
 #: Name -> ranks, mesh, and placements of matrices; vectors are sharded where they can be.
 MESHES: dict[str, tuple[int, tuple[int, ...], tuple[Placement, ...]]] = {

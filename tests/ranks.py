@@ -64,6 +64,7 @@ def _rank(
 ) -> None:
     import torch
     import torch.distributed as dist
+
     from crosswalk.runtime.errors import CrosswalkError
 
     torch.set_num_threads(1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from crosswalk.compiler.axes import (
     Axis,
     Branch,
@@ -22,8 +25,6 @@ from crosswalk.compiler.axes import (
     resolve,
 )
 from crosswalk.runtime.errors import CrosswalkError, Position
-from hypothesis import given
-from hypothesis import strategies as st
 
 HIDDEN = Axis("hidden")
 

@@ -13,7 +13,6 @@ import jsonschema
 import oracles
 import pytest
 import torch
-from crosswalk.runtime.plan import Plan
 from golden_cases import CASES, cases
 from ruamel.yaml import YAML
 from safetensors import safe_open
@@ -34,6 +33,8 @@ from small_checkpoints import (
     shard,
     tensors_of,
 )
+
+from crosswalk.runtime.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 ATTENTION = "model.layers.1.self_attn"

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from crosswalk.runtime.plan import Plan
 
 from crosswalk.catalog import catalog
 from crosswalk.cli import run_command
 from crosswalk.compile_mappings import command
+from crosswalk.runtime.plan import Plan
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

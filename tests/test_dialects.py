@@ -13,12 +13,12 @@ import pytest
 import torch
 import transformers
 from comparing import differences
-from crosswalk.runtime.errors import CrosswalkError
 from formats import normalized
 from golden_cases import NEWEST, TRANSFORMERS_4
 from test_logits import CONFIGS
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
 
 BOTH = f"{NEWEST},{TRANSFORMERS_4}"
 INSTALLED = NEWEST if oracles.TRANSFORMERS_MAJOR >= 5 else TRANSFORMERS_4

@@ -12,10 +12,6 @@ from typing import Any
 import pytest
 import rank_cases as cases
 import torch
-from crosswalk.runtime.distributed import share_out
-from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import TensorSpec
-from crosswalk.runtime.regions import WASTE
 from hypothesis import given
 from hypothesis import strategies as st
 from native_llama import LLAMA, blank, native_state
@@ -24,6 +20,10 @@ from ranks import Failed, run_ranks
 from safetensors.torch import load_file
 
 import crosswalk
+from crosswalk.runtime.distributed import share_out
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan import TensorSpec
+from crosswalk.runtime.regions import WASTE
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from crosswalk.compiler.documents import Map, Seq, load_document, parse_document, scalar_of, validate
-from crosswalk.compiler.render import render
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+
+from crosswalk.compiler.documents import Map, Seq, load_document, parse_document, scalar_of, validate
+from crosswalk.compiler.render import render
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 # ---- values and positions -------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+
 from crosswalk.runtime import staging
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import Options, write_checkpoint

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from crosswalk.compiler.expressions import Expression, compile_expression
-from crosswalk.runtime.errors import CrosswalkError, Position
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from crosswalk.compiler.expressions import Expression, compile_expression
+from crosswalk.runtime.errors import CrosswalkError, Position
 
 VALUES: dict[tuple[str, ...], Any] = {
     ("hidden",): 768,

@@ -16,6 +16,9 @@ import pytest
 import safetensors.torch
 import torch
 import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from crosswalk.runtime import engine, kernels, lowering
 from crosswalk.runtime.checksum import CHUNK
 from crosswalk.runtime.dtypes import dtype_name
@@ -24,8 +27,6 @@ from crosswalk.runtime.files import Options, checksum_checkpoint, verify_checkpo
 from crosswalk.runtime.output import Written, hugging_face_layout, native_layout
 from crosswalk.runtime.plan import Exemption, Plan, RawCopy, TensorSpec, make_plan
 from crosswalk.runtime.source import open_checkpoint
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 Tensors = dict[str, torch.Tensor]
 

@@ -14,11 +14,12 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.header import parse_header, parse_json
 from crosswalk.runtime.source import open_checkpoint
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 #: Inputs of the fast loops; raise it to search longer.
 INPUTS = int(os.environ.get("CROSSWALK_FUZZ", "20000"))

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
 from crosswalk.compiler.documents import Map, Seq, parse_document, scalar_of, validate
 from crosswalk.compiler.expressions import MAX_DEPTH, MAX_LENGTH, compile_expression
 from crosswalk.compiler.render import render
 from crosswalk.runtime.errors import CrosswalkError
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 
 def _mapping_texts() -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from comparing import differences, shapes, stored_as, tensor_differences
-from crosswalk.runtime import execute
 from golden_cases import CASES, NEWEST, Case, cases
 from golden_differences import expected_export
 from native_oracle import effective
 
 import crosswalk
+from crosswalk.runtime import execute
 
 
 def _parametrize(*files: str) -> pytest.MarkDecorator:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 from crosswalk.runtime.dtypes import DTYPES, torch_dtype
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.header import build_header, read_header

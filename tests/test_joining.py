@@ -6,10 +6,11 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from crosswalk.runtime.joining import join
-from crosswalk.runtime.plan import Plan, RawCopy, TensorSpec, make_plan
 from hypothesis import given
 from test_plan_laws import FAST, chains, relation
+
+from crosswalk.runtime.joining import join
+from crosswalk.runtime.plan import Plan, RawCopy, TensorSpec, make_plan
 
 EXPERTS, WIDTH, HIDDEN = 5, 3, 7
 

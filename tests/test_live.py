@@ -12,11 +12,6 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
-from crosswalk.runtime.affine import Piece
-from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.placement import Shards, place, subtract
-from crosswalk.runtime.regions import WASTE, Placement, blocks
-from crosswalk.runtime.source import open_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from native_llama import LLAMA, Tree, assert_equal, blank, native_state
@@ -24,6 +19,11 @@ from oracles import logits, make_checkpoint
 from safetensors.torch import load_file, save_file
 
 import crosswalk
+from crosswalk.runtime.affine import Piece
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.placement import Shards, place, subtract
+from crosswalk.runtime.regions import WASTE, Placement, blocks
+from crosswalk.runtime.source import open_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from crosswalk.compiler.axes import bias_of, parse_dims, parse_parameter, resolve
 from crosswalk.compiler.lowering import Piece, Source, Tensor, lower, ours_shape
 from crosswalk.compiler.names import Template

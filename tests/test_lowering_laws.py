@@ -8,11 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from crosswalk.compiler.axes import parse_dims, parse_parameter
 from crosswalk.compiler.lowering import Source, Tensor, lower, ours_shape
 from crosswalk.compiler.names import Template
-from hypothesis import given
-from hypothesis import strategies as st
 
 ATOMS = {"a": 2, "b": 3, "c": 4, "d": 1, "e": 3, "f": 2}
 COMPOSITES: dict[str, tuple[str, ...]] = {"ab": ("a", "b"), "ef": ("e", "f"), "abc": ("ab", "c")}

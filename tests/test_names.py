@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from crosswalk.compiler.names import Choice, Hole, Template, join
-from crosswalk.runtime.errors import CrosswalkError, Position
 from hypothesis import given
 from hypothesis import strategies as st
+
+from crosswalk.compiler.names import Choice, Hole, Template, join
+from crosswalk.runtime.errors import CrosswalkError, Position
 
 
 def test_the_kinds_of_holes() -> None:

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from crosswalk.runtime import execute
-from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import Copy, Plan, TensorSpec, make_plan
 from golden_cases import CASES
 from small_checkpoints import (
     LLAMA,
@@ -32,6 +29,9 @@ from small_checkpoints import (
 )
 
 import crosswalk
+from crosswalk.runtime import execute
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan import Copy, Plan, TensorSpec, make_plan
 
 
 @pytest.fixture

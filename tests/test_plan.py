@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+
 from crosswalk.runtime import execute
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError

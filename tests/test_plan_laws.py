@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from crosswalk.runtime import execute
 from crosswalk.runtime.plan import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
 from crosswalk.runtime.proof import prove
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 Family = tuple[str, tuple[str, ...]]
 Place = tuple[int, dict[str, int]]

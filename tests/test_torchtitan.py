@@ -16,13 +16,13 @@ import oracles
 import pytest
 import torch
 from comparing import differences, shapes, stored_as, tensor_differences
-from crosswalk.runtime import execute
-from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import Plan
 from golden_cases import load_tensors
 from safetensors.torch import save_file
 
 import crosswalk
+from crosswalk.runtime import execute
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan import Plan
 
 GOLDEN = Path(__file__).parent / "golden_torchtitan"
 #: Case -> the format for torchtitan, and the one for fast_llm if it has one.

@@ -12,7 +12,6 @@ import oracles
 import pytest
 import torch
 from comparing import tensor_differences
-from crosswalk.runtime.errors import CrosswalkError
 from golden_cases import CASES, NEWEST, TRANSFORMERS_4, Case
 from safetensors.torch import save_file
 from small_checkpoints import (
@@ -30,6 +29,7 @@ from small_checkpoints import (
 )
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
 
 QWEN2 = {key: value for key, value in LLAMA.items() if key not in ("attention_bias", "mlp_bias", "head_dim")} | {
     "architectures": ["Qwen2ForCausalLM"],
