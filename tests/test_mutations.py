@@ -307,6 +307,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "drop Rotary.by": "the kind meant without a rope_type is the same model",
         "drop Rotary.cases.default.config.rope_theta": _RESTATED,
     },
+    "apriel2_vision": {"drop Rotary.by": _RESTATED},
     "apriel_hybrid_ssm": {
         "drop Sequence.count": _RESTATED,
         "drop Sequence.kinds.t.block.sets.mixer": _RESTATED,
