@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -146,7 +147,9 @@ def _compare(path: str, values: Sequence[Any]) -> Iterator[tuple[str, list[str]]
             yield from _compare(f"{path}.{key}", [value.get(key) for value in values])
         return
     texts = [json.dumps(value) for value in values]
-    yield path, [text if len(text) <= 80 else f"{text[:80]}…" for text in texts]
+    # Long values are shown from shortly before where they part.
+    start = max(0, len(os.path.commonprefix(texts)) - 30) if max(map(len, texts)) > 80 else 0
+    yield path, [f"{'…' if start else ''}{t[start : start + 80]}{'…' if len(t) > start + 80 else ''}" for t in texts]
 
 
 _teams: dict[tuple[Any, float, str], Team] = {}
