@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -148,7 +147,8 @@ def _compare(path: str, values: Sequence[Any]) -> Iterator[tuple[str, list[str]]
         return
     texts = [json.dumps(value) for value in values]
     # Long values are shown from shortly before where they part.
-    start = max(0, len(os.path.commonprefix(texts)) - 30) if max(map(len, texts)) > 80 else 0
+    parting = next((i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
+    start = max(0, parting - 30) if max(map(len, texts)) > 80 else 0
     yield path, [f"{'…' if start else ''}{t[start : start + 80]}{'…' if len(t) > start + 80 else ''}" for t in texts]
 
 
