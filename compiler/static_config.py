@@ -145,16 +145,18 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 def _over_theirs(root: Struct) -> Iterator[tuple[Expression, Path, Position]]:
     """The expressions over keys, each with the object whose keys its names are."""
     for rule in rules_of(root):
-        values: tuple[Any, ...] = ()
+        values: tuple[Any, ...]
         if isinstance(rule, FieldRule):
             values = (rule.default, rule.read, rule.write)
         elif isinstance(rule, TheirsFact):
             values = (rule.default, *rule.values)
         elif isinstance(rule, Carried):
             values = (rule.default, rule.write)
+        else:
+            continue
         for value in values:
             if isinstance(value, Expression):
-                yield value, rule.theirs[:-1], rule.position  # type: ignore[union-attr]
+                yield value, rule.theirs[:-1], rule.position
 
 
 def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:

@@ -34,7 +34,7 @@ from .algebra import Box
 from .distributed import share_out
 from .dtypes import dtype_name, torch_dtype
 from .errors import CrosswalkError, Diagnostic, fail
-from .live import match, read_moves
+from .live import read_moves
 from .moves import moves
 from .output import DataFile, check_names, lay_out
 from .placement import Part, place
@@ -55,7 +55,7 @@ class Reader(StorageReader):
         if problems:
             raise CrosswalkError(problems)
         self._plan, self._checkpoint = plan, checkpoint
-        self._stored = match(plan.sources, checkpoint)
+        self._stored = checkpoint.match(plan.sources, "the plan reads")
         self.bytes_read = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from .errors import CrosswalkError, Diagnostic, Position, fail
 from .header import SourceFile, StoredTensor
 from .lowering import Lowering, Task
 from .output import DataFile, OutputLayout, Written, check_names, hugging_face_layout, lay_out, stored
-from .plan import Plan, TensorSpec
+from .plan import Plan
 from .reading import Reader
 from .sinks import CompareSink, HashSink, WriteSink, differences
 from .source import Checkpoint
@@ -131,7 +131,7 @@ def verify_checkpoint(
     started = time.monotonic()
     workers, panel = _resources(options or Options())
     lowering = Lowering(plan, _bind(plan, source), panel)
-    found = _match(plan.targets, output, "the plan makes")
+    found = output.match(plan.targets, "the plan makes")
     _check_ties(plan, source, workers, panel)
     total = sum(target.nbytes for target in plan.targets)
     names = [target.name for target in plan.targets]
@@ -175,31 +175,7 @@ def _bind(plan: Plan, source: Checkpoint) -> list[StoredTensor]:
     problems = plan.verify().problems
     if problems:
         raise CrosswalkError(problems)
-    return _match(plan.sources, source, "the plan reads")
-
-
-def _match(specs: Sequence[TensorSpec], checkpoint: Checkpoint, what: str) -> list[StoredTensor]:
-    """Where the tensors are stored. Raises with all that are missing, unexpected, or of another shape or dtype."""
-    where = Position(str(checkpoint.path))
-    problems = []
-    found = []
-    for spec in specs:
-        tensor = checkpoint.tensors.get(spec.name)
-        if tensor is None:
-            text = f"there is no tensor `{spec.name}`, which {what}"
-            problems.append(Diagnostic("checkpoint/missing-tensor", text, where))
-        elif (tensor.shape, tensor.dtype) != (spec.shape, spec.dtype):
-            has, wanted = f"{tensor.dtype} {list(tensor.shape)}", f"{spec.dtype} {list(spec.shape)}"
-            text = f"tensor `{spec.name}` is {has} where {what} {wanted}"
-            problems.append(Diagnostic("checkpoint/tensor-differs", text, where))
-        else:
-            found.append(tensor)
-    for name in checkpoint.tensors.keys() - {spec.name for spec in specs}:
-        text = f"tensor `{name}` is not among what {what}"
-        problems.append(Diagnostic("checkpoint/unexpected-tensor", text, where))
-    if problems:
-        raise CrosswalkError(problems)
-    return found
+    return source.match(plan.sources, "the plan reads")
 
 
 def _reading_order(lowering: Lowering) -> list[int]:

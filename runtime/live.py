@@ -15,7 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from .dtypes import FLOATS, size_of
-from .errors import CrosswalkError, Diagnostic, Position
+from .errors import CrosswalkError, Diagnostic
 from .header import StoredTensor
 from .moves import Moves, moves
 from .placement import Placed, Shards, local_tensor, named, place
@@ -202,7 +202,7 @@ def load(
         placed = place_all(values, plan.targets)
         _check_writable(placed)
         _check_owned(model, {name: values[name] for name in placed})
-        stored = match(plan.sources, checkpoint)
+        stored = checkpoint.match(plan.sources, "the plan reads")
     compared = 0
     if any(exemption.kind == "tied" for exemption in plan.exemptions):
         with team.step("comparing tied tensors"):
@@ -258,31 +258,6 @@ def _reading(
         slot.fill_tensors(bucket, stored, memories)
 
     return work
-
-
-def match(specs: Sequence[TensorSpec], checkpoint: Checkpoint) -> list[StoredTensor]:
-    """Where the sources of a plan are stored. Raises ``CrosswalkError`` with every one that is missing or differs."""
-    problems, found = [], []
-    where = Position(str(checkpoint.path))
-    for spec in specs:
-        tensor = checkpoint.tensors.get(spec.name)
-        if tensor is None:
-            text = f"there is no tensor `{spec.name}`, which the plan reads"
-            problems.append(Diagnostic("checkpoint/missing-tensor", text, where))
-        elif (tensor.shape, tensor.dtype) != (spec.shape, spec.dtype):
-            text = (
-                f"tensor `{spec.name}` is {tensor.dtype} {list(tensor.shape)}, the plan reads {spec.dtype} "
-                f"{list(spec.shape)}"
-            )
-            problems.append(Diagnostic("checkpoint/tensor-differs", text, where))
-        else:
-            found.append(tensor)
-    for name in checkpoint.tensors.keys() - {spec.name for spec in specs}:
-        text = f"tensor `{name}` is not among what the plan reads"
-        problems.append(Diagnostic("checkpoint/unexpected-tensor", text, where))
-    if problems:
-        raise CrosswalkError(problems)
-    return found
 
 
 def _check_owned(model: Model, values: Mapping[str, torch.Tensor | Shards]) -> None:

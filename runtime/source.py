@@ -6,7 +6,7 @@ themselves may be symbolic links to anywhere, as in the cache of the Hugging Fac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,6 +41,31 @@ class Checkpoint:
                 )
             )
         return Checkpoint(self.path, {new: self.tensors[old] for old, new in names.items()}, self.files)
+
+    def match(self, specs: Sequence[TensorSpec], what: str) -> list[StoredTensor]:
+        """Where the tensors are stored, which must be all there are. ``what`` says who wants them, for messages.
+
+        Raises ``CrosswalkError`` with all that are missing, unexpected, or of another shape or dtype."""
+        where = Position(str(self.path))
+        problems = []
+        found = []
+        for spec in specs:
+            tensor = self.tensors.get(spec.name)
+            if tensor is None:
+                text = f"there is no tensor `{spec.name}`, which {what}"
+                problems.append(Diagnostic("checkpoint/missing-tensor", text, where))
+            elif (tensor.shape, tensor.dtype) != (spec.shape, spec.dtype):
+                has, wanted = f"{tensor.dtype} {list(tensor.shape)}", f"{spec.dtype} {list(spec.shape)}"
+                text = f"tensor `{spec.name}` is {has} where {what} {wanted}"
+                problems.append(Diagnostic("checkpoint/tensor-differs", text, where))
+            else:
+                found.append(tensor)
+        for name in self.tensors.keys() - {spec.name for spec in specs}:
+            text = f"tensor `{name}` is not among what {what}"
+            problems.append(Diagnostic("checkpoint/unexpected-tensor", text, where))
+        if problems:
+            raise CrosswalkError(problems)
+        return found
 
 
 def open_checkpoint(path: Path, index: Mapping[str, str] | None = None) -> Checkpoint:
