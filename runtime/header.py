@@ -12,10 +12,10 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .dtypes import DTYPES, size_of
 from .errors import CrosswalkError, Diagnostic, Position, fail
@@ -31,15 +31,29 @@ MAX_PROBLEMS = 50
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
+#: Fills a buffer with the bytes of a file from an offset on.
+ReadFile = Callable[[Path, int, memoryview], None]
+
+
+class Content(Protocol):
+    """The bytes of a tensor that no file holds as they are: made when they are read."""
+
+    def fill(self, start: int, view: memoryview, read: ReadFile) -> None:
+        """Fill ``view`` with the bytes of the tensor from byte ``start`` on, in whole elements. Called by several
+        threads at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A row-major tensor in a file: ``nbytes`` bytes from byte ``offset`` of ``file``."""
+    """A row-major tensor in a file: ``nbytes`` bytes from byte ``offset`` of ``file``. With ``content`` the bytes are
+    made when they are read; offsets then only say in which order."""
 
     file: Path
     offset: int
     nbytes: int
     dtype: str
     shape: tuple[int, ...]
+    content: Content | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,10 @@ class Reader:
         self._lock = threading.Lock()
 
     def descriptor(self, source: int) -> int:
-        path = self.tensors[source].file
+        """The open file that holds the tensor; there is none for a tensor whose bytes are made."""
+        return self._open(source, self.tensors[source].file)
+
+    def _open(self, source: int, path: Path) -> int:
         found = self._descriptors.get(path)
         if found is None:
             with self._lock:
@@ -38,7 +42,14 @@ class Reader:
 
     def read(self, source: int, offset: int, view: memoryview) -> None:
         """Fill ``view`` from byte ``offset`` of the file that holds the tensor."""
-        descriptor = self.descriptor(source)
+        stored = self.tensors[source]
+        if stored.content is not None:
+            stored.content.fill(offset - stored.offset, view, functools.partial(self._read, source))
+        else:
+            self._read(source, stored.file, offset, view)
+
+    def _read(self, source: int, path: Path, offset: int, view: memoryview) -> None:
+        descriptor = self._open(source, path)
         try:
             while view:
                 count = os.preadv(descriptor, (view,), offset)
@@ -52,6 +63,13 @@ class Reader:
         self, source: int, offset: int, starts: Iterable[int], count: int, width: int, view: memoryview
     ) -> None:
         """Fill ``view`` with runs of ``count`` elements of ``width`` bytes, one after the other."""
+        size = count * width
+        place = 0
+        if self.tensors[source].content is not None:
+            for start in starts:
+                self.read(source, offset + start * width, view[place : place + size])
+                place += size
+            return
         descriptor, preadv = self.descriptor(source), os.preadv
         if source not in self._advised:
             # Short runs far apart defeat the kernel's readahead.
@@ -59,8 +77,6 @@ class Reader:
             stored = self.tensors[source]
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, stored.offset, stored.nbytes, os.POSIX_FADV_WILLNEED)
-        size = count * width
-        place = 0
         try:
             for start in starts:
                 part = view[place : place + size]

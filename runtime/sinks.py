@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import itertools
 import os
 import threading
@@ -92,7 +93,8 @@ class WriteSink:
         if self._checksums:
             stream = self._checksums.stream(segment.target, segment.start, segment.stop)
         try:
-            for kernel, group in itertools.groupby(segment.operations, self._is_kernel_copy):
+            is_kernel_copy = functools.partial(self._is_kernel_copy, worker.reader)
+            for kernel, group in itertools.groupby(segment.operations, is_kernel_copy):
                 operations: Iterable[Range | Panel] = group
                 if kernel:
                     operations = []
@@ -123,8 +125,10 @@ class WriteSink:
         if complete:
             self._completed(file)
 
-    def _is_kernel_copy(self, operation: Range | Panel) -> bool:
-        return self._kernel_copies and isinstance(operation, Range) and operation.nbytes >= _KERNEL_COPY
+    def _is_kernel_copy(self, reader: Reader, operation: Range | Panel) -> bool:
+        if not self._kernel_copies or not isinstance(operation, Range) or operation.nbytes < _KERNEL_COPY:
+            return False
+        return reader.tensors[operation.source].content is None
 
     def _copy(self, operation: Range, descriptor: int, position: int, worker: Worker) -> int:
         """Let the kernel copy; the number of bytes it did copy before it could not."""

@@ -142,6 +142,7 @@ def _add(bucket: Bucket, number: int, tensors: Sequence[StoredTensor], block: Bl
     last = bucket.stretches[-1] if bucket.stretches else None
     if (
         last is not None
+        and tensors[last.tensor].content is stored.content is None
         and tensors[last.tensor].file == stored.file
         and len(last.offsets) == len(offsets) == 1
         and last.offsets[0] + last.length == offsets[0]
