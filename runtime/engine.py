@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from .dtypes import size_of
 from .errors import fail
 from .header import StoredTensor
-from .lowering import MIB, SMALLEST_PANEL, STRIPE, TASK, Block, Panel, Range, Segment, Task
+from .lowering import MIB, SMALLEST_PANEL, STRIPE, TASK, Block, Panel, Range, Runs, Segment, Task
 from .plan import TensorSpec
 from .reading import Reader
 
@@ -107,11 +107,28 @@ class Worker:
             yield output_view[: stripe.nbytes]
 
     def _stage(self, block: Block, width: int, view: memoryview) -> None:
-        offset, runs = self.reader.tensors[block.source].offset, block.runs
-        if runs.axes:
-            self.reader.read_runs(block.source, offset, runs.starts(), runs.length, width, view)
+        offset, (start, length, axes) = self.reader.tensors[block.source].offset, block.runs
+        if not axes:
+            self.reader.read(block.source, offset + start * width, view[: length * width])
+        elif not block.together:
+            self.reader.read_runs(block.source, offset, block.runs.starts(), length, width, view)
         else:
-            self.reader.read(block.source, offset + runs.start * width, view[: runs.length * width])
+            extent, step = axes[-1]
+            for first in Runs(start, length, axes[:-1]).starts():
+                at = offset + first * width
+                self._pick(block.source, at, extent, step * width, length * width, view)
+                view = view[extent * length * width :]
+
+    def _pick(self, source: int, offset: int, count: int, step: int, length: int, view: memoryview) -> None:
+        """Fill ``view`` with the first ``length`` of every ``step`` bytes, ``count`` times, reading all."""
+        import torch
+
+        rows = STEP // step
+        read, kept = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (self.step, view))
+        for row in range(0, count, rows):
+            now = min(rows, count - row)
+            self.reader.read(source, offset + row * step, self.step[: (now - 1) * step + length])
+            kept[row * length : (row + now) * length].view(now, length).copy_(read.as_strided((now, length), (step, 1)))
 
 
 class Sink(Protocol):

@@ -24,6 +24,8 @@ TASK = 8 * MIB
 RANGE_RUN = 32 << 10
 #: Reading this many bytes takes as long as one system call: closer runs are read together with what is between them.
 SEEK = 16 << 10
+#: Runs of more than this many times ``SEEK`` are worth a call each, however close they stand.
+_LONGEST_TOGETHER = 4
 #: The smallest panel, which stays in a core's second-level cache.
 SMALLEST_PANEL = 1 * MIB
 #: Bytes of a panel that are rearranged and written together.
@@ -79,11 +81,13 @@ class Runs(NamedTuple):
 
 class Block(NamedTuple):
     """Parts of a source tensor, and where a worker keeps them: ``runs`` in elements of the tensor, to stand one after
-    the other from byte ``at`` of its staging buffer."""
+    the other from byte ``at`` of its staging buffer. ``together``: runs along the innermost axis stand so close that
+    reading what is between them, and leaving it out of the buffer, is faster than a call for each."""
 
     source: int
     runs: Runs
     at: int
+    together: bool
 
 
 class Stripe(NamedTuple):
@@ -220,9 +224,9 @@ class Lowering:
             for box in boxes:
                 width = size_of(self.plan.sources[box.source].dtype)
                 at = -(-at // width) * width
-                runs, strides = stage(box, share * product(box.extents) // width, SEEK // width)
+                runs, strides, together = stage(box, share * product(box.extents) // width, SEEK // width)
                 staged.append(box._replace(source=len(blocks), source_offset=0, source_strides=strides))
-                blocks.append(Block(box.source, runs, at))
+                blocks.append(Block(box.source, runs, at, together))
                 at += runs.number * runs.length * width
             inner = whole_steps(group, STRIPE // itemsize, stop - start)
             stripes = []
@@ -241,8 +245,8 @@ class Lowering:
             limit = self.panel // widest
             cost = 0
             for box in (box for piece in group for box in clip(piece, first, first + step)):
-                runs, _ = stage(box, limit // step * product(box.extents), SEEK // widest)
-                cost += runs.number * (SEEK // widest + runs.length)
+                runs, _, together = stage(box, limit // step * product(box.extents), SEEK // widest)
+                cost += runs.number * (runs.length + (runs.axes[-1][1] if together else SEEK // widest))
             sizes.append((cost / step, step))
             size *= 2
         best = min(cost for cost, _ in sizes)
@@ -303,19 +307,23 @@ def whole_steps(group: Sequence[Piece], limit: int, length: int) -> int:
     return max(limit, 1) // unit * unit
 
 
-def stage(box: Piece, limit: int, seek: int) -> tuple[Runs, tuple[int, ...]]:
-    """How to read all of a box: the runs, and the strides of the box in the runs put one after the other. Axes whose
-    parts stand close are read in one stretch, as long as at most ``limit`` elements are read in all; ``seek`` is the
-    number of elements that take as long to read as one call."""
+def stage(box: Piece, limit: int, seek: int) -> tuple[Runs, tuple[int, ...], bool]:
+    """How to read all of a box: the runs, the strides of the box in the runs put one after the other, and whether those
+    along the innermost axis are read together (see ``Block``). Axes whose parts stand close are read in one stretch, as
+    long as at most ``limit`` elements are kept in all; ``seek`` is the number of elements that take as long to read as
+    one call."""
     order = sorted(range(len(box.extents)), key=lambda axis: box.source_strides[axis])
     total = product(box.extents)
     strides = [0] * len(order)
     stretch = useful = 1
     inner = 0
+    together = False
     for axis in order:
         extent, step = box.extents[axis], box.source_strides[axis]
         longer = stretch + (extent - 1) * step
-        if longer * (total // (useful * extent)) > limit or longer > extent * (stretch + seek):
+        close = longer <= extent * (stretch + seek)
+        if not close or longer * (total // (useful * extent)) > limit:
+            together = close and stretch <= _LONGEST_TOGETHER * seek
             break
         stretch, useful, inner, strides[axis] = longer, useful * extent, inner + 1, step
     size = stretch
@@ -323,7 +331,7 @@ def stage(box: Piece, limit: int, seek: int) -> tuple[Runs, tuple[int, ...]]:
         strides[axis] = size
         size *= box.extents[axis]
     axes = tuple((box.extents[axis], box.source_strides[axis]) for axis in reversed(order[inner:]))
-    return Runs(box.source_offset, stretch, axes), tuple(strides)
+    return Runs(box.source_offset, stretch, axes), tuple(strides), together
 
 
 def run_length(piece: Piece) -> int:

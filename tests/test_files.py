@@ -169,6 +169,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lowering, "RANGE_RUN", 64)
     monkeypatch.setattr(lowering, "SEEK", 32)
     monkeypatch.setattr(engine, "PANEL", 1024)
+    for name in ("crosswalk.runtime.engine.STEP", "crosswalk.runtime.sinks.STEP"):
+        monkeypatch.setattr(name, 1300)  # longer than any step that is read together
     for module in (lowering, engine):
         monkeypatch.setattr(module, "STRIPE", 500)
     monkeypatch.setattr(engine, "SMALLEST_PANEL", 256)
@@ -295,7 +297,7 @@ def test_any_permutation_of_axes(data: st.DataObject) -> None:
     for start, stop in itertools.pairwise(cuts):
         panel = torch.full((stop - start,), -1)
         for box in lowering.clip(piece, start, stop):
-            runs, staged = lowering.stage(box, data.draw(st.integers(0, 200)), data.draw(st.integers(0, 8)))
+            runs, staged, _ = lowering.stage(box, data.draw(st.integers(0, 200)), data.draw(st.integers(0, 8)))
             read = torch.cat([torch.arange(begin, begin + runs.length) for begin in runs.starts()])
             assert len(read) == runs.number * runs.length
             moved = read.as_strided(box.extents, staged)
