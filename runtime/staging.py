@@ -7,9 +7,11 @@ the same plan to the same destination continues or replaces. A lock on the direc
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -37,9 +39,15 @@ class Staging:
         self._overwrite, self._resume = overwrite, resume
         self._identity = json.loads(json.dumps(identity))
         self._check_destination()
+        self._lock = -1
+        self._made: list[Path] = []
         with self.errors("created"):
-            self.destination.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._acquire()
+            try:
+                self._make_parents()
+                self._lock = self._acquire()
+            except BaseException:
+                self._remove_parents()
+                raise
             try:
                 records = list(self._journal()) if resume else []
                 self.records = records[1:]
@@ -102,10 +110,28 @@ class Staging:
         self._release()
 
     def abandon(self) -> None:
-        """Remove the staging directory, or leave it for a later conversion to continue."""
+        """Remove the staging directory and the directories made for it, or leave all for a later conversion to
+        continue."""
         if not self._resume:
             shutil.rmtree(self.path, ignore_errors=True)
+            self._remove_parents()
         self._release()
+
+    def _make_parents(self) -> None:
+        """The directories around the destination that are not there, innermost first, in ``_made``."""
+        parent = self.destination.parent
+        missing = list(itertools.takewhile(lambda path: not path.exists(), (parent, *parent.parents)))
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # somebody else made it just now
+                path.mkdir()
+                self._made.insert(0, path)
+        parent.mkdir(exist_ok=True)  # says what is wrong if it is there and no directory
+
+    def _remove_parents(self) -> None:
+        """Remove the directories made for the destination, but for what others have put into them."""
+        with contextlib.suppress(OSError):
+            for path in self._made:
+                path.rmdir()
 
     def _release(self) -> None:
         if self._lock >= 0:

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 
 from crosswalk.runtime import staging
+from crosswalk.runtime.engine import Progress
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import Options, write_checkpoint
 from crosswalk.runtime.output import hugging_face_layout
@@ -55,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     return make_plan(specs, targets, copies), directory
 
 
-def write(model: tuple[Plan, Path], destination: Path, **options: Any) -> Any:
+def write(model: tuple[Plan, Path], destination: Path, on_progress: Progress | None = None, **options: Any) -> Any:
     plan, directory = model
     return write_checkpoint(
         plan,
@@ -65,6 +66,7 @@ def write(model: tuple[Plan, Path], destination: Path, **options: Any) -> Any:
         extra={"config.json": b"{}"},
         carried={"carried.safetensors": directory / "model.safetensors"},
         options=Options(**{"workers": 2, **options}),
+        on_progress=on_progress,
     )
 
 
@@ -230,6 +232,25 @@ def test_errors_of_the_system(
     assert [diagnostic.code for diagnostic in error.value.diagnostics] == [code]
     assert os.strerror(number) in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_directories_made_for_the_destination_go_with_it(
+    beside: bool, model: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless somebody else has put something there by then."""
+    (tmp_path / "there").mkdir()
+    destination = tmp_path / "there" / "new" / "newer" / "out"
+
+    def stop(done: int, total: int, name: str) -> None:
+        if beside:
+            (tmp_path / "there" / "new" / "notes.txt").write_text("mine")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(model, destination, on_progress=stop)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == ({"there", "there/new", "there/new/notes.txt"} if beside else {"there"})
 
 
 def test_no_space(model: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
