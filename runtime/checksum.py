@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import xxhash
@@ -37,6 +38,15 @@ class Checksums:
     def bounds(self, tensor: int, chunk: int) -> tuple[int, int]:
         """First byte of a chunk, and the byte after its last."""
         return chunk * CHUNK, min((chunk + 1) * CHUNK, self._sizes[tensor])
+
+    def touched(self, places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """``(chunk, bytes)`` of a tensor that stretches of it, ``(offset, length)``, are parts of."""
+        parts: Counter[int] = Counter()
+        for start, length in places:
+            stop = start + length
+            for chunk in range(start // CHUNK, -(-stop // CHUNK)):
+                parts[chunk] += min(stop, (chunk + 1) * CHUNK) - max(start, chunk * CHUNK)
+        return list(parts.items())
 
     def set(self, tensor: int, chunk: int, digest: bytes) -> None:
         with self._lock:

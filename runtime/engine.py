@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 from .dtypes import size_of
 from .errors import fail
 from .header import StoredTensor
-from .lowering import MIB, SMALLEST_PANEL, STRIPE, TASK, Block, Panel, Range, Runs, Segment, Task
+from .lowering import MIB, SMALLEST_PANEL, STRIPE, TASK
 from .plan import TensorSpec
 from .reading import Reader
+from .tasks import Block, Panel, Range, Runs, Segment, Task, consecutive
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +201,7 @@ def whole(tensors: Sequence[StoredTensor]) -> Iterator[Task]:
     for target, stored in enumerate(tensors):
         for start in range(0, stored.nbytes, TASK):
             stop = min(start + TASK, stored.nbytes)
-            yield [Segment(target, start, stop, [Range(target, stored.offset + start, stop - start)])]
+            yield [consecutive(target, start, stop - start, [Range(target, stored.offset + start, stop - start)])]
 
 
 def _anonymous(nbytes: int) -> mmap.mmap:

@@ -15,13 +15,14 @@ from .dtypes import size_of
 from .engine import Progress, Sink, Worker, fit_memory, peak_memory, run, whole
 from .errors import CrosswalkError, Diagnostic, Position, fail
 from .header import SourceFile, StoredTensor
-from .lowering import Lowering, Task
+from .lowering import Lowering
 from .output import DataFile, OutputLayout, Written, check_names, hugging_face_layout, lay_out, stored
 from .plan import Plan
 from .reading import Reader
 from .sinks import CompareSink, HashSink, WriteSink, differences
 from .source import Checkpoint
 from .staging import Staging, check_space, copy_file, write_file
+from .tasks import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from .dtypes import size_of, torch_dtype
-from .lowering import Piece
+from .tasks import Piece
 
 #: Bytes of a tile.
 _TILE = 1 << 20

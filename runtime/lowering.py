@@ -1,21 +1,20 @@
 """From a plan to byte ranges and panels, before anything is read.
 
-Every target tensor is written as consecutive *operations* in the order of its bytes. A ``Range`` is bytes that stand
-together in a source file. Everything else (transposes, interleaves, casts) is a ``Panel``: a stretch of the target
-small enough for a worker's buffers, and the pieces of source tensors that fill it. Operations are made when a worker
-asks for them, so that the memory needed does not grow with the model. The plan must have passed ``Plan.verify``.
+Operations (:mod:`.tasks`) are made when a worker asks for them, so that the memory needed does not grow with the model.
+The plan must have passed ``Plan.verify``.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from .dtypes import size_of
 from .header import StoredTensor
 from .plan import Copy, Plan
+from .tasks import Block, Panel, Piece, Range, Runs, Segment, Stripe, Task, consecutive
 
 MIB = 1 << 20
 #: Bytes of output in one task.
@@ -30,92 +29,6 @@ _LONGEST_TOGETHER = 4
 SMALLEST_PANEL = 1 * MIB
 #: Bytes of a panel that are rearranged and written together.
 STRIPE = 4 * MIB
-
-
-class Piece(NamedTuple):
-    """A copy into one target, or a box of one; fields are as in ``Copy``."""
-
-    source: int
-    extents: tuple[int, ...]
-    source_offset: int
-    source_strides: tuple[int, ...]
-    offset: int
-    strides: tuple[int, ...]
-
-    @property
-    def span(self) -> int:
-        """Elements of the target from the first to the last written, inclusive."""
-        return 1 + sum((extent - 1) * stride for extent, stride in zip(self.extents, self.strides, strict=True))
-
-
-class Range(NamedTuple):
-    """``nbytes`` bytes at ``offset`` of the file that holds source tensor ``source``, copied as they are."""
-
-    source: int
-    offset: int
-    nbytes: int
-
-
-class Runs(NamedTuple):
-    """Runs of ``length`` elements each, the first at ``start``, one for each index over ``axes``: ``(extent, step)``,
-    outermost first."""
-
-    start: int
-    length: int
-    axes: tuple[tuple[int, int], ...]
-
-    @property
-    def number(self) -> int:
-        return product(extent for extent, _ in self.axes)
-
-    def starts(self) -> Iterator[int]:
-        """Where each run begins. There can be many: they are never listed."""
-        if not self.axes:
-            yield self.start
-            return
-        *outer, (extent, step) = self.axes
-        for offsets in itertools.product(*(range(0, n * s, s) for n, s in outer)):
-            begin = self.start + sum(offsets)
-            yield from range(begin, begin + extent * step, step)
-
-
-class Block(NamedTuple):
-    """Parts of a source tensor, and where a worker keeps them: ``runs`` in elements of the tensor, to stand one after
-    the other from byte ``at`` of its staging buffer. ``together``: runs along the innermost axis stand so close that
-    reading what is between them, and leaving it out of the buffer, is faster than a call for each."""
-
-    source: int
-    runs: Runs
-    at: int
-    together: bool
-
-
-class Stripe(NamedTuple):
-    """``nbytes`` bytes of the target, filled completely by ``moves``. The ``source`` of a move is the index of a block,
-    its source offset and strides count elements of the staging buffer from the start of the block."""
-
-    nbytes: int
-    moves: Sequence[Piece]
-
-
-class Panel(NamedTuple):
-    """``nbytes`` bytes of the target: what to read, then consecutive stripes."""
-
-    nbytes: int
-    blocks: Sequence[Block]
-    stripes: Sequence[Stripe]
-
-
-class Segment(NamedTuple):
-    """Bytes ``start`` to ``stop`` of target tensor ``target``, as operations in order."""
-
-    target: int
-    start: int
-    stop: int
-    operations: Sequence[Range | Panel]
-
-
-Task = Sequence[Segment]
 
 
 class Lowering:
@@ -141,7 +54,7 @@ class Lowering:
         for target in targets:
             for segment in self._segments(target):
                 task.append(segment)
-                size += segment.stop - segment.start
+                size += segment.nbytes
                 if size >= TASK:
                     yield task
                     task, size = [], 0
@@ -149,35 +62,40 @@ class Lowering:
             yield task
 
     def _segments(self, target: int) -> Iterator[Segment]:
+        itemsize = size_of(self.plan.targets[target].dtype)
         start = position = 0
         operations: list[Range | Panel] = []
-        for operation in self._operations(target):
-            operations.append(operation)
-            position += operation.nbytes
-            if position % TASK == 0 or position - start >= TASK:
-                yield Segment(target, start, position, operations)
-                start, operations = position, []
-        if operations:
-            yield Segment(target, start, position, operations)
-        assert position == self.plan.targets[target].nbytes, f"`{self.plan.targets[target].name}` is not covered"
-
-    def _operations(self, target: int) -> Iterator[Range | Panel]:
-        """What fills a target tensor, in the order of its bytes."""
-        itemsize = size_of(self.plan.targets[target].dtype)
-        position = 0
         for group in interleaved(self.copies(target)):
             assert group[0].offset * itemsize == position
-            if self._moves_as_ranges(target, group):
-                for operation in self._ranges(group, itemsize):
-                    while operation.nbytes:  # cut where tasks end
-                        part = min(operation.nbytes, TASK - position % TASK)
-                        yield Range(operation.source, operation.offset, part)
-                        operation = Range(operation.source, operation.offset + part, operation.nbytes - part)
-                        position += part
-            else:
-                for panel in self._panels(target, group):
-                    yield panel
-                    position += panel.nbytes
+            tiles = self._tiles(target, group)
+            if tiles is not None:
+                if operations:
+                    yield consecutive(target, start, position - start, operations)
+                yield from tiles
+                start = position = position + math.prod(group[0].extents) * itemsize
+                operations = []
+                continue
+            for operation in self._operations(target, group, position):
+                operations.append(operation)
+                position += operation.nbytes
+                if position % TASK == 0 or position - start >= TASK:
+                    yield consecutive(target, start, position - start, operations)
+                    start, operations = position, []
+        if operations:
+            yield consecutive(target, start, position - start, operations)
+        assert position == self.plan.targets[target].nbytes, f"`{self.plan.targets[target].name}` is not covered"
+
+    def _operations(self, target: int, group: Sequence[Piece], position: int) -> Iterator[Range | Panel]:
+        """What fills a stretch of a target tensor from byte ``position`` on, in the order of its bytes."""
+        if not self._moves_as_ranges(target, group):
+            yield from self._panels(target, group)
+            return
+        for operation in self._ranges(group, size_of(self.plan.targets[target].dtype)):
+            while operation.nbytes:  # cut where tasks end
+                part = min(operation.nbytes, TASK - position % TASK)
+                yield Range(operation.source, operation.offset, part)
+                operation = Range(operation.source, operation.offset + part, operation.nbytes - part)
+                position += part
 
     def _moves_as_ranges(self, target: int, group: Sequence[Piece]) -> bool:
         dtype = self.plan.targets[target].dtype
@@ -185,7 +103,7 @@ class Lowering:
             return False
         runs, elements = 0, 0
         for piece in group:
-            count = product(piece.extents)
+            count = math.prod(piece.extents)
             elements += count
             runs += count // run_length(piece)
         return runs == len(group) or elements * size_of(dtype) >= runs * RANGE_RUN
@@ -205,39 +123,47 @@ class Lowering:
             place = piece.offset + dot(index, piece.strides)
             yield place, Range(piece.source, base + start * itemsize, run * itemsize)
 
-    def _panels(self, target: int, group: Sequence[Piece]) -> Iterator[Panel]:
-        """Cut a stretch of the target that ``group`` fills completely into panels."""
-        itemsize = size_of(self.plan.targets[target].dtype)
+    def _widest(self, target: int, group: Sequence[Piece]) -> int:
+        """Bytes that an element of a panel takes at most in a buffer."""
         widths = {size_of(self.plan.sources[piece.source].dtype) for piece in group}
         # Blocks are aligned to their elements; where sizes are mixed, the gaps take less than the blocks.
-        widest = max(itemsize, *widths) * (1 if len(widths) == 1 else 2)
+        return max(size_of(self.plan.targets[target].dtype), *widths) * (1 if len(widths) == 1 else 2)
+
+    def _panels(self, target: int, group: Sequence[Piece]) -> Iterator[Panel]:
+        """Cut a stretch of the target that ``group`` fills completely into panels."""
         first, last = group[0].offset, max(piece.offset + piece.span for piece in group)
-        step = self._panel_step(group, first, last, widest)
+        step, _ = self._panel_step(group, first, last, self._widest(target, group))
         for start in range(first, last, step):
             stop = min(start + step, last)
             boxes = [box for piece in group for box in clip(piece, start, stop)]
-            assert sum(product(box.extents) for box in boxes) == stop - start, "a panel is not covered"
-            share = self.panel // (stop - start)
-            blocks: list[Block] = []
-            staged: list[Piece] = []
-            at = 0
-            for box in boxes:
-                width = size_of(self.plan.sources[box.source].dtype)
-                at = -(-at // width) * width
-                runs, strides, together = stage(box, share * product(box.extents) // width, SEEK // width)
-                staged.append(box._replace(source=len(blocks), source_offset=0, source_strides=strides))
-                blocks.append(Block(box.source, runs, at, together))
-                at += runs.number * runs.length * width
-            inner = whole_steps(group, STRIPE // itemsize, stop - start)
-            stripes = []
-            for begin in range(start, stop, inner):
-                end = min(begin + inner, stop)
-                moves = [move._replace(offset=move.offset - begin) for box in staged for move in clip(box, begin, end)]
-                stripes.append(Stripe((end - begin) * itemsize, moves))
-            yield Panel((stop - start) * itemsize, blocks, stripes)
+            yield self._panel(target, [box._replace(offset=box.offset - start) for box in boxes], stop - start)
 
-    def _panel_step(self, group: Sequence[Piece], first: int, last: int, widest: int) -> int:
-        """Elements in a panel: the smallest size that reads nearly as fast as the best one."""
+    def _panel(self, target: int, boxes: Sequence[Piece], length: int) -> Panel:
+        """The panel of ``length`` elements that the boxes fill."""
+        assert sum(math.prod(box.extents) for box in boxes) == length, "a panel is not covered"
+        itemsize = size_of(self.plan.targets[target].dtype)
+        share = self.panel // length
+        blocks: list[Block] = []
+        staged: list[Piece] = []
+        at = 0
+        for box in boxes:
+            width = size_of(self.plan.sources[box.source].dtype)
+            at = -(-at // width) * width
+            runs, strides, together = stage(box, share * math.prod(box.extents) // width, SEEK // width)
+            staged.append(box._replace(source=len(blocks), source_offset=0, source_strides=strides))
+            blocks.append(Block(box.source, runs, at, together))
+            at += runs.number * runs.length * width
+        step = whole_steps(boxes, STRIPE // itemsize, length)
+        stripes = []
+        for begin in range(0, length, step):
+            end = min(begin + step, length)
+            moves = [move._replace(offset=move.offset - begin) for box in staged for move in clip(box, begin, end)]
+            stripes.append(Stripe((end - begin) * itemsize, moves))
+        return Panel(length * itemsize, blocks, stripes)
+
+    def _panel_step(self, group: Sequence[Piece], first: int, last: int, widest: int) -> tuple[int, float]:
+        """Elements in a panel: the smallest size that reads nearly as fast as the best one; and what reading one of
+        them then costs, in elements read at full speed."""
         sizes = []
         size = min(SMALLEST_PANEL, self.panel)
         while size <= self.panel:
@@ -245,12 +171,43 @@ class Lowering:
             limit = self.panel // widest
             cost = 0
             for box in (box for piece in group for box in clip(piece, first, first + step)):
-                runs, _, together = stage(box, limit // step * product(box.extents), SEEK // widest)
+                runs, _, together = stage(box, limit // step * math.prod(box.extents), SEEK // widest)
                 cost += runs.number * (runs.length + (runs.axes[-1][1] if together else SEEK // widest))
             sizes.append((cost / step, step))
             size *= 2
         best = min(cost for cost, _ in sizes)
-        return next(step for cost, step in sizes if cost <= 1.25 * best)
+        return next((step, cost) for cost, step in sizes if cost <= 1.25 * best)
+
+    def _tiles(self, target: int, group: Sequence[Piece]) -> Iterator[Segment] | None:
+        """A transpose in square tiles, which are read and written in runs of the same length; None for what is none,
+        or moves faster in panels. Only the panels of a very tall matrix have shorter runs than tiles."""
+        piece = group[0]
+        if len(group) > 1 or len(piece.extents) < 2:
+            return None
+        (rows, columns), (step, one) = piece.extents[-2:], piece.strides[-2:]
+        if (one, step, piece.source_strides[-2]) != (1, columns, 1):
+            return None
+        widest = self._widest(target, group)
+        edge = math.isqrt(self.panel // widest)
+        height = min(rows, max(edge, self.panel // widest // columns))
+        width = min(columns, self.panel // widest // height)
+        seek = SEEK // widest
+        _, in_panels = self._panel_step(group, piece.offset, piece.offset + piece.span, widest)
+        in_tiles = (height + seek) / height + (width + seek) / width
+        return self._cut_into_tiles(target, piece, height, width) if in_tiles < in_panels + 1 else None
+
+    def _cut_into_tiles(self, target: int, piece: Piece, height: int, width: int) -> Iterator[Segment]:
+        itemsize = size_of(self.plan.targets[target].dtype)
+        (rows, columns), skip = piece.extents[-2:], piece.source_strides[-1]
+        for index in itertools.product(*map(range, piece.extents[:-2])):
+            offset = piece.offset + dot(index, piece.strides)
+            origin = piece.source_offset + dot(index, piece.source_strides)
+            for top, left in itertools.product(range(0, rows, height), range(0, columns, width)):
+                extents = min(height, rows - top), min(width, columns - left)
+                box = Piece(piece.source, extents, origin + top + left * skip, (1, skip), 0, (extents[1], 1))
+                panel = self._panel(target, [box], math.prod(extents))
+                start = (offset + top * columns + left) * itemsize
+                yield Segment(target, start, panel.nbytes, [panel], extents[1] * itemsize, columns * itemsize)
 
 
 def interleaved(copies: Iterable[Copy]) -> Iterator[list[Piece]]:
@@ -313,7 +270,7 @@ def stage(box: Piece, limit: int, seek: int) -> tuple[Runs, tuple[int, ...], boo
     long as at most ``limit`` elements are kept in all; ``seek`` is the number of elements that take as long to read as
     one call."""
     order = sorted(range(len(box.extents)), key=lambda axis: box.source_strides[axis])
-    total = product(box.extents)
+    total = math.prod(box.extents)
     strides = [0] * len(order)
     stretch = useful = 1
     inner = 0
@@ -337,13 +294,6 @@ def stage(box: Piece, limit: int, seek: int) -> tuple[Runs, tuple[int, ...], boo
 def run_length(piece: Piece) -> int:
     """Elements that stand together on both ends."""
     return piece.extents[-1] if piece.extents and piece.strides[-1] == 1 == piece.source_strides[-1] else 1
-
-
-def product(extents: Iterable[int]) -> int:
-    result = 1
-    for extent in extents:
-        result *= extent
-    return result
 
 
 def dot(index: Iterable[int], strides: Iterable[int]) -> int:

@@ -15,8 +15,8 @@ from .checksum import Checksums
 from .engine import STEP, Worker
 from .errors import Diagnostic, Position, fail
 from .header import StoredTensor
-from .lowering import Panel, Range, Segment
 from .reading import Reader
+from .tasks import Panel, Range, Segment
 
 #: Ranges of at least this many bytes are left to the kernel, if it copies between the files.
 _KERNEL_COPY = 64 << 10
@@ -30,7 +30,7 @@ class HashSink:
         self._checksums = checksums
 
     def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
-        stream = self._checksums.stream(segment.target, segment.start, segment.stop)
+        stream = self._checksums.stream(segment.target, segment.start, segment.start + segment.nbytes)
         for block in worker.blocks(segment.target, segment.operations):
             stream.update(block)
             yield len(block)
@@ -45,18 +45,20 @@ class CompareSink:
         self.differing: dict[int, int] = {}
 
     def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
-        other, position = worker.other, segment.start
+        other, done = worker.other, 0
         base = self._stored.tensors[segment.target].offset
         for block in worker.blocks(segment.target, segment.operations):
-            for begin in range(0, len(block), STEP):
-                part = block[begin : begin + STEP]
-                self._stored.read(segment.target, base + position, other[: len(part)])
-                if not _equal(part, other[: len(part)]):
-                    first = next(i for i, (a, b) in enumerate(zip(part, other, strict=False)) if a != b)
-                    self.differing[segment.target] = min(
-                        position + first, self.differing.get(segment.target, position + first)
-                    )
-                position += len(part)
+            place = 0
+            for offset, length in segment.places(done, len(block)):
+                for begin in range(0, length, STEP):
+                    part = block[place + begin : place + min(begin + STEP, length)]
+                    self._stored.read(segment.target, base + offset + begin, other[: len(part)])
+                    if not _equal(part, other[: len(part)]):
+                        unequal = (i for i, (a, b) in enumerate(zip(part, other, strict=False)) if a != b)
+                        first = offset + begin + next(unequal)
+                        self.differing[segment.target] = min(first, self.differing.get(segment.target, first))
+                place += length
+            done += len(block)
             yield len(block)
 
 
@@ -88,10 +90,10 @@ class WriteSink:
     def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
         place = self._places[segment.target]
         file, base = place.file, place.offset
-        descriptor, position = self._descriptors[file], base + segment.start
+        descriptor, done = self._descriptors[file], 0
         stream = None
-        if self._checksums:
-            stream = self._checksums.stream(segment.target, segment.start, segment.stop)
+        if self._checksums and segment.run == segment.nbytes:
+            stream = self._checksums.stream(segment.target, segment.start, segment.start + segment.nbytes)
         try:
             is_kernel_copy = functools.partial(self._is_kernel_copy, worker.reader)
             for kernel, group in itertools.groupby(segment.operations, is_kernel_copy):
@@ -100,27 +102,34 @@ class WriteSink:
                     operations = []
                     for operation in group:
                         assert isinstance(operation, Range)
+                        position = base + segment.start + done
                         copied = self._copy(operation, descriptor, position, worker) if not operations else 0
-                        position += copied
+                        done += copied
                         if copied < operation.nbytes:
                             source, offset, nbytes = operation
                             operations.append(Range(source, offset + copied, nbytes - copied))
                         yield copied
                 for block in worker.blocks(segment.target, operations):
-                    _write(descriptor, block, position)
+                    begin = 0
+                    for offset, length in segment.places(done, len(block)):
+                        _write(descriptor, block[begin : begin + length], base + offset)
+                        begin += length
                     if stream:
                         stream.update(block)
-                    position += len(block)
+                    done += len(block)
                     yield len(block)
-            if stream:
-                self._hash_edges(segment.target, stream.parts, descriptor, base, worker)
-            start_writeback(descriptor, base + segment.start, segment.stop - segment.start)
+            if self._checksums:
+                places = segment.places(0, segment.nbytes)
+                parts = stream.parts if stream else self._checksums.touched(places)
+                self._hash_edges(segment.target, parts, descriptor, base, worker)
+            if segment.run == segment.nbytes:
+                start_writeback(descriptor, base + segment.start, segment.nbytes)
         except OSError as error:
             reason = error.strerror or str(error)
             where = Position(str(file))
             raise fail("write/failed", f"writing tensor `{self._names[segment.target]}`: {reason}", where) from error
         with self._lock:
-            self._left[file] -= segment.stop - segment.start
+            self._left[file] -= segment.nbytes
             complete = self._left[file] == 0
         if complete:
             self._completed(file)
@@ -160,6 +169,7 @@ class WriteSink:
                 if os.preadv(descriptor, (view,), base + start) != stop - start:
                     raise OSError(errno.EIO, "the file does not give back what was written")
                 self._checksums.set(target, chunk, self._checksums.new(view).digest())
+                start_writeback(descriptor, base + start, stop - start)
 
 
 def differences(differing: Mapping[int, int], labels: Sequence[str], code: str, text: str) -> list[Diagnostic]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import kernels, lowering
+from . import kernels, tasks
 from .affine import Piece
 from .dtypes import size_of, torch_dtype
 from .header import StoredTensor
@@ -233,7 +233,7 @@ def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_
     """Copy a piece between buffers of bytes; its ``here`` end is in ``target``, its ``there`` end in ``source``."""
     extents, strides, others = (tuple(axis[k] for axis in piece.axes) for k in range(3))
     if source.device.type == "cpu":
-        flat = lowering.Piece(0, extents, piece.there, others, piece.here, strides)
+        flat = tasks.Piece(0, extents, piece.there, others, piece.here, strides)
         kernels.move(source, source_dtype, target, target_dtype, flat)
         return
     same = source_dtype == target_dtype
@@ -249,10 +249,10 @@ def _elements(flat: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor
     return flat[: flat.numel() // width * width].view(_INTEGERS[width] if as_integers else torch_dtype(dtype))
 
 
-def run(tasks: Iterable[Bucket], slots: Sequence[Slot], work: Callable[[Slot, Bucket], None]) -> int:
+def run(todo: Iterable[Bucket], slots: Sequence[Slot], work: Callable[[Slot, Bucket], None]) -> int:
     """Let one worker per slot take buckets until there are none; the bytes that they moved to or from files. The first
     exception stops all and is raised."""
-    queue, lock = iter(tasks), threading.Lock()
+    queue, lock = iter(todo), threading.Lock()
     errors: list[BaseException] = []
     moved = [0]
 

@@ -19,7 +19,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosswalk.runtime import engine, kernels, lowering
+from crosswalk.runtime import engine, kernels, lowering, tasks
 from crosswalk.runtime.checksum import CHUNK
 from crosswalk.runtime.dtypes import dtype_name
 from crosswalk.runtime.errors import CrosswalkError
@@ -279,6 +279,48 @@ def test_transpose_wider_than_a_panel(tmp_path: Path) -> None:
     assert report.checksums == checksum_checkpoint(open_checkpoint(tmp_path / "out"))
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("checksum", ["xxh3", "none"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tall_transposes_move_in_tiles(tmp_path: Path, dtype: torch.dtype, checksum: str) -> None:
+    """So tall that a panel of whole rows would read runs of an element or two; alone, and stacked behind another."""
+    tall, stack, norm = torch.randn(1501, 301), torch.randn(3, 1101, 307), torch.randn(5)
+    sources = {name: t.bfloat16() for name, t in (("tall", tall), ("stack", stack), ("norm", norm))}
+    name = {torch.bfloat16: "BF16", torch.float32: "F32"}[dtype]
+    size = stack.numel()
+    plan = make_plan(
+        [spec(name, tensor) for name, tensor in sources.items()],
+        [TensorSpec("tall", (301, 1501), name), TensorSpec("both", (5 + size,), name)],
+        [
+            ("tall", "tall", (301, 1501), 0, (1, 301), 0, (1501, 1), 0),
+            ("norm", "both", (5,), 0, (1,), 0, (1,), 0),
+            ("stack", "both", (3, 307, 1101), 0, (size // 3, 1, 307), 5, (size // 3, 1101, 1), 0),
+        ],
+    )
+    checkpoint = open_checkpoint(save(sources, tmp_path / "in"))
+    lowered = lowering.Lowering(plan, checkpoint.match(plan.sources, "the plan reads"), engine.PANEL)
+    segments = [segment for task in lowered.tasks((0, 1)) for segment in task]
+    assert {plan.targets[s.target].name for s in segments if s.run < s.nbytes} == {"both", "tall"}
+
+    report = write_checkpoint(plan, checkpoint, tmp_path / "out", options=Options(workers=3, checksum=checksum))
+    found = load(tmp_path / "out")
+    assert same(found["tall"], sources["tall"].t().to(dtype))
+    both = torch.cat([sources["norm"], sources["stack"].transpose(1, 2).flatten()])
+    assert same(found["both"], both.to(dtype))
+    output = open_checkpoint(tmp_path / "out")
+    verify_checkpoint(plan, checkpoint, output, options=Options(workers=3))
+    if checksum != "none":
+        assert report.checksums == checksum_checkpoint(output)
+    stored = output.tensors["both"]
+    with open(stored.file, "r+b") as file:
+        file.seek(stored.offset + stored.nbytes - 4003)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(CrosswalkError, match=f"from byte {stored.nbytes - 4003} on"):
+        verify_checkpoint(plan, checkpoint, open_checkpoint(tmp_path / "out"), options=Options(workers=3))
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_permutation_of_axes(data: st.DataObject) -> None:
@@ -291,7 +333,7 @@ def test_any_permutation_of_axes(data: st.DataObject) -> None:
     for extent in reversed(numbers.shape):
         strides.insert(0, size)
         size *= extent
-    piece = lowering.Piece(0, tuple(numbers.shape), 0, numbers.stride(), offset, tuple(strides))
+    piece = tasks.Piece(0, tuple(numbers.shape), 0, numbers.stride(), offset, tuple(strides))
     flat = numbers.reshape(-1)
     cuts = sorted({offset, offset + size, *data.draw(st.lists(st.integers(offset, offset + size), max_size=4))})
     for start, stop in itertools.pairwise(cuts):

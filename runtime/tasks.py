@@ -1,0 +1,115 @@
+"""What the workers do, task by task: stretches of a target tensor, and what they are made from.
+
+Every target tensor is written as *operations*, each of which makes the bytes that follow those of the one before. A
+``Range`` is bytes that stand together in a source file. Everything else (transposes, interleaves, casts) is a
+``Panel``: a part of the target small enough for a worker's buffers, and the pieces of source tensors that fill it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+
+class Piece(NamedTuple):
+    """A copy into one target, or a box of one; fields are as in ``Copy``."""
+
+    source: int
+    extents: tuple[int, ...]
+    source_offset: int
+    source_strides: tuple[int, ...]
+    offset: int
+    strides: tuple[int, ...]
+
+    @property
+    def span(self) -> int:
+        """Elements of the target from the first to the last written, inclusive."""
+        return 1 + sum((extent - 1) * stride for extent, stride in zip(self.extents, self.strides, strict=True))
+
+
+class Range(NamedTuple):
+    """``nbytes`` bytes at ``offset`` of the file that holds source tensor ``source``, copied as they are."""
+
+    source: int
+    offset: int
+    nbytes: int
+
+
+class Runs(NamedTuple):
+    """Runs of ``length`` elements each, the first at ``start``, one for each index over ``axes``: ``(extent, step)``,
+    outermost first."""
+
+    start: int
+    length: int
+    axes: tuple[tuple[int, int], ...]
+
+    @property
+    def number(self) -> int:
+        return math.prod(extent for extent, _ in self.axes)
+
+    def starts(self) -> Iterator[int]:
+        """Where each run begins. There can be many: they are never listed."""
+        if not self.axes:
+            yield self.start
+            return
+        *outer, (extent, step) = self.axes
+        for offsets in itertools.product(*(range(0, n * s, s) for n, s in outer)):
+            begin = self.start + sum(offsets)
+            yield from range(begin, begin + extent * step, step)
+
+
+class Block(NamedTuple):
+    """Parts of a source tensor, and where a worker keeps them: ``runs`` in elements of the tensor, to stand one after
+    the other from byte ``at`` of its staging buffer. ``together``: runs along the innermost axis stand so close that
+    reading what is between them, and leaving it out of the buffer, is faster than a call for each."""
+
+    source: int
+    runs: Runs
+    at: int
+    together: bool
+
+
+class Stripe(NamedTuple):
+    """``nbytes`` bytes of the target, filled completely by ``moves``. The ``source`` of a move is the index of a block,
+    its source offset and strides count elements of the staging buffer from the start of the block."""
+
+    nbytes: int
+    moves: Sequence[Piece]
+
+
+class Panel(NamedTuple):
+    """``nbytes`` bytes of the target: what to read, then consecutive stripes."""
+
+    nbytes: int
+    blocks: Sequence[Block]
+    stripes: Sequence[Stripe]
+
+
+class Segment(NamedTuple):
+    """``nbytes`` bytes of target tensor ``target``, as operations in order: from byte ``start`` on, in runs of ``run``
+    bytes that begin ``step`` bytes apart. Bytes that stand together are one run."""
+
+    target: int
+    start: int
+    nbytes: int
+    operations: Sequence[Range | Panel]
+    run: int
+    step: int
+
+    def places(self, first: int, nbytes: int) -> Iterator[tuple[int, int]]:
+        """``(offset in the target, length)`` of each stretch that ``nbytes`` bytes from the ``first`` one on fill."""
+        while nbytes:
+            row, column = divmod(first, self.run)
+            count = min(nbytes, self.run - column)
+            yield self.start + row * self.step + column, count
+            first, nbytes = first + count, nbytes - count
+
+
+def consecutive(target: int, start: int, nbytes: int, operations: Sequence[Range | Panel]) -> Segment:
+    """A segment whose bytes stand together."""
+    return Segment(target, start, nbytes, operations, nbytes, nbytes)
+
+
+Task = Sequence[Segment]
