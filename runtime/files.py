@@ -77,7 +77,7 @@ def write_checkpoint(
     extra, carried = extra or {}, carried or {}
     workers, panel = _resources(options)
     lowering = Lowering(plan, _bind(plan, source), panel)
-    files = lay_out(plan.targets, _reading_order(lowering), layout)
+    files = lay_out(plan.targets, _reading_order(lowering), layout, lowering.sources)
     check_names([file.name for file in files], extra, carried)
     _check_apart(source, destination)
     _check_ties(plan, source, workers, panel)

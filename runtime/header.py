@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from .dtypes import DTYPES, size_of
 from .errors import CrosswalkError, Diagnostic, Position, fail
+from .extents import BLOCK
 from .plan import TensorSpec
 
 #: Longest header that the format allows, in bytes.
@@ -162,9 +163,10 @@ def _all_sizes(shape: list[Any]) -> bool:
     return {*map(type, shape)} <= {int} and min(shape, default=0) >= 0 and max(shape, default=0) < 2**63
 
 
-def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """Everything that stands before the data of a file with ``tensors`` stored in the given order, without gaps; its
-    length is a multiple of 8. Raises ``CrosswalkError`` for a repeated name or a header beyond the format's limit."""
+def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str], phase: int | None = None) -> bytes:
+    """Everything that stands before the data of a file with ``tensors`` stored in the given order, without gaps. Its
+    length is a multiple of 8, and with ``phase`` that many bytes more than a multiple of ``BLOCK``. Raises
+    ``CrosswalkError`` for a repeated name or a header beyond the format's limit."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for tensor in tensors:
@@ -174,7 +176,7 @@ def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> 
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
     body = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    body += b" " * (-len(body) % 8)
+    body += b" " * (-len(body) % 8 if phase is None else (phase - 8 - len(body)) % BLOCK)
     if len(body) > MAX_HEADER:
         raise fail("output/header", f"the header would have {len(body)} bytes; the format allows {MAX_HEADER}")
     return len(body).to_bytes(8, "little") + body

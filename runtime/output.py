@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from .dtypes import DTYPES
 from .errors import CrosswalkError, Diagnostic, Position
+from .extents import BLOCK
 from .header import StoredTensor, build_header
 from .plan import TensorSpec
 from .staging import JOURNAL
@@ -33,7 +35,8 @@ class OutputLayout:
 
     ``file_name(k, n)`` names data file ``k`` of ``n``, counted from 0; the key of a tensor is its name and
     ``key_suffix``; ``header_metadata`` goes into every data file. ``finish`` makes the files that are written last,
-    once the data is on disk: file name -> content.
+    once the data is on disk: file name -> content. ``in_phase``: the data lies in its blocks as that of the source does
+    in its own, where files can share them; the order of the tensors is then free.
     """
 
     file_name: Callable[[int, int], str]
@@ -41,6 +44,7 @@ class OutputLayout:
     header_metadata: Mapping[str, str] = field(default_factory=dict)
     max_shard_bytes: int = 5_000_000_000
     finish: Callable[[Written], Mapping[str, bytes]] = _nothing
+    in_phase: bool = False
 
 
 def hugging_face_layout(max_shard_bytes: int = 5_000_000_000) -> OutputLayout:
@@ -62,7 +66,7 @@ def native_layout(
     finish: Callable[[Written], Mapping[str, bytes]], max_shard_bytes: int = 5_000_000_000
 ) -> OutputLayout:
     """``model_0.safetensors`` and so on with keys ``NAME/weights``; ``finish`` makes the metadata."""
-    return OutputLayout(lambda k, n: f"model_{k}.safetensors", "/weights", {}, max_shard_bytes, finish)
+    return OutputLayout(lambda k, n: f"model_{k}.safetensors", "/weights", {}, max_shard_bytes, finish, in_phase=True)
 
 
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
@@ -78,8 +82,11 @@ class DataFile:
     size: int
 
 
-def lay_out(targets: Sequence[TensorSpec], order: Iterable[int], layout: OutputLayout) -> list[DataFile]:
-    """Cut the targets, taken in the given order, into files by bytes."""
+def lay_out(
+    targets: Sequence[TensorSpec], order: Iterable[int], layout: OutputLayout, sources: Iterable[StoredTensor] = ()
+) -> list[DataFile]:
+    """Cut the targets, taken in the given order, into files by bytes. ``sources``: what they are made from."""
+    phase = _phase(sources) if layout.in_phase else None
     shards: list[list[int]] = [[]]
     size = 0
     for target in order:
@@ -92,16 +99,31 @@ def lay_out(targets: Sequence[TensorSpec], order: Iterable[int], layout: OutputL
     files = []
     for number, shard in enumerate(shards):
         # The order of the safetensors library: larger elements first, so that every tensor is aligned to its elements,
-        # then by name. A checkpoint that comes back in one file is then the same file.
-        shard.sort(key=lambda target: (-_RANK[targets[target].dtype], targets[target].name))
+        # then by name. A checkpoint that comes back in one file is then the same file. In phase, whole blocks come
+        # before what would shift them.
+        def place(target: int) -> tuple[bool, int, str]:
+            shifts = phase is not None and targets[target].nbytes % BLOCK != 0
+            return shifts, -_RANK[targets[target].dtype], targets[target].name
+
+        shard.sort(key=place)
         specs = [targets[target] for target in shard]
         header = build_header(
             [TensorSpec(spec.name + layout.key_suffix, spec.shape, spec.dtype) for spec in specs],
             layout.header_metadata,
+            phase,
         )
         size = len(header) + sum(spec.nbytes for spec in specs)
         files.append(DataFile(layout.file_name(number, len(shards)), header, tuple(shard), size))
     return files
+
+
+def _phase(sources: Iterable[StoredTensor]) -> int | None:
+    """Where in a block most bytes of the sources begin; None if data cannot be aligned to that."""
+    found: Counter[int] = Counter()
+    for tensor in sources:
+        found[tensor.offset % BLOCK] += tensor.nbytes
+    phase = max(found, key=found.__getitem__, default=0)
+    return phase if phase % 8 == 0 else None
 
 
 def stored(file: DataFile, targets: Sequence[TensorSpec], directory: Path) -> dict[int, StoredTensor]:

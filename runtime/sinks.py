@@ -11,15 +11,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from .checksum import Checksums
+from .checksum import Checksums, Stream
 from .engine import STEP, Worker
 from .errors import Diagnostic, Position, fail
+from .extents import share
 from .header import StoredTensor
 from .reading import Reader
 from .tasks import Panel, Range, Segment
 
-#: Ranges of at least this many bytes are left to the kernel, if it copies between the files.
-_KERNEL_COPY = 64 << 10
+#: Ranges of at least this many bytes are left to the system, if it shares or copies extents of the files.
+_LONG = 64 << 10
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF, errno.EPERM}
 
 
@@ -81,6 +82,7 @@ class WriteSink:
         self._left = dict.fromkeys(descriptors, 0)
         for place in places.values():
             self._left[place.file] += place.nbytes
+        self._shares = True
         self._kernel_copies = checksums is None and hasattr(os, "copy_file_range")
         self._lock = threading.Lock()
         for path, left in self._left.items():
@@ -95,21 +97,16 @@ class WriteSink:
         if self._checksums and segment.run == segment.nbytes:
             stream = self._checksums.stream(segment.target, segment.start, segment.start + segment.nbytes)
         try:
-            is_kernel_copy = functools.partial(self._is_kernel_copy, worker.reader)
-            for kernel, group in itertools.groupby(segment.operations, is_kernel_copy):
-                operations: Iterable[Range | Panel] = group
-                if kernel:
-                    operations = []
+            is_long = functools.partial(self._is_long, worker.reader)
+            for long, group in itertools.groupby(segment.operations, is_long):
+                if long:
                     for operation in group:
                         assert isinstance(operation, Range)
                         position = base + segment.start + done
-                        copied = self._copy(operation, descriptor, position, worker) if not operations else 0
-                        done += copied
-                        if copied < operation.nbytes:
-                            source, offset, nbytes = operation
-                            operations.append(Range(source, offset + copied, nbytes - copied))
-                        yield copied
-                for block in worker.blocks(segment.target, operations):
+                        yield from self._move(operation, descriptor, position, segment.target, stream, worker)
+                        done += operation.nbytes
+                    continue
+                for block in worker.blocks(segment.target, group):
                     begin = 0
                     for offset, length in segment.places(done, len(block)):
                         _write(descriptor, block[begin : begin + length], base + offset)
@@ -134,10 +131,46 @@ class WriteSink:
         if complete:
             self._completed(file)
 
-    def _is_kernel_copy(self, reader: Reader, operation: Range | Panel) -> bool:
-        if not self._kernel_copies or not isinstance(operation, Range) or operation.nbytes < _KERNEL_COPY:
+    def _is_long(self, reader: Reader, operation: Range | Panel) -> bool:
+        """Whether to ask the system to share or copy the bytes, instead of reading and writing them."""
+        if not isinstance(operation, Range) or operation.nbytes < _LONG or not (self._shares or self._kernel_copies):
             return False
         return reader.tensors[operation.source].content is None
+
+    def _move(
+        self, operation: Range, descriptor: int, position: int, target: int, stream: Stream | None, worker: Worker
+    ) -> Iterator[int]:
+        """Fill ``operation.nbytes`` bytes from ``position`` of the file on. Bytes that the files share are not written,
+        and read only if they are to be hashed."""
+        source, offset, nbytes = operation
+        start, stop = self._share(operation, descriptor, position, worker)
+        if stream is None:
+            yield stop - start
+        for first, last in ((0, start), (stop, nbytes)) if stream is None else ((0, nbytes),):
+            done = first
+            if stream is None:
+                part = Range(source, offset + first, last - first)
+                done += self._copy(part, descriptor, position + first, worker)
+                yield done - first
+            for block in worker.blocks(target, [Range(source, offset + done, last - done)]):
+                end = done + len(block)
+                for begin, until in ((done, min(end, start)), (max(done, stop), end)):
+                    if begin < until:
+                        _write(descriptor, block[begin - done : until - done], position + begin)
+                if stream:
+                    stream.update(block)
+                done = end
+                yield len(block)
+
+    def _share(self, operation: Range, descriptor: int, position: int, worker: Worker) -> tuple[int, int]:
+        """The bytes of a range, counted from its start, that the files share from now on."""
+        if self._shares:
+            source = worker.reader.descriptor(operation.source)
+            try:
+                return share(source, operation.offset, descriptor, position, operation.nbytes)
+            except OSError:
+                self._shares = False
+        return 0, 0
 
     def _copy(self, operation: Range, descriptor: int, position: int, worker: Worker) -> int:
         """Let the kernel copy; the number of bytes it did copy before it could not."""

@@ -175,7 +175,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "STRIPE", 500)
     monkeypatch.setattr(engine, "SMALLEST_PANEL", 256)
     monkeypatch.setattr("crosswalk.runtime.checksum.CHUNK", 700)
-    monkeypatch.setattr("crosswalk.runtime.sinks._KERNEL_COPY", 100)
+    monkeypatch.setattr("crosswalk.runtime.sinks._LONG", 100)
 
 
 def dense(t: Tensors) -> Tensors:
