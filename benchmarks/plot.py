@@ -30,7 +30,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> str:
         for row in group:
             if row["variant"] == "cp":
                 continue
-            width = min(row["ratio"], 1.6) * SCALE
+            width = min(row["ratio"], 1.9) * SCALE
             colour = COLOURS[row["variant"]]
             parts.append(f'<rect x="{LEFT}" y="{y}" width="{width:.0f}" height="{BAR}" fill="{colour}"/>')
             text = f"{row['ratio']:.2f}  {row['variant']}"

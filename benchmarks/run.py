@@ -1,10 +1,12 @@
 """Measure conversions against ``cp`` and against what else people use, in interleaved rounds.
 
-    python benchmarks/run.py --tmpfs /dev/shm --disk /some/directory --rounds 5 --results benchmarks/results.json
+    python benchmarks/run.py --tmpfs /dev/shm --disk DIRECTORY --reflink DIRECTORY --rounds 5
 
 Every conversion runs in a process of its own. Its clock starts after the imports, with the plan at hand and the source
 not yet opened, and stops when the output is complete (on disk: synced). On disk the source is evicted from the page
-cache first. ``--plot`` only draws an existing result file.
+cache first; where files can share extents (``--reflink``, a directory on XFS or btrfs) ``cp`` does not. Forward
+conversions lay the data out in phase with the source, as those to the trainer's checkpoints do. ``--plot`` only draws
+an existing result file.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,12 @@ from plot import draw, table
 from workloads import Workload, workloads, write_random
 
 from crosswalk.runtime.files import Options, checksum_checkpoint, write_checkpoint
+from crosswalk.runtime.output import OutputLayout, hugging_face_layout
 from crosswalk.runtime.plan import Plan
 from crosswalk.runtime.source import open_checkpoint
 
 WORKERS = 2
+MEDIA = ("tmpfs", "disk", "reflink")
 PEERS = ("torch by hand", "safetensors load and save")
 
 
@@ -97,7 +102,7 @@ def child(name: str, variant: str, source: Path, target: Path, plan: Path, synce
         options = Options(workers=WORKERS, checksum="none" if variant.endswith("no checksum") else "xxh3")
         loaded = Plan.from_json(plan.read_text())
         with measured(result):
-            write_checkpoint(loaded, open_checkpoint(source), target, options=options)
+            write_checkpoint(loaded, open_checkpoint(source), target, layout=layout(source), options=options)
         return result
     if variant == "transformers":
         from transformers import AutoModelForCausalLM
@@ -129,7 +134,7 @@ def run(name: str, variant: str, source: Path, target: Path, plan: Path, synced:
         evict(source)
     if variant == "cp":
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(["cp", "-r", str(source), str(target)], check=True)
+        subprocess.run(["cp", "-r", "--reflink=never", str(source), str(target)], check=True)
         if synced:
             sync(target)
         seconds = time.perf_counter() - started
@@ -140,6 +145,11 @@ def run(name: str, variant: str, source: Path, target: Path, plan: Path, synced:
     command = [sys.executable, __file__, "--child", *arguments]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
+
+
+def layout(source: Path) -> OutputLayout:
+    """That of Hugging Face, with the data in phase unless it was converted before."""
+    return replace(hugging_face_layout(), in_phase=source.name == "in")
 
 
 def data_bytes(directory: Path) -> int:
@@ -158,7 +168,7 @@ def measure(workload: Workload, medium: str, home: Path, rounds: int, peers: int
         for plan, path in ((workload.plan, "forward.json"), (inverse, "back.json")):
             (home / path).write_text(plan.to_json())
         original = open_checkpoint(source)
-        checksums = write_checkpoint(workload.plan, original, back_source).checksums
+        checksums = write_checkpoint(workload.plan, original, back_source, layout=layout(source)).checksums
         variants = [
             ("forward", "cp"),
             ("forward", "crosswalk"),
@@ -175,7 +185,7 @@ def measure(workload: Workload, medium: str, home: Path, rounds: int, peers: int
                 if number >= peers and variant in PEERS:
                     continue
                 origin = source if direction == "forward" else back_source
-                found = run(workload.name, variant, origin, output, home / f"{direction}.json", medium == "disk")
+                found = run(workload.name, variant, origin, output, home / f"{direction}.json", medium != "tmpfs")
                 # cp moves the bytes of the source, a conversion is judged by the bytes it writes.
                 found["bytes"] = data_bytes(output)
                 rows[direction, variant].append(found)
@@ -184,6 +194,8 @@ def measure(workload: Workload, medium: str, home: Path, rounds: int, peers: int
                     equal[direction, variant] = checksum_checkpoint(open_checkpoint(output)) == wanted
                 shutil.rmtree(output)
         for (direction, variant), runs in rows.items():
+            if not runs:
+                continue
             yield summarized(workload.name, workload.text, medium, direction, variant, runs, rows[direction, "cp"]) | {
                 "equal": equal.get((direction, variant))
             }
@@ -217,7 +229,7 @@ def measure_model(medium: str, home: Path, rounds: int) -> Iterator[dict[str, An
         rows: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
         for _ in range(rounds):
             for variant in variants:
-                found = run("model", variant, source, output, source, medium == "disk")
+                found = run("model", variant, source, output, source, medium != "tmpfs")
                 rows[variant].append(found | {"bytes": data_bytes(output)})
                 shutil.rmtree(output)
         text = "a Mixtral model, config and all"
@@ -277,6 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tmpfs", type=Path)
     parser.add_argument("--disk", type=Path)
+    parser.add_argument("--reflink", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-rounds", type=int, help="rounds of the slow peers, by default all")
     parser.add_argument("--only", default="W1,W2,W3,W4,W5,W6,model", help="workloads, separated by commas")
@@ -292,7 +305,8 @@ def main() -> None:
     peers = options.rounds if options.peer_rounds is None else options.peer_rounds
     if not options.plot:
         results: dict[str, Any] = {"machine": machine(), "rows": []}
-        for medium, place in (("tmpfs", options.tmpfs), ("disk", options.disk)):
+        for medium in MEDIA:
+            place = getattr(options, medium)
             if place is None:
                 continue
             home = place / f"crosswalk-benchmark-{os.getpid()}"
@@ -308,7 +322,7 @@ def main() -> None:
                 options.results.write_text(json.dumps(results, indent=1) + "\n")
     rows = json.loads(options.results.read_text())["rows"]
     options.results.with_suffix(".svg").write_text(draw(rows))
-    options.results.with_suffix(".md").write_text("\n".join(table(rows, medium) for medium in ("tmpfs", "disk")))
+    options.results.with_suffix(".md").write_text("\n".join(table(rows, medium) for medium in MEDIA))
 
 
 if __name__ == "__main__":
