@@ -128,7 +128,7 @@ def _direct(number: int, stored: StoredTensor, block: Block, memories: Sequence[
         return None
     memory, piece = block.placements[0]
     dense = not piece.axes or (len(piece.axes) == 1 and piece.axes[0][1:] == (1, 1))
-    if not dense or memories[memory].dtype != stored.dtype or memories[memory].flat.device.type != "cpu":
+    if not dense or memories[memory].dtype != stored.dtype or not on_host(memories[memory].flat.device):
         return None
     width = size_of(stored.dtype)
     return Direct(number, stored.offset + block.start * width, memory, piece.there * width, block.elements * width)
@@ -166,7 +166,7 @@ class Slot:
         self._staging: torch.Tensor | None = None
         self._stream: Any = None
         self._event: Any = None
-        if device.type != "cpu":
+        if not on_host(device):
             self._module = torch.get_device_module(device)
             self._stream = self._module.Stream(device)
             # The tensors may still be in the making on the stream of the caller.
@@ -217,9 +217,14 @@ class Slot:
             self._event = self._stream.record_event()
 
 
+def on_host(device: torch.device) -> bool:
+    """Whether the host's threads read and write the memory of the device themselves."""
+    return device.type == "cpu"
+
+
 def host_buffer(size: int, device: torch.device) -> torch.Tensor:
     """Bytes on the host, pinned if they are for an accelerator."""
-    return torch.empty(size, dtype=torch.uint8, pin_memory=device.type != "cpu")
+    return torch.empty(size, dtype=torch.uint8, pin_memory=not on_host(device))
 
 
 def host_view(tensor: torch.Tensor) -> memoryview:
@@ -232,7 +237,7 @@ def host_view(tensor: torch.Tensor) -> memoryview:
 def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
     """Copy a piece between buffers of bytes; its ``here`` end is in ``target``, its ``there`` end in ``source``."""
     extents, strides, others = (tuple(axis[k] for axis in piece.axes) for k in range(3))
-    if source.device.type == "cpu":
+    if on_host(source.device):
         flat = tasks.Piece(0, extents, piece.there, others, piece.here, strides)
         kernels.move(source, source_dtype, target, target_dtype, flat)
         return

@@ -1,0 +1,138 @@
+"""The path for accelerators, without one: a device that works late.
+
+Tensors stay on the CPU, but transfer takes them for those of an accelerator, whose streams do nothing until somebody
+waits for them. A buffer that is filled again too early, or a result that is used too early, then has wrong bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from native_llama import LLAMA, assert_equal, blank, native_state
+from oracles import make_checkpoint
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import crosswalk
+from crosswalk.runtime import live, saving, transfer
+from crosswalk.runtime.distributed import team
+from crosswalk.runtime.source import open_checkpoint
+
+BUCKET = 5_000
+
+
+class Deferred(TorchDispatchMode):
+    """Puts copies into a queue instead of doing them."""
+
+    def __init__(self, queue: list[Callable[[], Any]]) -> None:
+        super().__init__()
+        self.queue = queue
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function is torch.ops.aten.copy_.default:
+            self.queue.append(lambda: function(*arguments, **(options or {})))
+            return arguments[0]
+        return function(*arguments, **(options or {}))
+
+
+class Event:
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.upto = stream, stream.done + len(stream.queue)
+
+    def synchronize(self) -> None:
+        self.stream.work(self.upto)
+
+
+class Stream:
+    """What is put on it happens when an event after it is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.queue: list[Callable[[], Any]] = []
+        self.done = 0
+        self.lock = threading.Lock()
+
+    def work(self, upto: int) -> None:
+        with self.lock:
+            while self.done < upto:
+                self.queue.pop(0)()
+                self.done += 1
+
+    def wait_stream(self, other: Stream) -> None:
+        other.work(other.done + len(other.queue))
+
+    def wait_event(self, event: Event) -> None:
+        event.synchronize()  # what comes next on the caller's stream happens at once
+
+    def record_event(self) -> Event:
+        return Event(self)
+
+
+class Accelerator:
+    """What ``torch.get_device_module`` returns for it."""
+
+    Stream = Stream
+
+    def __init__(self) -> None:
+        self.current = Stream(torch.device("cpu"))
+        self.copies = 0
+
+    def current_stream(self, device: torch.device) -> Stream:
+        return self.current
+
+    @contextlib.contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before = len(stream.queue)
+        with Deferred(stream.queue):
+            yield
+        self.copies += len(stream.queue) - before
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
+    device = Accelerator()
+    monkeypatch.setattr(torch, "get_device_module", lambda where: device)
+    monkeypatch.setattr(transfer, "on_host", lambda where: False)
+    for module in (transfer, saving):
+        monkeypatch.setattr(module, "host_buffer", lambda size, where: torch.empty(size, dtype=torch.uint8))
+    return device
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("device") / "hf"
+    make_checkpoint(path, LLAMA)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_and_saving_wait_for_the_device(
+    dtype: torch.dtype, checkpoint: Path, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    expected = native_state(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    plan = crosswalk.compile_plan(config, "llama")
+    state = blank(expected, dtype=dtype)
+    live.load(plan, open_checkpoint(checkpoint), state, team(), bucket_bytes=BUCKET)
+    assert_equal(state, {name: tensor.to(dtype) for name, tensor in expected.items()})
+    assert accelerator.copies > 50
+
+    export = crosswalk.compile_plan(crosswalk.import_config(config), "llama", to="hf")
+    theirs = {name: tensor.to(dtype).float() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    for background in (None, team):
+        destination = tmp_path / f"out-{background is None}"
+        done = saving.save(export, state, destination, team(), background, bucket_bytes=BUCKET)
+        if background is not None:
+            for tensor in state.values():  # what is in the making may change as soon as the call returns
+                tensor.zero_()
+            assert isinstance(done, Future)
+            done.result()
+        assert_equal(load_file(destination / "model.safetensors"), theirs)
