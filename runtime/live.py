@@ -230,7 +230,7 @@ def read_moves(
     total = 0
     with contextlib.closing(Reader(names, stored, checkpoint.files)) as reader:
         for device, placements in planned.by_device():
-            slots = [Slot(device, bucket_bytes) for _ in range(worker_count())]
+            slots = [Slot(device, bucket_bytes, hosts=2) for _ in range(worker_count(device))]
             tasks = buckets(stored, placements, planned.memories, exact=False, size=bucket_bytes)
             total += run(tasks, slots, _reading(reader, stored, planned.memories))
             for slot in slots:
@@ -248,7 +248,7 @@ def _reading(
             reader.read(direct.tensor, direct.offset, host_view(flat[direct.start : direct.start + direct.nbytes]))
         if not bucket.stretches:
             return
-        slot.wait()
+        slot.turn()
         view = host_view(slot.host)
         for tensor, offsets, length, position in bucket.stretches:
             if len(offsets) == 1:

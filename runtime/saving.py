@@ -264,7 +264,7 @@ def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int 
             slot.wait()
             write(bucket, slot.host, planned.memories)
 
-        slots = [Slot(device, bucket_bytes) for _ in range(worker_count())]
+        slots = [Slot(device, bucket_bytes) for _ in range(worker_count(device))]
         total += run(buckets(regions.places, placements, planned.memories, exact=True, size=bucket_bytes), slots, work)
     return total
 
@@ -279,7 +279,7 @@ def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tupl
             slot.fill_buffer(bucket, regions.places, planned.memories, host)
             result.append((slot, bucket, host))
 
-        slots = [Slot(device, bucket_bytes, host=False) for _ in range(worker_count())]
+        slots = [Slot(device, bucket_bytes, hosts=0) for _ in range(worker_count(device))]
         tasks = buckets(regions.places, placements, planned.memories, exact=True, size=bucket_bytes, direct=False)
         run(tasks, slots, work)
     return result

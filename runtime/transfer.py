@@ -160,12 +160,15 @@ def _add(bucket: Bucket, number: int, tensors: Sequence[StoredTensor], block: Bl
 class Slot:
     """The buffers of one worker. ``device`` is that of the tensors."""
 
-    def __init__(self, device: torch.device, size: int = BUCKET, host: bool = True):
-        """``host=False`` leaves the host buffer out, for buckets that bring their own."""
-        self.host = host_buffer(size if host else 0, device)
+    def __init__(self, device: torch.device, size: int = BUCKET, hosts: int = 1):
+        """``hosts``: buffers on the host; none for buckets that bring their own, two to fill one from a file while the
+        other is on its way to an accelerator. A CPU needs one."""
+        count = min(hosts, 1) if on_host(device) else hosts
+        self._hosts = [host_buffer(size, device) for _ in range(count)]
+        self._events: list[Any] = [None] * max(1, count)
+        self._turn = 0
         self._staging: torch.Tensor | None = None
         self._stream: Any = None
-        self._event: Any = None
         if not on_host(device):
             self._module = torch.get_device_module(device)
             self._stream = self._module.Stream(device)
@@ -174,15 +177,27 @@ class Slot:
             with self._on_stream():
                 self._staging = torch.empty(size, dtype=torch.uint8, device=device)
 
+    @property
+    def host(self) -> torch.Tensor:
+        """The host buffer whose turn it is."""
+        return self._hosts[self._turn]
+
+    def turn(self) -> None:
+        """The turn of the next host buffer, once no copy needs what is in it."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        if self._events[self._turn] is not None:
+            self._events[self._turn].synchronize()
+
     def wait(self) -> None:
-        """Until the copies of the last bucket no longer need the buffers, and have filled those that they fill."""
-        if self._event is not None:
-            self._event.synchronize()
+        """Until the copies no longer need the buffers, and have filled those that they fill."""
+        for event in self._events:
+            if event is not None:
+                event.synchronize()
 
     def finish(self) -> None:
         """What the caller puts on its stream from now on happens after the copies of this slot."""
-        if self._event is not None:
-            self._module.current_stream(self._stream.device).wait_event(self._event)
+        if self._stream is not None:
+            self._module.current_stream(self._stream.device).wait_stream(self._stream)
 
     def fill_tensors(self, bucket: Bucket, sources: Sequence[StoredTensor], memories: Sequence[Memory]) -> None:
         """From the host buffer into the tensors."""
@@ -214,7 +229,7 @@ class Slot:
             return
         with self._module.stream(self._stream):
             yield
-            self._event = self._stream.record_event()
+            self._events[self._turn] = self._stream.record_event()
 
 
 def on_host(device: torch.device) -> bool:
@@ -299,8 +314,9 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def worker_count() -> int:
-    """Threads that keep storage and memory busy on this machine, for one process."""
+def worker_count(device: torch.device) -> int:
+    """Threads that keep storage and the memory of the device busy, for one process on this machine. A thread reads at
+    about 8 GB/s from the page cache: four are enough for the memory of a CPU, the link to an accelerator takes more."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(4, math.ceil(available / local)))
+    return max(1, min(4 if on_host(device) else 8, math.ceil(available / local)))
