@@ -65,9 +65,10 @@ def lower(
     parameter without an arrow), minus what went into the name; several parameters are concatenated along their first
     output dimension. With ``dims``, a bare label stands for those of its axes that are not written elsewhere; a label
     that went into the name has there the axes of its own tensor.
-    ``lengths`` are the sizes of the axes on their end, by default ``sizes``: where an axis is shorter there, only its
-    first elements are related. ``missing_axes="drop"`` lowers a bias with the dims of its weight: axes that it lacks vanish. Conditions count as
-    fulfilled, so an unresolved pattern with any positive sizes serves as a check before there is a config.
+    ``lengths`` are the sizes of the axes on their end, by default ``sizes``: of an axis that is shorter there, only the
+    first elements are related. ``missing_axes="drop"`` lowers a bias with the dims of its weight: axes that it lacks
+    vanish. Conditions count as fulfilled, so an unresolved pattern with any positive sizes serves as a check before
+    there is a config.
 
     The result depends on the arguments alone, and all names in it are relative to what the caller passed. So lower once
     for all equal layers, with templates and parameter names below the layer, and put the prefixes of a layer in front

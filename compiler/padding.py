@@ -29,11 +29,9 @@ def length(kind: Type, config: Mapping[str, Any], axis: str) -> int:
     return value
 
 
-def resized(kind: Type, config: Mapping[str, Any], lengths: Mapping[str, int]) -> Mapping[str, Any]:
+def resized(kind: Type, config: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Any]:
     """The config with these sizes of axes that may be padded."""
-    if not lengths:
-        return config
-    result = copy.deepcopy(dict(config))
+    result = copy.deepcopy(dict(config)) if lengths else dict(config)
     for axis, size in lengths.items():
         *outer, last = _field(kind, axis)
         inner = result

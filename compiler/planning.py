@@ -52,8 +52,8 @@ def bind(
     allow_lossy: bool = False,
     lengths: Mapping[str, int] = MappingProxyType({}),
 ) -> Bound:
-    """Bind a mapping to a native config that :func:`~.scope.normalize` has completed. ``lengths``: axes that are shorter
-    on their side, whose config then says so; what is beyond is padding (:mod:`.padding`).
+    """Bind a mapping to a native config that :func:`~.scope.normalize` has completed. ``lengths``: axes that are
+    shorter on their side, whose config then says so; what is beyond is padding (:mod:`.padding`).
 
     Raises ``CrosswalkError`` if the format cannot hold the config, or a parameter has no tensor.
     """

@@ -138,8 +138,8 @@ class Scope:
         return size
 
     def axis_entry(self, name: str, lengths: Mapping[str, int] = MappingProxyType({})) -> int | tuple[str, ...]:
-        """An axis as the lowering wants it: its size, or the axes that it is made of. ``lengths``: axes of the root that
-        have other sizes than its config says."""
+        """An axis as the lowering wants it: its size, or the axes that it is made of. ``lengths``: axes of the root
+        that have other sizes than its config says."""
         if name in self.axis_names and self.parent is not None:
             return self.parent.axis_entry(self.axis_names[name], lengths)
         if self.parent is None and name in lengths:

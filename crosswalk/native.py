@@ -115,8 +115,8 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
         return isinstance(value, Mapping) and all(texts(axis) and sizes(found) for axis, found in value.items())
 
     def sizes(value: Any) -> bool:
-        numbers = [value.get("from"), value.get("to")] if isinstance(value, Mapping) and len(value) == 2 else []
-        return bool(numbers) and all(type(number) is int for number in numbers) and 1 <= numbers[0] < numbers[1]
+        numbers: list[Any] = list(map(value.get, ("from", "to"))) if isinstance(value, Mapping) else []
+        return bool(numbers) and {*map(type, numbers)} == {int} and bool(1 <= numbers[0] < numbers[1])
 
     wanted: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         (("model",), f"one of {', '.join(roots)}", lambda value: texts(value) and value in roots),

@@ -3,18 +3,28 @@ remembered, and what a user is told."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from crosswalk.compiler.layout import Type
 from crosswalk.compiler.padding import cut_to, length, resized, round_up
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 #: Axis -> a number: a multiple to pad to, or a size.
 Sizes = Mapping[str, int]
 
 
-def padded(kind: Type, native: Mapping[str, Any], multiples: Sizes | None) -> tuple[Mapping[str, Any], dict[str, int]]:
+def check_direction(to: str | None, pad: Sizes | None, truncate: Sizes | None) -> None:
+    """Raise for ``pad`` in a conversion to ``hf``, and for ``truncate`` in one to a layout."""
+    if to == "hf" and pad:
+        hint = "leave out --pad: what the checkpoint remembers as padding is cut off"
+        raise fail("usage/pad", "axes are padded on the way to a layout, and this is a conversion to `hf`", None, hint)
+    if to != "hf" and truncate:
+        text = "axes are truncated on the way to `hf`, and this is a conversion to a layout"
+        raise fail("usage/truncate", text, None, "leave out --truncate")
+
+
+def padded(kind: Type, native: Mapping[str, Any], multiples: Sizes | None) -> tuple[dict[str, Any], dict[str, int]]:
     """The native config with every axis rounded up to its multiple, and the sizes before of those that are longer now.
     Raises ``CrosswalkError``, see :func:`crosswalk.compiler.padding.round_up`."""
     wanted = round_up(kind, native, multiples or {})
@@ -71,10 +81,33 @@ def truncated(
     return result
 
 
-def notes(kind: Type, native: Mapping[str, Any], lengths: Sizes, done: str) -> tuple[str, ...]:
-    """A sentence for each axis. ``done``: what happens to what is beyond its length."""
-    return tuple(
-        f"axis `{axis}` is {length(kind, native, axis)} long, {size} in the Hugging Face checkpoint: "
-        f"{length(kind, native, axis) - size} {done}"
-        for axis, size in lengths.items()
-    )
+def padding_notes(kind: Type, native: Mapping[str, Any], lengths: Sizes, is_import: bool) -> tuple[str, ...]:
+    """A sentence for each axis that has another size on the other side."""
+    result = []
+    for axis, size in lengths.items():
+        whole = length(kind, native, axis)
+        if is_import:
+            result.append(f"axis `{axis}` is padded from {size} to {whole} with zeros")
+        else:
+            result.append(f"axis `{axis}` is cut from {whole} to {size}: the last {whole - size} are left out, unread")
+    return tuple(result)
+
+
+def parse_sizes(texts: Iterable[str], option: str) -> dict[str, int]:
+    """Numbers by axis, of texts such as ``vocab=128``. ``option`` is what the user calls them.
+
+    Raises ``CrosswalkError`` with every text that is something else, or names an axis again."""
+    result: dict[str, int] = {}
+    problems = []
+    for text in texts:
+        axis, _, number = text.partition("=")
+        if not axis or not (number.isascii() and number.isdigit()):
+            problems.append(Diagnostic(f"usage/{option}", f"`--{option} {text}` is not AXIS=NUMBER", None,
+                                       f"write it as --{option} vocab=128"))  # fmt: skip
+        elif axis in result:
+            problems.append(Diagnostic(f"usage/{option}", f"`--{option}` names axis `{axis}` twice"))
+        else:
+            result[axis] = int(number)
+    if problems:
+        raise CrosswalkError(problems)
+    return result

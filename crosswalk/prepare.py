@@ -15,8 +15,8 @@ from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.exporting import export_config
 from crosswalk.compiler.importing import import_config
 from crosswalk.compiler.otherwise import import_with_tensors
-from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, protects, tensor_dialect
 from crosswalk.compiler.padding import resized
+from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, protects, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize, same_value
 from crosswalk.runtime.dtypes import DTYPES
@@ -29,8 +29,7 @@ from .catalog import catalog, format_named
 from .detect import DEFAULT_LAYOUT, chosen_format
 from .huggingface import CONFIG, carried_files, config_bytes, folders_left_behind, open_hugging_face, parse_config
 from .native import METADATA, NativeCheckpoint, is_native, open_native
-from .padding import Sizes, padded, record, truncated
-from .padding import notes as padding_notes
+from .padding import Sizes, check_direction, padded, padding_notes, record, truncated
 from .positions import located, locator, read_from
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -82,10 +81,8 @@ def prepare(
         require_checkpoint(source)
     if to is None:
         to = "hf" if native else DEFAULT_LAYOUT
+    check_direction(to, pad, truncate)
     if native and to == "hf":
-        if pad:
-            raise fail("usage/pad", "axes are padded in a conversion to a layout, and this one is to `hf`", None,
-                       "leave out --pad: padding that the checkpoint remembers is cut off")  # fmt: skip
         return _prepare_export(source, format, dialect, dtype, protect, allow_lossy, model_files, truncate)
     if native:
         what = f"a {catalog().layout('fast_llm').name} checkpoint ({METADATA})"
@@ -99,9 +96,6 @@ def prepare(
     if dialect is not None:
         raise fail("usage/dialect", "a dialect is one of Hugging Face checkpoints to write; this one is read", None,
                    "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
-    if truncate:
-        raise fail("usage/truncate", "axes are truncated in a conversion to `hf`, and this one is to a layout", None,
-                   "leave out --truncate")  # fmt: skip
     return _prepare_import(source, to, format, dtype, protect, allow_lossy, pad)
 
 
@@ -139,7 +133,7 @@ def _prepare_import(
         raise CrosswalkError(problems)
     _check_protected(protect, plan)
     left = folders_left_behind(path)
-    grown = padding_notes(mapping.root.type, native, lengths, "zeros are added")
+    grown = padding_notes(mapping.root.type, native, lengths, True)
     said = (*dict.fromkeys(notes), *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
     files = checkpoint.files
     return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, files, (), said, lengths)
@@ -193,7 +187,7 @@ def _prepare_export(
     theirs = resized(kind, native, lengths)
     text = _config_text(mapping, bound, theirs, checkpoint, plan, dialect is not None)
     files = _files_to_write(mapping, checkpoint, model_files)
-    notes = (*dict.fromkeys(bound.notes), *padding_notes(kind, native, lengths, "are left out"))
+    notes = (*dict.fromkeys(bound.notes), *padding_notes(kind, native, lengths, False))
     return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects, notes, lengths)
 
 

@@ -296,6 +296,7 @@ def _named(region: Region, tensors: Sequence[TensorSpec], rules: int = 0) -> Raw
 def _joined(regions: Iterable[RawRegion]) -> list[RawRegion]:
     """The same elements in as few regions as join into one: they are joined as copies onto themselves."""
     onto = (
-        (name, name, extents, offset, strides, offset, strides, rule) for name, extents, offset, strides, rule in regions
+        (name, name, extents, offset, strides, offset, strides, rule)
+        for name, extents, offset, strides, rule in regions
     )
     return [(name, extents, offset, strides, rule) for name, _, extents, offset, strides, _, _, rule in join(onto)]

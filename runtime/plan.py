@@ -144,8 +144,8 @@ class Plan:
         return dataclasses.replace(self, sources=tuple(sources), targets=tuple(targets))
 
     def inverse(self) -> Plan:
-        """The plan that undoes this one: padding is cut off, and what was cut off is padded. Tied duplicates and dropped
-        tensors are not re-created."""
+        """The plan that undoes this one: padding is cut off, and what was cut off is padded. Tied duplicates and
+        dropped tensors are not re-created."""
         gone = {exemption.tensor for exemption in self.exemptions}
         return make_plan(
             self.targets,

@@ -258,8 +258,8 @@ def _check_piece(plan: Plan, end: str, piece: Piece, size: int | None) -> Diagno
         return _diagnose(
             plan,
             "plan/bounds",
-            f"{_name(plan, index, end)} reaches element {piece.stop - 1} of {end} tensor `{tensor.name}`, which has {size} "
-            f"(shape {list(tensor.shape)})",
+            f"{_name(plan, index, end)} reaches element {piece.stop - 1} of {end} tensor `{tensor.name}`, which has "
+            f"{size} (shape {list(tensor.shape)})",
             [moved],
         )
     if axes and not (len(axes) == 1 and axes[0][1] > 0) and not is_nested(axes):
@@ -291,7 +291,9 @@ def _name(plan: Plan, index: int, end: str = "target") -> str:
 def _exempt_but_copied(plan: Plan, tensor: TensorSpec, pieces: list[Piece]) -> Diagnostic:
     moved = _entry(plan, "source", pieces[0].there)
     how = "truncated" if isinstance(moved, Region) else "copied"
-    return _diagnose(plan, "plan/exemption", f"source tensor `{tensor.name}` is exempt, and {how} all the same", [moved])
+    return _diagnose(
+        plan, "plan/exemption", f"source tensor `{tensor.name}` is exempt, and {how} all the same", [moved]
+    )
 
 
 def _explain(plan: Plan, end: str, tensor: TensorSpec, fault: Fault) -> Diagnostic:
@@ -310,7 +312,9 @@ def _explain(plan: Plan, end: str, tensor: TensorSpec, fault: Fault) -> Diagnost
 def _other_end(plan: Plan, end: str, moved: Copy | Region) -> str:
     if isinstance(moved, Region):
         return "to be left out" if end == "source" else "as padding"
-    return f"for `{plan.targets[moved.target].name}`" if end == "source" else f"from `{plan.sources[moved.source].name}`"
+    return (
+        f"for `{plan.targets[moved.target].name}`" if end == "source" else f"from `{plan.sources[moved.source].name}`"
+    )
 
 
 def _range(shape: tuple[int, ...], fault: Fault) -> str:
