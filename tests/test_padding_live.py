@@ -76,6 +76,13 @@ def test_ranks_that_cut_differently_are_told(checkpoint: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def test_zeros_are_read_from_nowhere(checkpoint: Path) -> None:
+    state = blank(cases.padded_state(checkpoint, 128))
+    report = crosswalk.load(checkpoint, state, pad={"vocab": 128}).report
+    size = sum(tensor.nbytes for tensor in load_file(checkpoint / "model.safetensors").values())
+    assert report.bytes_read == report.bytes_held == size
+
+
 def test_a_tied_meta_model_is_padded_on_the_way_in(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "hf", {**LLAMA, "tie_word_embeddings": True})
     expected = cases.padded_state(tmp_path / "hf", 128)
