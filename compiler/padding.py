@@ -16,7 +16,7 @@ from .containers import did_you_mean
 from .expressions import Expression
 from .layout import Type
 
-#: Sizes beyond this are no sizes.
+#: No axis is longer: an absurd number is an error, not a plan for a file that no disk holds.
 _LARGEST = 1 << 40
 
 
@@ -71,7 +71,7 @@ def _problems(kind: Type, numbers: Mapping[str, int], option: str, done: str) ->
     for axis, number in numbers.items():
         if axis not in kind.pads:
             text = f"there is no axis `{axis}` that may be {done}"
-            hint = did_you_mean(axis, kind.pads) or may
+            hint = did_you_mean(str(axis), kind.pads) or may
             if axis in kind.axes:
                 text = f"axis `{axis}` may not be {done}: the model would be another one"
             yield Diagnostic(f"usage/{option}", text, None, hint)

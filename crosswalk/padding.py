@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crosswalk.compiler.containers import shorten
 from crosswalk.compiler.layout import Type
 from crosswalk.compiler.padding import cut_to, length, resized, round_up
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
@@ -101,8 +102,8 @@ def parse_sizes(texts: Iterable[str], option: str) -> dict[str, int]:
     problems = []
     for text in texts:
         axis, _, number = text.partition("=")
-        if not axis or not (number.isascii() and number.isdigit()):
-            problems.append(Diagnostic(f"usage/{option}", f"`--{option} {text}` is not AXIS=NUMBER", None,
+        if not axis or not (number.isascii() and number.isdigit() and len(number) < 20):
+            problems.append(Diagnostic(f"usage/{option}", f"`--{option} {shorten(text)}` is not AXIS=NUMBER", None,
                                        f"write it as --{option} vocab=128"))  # fmt: skip
         elif axis in result:
             problems.append(Diagnostic(f"usage/{option}", f"`--{option}` names axis `{axis}` twice"))

@@ -253,8 +253,24 @@ def test_wrong_axes_and_numbers_are_refused_together(command: CommandLine, tmp_p
     for number in (True, 1.5, "128", -1, 1 << 70):
         with pytest.raises(CrosswalkError, match="a multiple is a whole number from 1 on"):
             crosswalk.check(source, pad={"vocab": number})  # type: ignore[dict-item]
+    with pytest.raises(CrosswalkError, match="there is no axis `3`"):
+        crosswalk.check(source, pad={3: 128})  # type: ignore[dict-item]
     assert_refused(
-        command("check", source, "--pad", "vocab", "--pad", "vocab=x", "--pad", "vocab=1", "--pad", "vocab=2"),
+        command(
+            "check",
+            source,
+            "--pad",
+            "vocab",
+            "--pad",
+            "vocab=x",
+            "--pad",
+            "vocab=1",
+            "--pad",
+            "vocab=2",
+            "--pad",
+            "vocab=" + 5000 * "9",
+        ),
+        "`--pad vocab=9999",
         "`--pad vocab` is not AXIS=NUMBER",
         "`--pad vocab=x` is not AXIS=NUMBER",
         "`--pad` names axis `vocab` twice",
