@@ -111,6 +111,23 @@ def cells_of(dims: Iterable[Term], sizes: AxisTable) -> list[Cell]:
     return [Cell(frozenset(labels), offset, strides) for labels, offset, strides in cells]
 
 
+def outside(
+    dims: Iterable[Term], sizes: AxisTable, inner: AxisTable
+) -> list[tuple[tuple[int, ...], int, tuple[int, ...]]]:
+    """The elements of a row-major tensor with these dimensions for which the index of some atom is not below the size
+    that it has in ``inner`` (which is nowhere larger): disjoint boxes, as (extents, offset, strides)."""
+    boxes = []
+    for cell in cells_of([expand(dim, sizes) for dim in dims], sizes):
+        whole = [atom_size(atom, sizes) for atom in cell.strides]
+        kept = [atom_size(atom, inner) for atom in cell.strides]
+        for place, (atom, stride) in enumerate(cell.strides.items()):
+            extents = (*kept[:place], whole[place] - kept[place], *whole[place + 1 :])
+            if all(extents):
+                offset = cell.offset + atom_size(atom, inner) * stride
+                boxes.append((extents, offset, tuple(cell.strides.values())))
+    return boxes
+
+
 def _cells(term: Term, stride: int, sizes: AxisTable) -> list[tuple[tuple[str, ...], int, dict[str, int]]]:
     match term:
         case Axis(name):

@@ -95,7 +95,7 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class Type:
     """A config type, with what it inherits already in it. ``family`` is None for one without a ``type`` key, unless
-    ``registered`` gives it one of its own."""
+    ``registered`` gives it one of its own. ``pads``: axes that may be longer than in a checkpoint."""
 
     name: str
     registered: str | None
@@ -112,6 +112,7 @@ class Type:
     checks: tuple[Check, ...]
     model: str | None
     position: Position
+    pads: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -192,9 +193,11 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        return Layout(
+        layout = Layout(
             self.document["layout"], self.document["root"], self.enums, types, families, self.document.position.file
         )
+        self.problems += _unpaddable(layout)
+        return layout
 
     def _attempt(
         self, into: dict[str, Type], name: str, body: Map, family: str | None, known: Mapping[str, Type], at: Position
@@ -239,6 +242,7 @@ class _Reader:
             checks=(*(base.checks if base else ()), *self._checks(body)),
             model=body.get("model"),
             position=at,
+            pads=tuple(dict.fromkeys((*(base.pads if base else ()), *body.get("pads", ())))),
         )
 
     def _field(self, name: str, text: str, group: Group, position: Position) -> Field:
@@ -318,3 +322,30 @@ class _Reader:
     def _checks(self, body: Map) -> list[Check]:
         checks = body.get("checks", Map())
         return [Check(compile_expression(text, checks.key_position(text)), message) for text, message in checks.items()]
+
+
+def _unpaddable(layout: Layout) -> Iterator[Diagnostic]:
+    """Axes that a type declares to be padded and whose size is not one field of its config."""
+    for kind in layout.all_types():
+        for axis in kind.pads:
+            size = kind.axes.get(axis)
+            if size is None:
+                reason = f"the type has no such axis; its axes are {', '.join(kind.axes) or 'none'}"
+            elif not isinstance(size, Expression) or size.text not in map(".".join, size.names):
+                reason = "its size is not one field of the config"
+            elif not _is_size(layout, kind, size.text.split(".")):
+                reason = f"its size `{size.text}` is no field of whole numbers"
+            else:
+                continue
+            yield Diagnostic("layout/pads", f"axis `{axis}` of type `{kind}` cannot be padded: {reason}", kind.position)
+
+
+def _is_size(layout: Layout, kind: Type, path: list[str]) -> bool:
+    """Whether a path of fields, none of them a choice, ends at a whole number that is never null."""
+    declared = kind.fields.get(path[0])
+    if declared is None or declared.nullable:
+        return False
+    if len(path) == 1:
+        return (declared.kind, declared.of) == ("scalar", "int")
+    inner = layout.type_of(declared.of) if declared.kind == "type" else None
+    return inner is not None and _is_size(layout, inner, path[1:])

@@ -56,6 +56,7 @@ def lower(
     missing_axes: Literal["error", "drop"] = "error",
     position: Position | None = None,
     show_sizes: bool = True,
+    lengths: AxisTable | None = None,
 ) -> list[Tensor]:
     """The tensors of theirs that ``template`` names, with the pieces of ``parameters`` that they consist of.
 
@@ -64,8 +65,10 @@ def lower(
     parameter without an arrow), minus what went into the name; several parameters are concatenated along their first
     output dimension. With ``dims``, a bare label stands for those of its axes that are not written elsewhere; a label
     that went into the name has there the axes of its own tensor.
-    ``missing_axes="drop"`` lowers a bias with the dims of its weight: axes that it lacks vanish. Conditions count as
-    fulfilled, so an unresolved pattern with any positive sizes serves as a check before there is a config.
+    ``lengths`` are the sizes of the axes on their end, by default ``sizes``: of an axis that is shorter there, only the
+    first elements are related. ``missing_axes="drop"`` lowers a bias with the dims of its weight: axes that it lacks
+    vanish. Conditions count as fulfilled, so an unresolved pattern with any positive sizes serves as a check before
+    there is a config.
 
     The result depends on the arguments alone, and all names in it are relative to what the caller passed. So lower once
     for all equal layers, with templates and parameter names below the layer, and put the prefixes of a layer in front
@@ -74,7 +77,8 @@ def lower(
     Raises ``CrosswalkError`` with every problem found: ``axes/...`` and ``names/...`` at ``position`` (where ``dims``
     was written; default: where the template was). Messages give sizes if ``show_sizes``.
     """
-    request = _Request(template, tuple(parameters), sizes, dims, position or template.position, show_sizes)
+    lengths = sizes if lengths is None else lengths
+    request = _Request(template, tuple(parameters), sizes, lengths, dims, position or template.position, show_sizes)
     named = tuple(dict.fromkeys(hole.name for hole in template.holes if isinstance(hole, Hole)))
     if problems := _unknown_names(request, named):
         raise CrosswalkError(problems)
@@ -93,7 +97,7 @@ def lower(
         else:
             tree = written_dims(dims, stored, sizes, gone, missing_axes == "drop")
         drafts = _match(request, members, tree, named_atoms)
-        shape = tuple(term_size(dim, sizes) for dim in tree)
+        shape = tuple(term_size(dim, lengths) for dim in tree)
         tensors += _enumerate(template, texts, named, shape, _coalesced(drafts), sizes)
     _check_distinct(request, tensors)
     return tensors
@@ -106,6 +110,7 @@ class _Request:
     template: Template
     parameters: tuple[Source, ...]
     sizes: AxisTable
+    lengths: AxisTable
     dims: tuple[Term, ...] | None
     position: Position | None
     show_sizes: bool
@@ -159,6 +164,9 @@ def _misplaced(
     for index, axis in enumerate(named):
         atoms = set(atoms_of(axis, request.sizes))
         for ours in stored:
+            if any(atom_size(atom, request.lengths) != atom_size(atom, request.sizes) for atom in atoms):
+                message = f"`{{{axis}}}` in the name has another size there: it would name other tensors"
+                problems.append(request.problem("padded", message))
             if any(not atoms <= cell.strides.keys() for cell in ours.cells):
                 message = f"`{{{axis}}}` in the name is not an axis of `{ours.source.name}`"
                 problems.append(request.problem("not-an-axis", message))
@@ -226,7 +234,7 @@ def _match(
 ) -> list[_Draft]:
     """Pair the cells of ours and of theirs one to one, over the same atoms."""
     try:
-        theirs = cells_of(tree, request.sizes)
+        theirs = cells_of(tree, request.lengths)
     except CrosswalkError as error:
         raise CrosswalkError([request.problem("twice", d.message) for d in error.diagnostics]) from None
     pairs: dict[int, _Member] = {}
@@ -251,7 +259,7 @@ def _match(
     drafts = []
     for index, (ours, cell) in pairs.items():
         other = theirs[index]
-        extents = tuple(atom_size(atom, request.sizes) for atom in other.strides)
+        extents = tuple(atom_size(atom, request.lengths) for atom in other.strides)
         if all(extents):
             ours_strides = tuple(cell.strides[atom] for atom in other.strides)
             axes = merge_axes(extents, tuple(other.strides.values()), ours_strides)

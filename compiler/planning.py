@@ -16,6 +16,7 @@ from crosswalk.runtime.plan import Exemption, Plan, RawCopy, Rule, TensorSpec, m
 from .dialects import dialect_of_names, rename
 from .exporting import export_config
 from .mapping import TensorEntry
+from .padding import resized
 from .relations import CompiledMapping
 from .scope import Scope
 from .weights import Related, Weights, relate_weights
@@ -29,7 +30,8 @@ class Bound:
 
     ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
     if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
-    ``notes``: what a user should know, though nothing is wrong.
+    ``notes``: what a user should know, though nothing is wrong. ``padding``: name -> the elements of a tensor of ours
+    that theirs does not have, as disjoint boxes (extents, offset, strides).
     """
 
     mapping: CompiledMapping
@@ -40,6 +42,7 @@ class Bound:
     ignored: Mapping[str, TensorEntry]
     related: Sequence[Related] = field(repr=False)
     notes: Sequence[str] = ()
+    padding: Mapping[str, Sequence[tuple[tuple[int, ...], int, tuple[int, ...]]]] = field(default_factory=dict)
 
 
 def bind(
@@ -47,14 +50,16 @@ def bind(
     native: Mapping[str, Any],
     dialects: Sequence[str] | None = None,
     allow_lossy: bool = False,
+    lengths: Mapping[str, int] = MappingProxyType({}),
 ) -> Bound:
-    """Bind a mapping to a native config that :func:`~.scope.normalize` has completed.
+    """Bind a mapping to a native config that :func:`~.scope.normalize` has completed. ``lengths``: axes that are
+    shorter on their side, whose config then says so; what is beyond is padding (:mod:`.padding`).
 
     Raises ``CrosswalkError`` if the format cannot hold the config, or a parameter has no tensor.
     """
-    config, exported = export_config(mapping, native, dialects, allow_lossy)
+    config, exported = export_config(mapping, resized(mapping.root.type, native, lengths), dialects, allow_lossy)
     scope = Scope(mapping.layout, mapping.root.type, native)
-    weights = relate_weights(mapping.layout, scope, exported.chosen)
+    weights = relate_weights(mapping.layout, scope, exported.chosen, lengths)
     related, duplicates = _split_ties(weights)
     theirs: dict[str, tuple[int, ...]] = {}
     problems = []
@@ -66,8 +71,10 @@ def bind(
         theirs[entry.tensor.name] = entry.tensor.shape
     if problems:
         raise CrosswalkError(problems)
-    stored = {name: native.shape for name, native in weights.natives.items() if native.tied_to is None}
-    return Bound(mapping, config, stored, theirs, duplicates, weights.ignored, related, exported.notes)
+    natives = {name: native for name, native in weights.natives.items() if native.tied_to is None}
+    stored = {name: native.shape for name, native in natives.items()}
+    padding = {name: native.padding for name, native in natives.items() if native.padding}
+    return Bound(mapping, config, stored, theirs, duplicates, weights.ignored, related, exported.notes, padding)
 
 
 def _split_ties(weights: Weights) -> tuple[list[Related], dict[str, str]]:
@@ -172,6 +179,7 @@ def _assemble(
     rules: dict[Position, int] = {}
     listed: list[Rule] = []
     copies: list[RawCopy] = []
+    lines: dict[str, int] = {}
     for entry in bound.related:
         index = rules.get(entry.line.position)
         if index is None:
@@ -179,13 +187,16 @@ def _assemble(
             listed.append(Rule(entry.mapping, str(entry.line), str(entry.line.position)))
         name = names[entry.tensor.name]
         for p in entry.tensor.pieces:
+            lines.setdefault(p.parameter, index)
             ours, theirs = (p.parameter, p.ours_offset, p.ours_strides), (name, p.theirs_offset, p.theirs_strides)
             first, second = (theirs, ours) if direction == "import" else (ours, theirs)
             copies.append((first[0], second[0], p.extents, first[1], first[2], second[1], second[2], index))
     metadata = {"mapping": bound.mapping.name, "layout": bound.mapping.layout.name, "direction": direction}
     if assumed:
         metadata["dtypes"] = "assumed"  # from the config: the tensors may have others
-    return make_plan(sources, targets, copies, listed, exemptions, metadata)
+    padding = [(name, *box, lines[name]) for name, boxes in bound.padding.items() for box in boxes]
+    padded, truncated = (padding, []) if direction == "import" else ([], padding)
+    return make_plan(sources, targets, copies, listed, exemptions, metadata, padded, truncated)
 
 
 def _targets(

@@ -12,6 +12,7 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
@@ -136,17 +137,20 @@ class Scope:
             size *= self.axis(factor)
         return size
 
-    def axis_entry(self, name: str) -> int | tuple[str, ...]:
-        """An axis as the lowering wants it: its size, or the axes that it is made of."""
+    def axis_entry(self, name: str, lengths: Mapping[str, int] = MappingProxyType({})) -> int | tuple[str, ...]:
+        """An axis as the lowering wants it: its size, or the axes that it is made of. ``lengths``: axes of the root
+        that have other sizes than its config says."""
         if name in self.axis_names and self.parent is not None:
-            return self.parent.axis_entry(self.axis_names[name])
+            return self.parent.axis_entry(self.axis_names[name], lengths)
+        if self.parent is None and name in lengths:
+            return lengths[name]
         value = self.kind.axes.get(name)
         if value is None:
             if self.parent is None:
                 if self.assumes and any(name in kind.axes for kind in self.layout.all_types()):
                     return ASSUMED  # of a type around this one, where the check starts at a part
                 raise fail("layout/no-axis", f"no axis `{name}` in scope of type `{self.kind}`")
-            return self.parent.axis_entry(name)
+            return self.parent.axis_entry(name, lengths)
         if isinstance(value, Expression):
             size = ASSUMED if self.assumes else value.evaluate(self.resolve)
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:

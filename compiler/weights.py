@@ -7,12 +7,13 @@ other side. Equal layers are lowered once and shared.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .axes import resolve
-from .cells import AxisTable
+from .cells import AxisTable, outside
 from .exported import Chosen
 from .expressions import compile_expression
 from .layout import Layout, Parameter
@@ -27,11 +28,13 @@ EMPTY = Template.parse("")
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """A parameter of the trainer; ``tied_to`` is the one that has the storage."""
+    """A parameter of the trainer; ``tied_to`` is the one that has the storage. ``padding``: the elements that theirs
+    does not have, as disjoint boxes (extents, offset, strides)."""
 
     name: str
     shape: tuple[int, ...]
     tied_to: str | None = None
+    padding: tuple[tuple[tuple[int, ...], int, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +68,25 @@ class _Claim:
     transposed: bool
 
 
-def relate_weights(layout: Layout, root: Scope, chosen: Mapping[Path, list[Chosen]]) -> Weights:
-    """The tensors of both sides for the config at ``root``. Raises ``CrosswalkError`` with every parameter that no line
-    speaks of and every line that cannot be lowered."""
-    weights = _Walk(layout, root, chosen).run()
+def relate_weights(
+    layout: Layout,
+    root: Scope,
+    chosen: Mapping[Path, list[Chosen]],
+    lengths: Mapping[str, int] = MappingProxyType({}),
+) -> Weights:
+    """The tensors of both sides for the config at ``root``; axes in ``lengths`` are that long on their side. Raises
+    ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered."""
+    weights = _Walk(layout, root, chosen, lengths).run()
     if weights.problems:
         raise CrosswalkError(dict.fromkeys(weights.problems))
     return weights
 
 
 class _Walk:
-    def __init__(self, layout: Layout, root: Scope, chosen: Mapping[Path, list[Chosen]]) -> None:
-        self.layout, self.root, self.chosen = layout, root, chosen
+    def __init__(
+        self, layout: Layout, root: Scope, chosen: Mapping[Path, list[Chosen]], lengths: Mapping[str, int]
+    ) -> None:
+        self.layout, self.root, self.chosen, self.lengths = layout, root, chosen, lengths
 
     def run(self) -> Weights:
         out = Weights()
@@ -223,6 +233,7 @@ class _Walk:
     ) -> None:
         present: dict[str, tuple[Parameter, Source]] = {}
         sizes = _Sizes(scope)
+        lengths = _Sizes(scope, self.lengths) if self.lengths else sizes
         for parameter in scope.kind.parameters:
             for name in self.names(scope, parameter):
                 if parameter.condition is not None and not scope.holds(parameter.condition):
@@ -231,7 +242,8 @@ class _Walk:
                 source = Source(str(join(ours, name)), pattern)
                 present[str(name)] = (parameter, source)
                 tied = parameter.same_as
-                out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), tied)
+                padding = tuple(outside(pattern.dims, sizes, lengths)) if self.lengths else ()
+                out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), tied, padding)
         spoken: set[str] = set()
         # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
         for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
@@ -245,7 +257,7 @@ class _Walk:
                     out.problems.append(_one_sided(claim, suffix, members))
                     continue
                 spoken.update(members)
-                self.lower(claim, suffix, [present[name][1] for name in members], sizes, out)
+                self.lower(claim, suffix, [present[name][1] for name in members], sizes, lengths, out)
         for stored, (parameter, source) in present.items():
             if stored in spoken or parameter.same_as is not None:
                 continue
@@ -259,6 +271,7 @@ class _Walk:
                 "",
                 [source],
                 sizes,
+                lengths,
                 out,
             )
 
@@ -278,7 +291,15 @@ class _Walk:
             return {"": name}
         return {key[len(name) + 1 :]: key for key in present if key.startswith(name + ".")}
 
-    def lower(self, claim: _Claim, suffix: str, sources: list[Source], sizes: AxisTable, out: Weights) -> None:
+    def lower(
+        self,
+        claim: _Claim,
+        suffix: str,
+        sources: list[Source],
+        sizes: AxisTable,
+        lengths: AxisTable,
+        out: Weights,
+    ) -> None:
         template = join(claim.theirs, Template.parse(suffix))
         is_bias = suffix != "" and not any(source.pattern.inputs for source in sources)
         try:
@@ -291,6 +312,7 @@ class _Walk:
                 "drop" if is_bias else "error",
                 claim.line.dims_at or claim.line.position,
                 show_sizes=not self.root.assumes,
+                lengths=lengths,
             )
         except CrosswalkError as error:
             out.problems += error.diagnostics
@@ -332,16 +354,16 @@ def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
 
 
 class _Sizes(Mapping[str, "int | tuple[str, ...]"]):
-    """The axes in scope of a module, looked up when needed."""
+    """The axes in scope of a module, looked up when needed; those of the root that are in ``lengths`` are that long."""
 
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
+    def __init__(self, scope: Scope, lengths: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.scope, self.lengths = scope, lengths
         self.known: dict[str, int | tuple[str, ...]] = {}
 
     def __getitem__(self, name: str) -> int | tuple[str, ...]:
         if name not in self.known:
             try:
-                self.known[name] = self.scope.axis_entry(name.rstrip("'"))
+                self.known[name] = self.scope.axis_entry(name.rstrip("'"), self.lengths)
             except CrosswalkError as error:
                 if error.diagnostics[0].code != "layout/no-axis":
                     raise
@@ -363,7 +385,7 @@ def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | No
     prefix = "" if theirs is None else f"{theirs}."
     for native in below.natives.values():
         name = f"{ours}.{native.name}"
-        out.natives[name] = Native(name, native.shape, native.tied_to)
+        out.natives[name] = replace(native, name=name)
     for related in below.related:
         tensor = related.tensor
         pieces = tuple(

@@ -10,6 +10,7 @@ from crosswalk.compiler.dialects import choose_dialects
 from crosswalk.compiler.exporting import export_config as export_through
 from crosswalk.compiler.importing import import_config as import_through
 from crosswalk.compiler.otherwise import import_with_tensors
+from crosswalk.compiler.padding import cut_to, resized
 from crosswalk.compiler.planning import bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize
@@ -19,6 +20,7 @@ from crosswalk.runtime.plan import Plan
 
 from .catalog import catalog, format_named
 from .detect import chosen_format
+from .padding import Sizes, check_direction, padded
 
 
 def formats(layout: str | None = None) -> list[str]:
@@ -34,14 +36,19 @@ def normalize_native(config: Mapping[str, Any], root: str | None = None, layout:
 
 
 def import_config(
-    hf_config: Mapping[str, Any], format: str | None = None, allow_lossy: bool = False, to: str | None = None
+    hf_config: Mapping[str, Any],
+    format: str | None = None,
+    allow_lossy: bool = False,
+    to: str | None = None,
+    pad: Sizes | None = None,
 ) -> dict[str, Any]:
     """The native config of a Hugging Face config, with every field of the layout. ``to``: the layout, by default that
-    of ``format``, and ``fast_llm`` without one.
+    of ``format``, and ``fast_llm`` without one. ``pad``: axis -> multiple that its size is rounded up to.
 
     Raises ``CrosswalkError`` with every key that is unknown, missing, or has a value that the layout cannot hold.
     """
-    return read_config(chosen_format(format, hf_config, layout=to), hf_config, allow_lossy)
+    mapping = chosen_format(format, hf_config, layout=to)
+    return padded(mapping.root.type, read_config(mapping, hf_config, allow_lossy), pad)[0]
 
 
 def export_config(
@@ -49,15 +56,19 @@ def export_config(
     format: str,
     dialect: str | Iterable[str] | None = None,
     allow_lossy: bool = False,
+    truncate: Sizes | None = None,
 ) -> dict[str, Any]:
     """The Hugging Face config of a native base-model config. ``dialect``: ``transformers-4``, ``transformers-5``, or
-    several joined by commas; by default what the format prefers, see ``crosswalk formats``.
+    several joined by commas; by default what the format prefers, see ``crosswalk formats``. ``truncate``: axis -> its
+    size without padding.
 
     Raises ``CrosswalkError`` with every field that the format cannot hold.
     """
     mapping = format_named(format)
     complete = normalize(mapping.layout, native, mapping.root.type.name)
-    return export_through(mapping, complete, choose_dialects(mapping, dialect), allow_lossy)[0]
+    kind = mapping.root.type
+    theirs = resized(kind, complete, cut_to(kind, complete, truncate or {}))
+    return export_through(mapping, theirs, choose_dialects(mapping, dialect), allow_lossy)[0]
 
 
 def compile_plan(
@@ -67,11 +78,15 @@ def compile_plan(
     dtype: str | None = None,
     dialect: str | Iterable[str] | None = None,
     allow_lossy: bool = False,
+    pad: Sizes | None = None,
+    truncate: Sizes | None = None,
 ) -> Plan:
     """The plan for one config: from Hugging Face to the layout ``to``, by default that of ``format``, and ``fast_llm``
     without one; or with ``to="hf"`` from a native config (``format`` is needed then).
 
     Without files, all tensors have the config's dtype (F32 if it names none); ``dtype`` is what they are cast to.
+    ``pad``: axis -> multiple that its size is rounded up to, of a plan to a layout; ``truncate``: axis -> size, of a
+    plan to ``hf``: what is beyond is taken for padding.
     Raises ``CrosswalkError``, see :func:`import_config` and :func:`export_config`.
     """
     if to != "hf":
@@ -80,7 +95,7 @@ def compile_plan(
         raise fail("format/needed", "a native config does not say which format to write: pass `format`")
     else:
         mapping = format_named(format)
-    return plan_for(mapping, config, to, dtype, dialect, allow_lossy)
+    return plan_for(mapping, config, to, dtype, dialect, allow_lossy, pad, truncate)
 
 
 def plan_for(
@@ -90,14 +105,19 @@ def plan_for(
     dtype: str | None,
     dialect: str | Iterable[str] | None,
     allow_lossy: bool,
+    pad: Sizes | None = None,
+    truncate: Sizes | None = None,
 ) -> Plan:
     """:func:`compile_plan` for a compiled mapping, such as one that is not shipped."""
+    check_direction(to, pad, truncate)
+    kind = mapping.root.type
     if to != "hf":
-        native = read_config(mapping, config, allow_lossy)
-        return plan_import(bind(mapping, native, allow_lossy=True), None, check_dtype(dtype), stated_dtype(config))
+        native, lengths = padded(kind, read_config(mapping, config, allow_lossy), pad)
+        bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
+        return plan_import(bound, None, check_dtype(dtype), stated_dtype(config))
     complete = normalize(mapping.layout, config, mapping.root.type.name)
     dialects = choose_dialects(mapping, dialect)
-    bound = bind(mapping, complete, dialects, allow_lossy)
+    bound = bind(mapping, complete, dialects, allow_lossy, cut_to(kind, complete, truncate or {}))
     return plan_export(bound, None, check_dtype(dtype), "F32", tensor_dialect=tensor_dialect(mapping, dialects))
 
 

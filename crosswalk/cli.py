@@ -30,6 +30,11 @@ def planning_options(command: Command) -> Command:
             click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
             click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
             click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
+            click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
+            click.option(
+                "--truncate", multiple=True, metavar="AXIS=SIZE",
+                help="Cut an axis on the way back. Default: what --pad added.",
+            ),
             click.option(
                 "--model-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
                 help="Where the model code of a custom architecture is, if SRC does not carry it.",
@@ -193,9 +198,13 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
 
 
 def _planned(options: dict[str, Any]) -> dict[str, Any]:
+    from .padding import parse_sizes
+
     options["format"] = options.pop("format_")
     if "protect" in options:
         options["protect"] = tuple(options["protect"])
+    for option in ("pad", "truncate"):
+        options[option] = parse_sizes(options[option], option)
     return options
 
 

@@ -12,6 +12,7 @@ from crosswalk.runtime.output import Written, hugging_face_layout, native_layout
 
 from .huggingface import CONFIG
 from .native import metadata_yaml
+from .padding import Sizes
 from .prepare import Prepared, origin_of, prepare
 from .report import Report
 
@@ -30,6 +31,8 @@ def convert(
     protect: tuple[str, ...] = (),
     allow_lossy: bool = False,
     model_files: str | Path | None = None,
+    pad: Sizes | None = None,
+    truncate: Sizes | None = None,
     options: Options | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
@@ -39,12 +42,16 @@ def convert(
     unless given. ``dialect`` and ``dtype``: see ``crosswalk convert --help``; ``protect``: tensors that ``dtype``
     leaves alone (names, or prefixes ending in ``*``). ``max_shard_size``: bytes, or a text such as ``5GB``.
 
+    ``pad``: axis -> multiple, as ``{"vocab": 128}``, of a conversion to a layout: the size is rounded up (a multiple
+    that is at least the size is the new size), and what is new is zeros. The checkpoint remembers the size that it had,
+    and a conversion back cuts to it. ``truncate``: axis -> size, to cut to another one; to cut off more than is known
+    to be padding takes ``allow_lossy``.
+
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """
     source, destination = Path(src), Path(dst)
-    prepared = prepare(
-        source, to, format, dialect, dtype, protect, allow_lossy, Path(model_files) if model_files else None
-    )
+    files = Path(model_files) if model_files else None
+    prepared = prepare(source, to, format, dialect, dtype, protect, allow_lossy, files, pad, truncate)
     shard = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
     extra: dict[str, bytes] = {}
     if prepared.to == "hf":

@@ -111,6 +111,13 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
     def index(value: Any) -> bool:
         return isinstance(value, Mapping) and bool(value) and all(map(texts, (*value, *value.values())))
 
+    def padding(value: Any) -> bool:
+        return isinstance(value, Mapping) and all(texts(axis) and sizes(found) for axis, found in value.items())
+
+    def sizes(value: Any) -> bool:
+        numbers: list[Any] = list(map(value.get, ("from", "to"))) if isinstance(value, Mapping) else []
+        return bool(numbers) and {*map(type, numbers)} == {int} and bool(1 <= numbers[0] < numbers[1])
+
     wanted: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         (("model",), f"one of {', '.join(roots)}", lambda value: texts(value) and value in roots),
         (("format",), "fast_llm: the trainer's other formats are not read", lambda value: value == "fast_llm"),
@@ -121,6 +128,7 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
         (("metadata", "crosswalk"), "a mapping", lambda value: isinstance(value, Mapping)),
         *((("metadata", "crosswalk", key), "text", texts) for key in ("format", "config", "tensor_dialect", "dtype")),
         (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
+        (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
         (
             ("metadata", "crosswalk", "files"),
             "a list of file names",

@@ -15,6 +15,7 @@ from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.exporting import export_config
 from crosswalk.compiler.importing import import_config
 from crosswalk.compiler.otherwise import import_with_tensors
+from crosswalk.compiler.padding import resized
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, protects, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize, same_value
@@ -28,6 +29,7 @@ from .catalog import catalog, format_named
 from .detect import DEFAULT_LAYOUT, chosen_format
 from .huggingface import CONFIG, carried_files, config_bytes, folders_left_behind, open_hugging_face, parse_config
 from .native import METADATA, NativeCheckpoint, is_native, open_native
+from .padding import Sizes, check_direction, padded, padding_notes, record, truncated
 from .positions import located, locator, read_from
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -37,7 +39,7 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 class Prepared:
     """A conversion that is ready to run. ``config`` is the native config; ``text`` the config.json that belongs to the
     Hugging Face side, read or to be written; ``files`` are carried along, by name; ``notes`` say what a user should
-    know, though nothing is wrong."""
+    know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side of axes that are longer here."""
 
     to: str
     mapping: CompiledMapping
@@ -49,6 +51,12 @@ class Prepared:
     files: Mapping[str, Path]
     dialects: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    lengths: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def theirs(self) -> Mapping[str, Any]:
+        """The native config of the Hugging Face side: without padding."""
+        return resized(self.mapping.root.type, self.config, self.lengths)
 
 
 def prepare(
@@ -60,8 +68,11 @@ def prepare(
     protect: tuple[str, ...] = (),
     allow_lossy: bool = False,
     model_files: Path | None = None,
+    pad: Sizes | None = None,
+    truncate: Sizes | None = None,
 ) -> Prepared:
     """Open ``source`` and plan its conversion. ``to``: a layout, or ``hf``; by default the other side of what it is.
+    ``pad``: axis -> multiple, of a conversion to a layout; ``truncate``: axis -> size, of one to ``hf``.
 
     Raises ``CrosswalkError`` with everything that stands in the way.
     """
@@ -70,8 +81,9 @@ def prepare(
         require_checkpoint(source)
     if to is None:
         to = "hf" if native else DEFAULT_LAYOUT
+    check_direction(to, pad, truncate)
     if native and to == "hf":
-        return _prepare_export(source, format, dialect, dtype, protect, allow_lossy, model_files)
+        return _prepare_export(source, format, dialect, dtype, protect, allow_lossy, model_files, truncate)
     if native:
         what = f"a {catalog().layout('fast_llm').name} checkpoint ({METADATA})"
         raise fail("usage/to", f"this is {what} already", Position(str(source)), "pass --to hf")
@@ -84,11 +96,17 @@ def prepare(
     if dialect is not None:
         raise fail("usage/dialect", "a dialect is one of Hugging Face checkpoints to write; this one is read", None,
                    "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
-    return _prepare_import(source, to, format, dtype, protect, allow_lossy)
+    return _prepare_import(source, to, format, dtype, protect, allow_lossy, pad)
 
 
 def _prepare_import(
-    path: Path, to: str, format: str | None, dtype: str | None, protect: tuple[str, ...], allow_lossy: bool
+    path: Path,
+    to: str,
+    format: str | None,
+    dtype: str | None,
+    protect: tuple[str, ...],
+    allow_lossy: bool,
+    pad: Sizes | None,
 ) -> Prepared:
     asked = check_dtype(dtype)
     if format not in (None, "auto"):
@@ -106,7 +124,8 @@ def _prepare_import(
         problems += located(unknown, checkpoint.text, path / CONFIG)
     try:
         with read_from(path):
-            bound = bind(mapping, native, allow_lossy=True)
+            native, lengths = padded(mapping.root.type, native, pad)
+            bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
             plan = plan_import(bound, {spec.name: spec for spec in specs}, asked, protect=protect)
     except CrosswalkError as error:
         problems += error.diagnostics
@@ -114,9 +133,10 @@ def _prepare_import(
         raise CrosswalkError(problems)
     _check_protected(protect, plan)
     left = folders_left_behind(path)
-    said = (*dict.fromkeys(notes), *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    grown = padding_notes(mapping.root.type, native, lengths, True)
+    said = (*dict.fromkeys(notes), *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
     files = checkpoint.files
-    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, files, notes=said)
+    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, files, (), said, lengths)
 
 
 def _prepare_export(
@@ -127,6 +147,7 @@ def _prepare_export(
     protect: tuple[str, ...],
     allow_lossy: bool,
     model_files: Path | None,
+    truncate: Sizes | None,
 ) -> Prepared:
     layout = catalog().layout(DEFAULT_LAYOUT)
     asked = check_dtype(dtype)
@@ -151,8 +172,11 @@ def _prepare_export(
     same_format = origin.get("format") == mapping.name and isinstance(origin.get("config"), str)
     allow = allow_lossy or bool(same_format and origin.get("lossy"))
     dialects = choose_dialects(mapping, dialect)
+    kind = mapping.root.type
+    at = locator(checkpoint.text, str(path / METADATA))(("metadata", "crosswalk", "padded"))
+    lengths = truncated(kind, native, origin, truncate, allow_lossy, at)
     with read_from(path / METADATA):
-        bound = bind(mapping, native, dialects, allow)
+        bound = bind(mapping, native, dialects, allow, lengths)
     names = tensor_dialect(mapping, dialects)
     if dialect is None and same_format and origin.get("tensor_dialect") in mapping.source.dialects:
         names = str(origin["tensor_dialect"])
@@ -160,10 +184,11 @@ def _prepare_export(
     with read_from(path):
         plan = plan_export(bound, specs, asked, protect=protect, tensor_dialect=names)
     _check_protected(protect, plan)
-    text = _config_text(mapping, bound, native, checkpoint, plan, dialect is not None)
+    theirs = resized(kind, native, lengths)
+    text = _config_text(mapping, bound, theirs, checkpoint, plan, dialect is not None)
     files = _files_to_write(mapping, checkpoint, model_files)
-    notes = tuple(dict.fromkeys(bound.notes))
-    return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects, notes)
+    notes = (*dict.fromkeys(bound.notes), *padding_notes(kind, native, lengths, False))
+    return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects, notes, lengths)
 
 
 def require_checkpoint(path: Path) -> None:
@@ -202,6 +227,7 @@ def origin_of(prepared: Prepared) -> dict[str, Any]:
         "lossy": lossy,
         "plan": prepared.plan.digest,
         "files": sorted(prepared.files),
+        **record(prepared.mapping.root.type, prepared.config, prepared.lengths),
     }
 
 

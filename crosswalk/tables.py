@@ -24,6 +24,7 @@ from crosswalk.compiler.relations import (
     rules_of,
 )
 from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.padding import Region
 
 from .catalog import catalog, format_named
 from .prepare import Prepared
@@ -94,6 +95,12 @@ def show_plan(prepared: Prepared, workers: int | None) -> None:
             _folded(names["from"]), _folded(names["to"]), bytes_text(sizes[index]), f"{rule.mapping}: {rule.text}",
             _short(rule.position),
         )  # fmt: skip
+    for how, regions, tensors in (("padded", plan.padded, plan.targets), ("truncated", plan.truncated, plan.sources)):
+        for region in regions:
+            spec, rule = tensors[region.tensor], plan.rules[region.rule]
+            ends = ("zeros", spec.name) if how == "padded" else (spec.name, "left out")
+            size = bytes_text(region.elements * size_of(spec.dtype))
+            rows.add_row(*ends, size, f"{rule.mapping}: {rule.text}", _short(rule.position))
     for exemption in plan.exemptions:
         what = f"equal to {exemption.of}" if exemption.of else exemption.reason
         rows.add_row(exemption.tensor, "", "", f"{exemption.kind}: {what}", "")
@@ -105,20 +112,26 @@ def show_explanation(prepared: Prepared, tensor: str) -> None:
     found = prepared.plan.explain(tensor)
     out = console()
     for end in ("target", "source"):
-        spec = next((item[end] for item in found if item[end].name == tensor), None)
+        spec = next((item[end] for item in found if item[end] and item[end].name == tensor), None)
         if spec is not None:
             out.print(f"{spec.name}  {list(spec.shape)}  {spec.dtype}  ({end})")
             break
     rows = table("source", "shape", "target", "extents", "source at", "target at", "rule", "line")
     for item in found:
-        copy, rule = item["copy"], item["rule"]
+        source, target, copy, rule = item["source"], item["target"], item["copy"], item["rule"]
+        if isinstance(copy, Region):
+            place = f"{copy.offset} + {list(copy.strides)}"
+            source_at, target_at = (place, "") if source else ("", place)
+        else:
+            source_at = f"{copy.source_offset} + {list(copy.source_strides)}"
+            target_at = f"{copy.target_offset} + {list(copy.target_strides)}"
         rows.add_row(
-            item["source"].name,
-            str(list(item["source"].shape)),
-            item["target"].name,
+            source.name if source else "zeros",
+            str(list(source.shape)) if source else "",
+            target.name if target else "left out",
             str(list(copy.extents)),
-            f"{copy.source_offset} + {list(copy.source_strides)}",
-            f"{copy.target_offset} + {list(copy.target_strides)}",
+            source_at,
+            target_at,
             f"{rule.mapping}: {rule.text}" if rule else "",
             _short(rule.position) if rule else "",
         )

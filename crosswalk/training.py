@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from crosswalk.compiler.coverage import restore_kept
 from crosswalk.compiler.dialects import choose_dialects
+from crosswalk.compiler.padding import cut_to
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.scope import normalize
 from crosswalk.runtime import live, saving
@@ -35,6 +36,7 @@ from .catalog import format_named
 from .conversion import DEFAULT_SHARD, parse_size
 from .detect import chosen_format
 from .huggingface import CONFIG, carried_files, config_bytes, open_hugging_face, parse_config, read_config_text
+from .padding import Sizes, padded
 from .prepare import main_dtype, state_dtype
 
 Config = Mapping[str, Any]
@@ -42,11 +44,13 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What :func:`load` found and did: the native config, the name of the format, and this rank's report."""
+    """What :func:`load` found and did: the native config, the name of the format, and this rank's report. ``truncate``:
+    what :func:`save` and :func:`stream` need to cut off what was padded, empty if nothing was."""
 
     config: Config
     format: str
     report: LoadReport
+    truncate: Sizes = field(default_factory=dict)
 
 
 def load(
@@ -59,6 +63,7 @@ def load(
     timeout: float = TIMEOUT,
     allow_lossy: bool = False,
     layout: str | None = None,
+    pad: Sizes | None = None,
 ) -> Loaded:
     """Fill a model's parameters with a Hugging Face checkpoint, in place.
 
@@ -67,17 +72,18 @@ def load(
     their mesh is, or on ``device``. Floats are cast to the dtype of the parameter. Each rank reads only the bytes of
     its shards.
 
-    Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found.
+    Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found. ``pad``:
+    axis -> multiple that its size in the model is rounded up to, as ``{"vocab": 128}``; what is new becomes zeros.
 
     Raises ``CrosswalkError``, on every rank and before anything is changed, with every parameter that is missing,
     unexpected or has another shape, and within ``timeout`` seconds if a rank is gone.
     """
     ranks = team(group, timeout)
     with ranks.step("reading the checkpoint's headers") as step:
-        checkpoint, plan, config, name = _import(Path(hf_dir), format, allow_lossy, layout)
+        checkpoint, plan, config, name, lengths = _import(Path(hf_dir), format, allow_lossy, layout, pad)
         step.agree |= {"format": name, "config": config}
     report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
-    return Loaded(config, name, report)
+    return Loaded(config, name, report, lengths)
 
 
 def save(
@@ -95,13 +101,15 @@ def save(
     group: dist.ProcessGroup | None = None,
     timeout: float = TIMEOUT,
     allow_lossy: bool = False,
+    truncate: Sizes | None = None,
 ) -> SaveReport | Future[SaveReport]:
     """Write a model's parameters as the Hugging Face checkpoint ``hf_dir``, which appears complete or not at all.
 
     ``native_config`` is the model's base-model config, as :func:`load` returns it. Each rank writes only its own bytes;
     the files are the same for any number of ranks and any sharding. ``dtype`` casts all floats. ``carry_from`` is a
     Hugging Face checkpoint of the same model: its tokenizer and other small files are copied, and what its config says
-    that means nothing to the trainer is kept.
+    that means nothing to the trainer is kept. ``truncate``: axis -> size in the files, as ``Loaded.truncate`` has it
+    for a padded model; what is beyond is taken for padding, unread.
 
     With ``blocking=False`` the parameters are copied to host memory and written in the background; they may change as
     soon as this returns. The future's result must be asked for before the process group is destroyed.
@@ -111,7 +119,8 @@ def save(
     ranks = team(group, timeout)
     with ranks.step("planning the checkpoint") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
-        export = _Export(native_config, format, dialect, dtype, allow_lossy)
+        step.agree["truncate"] = truncate
+        export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
         plan, bound = export.plan(live.untied(live.collect(model)))
         output = export.output(plan, bound, carry_from, max_shard_size, overwrite)
     background = None if blocking else (lambda: team(group, timeout, "background"))
@@ -129,26 +138,34 @@ def stream(
     group: dist.ProcessGroup | None = None,
     timeout: float = TIMEOUT,
     allow_lossy: bool = False,
+    truncate: Sizes | None = None,
 ) -> Iterator[list[tuple[str, torch.Tensor]]]:
     """The tensors of a Hugging Face checkpoint, made from live parameters where they are: lists of ``(name, tensor)``
     of at most ``bucket_bytes`` bytes each, for an inference engine that runs beside the trainer.
 
-    Tensors are whole on every rank; some are views of parameters. See :func:`crosswalk.runtime.stream.stream`.
+    Tensors are whole on every rank; some are views of parameters. ``truncate``: see :func:`save`.
+    See :func:`crosswalk.runtime.stream.stream`.
     """
     ranks = team(group, timeout)
     with ranks.step("planning the stream") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
-        export = _Export(native_config, format, dialect, dtype, allow_lossy)
+        step.agree["truncate"] = truncate
+        export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
         plan, _ = export.plan(live.untied(live.collect(model)))
     return streaming.stream(plan, model, ranks, bucket_bytes, group)
 
 
 def reader(
-    hf_dir: str | Path, format: str | None = None, *, allow_lossy: bool = False, layout: str | None = None
+    hf_dir: str | Path,
+    format: str | None = None,
+    *,
+    allow_lossy: bool = False,
+    layout: str | None = None,
+    pad: Sizes | None = None,
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
-    files."""
-    checkpoint, plan, _, _ = _import(Path(hf_dir), format, allow_lossy, layout)
+    files. ``pad``: see :func:`load`."""
+    checkpoint, plan, *_ = _import(Path(hf_dir), format, allow_lossy, layout, pad)
     return Reader(plan, checkpoint)
 
 
@@ -163,10 +180,11 @@ def writer(
     max_shard_size: int | str | None = None,
     overwrite: bool = False,
     allow_lossy: bool = False,
+    truncate: Sizes | None = None,
 ) -> Writer:
     """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
     files. Options are those of :func:`save`."""
-    export = _Export(native_config, format, dialect, dtype, allow_lossy)
+    export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
 
     def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         plan, bound = export.plan(specs)
@@ -176,29 +194,38 @@ def writer(
 
 
 def _import(
-    path: Path, format: str | None, allow_lossy: bool, layout: str | None
-) -> tuple[Checkpoint, Plan, Config, str]:
+    path: Path, format: str | None, allow_lossy: bool, layout: str | None, pad: Sizes | None
+) -> tuple[Checkpoint, Plan, Config, str, Sizes]:
     opened = open_hugging_face(path)
     specs = opened.tensors.specs()
     mapping = chosen_format(format, opened.config, specs, layout)
     native = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
-    plan = plan_import(bind(mapping, native, allow_lossy=True), {spec.name: spec for spec in specs})
-    return opened.tensors, plan, native, mapping.name
+    config, lengths = padded(mapping.root.type, native, pad)
+    bound = bind(mapping, config, allow_lossy=True, lengths=lengths)
+    plan = plan_import(bound, {spec.name: spec for spec in specs})
+    return opened.tensors, plan, config, mapping.name, lengths
 
 
 class _Export:
     """From a native config to a plan, once the parameters are known, and to the files beside the tensors."""
 
     def __init__(
-        self, native_config: Config, format: str, dialect: str | None, dtype: str | None, allow_lossy: bool
+        self,
+        native_config: Config,
+        format: str,
+        dialect: str | None,
+        dtype: str | None,
+        allow_lossy: bool,
+        truncate: Sizes | None,
     ) -> None:
         self._mapping = format_named(format)
         self._config = normalize(self._mapping.layout, native_config, self._mapping.root.type.name)
+        self._lengths = cut_to(self._mapping.root.type, self._config, truncate or {})
         self._dialects = choose_dialects(self._mapping, dialect)
         self._dtype, self._allow_lossy = check_dtype(dtype), allow_lossy
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Bound]:
-        bound = bind(self._mapping, self._config, self._dialects, self._allow_lossy)
+        bound = bind(self._mapping, self._config, self._dialects, self._allow_lossy, self._lengths)
         names = tensor_dialect(self._mapping, self._dialects)
         return plan_export(bound, dict(specs), self._dtype, tensor_dialect=names), bound
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crosswalk.compiler.dialects import dialect_of_names
+from crosswalk.compiler.padding import length
 from crosswalk.compiler.planning import plan_export
 from crosswalk.compiler.scope import Scope, normalize, same_config
 from crosswalk.runtime.engine import Progress
@@ -39,8 +40,10 @@ def verify(
         what = f"{METADATA} is in both" if is_native(source) else f"{METADATA} is in neither"
         raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
     if is_native(target):
-        prepared = prepare(source, None, format, allow_lossy=allow_lossy)
         native = open_native(target, catalog().layout("fast_llm"))
+        # A multiple that is at least the size is the size to pad to.
+        sizes = {axis: found["to"] for axis, found in (native.origin.get("padded") or {}).items()}
+        prepared = prepare(source, None, format, allow_lossy=allow_lossy, pad=sizes)
         with read_from(target / METADATA, native.text, ("config", "base_model")):
             config = normalize(prepared.mapping.layout, native.config, native.root)
         output, plan = native.tensors, prepared.plan
@@ -50,12 +53,18 @@ def verify(
         checkpoint = open_hugging_face(target)
         with read_from(target / CONFIG, checkpoint.text):
             config = read_config(prepared.mapping, checkpoint.config, True, checkpoint.tensors.tensors)
+        kind = prepared.mapping.root.type
+        cut = {axis: length(kind, config, axis) for axis in prepared.lengths}
+        if any(prepared.lengths[axis] < size <= length(kind, prepared.config, axis) for axis, size in cut.items()):
+            # Less was cut off than the source remembers as padding.
+            prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target, truncate=cut)
         output = checkpoint.tensors
         dialect = dialect_of_names(prepared.mapping, output.tensors)
         specs = {spec.name: spec for spec in prepared.source.specs()}
         plan = plan_export(prepared.bound, specs, tensor_dialect=dialect.name if dialect else None)
     layout, kind = prepared.mapping.layout, prepared.mapping.root.type
-    differing = list(_differing(Scope(layout, kind, prepared.config), Scope(layout, kind, config)))
+    wanted = prepared.config if is_native(target) else prepared.theirs
+    differing = list(_differing(Scope(layout, kind, wanted), Scope(layout, kind, config)))
     if differing:
         where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
         raise CrosswalkError(Diagnostic("verify/config", text, where) for text in differing)

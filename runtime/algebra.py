@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,10 +12,12 @@ from .affine import Piece, clip, intersect, make_piece, split_rows
 from .dtypes import cast_is_exact
 from .errors import CrosswalkError, Diagnostic
 from .joining import join
+from .padding import RawRegion, Region
 from .plan import Copy, Exemption, Plan, RawCopy, TensorSpec, make_plan
 
 #: ``(start, stop)`` per dimension of a tensor.
 Box = tuple[tuple[int, int], ...]
+_Entry = tuple[Piece, Copy | Region]
 
 
 class _Cut(NamedTuple):
@@ -34,6 +36,7 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
     A tensor named in one of them takes the shape of its box (which may be empty), and its copies count from the corner
     of the box; tensors of that end that are not named are left out. On an end that is None all keep their shapes, and
     tensors without copies are left out. An exemption stays while its tensors do and its contract holds for the boxes.
+    A region is on one end: it is cut to the boxes of that end, and left out where the other end is restricted.
 
     Raises ``CrosswalkError`` naming every unknown tensor and every box that does not fit its tensor.
     """
@@ -63,7 +66,10 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
             pieces = [part.swapped for piece in pieces for part in _cut(piece.swapped, target_cuts[target])]
         copies += [_raw(source, target, piece, copy.rule) for piece in pieces]
 
-    read, written = {copy[0] for copy in copies}, {copy[1] for copy in copies}
+    padded = _cut_regions(plan.padded, plan.targets, targets, target_cuts) if sources is None else []
+    truncated = _cut_regions(plan.truncated, plan.sources, sources, source_cuts) if targets is None else []
+    read = {copy[0] for copy in copies} | {region[0] for region in truncated}
+    written = {copy[1] for copy in copies} | {region[0] for region in padded}
     new_sources = {tensor.name: tensor for tensor in _boxed(plan.sources, sources, read)}
     return make_plan(
         new_sources.values(),
@@ -72,7 +78,25 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
         plan.rules,
         [exemption for exemption in plan.exemptions if _still_holds(exemption, new_sources, sources or {})],
         plan.metadata,
+        padded,
+        truncated,
     )
+
+
+def _cut_regions(
+    regions: Iterable[Region],
+    tensors: Sequence[TensorSpec],
+    boxes: Mapping[str, Box] | None,
+    cuts: Mapping[str, list[_Cut]],
+) -> list[RawRegion]:
+    """The part of the regions inside the boxes of their tensors."""
+    result = []
+    for region in regions:
+        name = tensors[region.tensor].name
+        if boxes is None or name in boxes:
+            parts = _cut(region.piece, cuts[name]) if name in cuts else [region.piece]
+            result += [_raw_region(name, part, region.rule) for part in parts]
+    return result
 
 
 def _check_box(end: str, name: str, box: Box, tensor: TensorSpec | None) -> Iterator[Diagnostic]:
@@ -155,7 +179,8 @@ def compose(first: Plan, second: Plan) -> Plan:
     must not be there. A ``second`` that was compiled without files takes the dtypes of ``first``. The exemptions of
     ``first`` stay. A copy carries the rule of ``second`` that wrote its target; the rules of ``second`` come first, so
     that their indices stay, and those of ``first`` follow. Copies of one rule that line up on both ends are joined.
-    Metadata is that of both, of ``second`` where they differ.
+    Zeros that ``second`` copies are padding of its targets, what it does not read of a copy is not read by the copy,
+    and zeros that it does not read are nothing. Metadata is that of both, of ``second`` where they differ.
 
     Raises ``CrosswalkError`` with every tensor that is missing, unexpected or differs, and every pair of casts that
     loses more than the direct cast would.
@@ -170,18 +195,31 @@ def compose(first: Plan, second: Plan) -> Plan:
     if problems:
         raise CrosswalkError(problems)
 
-    readers: dict[str, list[tuple[Piece, Copy]]] = defaultdict(list)
+    readers: dict[str, list[_Entry]] = defaultdict(list)
     for copy in second.copies:
         readers[second.sources[copy.source].name].append((_source_piece(copy), copy))
-    writers: dict[str, list[tuple[Piece, Copy]]] = defaultdict(list)
+    for region in second.truncated:
+        readers[second.sources[region.tensor].name].append((region.piece, region))
+    writers: dict[str, list[_Entry]] = defaultdict(list)
     for copy in first.copies:
         writers[first.targets[copy.target].name].append((_source_piece(copy).swapped, copy))
+    for region in first.padded:
+        writers[first.targets[region.tensor].name].append((region.piece, region))
 
     copies: list[RawCopy] = []
+    padded = [_named(region, second.targets) for region in second.padded]
+    truncated = [_named(region, first.sources, len(second.rules)) for region in first.truncated]
     lossy: dict[tuple[str, str, str], None] = {}
     for name, pieces in writers.items():
         between = first.targets[first.target_index[name]].dtype
         for (left, one), (right, other) in _meeting(pieces, readers[name]):
+            if isinstance(one, Region) or isinstance(other, Region):
+                for part in intersect(left, right):
+                    if isinstance(other, Copy):
+                        padded.append(_raw_region(second.targets[other.target].name, part.swapped, other.rule))
+                    elif isinstance(one, Copy):
+                        truncated.append(_raw_region(first.sources[one.source].name, part, other.rule))
+                continue
             source, target = first.sources[one.source], second.targets[other.target]
             if between != target.dtype and not cast_is_exact(source.dtype, between):
                 lossy[source.name, name, target.name] = None
@@ -201,6 +239,8 @@ def compose(first: Plan, second: Plan) -> Plan:
         (*second.rules, *first.rules),
         first.exemptions,
         metadata,
+        _joined(padded),
+        _joined(truncated),
     )
 
 
@@ -222,9 +262,7 @@ def _mismatches(first: Plan, second: Plan, exempt: set[str]) -> Iterator[Diagnos
             )
 
 
-def _meeting(
-    left: list[tuple[Piece, Copy]], right: list[tuple[Piece, Copy]]
-) -> Iterator[tuple[tuple[Piece, Copy], tuple[Piece, Copy]]]:
+def _meeting(left: list[_Entry], right: list[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
     """Pairs whose hulls meet."""
     right = sorted(right, key=lambda entry: entry[0].here)
     starts = [piece.here for piece, _ in right]
@@ -243,3 +281,22 @@ def _source_piece(copy: Copy) -> Piece:
 def _raw(source: str, target: str, piece: Piece, rule: int) -> RawCopy:
     extents, strides, others = zip(*piece.axes, strict=True) if piece.axes else ((), (), ())
     return (source, target, extents, piece.here, strides, piece.there, others, rule)
+
+
+def _raw_region(name: str, piece: Piece, rule: int) -> RawRegion:
+    """The end of a piece that is ``here``, as a region of the tensor ``name``."""
+    return (name, tuple(axis[0] for axis in piece.axes), piece.here, tuple(axis[1] for axis in piece.axes), rule)
+
+
+def _named(region: Region, tensors: Sequence[TensorSpec], rules: int = 0) -> RawRegion:
+    """A region as it is in its plan, with ``rules`` more rules before its own."""
+    return (tensors[region.tensor].name, region.extents, region.offset, region.strides, rules + region.rule)
+
+
+def _joined(regions: Iterable[RawRegion]) -> list[RawRegion]:
+    """The same elements in as few regions as join into one: they are joined as copies onto themselves."""
+    onto = (
+        (name, name, extents, offset, strides, offset, strides, rule)
+        for name, extents, offset, strides, rule in regions
+    )
+    return [(name, extents, offset, strides, rule) for name, _, extents, offset, strides, _, _, rule in join(onto)]

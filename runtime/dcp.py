@@ -41,6 +41,7 @@ from .placement import Part, place
 from .plan import Plan, TensorSpec
 from .saving import Draft, Output, Regions, natural_order, write_all
 from .source import Checkpoint
+from .zeros import with_zeros
 
 #: Makes the plan, and what goes beside the tensors, from the native tensors that are saved.
 MakePlan = Callable[[Mapping[str, TensorSpec]], tuple[Plan, Output]]
@@ -54,8 +55,8 @@ class Reader(StorageReader):
         problems = plan.verify().problems
         if problems:
             raise CrosswalkError(problems)
-        self._plan, self._checkpoint = plan, checkpoint
-        self._stored = checkpoint.match(plan.sources, "the plan reads")
+        self._checkpoint = checkpoint
+        self._plan, self._stored = with_zeros(plan, checkpoint.match(plan.sources, "the plan reads"))
         self.bytes_read = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from .sinks import CompareSink, HashSink, WriteSink, differences
 from .source import Checkpoint
 from .staging import Staging, check_space, copy_file, write_file
 from .tasks import Task
+from .zeros import with_zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def write_checkpoint(
     layout, options = layout or hugging_face_layout(), options or Options()
     extra, carried = extra or {}, carried or {}
     workers, panel = _resources(options)
-    lowering = Lowering(plan, _bind(plan, source), panel)
+    lowering = Lowering(*with_zeros(plan, _bind(plan, source)), panel)
     files = lay_out(plan.targets, _reading_order(lowering), layout, lowering.sources)
     check_names([file.name for file in files], extra, carried)
     _check_apart(source, destination)
@@ -131,7 +132,7 @@ def verify_checkpoint(
     ``source``. Raises ``CrosswalkError`` with every tensor that is missing, unexpected, or differs."""
     started = time.monotonic()
     workers, panel = _resources(options or Options())
-    lowering = Lowering(plan, _bind(plan, source), panel)
+    lowering = Lowering(*with_zeros(plan, _bind(plan, source)), panel)
     found = output.match(plan.targets, "the plan makes")
     _check_ties(plan, source, workers, panel)
     total = sum(target.nbytes for target in plan.targets)

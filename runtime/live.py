@@ -23,6 +23,7 @@ from .plan import Plan, TensorSpec
 from .reading import Reader
 from .source import Checkpoint
 from .transfer import BUCKET, Bucket, Memory, Slot, buckets, host_view, run, worker_count
+from .zeros import with_zeros
 
 if TYPE_CHECKING:
     from .distributed import Team
@@ -212,8 +213,9 @@ def load(
         if materialized:
             placed = place_all(collect(model), plan.targets)
         parts = {name: [(part, found.dtype) for part in found.parts] for name, found in placed.items()}
-        planned = moves(plan, parts, "target")
-        read = read_moves(planned, [spec.name for spec in plan.sources], stored, checkpoint, bucket_bytes)
+        filled, stored = with_zeros(plan, stored)
+        planned = moves(filled, parts, "target")
+        read = read_moves(planned, [spec.name for spec in filled.sources], stored, checkpoint, bucket_bytes)
     held = sum(planned.elements(number) * size_of(spec.dtype) for number, spec in enumerate(plan.sources))
     on_meta = tuple(name for name, value in _tensors(model) if value.is_meta)
     return LoadReport(team.rank, held, read, compared, time.monotonic() - started, materialized, on_meta)

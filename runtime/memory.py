@@ -8,6 +8,7 @@ import torch
 
 from .dtypes import DTYPES, dtype_name, torch_dtype
 from .errors import CrosswalkError, Diagnostic
+from .padding import Region
 from .plan import Copy, Plan
 from .proof import prove
 
@@ -80,6 +81,9 @@ def _run(
     plan: Plan, tensors: Mapping[str, torch.Tensor], device: torch.device | str | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     by_target: list[list[Copy]] = [[] for _ in plan.targets]
+    padding: list[list[Region]] = [[] for _ in plan.targets]
+    for region in plan.padded:
+        padding[region.tensor].append(region)
     last_use: dict[int, int] = {}
     for copy in plan.copies:
         by_target[copy.target].append(copy)
@@ -91,6 +95,8 @@ def _run(
         if place is None and copies:
             place = tensors[plan.sources[copies[0].source].name].device
         result = torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device=place)
+        for region in padding[index]:
+            torch.as_strided(result, region.extents, region.strides, region.offset).zero_()
         for copy in copies:
             if copy.source not in flat:
                 flat[copy.source] = tensors[plan.sources[copy.source].name].detach().contiguous()

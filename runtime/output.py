@@ -121,7 +121,8 @@ def _phase(sources: Iterable[StoredTensor]) -> int | None:
     """Where in a block most bytes of the sources begin; None if data cannot be aligned to that."""
     found: Counter[int] = Counter()
     for tensor in sources:
-        found[tensor.offset % BLOCK] += tensor.nbytes
+        if tensor.content is None:
+            found[tensor.offset % BLOCK] += tensor.nbytes
     phase = max(found, key=found.__getitem__, default=0)
     return phase if phase % 8 == 0 else None
 

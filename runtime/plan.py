@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .dtypes import DTYPES, size_of
 from .errors import fail
+from .padding import RawRegion, Region, decode, encode, make_regions
 
 if TYPE_CHECKING:
     from .proof import Verdict
@@ -92,8 +93,9 @@ class Exemption:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is read, what is written, and every copy between. Build with :func:`make_plan`, which brings the parts into
-    the canonical form, so that equal plans have equal bytes and one digest."""
+    """What is read, what is written, and every copy between; ``padded`` are regions of targets that are zeros,
+    ``truncated`` regions of sources that are not read. Build with :func:`make_plan`, which brings the parts into the
+    canonical form, so that equal plans have equal bytes and one digest."""
 
     sources: tuple[TensorSpec, ...]
     targets: tuple[TensorSpec, ...]
@@ -101,6 +103,8 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     exemptions: tuple[Exemption, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    padded: tuple[Region, ...] = ()
+    truncated: tuple[Region, ...] = ()
 
     @functools.cached_property
     def source_index(self) -> Mapping[str, int]:
@@ -114,7 +118,8 @@ class Plan:
     def digest(self) -> str:
         """sha256 over the canonical JSON of everything but provenance and metadata: what moves, not who said so."""
         body = {key: value for key, value in self._encode().items() if key not in ("rules", "metadata")}
-        body["copies"] = [copy[:-1] for copy in body["copies"]]
+        for moved in body.keys() & {"copies", "padded", "truncated"}:
+            body[moved] = [entry[:-1] for entry in body[moved]]
         return hashlib.sha256(_canonical(body)).hexdigest()
 
     def verify(self) -> Verdict:
@@ -139,7 +144,8 @@ class Plan:
         return dataclasses.replace(self, sources=tuple(sources), targets=tuple(targets))
 
     def inverse(self) -> Plan:
-        """The plan that undoes this one. Tied duplicates and dropped tensors are not re-created."""
+        """The plan that undoes this one: padding is cut off, and what was cut off is padded. Tied duplicates and
+        dropped tensors are not re-created."""
         gone = {exemption.tensor for exemption in self.exemptions}
         return make_plan(
             self.targets,
@@ -159,6 +165,8 @@ class Plan:
             ],
             rules=self.rules,
             metadata=self.metadata,
+            padded=_raw(self.truncated, self.sources),
+            truncated=_raw(self.padded, self.targets),
         )
 
     def compose(self, other: Plan) -> Plan:
@@ -191,7 +199,8 @@ class Plan:
         }
 
     def explain(self, name: str) -> list[dict[str, Any]]:
-        """Every copy that writes or reads the tensor ``name``, with its rule; an error names the nearest tensors."""
+        """Every copy that writes or reads the tensor ``name``, with its rule; an error names the nearest tensors. A
+        region of padding has the ``source`` None, one that is not read the ``target`` None."""
         target, source = self.target_index.get(name), self.source_index.get(name)
         if target is None and source is None:
             import difflib
@@ -202,15 +211,23 @@ class Plan:
                 f"the plan has no tensor `{name}`",
                 hint=f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else None,
             )
+
+        def explained(before: TensorSpec | None, after: TensorSpec | None, moved: Copy | Region) -> dict[str, Any]:
+            rule = self.rules[moved.rule] if moved.rule < len(self.rules) else None
+            return {"source": before, "target": after, "copy": moved, "rule": rule}
+
         return [
-            {
-                "source": self.sources[c.source],
-                "target": self.targets[c.target],
-                "copy": c,
-                "rule": self.rules[c.rule] if c.rule < len(self.rules) else None,
-            }
-            for c in self.copies
-            if c.target == target or (target is None and c.source == source)
+            *(
+                explained(self.sources[c.source], self.targets[c.target], c)
+                for c in self.copies
+                if c.target == target or (target is None and c.source == source)
+            ),
+            *(explained(None, self.targets[r.tensor], r) for r in self.padded if r.tensor == target),
+            *(
+                explained(self.sources[r.tensor], None, r)
+                for r in self.truncated
+                if target is None and r.tensor == source
+            ),
         ]
 
     def to_json(self) -> str:
@@ -238,6 +255,8 @@ class Plan:
                 tuple(Rule(*rule) for rule in data["rules"]),
                 tuple(Exemption(*exemption) for exemption in data["exemptions"]),
                 data["metadata"],
+                decode(data.get("padded", ())),
+                decode(data.get("truncated", ())),
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise fail("plan/malformed", f"this is not a plan: {type(error).__name__}: {error}") from error
@@ -263,6 +282,9 @@ class Plan:
             "rules": [list(dataclasses.astuple(rule)) for rule in self.rules],
             "exemptions": [list(dataclasses.astuple(exemption)) for exemption in self.exemptions],
             "metadata": dict(self.metadata),
+            # Left out where there are none: such a plan has the bytes that it had before there were regions.
+            **({"padded": encode(self.padded)} if self.padded else {}),
+            **({"truncated": encode(self.truncated)} if self.truncated else {}),
         }
 
 
@@ -278,9 +300,11 @@ def make_plan(
     rules: Iterable[Rule] = (),
     exemptions: Iterable[Exemption] = (),
     metadata: Mapping[str, Any] | None = None,
+    padded: Iterable[RawRegion] = (),
+    truncated: Iterable[RawRegion] = (),
 ) -> Plan:
     """Bring the parts into canonical form: tensors sorted by name, axes of each copy in target order and merged, copies
-    sorted by target and target offset. The order of the rules is kept."""
+    sorted by target and target offset, regions by tensor and offset. The order of the rules is kept."""
     source_list = tuple(sorted(sources, key=lambda tensor: tensor.name))
     target_list = tuple(sorted(targets, key=lambda tensor: tensor.name))
     source_index = {tensor.name: index for index, tensor in enumerate(source_list)}
@@ -308,7 +332,13 @@ def make_plan(
         tuple(rules),
         tuple(sorted(exemptions, key=lambda exemption: (exemption.kind, exemption.tensor))),
         dict(metadata or {}),
+        make_regions(padded, target_index),
+        make_regions(truncated, source_index),
     )
+
+
+def _raw(regions: Iterable[Region], tensors: tuple[TensorSpec, ...]) -> list[RawRegion]:
+    return [(tensors[r.tensor].name, r.extents, r.offset, r.strides, r.rule) for r in regions]
 
 
 def merge_axes(

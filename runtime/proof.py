@@ -11,11 +11,13 @@ from itertools import islice
 from .affine import Fault, Piece, is_nested, make_piece, tiling_faults
 from .dtypes import DTYPES, FLOATS, cast_is_exact
 from .errors import Diagnostic, Position
+from .padding import Region
 from .plan import Copy, Exemption, Plan, TensorSpec
 
 #: Problems named per tensor; one wrong rule can leave a gap in every row.
 _FAULTS_PER_TENSOR = 3
 _ENDS = ("source", "target")
+_REGIONS = {"source": "truncated", "target": "padded"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,26 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
+class Amount:
+    """How many tensors have regions, and how many elements these are."""
+
+    tensors: int = 0
+    elements: int = 0
+
+    @staticmethod
+    def of(regions: Sequence[Region]) -> Amount:
+        return Amount(len({region.tensor for region in regions}), sum(region.elements for region in regions))
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What :func:`prove` found: problems, and what is declared to differ from a bijection."""
 
     problems: tuple[Diagnostic, ...]
     casts: tuple[Cast, ...]
     exemptions: tuple[Exemption, ...]
+    padded: Amount = Amount()
+    truncated: Amount = Amount()
 
     @property
     def ok(self) -> bool:
@@ -49,14 +65,25 @@ class Verdict:
 
     @property
     def bijective(self) -> bool:
-        """No problem, no exemption, no lossy cast: the inverse brings every byte back."""
-        return self.ok and not self.exemptions and all(cast.exact for cast in self.casts)
+        """Nothing but copies, exact casts at most: the inverse undoes the plan, and the plan its inverse."""
+        return self.reversible and not self.padded.tensors
+
+    @property
+    def reversible(self) -> bool:
+        """No problem, no exemption, nothing truncated, no lossy cast: the inverse brings every byte back. A plan that
+        pads is reversible and not bijective."""
+        exact = all(cast.exact for cast in self.casts)
+        return self.ok and not self.exemptions and not self.truncated.tensors and exact
 
     def __str__(self) -> str:
         if self.problems:
             return f"not bijective: {_count(len(self.problems), 'problem')}, first: {self.problems[0].message}"
         kinds = Counter(exemption.kind for exemption in self.exemptions)
         but = [_count(number, f"{kind} tensor") for kind, number in sorted(kinds.items(), reverse=True)]
+        for how, amount in (("padded with", self.padded), ("truncated by", self.truncated)):
+            if amount.tensors:
+                elements = f"{amount.elements:,} element{'s' * (amount.elements != 1)}"
+                but.append(f"{_count(amount.tensors, 'tensor')} {how} {elements}")
         but += [str(cast) for cast in self.casts if not cast.exact]
         exact = [str(cast) for cast in self.casts if cast.exact]
         return "; ".join([f"bijective but for {', '.join(but)}" if but else "bijective", *exact])
@@ -95,6 +122,18 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
             for end, number in (("source", copy.source), ("target", copy.target)):
                 if type(number) is int:
                     broken[end].add(number)
+    for end, regions in (("source", plan.truncated), ("target", plan.padded)):
+        for index, region in enumerate(regions, len(plan.copies)):
+            found = _check_region(plan, end, index, region)
+            if found is None:
+                piece = region.piece._replace(there=index)
+                found = _check_piece(plan, end, piece, sizes[end][region.tensor])
+            if found is None:
+                pieces[end][region.tensor].append(piece)
+            else:
+                problems.append(found)
+                if type(region.tensor) is int:
+                    broken[end].add(region.tensor)
     exempt = {exemption.tensor for exemption in plan.exemptions}
     for end in ends:
         for index, tensor in enumerate(plan.sources if end == "source" else plan.targets):
@@ -108,7 +147,8 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
                 continue
             faults = tiling_faults(pieces[end][index], 0, size)
             problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
-    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions)
+    counted = [Amount.of(regions) if not problems else Amount() for regions in (plan.padded, plan.truncated)]
+    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions, *counted)
 
 
 def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:
@@ -169,15 +209,30 @@ def _check_numbers(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
     )
     where = f"copy {index}"
     if {*map(type, numbers)} != {int} or min(numbers) < 0:
-        return _diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [index])
+        return _diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [copy])
     if copy.source >= len(plan.sources) or copy.target >= len(plan.targets):
-        return _diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [index])
+        return _diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [copy])
     if not len(copy.extents) == len(copy.source_strides) == len(copy.target_strides):
         return _diagnose(
-            plan, "plan/axes", f"{_name(plan, index)} has extents and strides of different lengths", [index]
+            plan, "plan/axes", f"{_name(plan, index)} has extents and strides of different lengths", [copy]
         )
     if 0 in copy.extents:
-        return _diagnose(plan, "plan/axes", f"{_name(plan, index)} moves nothing: an extent is 0", [index])
+        return _diagnose(plan, "plan/axes", f"{_name(plan, index)} moves nothing: an extent is 0", [copy])
+    return None
+
+
+def _check_region(plan: Plan, end: str, index: int, region: Region) -> Diagnostic | None:
+    where = f"{_REGIONS[end]} region {index - len(plan.copies)}"
+    numbers = (region.tensor, region.offset, *region.extents, *region.strides)
+    if {*map(type, numbers)} != {int} or min(numbers) < 0:
+        return _diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [region])
+    if region.tensor >= len(plan.sources if end == "source" else plan.targets):
+        return _diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [region])
+    if len(region.extents) != len(region.strides):
+        text = f"{_name(plan, index, end)} has extents and strides of different lengths"
+        return _diagnose(plan, "plan/axes", text, [region])
+    if 0 in region.extents:
+        return _diagnose(plan, "plan/axes", f"{_name(plan, index, end)} has no element: an extent is 0", [region])
     return None
 
 
@@ -186,43 +241,58 @@ def _check_cast(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
     if source == target or (source in FLOATS and target in FLOATS):
         return None
     message = f"{_name(plan, index)} casts {source} to {target}: only floats are cast"
-    return _diagnose(plan, "plan/cast", message, [index])
+    return _diagnose(plan, "plan/cast", message, [copy])
 
 
 def _check_piece(plan: Plan, end: str, piece: Piece, size: int | None) -> Diagnostic | None:
-    """Bounds and nesting of one end of a copy, in a tensor of ``size`` elements (None: unknown)."""
+    """Bounds and nesting of a region or one end of a copy, in a tensor of ``size`` elements (None: unknown)."""
     axes, index = piece.axes, piece.there
-    copy = plan.copies[index]
+    moved = _entry(plan, end, index)
+    number, strides = (
+        (moved.tensor, moved.strides)
+        if isinstance(moved, Region)
+        else ((moved.source, moved.source_strides) if end == "source" else (moved.target, moved.target_strides))
+    )
     if size is not None and piece.stop > size:
-        tensor = plan.sources[copy.source] if end == "source" else plan.targets[copy.target]
+        tensor = (plan.sources if end == "source" else plan.targets)[number]
         return _diagnose(
             plan,
             "plan/bounds",
-            f"{_name(plan, index)} reaches element {piece.stop - 1} of {end} tensor `{tensor.name}`, which has {size} "
-            f"(shape {list(tensor.shape)})",
-            [index],
+            f"{_name(plan, index, end)} reaches element {piece.stop - 1} of {end} tensor `{tensor.name}`, which has "
+            f"{size} (shape {list(tensor.shape)})",
+            [moved],
         )
     if axes and not (len(axes) == 1 and axes[0][1] > 0) and not is_nested(axes):
-        strides = copy.source_strides if end == "source" else copy.target_strides
         return _diagnose(
             plan,
             "plan/axes",
-            f"{_name(plan, index)} has interlocking axes on its {end}: extents {list(copy.extents)} at strides "
+            f"{_name(plan, index, end)} has interlocking axes on its {end}: extents {list(moved.extents)} at strides "
             f"{list(strides)}",
-            [index],
+            [moved],
             hint="each stride must step over everything that the finer axes reach",
         )
     return None
 
 
-def _name(plan: Plan, index: int) -> str:
-    copy = plan.copies[index]
+def _entry(plan: Plan, end: str, index: int) -> Copy | Region:
+    """What meets elements of one end: the copies count first, then the regions of that end."""
+    regions = plan.truncated if end == "source" else plan.padded
+    return plan.copies[index] if index < len(plan.copies) else regions[index - len(plan.copies)]
+
+
+def _name(plan: Plan, index: int, end: str = "target") -> str:
+    copy = _entry(plan, end, index)
+    if isinstance(copy, Region):
+        tensor = (plan.sources if end == "source" else plan.targets)[copy.tensor]
+        return f"{_REGIONS[end]} region {index - len(plan.copies)} of `{tensor.name}`"
     return f"copy {index} from `{plan.sources[copy.source].name}` to `{plan.targets[copy.target].name}`"
 
 
 def _exempt_but_copied(plan: Plan, tensor: TensorSpec, pieces: list[Piece]) -> Diagnostic:
+    moved = _entry(plan, "source", pieces[0].there)
+    how = "truncated" if isinstance(moved, Region) else "copied"
     return _diagnose(
-        plan, "plan/exemption", f"source tensor `{tensor.name}` is exempt, and copied all the same", [pieces[0].there]
+        plan, "plan/exemption", f"source tensor `{tensor.name}` is exempt, and {how} all the same", [moved]
     )
 
 
@@ -233,11 +303,18 @@ def _explain(plan: Plan, end: str, tensor: TensorSpec, fault: Fault) -> Diagnost
         if (fault.start, fault.stop) == (0, tensor.elements):
             return Diagnostic("plan/gap", f"{name} is {moved} by no copy")
         return Diagnostic("plan/gap", f"{_range(tensor.shape, fault)} of {name}: {moved} by no copy")
-    place, others = ("for", plan.targets) if end == "source" else ("from", plan.sources)
-    pair = [plan.copies[index] for index in fault.copies]
-    one, two = (others[copy.target if end == "source" else copy.source].name for copy in pair)
-    message = f"{_range(tensor.shape, fault)} of {name}: {moved} twice, {place} `{one}` and {place} `{two}`"
-    return _diagnose(plan, "plan/overlap", message, fault.copies)
+    pair = [_entry(plan, end, index) for index in fault.copies]
+    one, two = (_other_end(plan, end, entry) for entry in pair)
+    message = f"{_range(tensor.shape, fault)} of {name}: {moved} twice, {one} and {two}"
+    return _diagnose(plan, "plan/overlap", message, pair)
+
+
+def _other_end(plan: Plan, end: str, moved: Copy | Region) -> str:
+    if isinstance(moved, Region):
+        return "to be left out" if end == "source" else "as padding"
+    return (
+        f"for `{plan.targets[moved.target].name}`" if end == "source" else f"from `{plan.sources[moved.source].name}`"
+    )
 
 
 def _range(shape: tuple[int, ...], fault: Fault) -> str:
@@ -257,9 +334,11 @@ def _unravel(shape: tuple[int, ...], element: int) -> list[int]:
     return result[::-1]
 
 
-def _diagnose(plan: Plan, code: str, message: str, copies: Iterable[int], hint: str | None = None) -> Diagnostic:
-    """A diagnostic at the rule of the first of the copies, naming the rules of all."""
-    indices = sorted({plan.copies[index].rule for index in copies})
+def _diagnose(
+    plan: Plan, code: str, message: str, moved: Iterable[Copy | Region], hint: str | None = None
+) -> Diagnostic:
+    """A diagnostic at the rule of the first of the copies and regions, naming the rules of all."""
+    indices = sorted({entry.rule for entry in moved})
     rules = [plan.rules[index] for index in indices if type(index) is int and 0 <= index < len(plan.rules)]
     if not rules:
         return Diagnostic(code, message, None, hint)

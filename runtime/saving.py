@@ -151,7 +151,8 @@ class Draft:
     _staging: Staging | None = field(init=False, default=None)
 
     def create(self) -> None:
-        """Make the staging directory, with data files of their final sizes and without headers."""
+        """Make the staging directory, with data files of their final sizes and without headers. They are all zeros, so
+        what the plan pads is there already."""
         sizes = {file.name: file.size for file in self.files}
         overwrite = self.output.overwrite
         staging = Staging(self.destination, self.plan.digest, sizes, overwrite=overwrite, resume=False)

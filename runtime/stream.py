@@ -124,6 +124,7 @@ def _make(
     plan: Plan, bucket: Sequence[int], by_target: Mapping[int, Sequence[Copy]], whole: _Whole
 ) -> list[NamedTensor]:
     result: list[NamedTensor] = []
+    padded = {region.tensor for region in plan.padded}
     into: list[torch.Tensor] = []
     out_of: list[torch.Tensor] = []
     with torch.no_grad():
@@ -137,7 +138,8 @@ def _make(
                 result.append((spec.name, sources[0].view(-1)[start : start + spec.elements].view(spec.shape)))
                 continue
             device = sources[0].device if sources else None
-            made = torch.empty(spec.shape, dtype=dtype, device=device)
+            make = torch.zeros if target in padded else torch.empty
+            made = make(spec.shape, dtype=dtype, device=device)
             for copy, source in zip(copies, sources, strict=True):
                 into.append(made.as_strided(copy.extents, copy.target_strides, copy.target_offset))
                 start = int(source.storage_offset()) + copy.source_offset

@@ -25,6 +25,7 @@ from .affine import Piece
 from .dtypes import size_of, torch_dtype
 from .header import StoredTensor
 from .regions import GAP, Block, Placement, blocks
+from .zeros import Zeros
 
 #: Bytes of a bucket.
 BUCKET = 16 << 20
@@ -78,18 +79,19 @@ class Strided(NamedTuple):
 
 @dataclass(slots=True)
 class Bucket:
-    """What moves at once; ``nbytes`` of the buffer are used."""
+    """What moves at once; ``nbytes`` of the buffer are used. ``zeros`` are bytes that no file holds."""
 
     nbytes: int = 0
     stretches: list[Stretch] = field(default_factory=list)
     copies: list[Strided] = field(default_factory=list)
     direct: list[Direct] = field(default_factory=list)
     direct_bytes: int = 0
+    zeros: int = 0
 
     @property
     def moved(self) -> int:
         """Bytes read from or written to files."""
-        return sum(s.length * len(s.offsets) for s in self.stretches) + self.direct_bytes
+        return sum(s.length * len(s.offsets) for s in self.stretches) + self.direct_bytes - self.zeros
 
 
 def buckets(
@@ -113,6 +115,8 @@ def buckets(
             if bucket.nbytes + nbytes + _ALIGNMENT > size or bucket.direct_bytes >= size:
                 yield bucket
                 bucket = Bucket()
+            if isinstance(stored.content, Zeros):
+                bucket.zeros += nbytes
             found = _direct(number, stored, block, memories) if direct else None
             if found is not None:
                 bucket.direct.append(found)
