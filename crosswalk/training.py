@@ -30,7 +30,7 @@ from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.saving import Output, SaveReport
 from crosswalk.runtime.source import Checkpoint
 
-from .api import read_config
+from .api import model_config, read_config
 from .catalog import format_named
 from .conversion import DEFAULT_SHARD, parse_size
 from .detect import chosen_format
@@ -42,7 +42,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What :func:`load` found and did: the native config, the name of the format, and this rank's report."""
+    """What :func:`load` found and did: the native config, complete, the name of the format, and this rank's report."""
 
     config: Config
     format: str
@@ -54,6 +54,7 @@ def load(
     model: Model,
     format: str | None = None,
     *,
+    native_config: Config | None = None,
     device: torch.device | str | None = None,
     group: dist.ProcessGroup | None = None,
     timeout: float = TIMEOUT,
@@ -67,14 +68,17 @@ def load(
     their mesh is, or on ``device``. Floats are cast to the dtype of the parameter. Each rank reads only the bytes of
     its shards.
 
-    Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found.
+    Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found. The model
+    is the one of ``native_config``, by default the one that the checkpoint is imported as. They may differ in
+    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not).
 
-    Raises ``CrosswalkError``, on every rank and before anything is changed, with every parameter that is missing,
-    unexpected or has another shape, and within ``timeout`` seconds if a rank is gone.
+    Raises ``CrosswalkError``, on every rank and before anything is changed, with every field of ``native_config`` that
+    is not the checkpoint's, or every parameter that is missing, unexpected or has another shape; and within ``timeout``
+    seconds if a rank is gone.
     """
     ranks = team(group, timeout)
     with ranks.step("reading the checkpoint's headers") as step:
-        checkpoint, plan, config, name = _import(Path(hf_dir), format, allow_lossy, layout)
+        checkpoint, plan, config, name = _import(Path(hf_dir), format, allow_lossy, layout, native_config)
         step.agree |= {"format": name, "config": config}
     report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
     return Loaded(config, name, report)
@@ -144,11 +148,16 @@ def stream(
 
 
 def reader(
-    hf_dir: str | Path, format: str | None = None, *, allow_lossy: bool = False, layout: str | None = None
+    hf_dir: str | Path,
+    format: str | None = None,
+    *,
+    native_config: Config | None = None,
+    allow_lossy: bool = False,
+    layout: str | None = None,
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
-    files."""
-    checkpoint, plan, _, _ = _import(Path(hf_dir), format, allow_lossy, layout)
+    files. Options are those of :func:`load`."""
+    checkpoint, plan, _, _ = _import(Path(hf_dir), format, allow_lossy, layout, native_config)
     return Reader(plan, checkpoint)
 
 
@@ -176,12 +185,13 @@ def writer(
 
 
 def _import(
-    path: Path, format: str | None, allow_lossy: bool, layout: str | None
+    path: Path, format: str | None, allow_lossy: bool, layout: str | None, native_config: Config | None
 ) -> tuple[Checkpoint, Plan, Config, str]:
     opened = open_hugging_face(path)
     specs = opened.tensors.specs()
     mapping = chosen_format(format, opened.config, specs, layout)
-    native = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
+    imported = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
+    native = model_config(mapping, imported, native_config)
     plan = plan_import(bind(mapping, native, allow_lossy=True), {spec.name: spec for spec in specs})
     return opened.tensors, plan, native, mapping.name
 
