@@ -287,15 +287,19 @@ def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tupl
 
 def owned(placed: Placed, boxes: Sequence[Box]) -> list[tuple[Part, str]]:
     """The given boxes, each inside a part that is held here, with the memory behind them."""
+    whole = {part.box: part for part in placed.parts}
     result = []
     for box in boxes:
-        for part in placed.parts:
-            if all(a <= c and d <= b for (a, b), (c, d) in zip(part.box, box, strict=True)):
-                view = part.tensor
-                for axis, ((start, stop), (base, _)) in enumerate(zip(box, part.box, strict=True)):
-                    view = view.narrow(axis, start - base, stop - start)
-                result.append((Part(box, view), placed.dtype))
-                break
+        part = whole.get(box)
+        if part is None:
+            around = next(
+                p for p in placed.parts if all(a <= c and d <= b for (a, b), (c, d) in zip(p.box, box, strict=True))
+            )
+            view = around.tensor
+            for axis, ((start, stop), (base, _)) in enumerate(zip(box, around.box, strict=True)):
+                view = view.narrow(axis, start - base, stop - start)
+            part = Part(box, view)
+        result.append((part, placed.dtype))
     return result
 
 
