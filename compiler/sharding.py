@@ -121,8 +121,7 @@ class _Cutter:
         for called in self.names(name):
             if called in self.axes:
                 self.cut[called] = None
-                index, count = self.axes[called]
-                return chunk(whole, count)[index]
+                return chunk(whole, *self.axes[called])
         made_of = self.made_of(name)
         return self.product(map(Axis, made_of)) if made_of else whole
 

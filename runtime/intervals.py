@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 Interval = tuple[int, int]
 
 
-def chunk(intervals: Sequence[Interval], count: int) -> list[list[Interval]]:
-    """Cut intervals, taken one after the other, as ``torch.chunk`` cuts a dimension; the last ones may be empty."""
+def chunk(intervals: Sequence[Interval], index: int, count: int) -> list[Interval]:
+    """Part ``index`` of ``count`` of some intervals, taken one after the other and cut as ``torch.chunk`` cuts a
+    dimension: the last parts may be empty."""
     total = sum(stop - start for start, stop in intervals)
     step = -(-total // count)
-    return [_slice(intervals, min(i * step, total), min((i + 1) * step, total)) for i in range(count)]
+    return _slice(intervals, min(index * step, total), min((index + 1) * step, total))
 
 
 def joined(intervals: Iterable[Interval]) -> list[Interval]:

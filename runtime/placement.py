@@ -109,14 +109,14 @@ def local_intervals(value: DTensor) -> list[list[Interval]]:
             if placement.is_replicate():
                 continue
             axis, factor = _sharded_dimension(placement)
-            pieces = chunk(intervals[axis], factor)
+            pieces = [chunk(intervals[axis], piece, factor) for piece in range(factor)]
             intervals[axis] = [
-                interval for piece in pieces for interval in chunk(piece, mesh.size(dimension))[coordinate[dimension]]
+                interval for piece in pieces for interval in chunk(piece, coordinate[dimension], mesh.size(dimension))
             ]
         return intervals
     for axis, dimensions in orders.items():
         for dimension in dimensions:
-            intervals[axis] = chunk(intervals[axis], mesh.size(dimension))[coordinate[dimension]]
+            intervals[axis] = chunk(intervals[axis], coordinate[dimension], mesh.size(dimension))
     return intervals
 
 
