@@ -43,7 +43,9 @@ class Shards:
     def of_intervals(shape: Sequence[int], intervals: Sequence[Sequence[Interval]], local: torch.Tensor) -> Shards:
         """The boxes that are the product of some intervals in each dimension. ``local`` is as long in a dimension as
         the intervals together, and has them one after the other; the parts are views of it."""
-        return Shards(tuple(shape), [(part.box, part.tensor) for part in _parts(intervals, local)], local.dtype)
+        if not local.numel():  # a part nevertheless: it tells the dtype and the device
+            return Shards(tuple(shape), [(tuple((0, size) for size in local.shape), local)])
+        return Shards(tuple(shape), [(part.box, part.tensor) for part in _parts(intervals, local)])
 
 
 @dataclass(frozen=True)

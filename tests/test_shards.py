@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shard_cases as cases
+import shard_cases
 import torch
+from golden_cases import Case, cases
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from native_llama import LLAMA, Tree, assert_equal, blank, native_state
@@ -17,6 +18,9 @@ from ranks import Failed, run_ranks
 from sharded_models import MODELS, Axes, Model, acting, arange, local_of
 
 import crosswalk
+from crosswalk.catalog import catalog
+from crosswalk.compiler.scope import Scope
+from crosswalk.compiler.sharding import held_parameters
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.placement import Shards, place
 
@@ -118,6 +122,21 @@ def test_ranks_together_hold_everything(name: str) -> None:
             assert {*found.unique().tolist()} <= {1, 3}, (axis, key)
 
 
+@pytest.mark.parametrize("case", cases("fast_llm_config.yaml", "fast_llm.safetensors"), ids=lambda case: case.name)
+def test_every_parameter_of_the_trainer_is_known(case: Case) -> None:
+    """Names and shapes are those that the trainer itself wrote, and a whole model is one of one shard."""
+    tensors = case.native_tensors()
+    layout = catalog().layout("fast_llm")
+    config = crosswalk.normalize_native(case.native_config(), case.root)
+    held = held_parameters(Scope(layout, layout.types[case.root], config), {})
+    assert {name: held[name].shape for name in tensors} == {name: tuple(t.shape) for name, t in tensors.items()}
+    found = crosswalk.shards(tensors, config, {"hidden": (0, 1), "vocab": (0, 1)}, case.root)
+    for name, tensor in tensors.items():
+        ((box, part),) = [(part.box, part.tensor) for part in place(found[name]).parts]
+        assert box == tuple((0, size) for size in tensor.shape)
+        assert torch.equal(part, tensor)
+
+
 def test_what_is_no_local_tensor_stays_as_it_is() -> None:
     model = MODELS["attention"]
     given_ = Shards((17, 13), [], torch.float32)
@@ -132,12 +151,12 @@ def test_what_is_no_local_tensor_stays_as_it_is() -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Checkpoints, and what one process without shards saves."""
-    configs = {f"{groups} groups": {**cases.DENSE, "num_key_value_heads": groups} for groups in (1, 2, 3)}
+    configs = {f"{groups} groups": {**shard_cases.DENSE, "num_key_value_heads": groups} for groups in (1, 2, 3)}
     result = {}
-    for name, config in {**configs, "experts": cases.EXPERTS}.items():
+    for name, config in {**configs, "experts": shard_cases.EXPERTS}.items():
         path = tmp_path_factory.mktemp("shards")
         make_checkpoint(path / "hf", config)
-        state = cases.experts_state(path / "hf") if name == "experts" else native_state(path / "hf")
+        state = shard_cases.experts_state(path / "hf") if name == "experts" else native_state(path / "hf")
         loaded = crosswalk.load(path / "hf", blank(state))
         crosswalk.save(state, loaded.config, path / "saved", loaded.format, max_shard_size="100KB")
         result[name] = path / "hf", path / "saved"
@@ -161,25 +180,26 @@ def results(size: int, function: Any, *arguments: Any) -> list[Any]:
 @pytest.mark.parametrize(("size", "groups"), [(2, 1), (2, 2), (4, 1), (4, 2), (4, 3)])
 def test_tensor_parallel_with_few_groups(size: int, groups: int, made: Any, tmp_path: Path) -> None:
     checkpoint, saved = made[f"{groups} groups"]
-    written = results(size, cases.tensor_parallel, size, groups, checkpoint, tmp_path / "out")
+    written = results(size, shard_cases.tensor_parallel, size, groups, checkpoint, tmp_path / "out")
     assert max(written) <= 1.3 * sum(written) / size
     assert same_files(tmp_path / "out", saved)
 
 
 def test_experts_on_ranks_that_each_have_a_part_of_them(made: Any, tmp_path: Path) -> None:
     checkpoint, saved = made["experts"]
-    results(4, cases.expert_parallel, checkpoint, tmp_path / "out")
+    results(4, shard_cases.expert_parallel, checkpoint, tmp_path / "out")
     assert same_files(tmp_path / "out", saved)
 
 
-def test_a_module_and_its_ties(tmp_path: Path) -> None:
-    """The head has the memory of the embeddings, and the same shard of it."""
+@pytest.mark.parametrize(("shard", "rows"), [((1, 3), slice(33, 66)), ((59, 60), slice(0))])
+def test_a_module_and_its_ties(shard: tuple[int, int], rows: slice, tmp_path: Path) -> None:
+    """The head has the memory of the embeddings, and the same shard of it, be it empty."""
     make_checkpoint(tmp_path / "hf", {**LLAMA, "tie_word_embeddings": True})
     expected = native_state(tmp_path / "hf")
     embeddings = "embeddings.word_embeddings_weight"
-    expected[embeddings] = expected[embeddings][33:66]
+    expected[embeddings] = expected[embeddings][rows]
     model = Tree(blank(expected), {"head.output_weights": embeddings})
-    state = crosswalk.shards(model, config_of(tmp_path / "hf"), {"vocab": (1, 3)})
+    state = crosswalk.shards(model, config_of(tmp_path / "hf"), {"vocab": shard})
     assert isinstance(state["head.output_weights"], Shards)
     crosswalk.load(tmp_path / "hf", state)
     found = model.state_dict()
