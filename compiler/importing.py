@@ -11,6 +11,7 @@ from typing import Any
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .checks import at_rule, run_check
+from .comparing import same_value
 from .dialects import read_dialects
 from .expressions import Expression
 from .layout import MISSING
@@ -31,7 +32,7 @@ from .relations import (
     TheirsFact,
     part_mapping,
 )
-from .scope import Scope, Unresolved, misfit, normalize, same_value, widened
+from .scope import Scope, Unresolved, misfit, normalize, widened
 from .theirs import Names, fill, get, layer_index, overlaid, placed, put, same_number
 
 

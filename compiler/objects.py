@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .comparing import same_config
 from .layout import Field
 from .relations import Path
-from .scope import Scope, same_config
+from .scope import Scope
 
 
 def below(scope: Scope, path: Path, raw: bool = False) -> Any:

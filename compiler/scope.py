@@ -17,6 +17,7 @@ from typing import Any
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
+from .containers import did_you_mean
 from .expressions import Expression
 from .layout import MISSING, Field, Layout, Type
 
@@ -218,33 +219,18 @@ def config_type(layout: Layout, declared: Field, value: Any) -> Type:
     return kind
 
 
-def same_value(left: Any, right: Any) -> bool:
-    """Equality of config values in value and JSON type: true, 1 and 1.0 differ."""
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(same_value(left[k], right[k]) for k in left)
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(same_value, left, right))
-    return type(left) is type(right) and bool(left == right)
-
-
-def same_config(left: Any, right: Any) -> bool:
-    """Whether two effective values mean the same model; ``training`` fields do not count."""
-    if isinstance(left, Scope) and isinstance(right, Scope):
-        return left.kind == right.kind and all(
-            same_config(left.field(name), right.field(name))
-            for name, declared in left.kind.fields.items()
-            if declared.group != "training"
-        )
-    return same_value(left, right)
-
-
 def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None) -> dict[str, Any]:
     """The config with every default filled in, checked: unknown fields, types, bounds, choices, the layout's checks.
 
-    Raises ``CrosswalkError`` with all problems, each naming the dotted path of the field.
+    ``root``: the type of the config, by default that of the layout. Raises ``CrosswalkError`` with all problems, each
+    naming the dotted path of the field.
     """
     problems: list[Diagnostic] = []
-    kind = layout.types[root or layout.root]
+    kind = layout.types.get(root or layout.root)
+    if kind is None:
+        roots = sorted(layout.roots().values())
+        hint = did_you_mean(str(root), roots) or f"there are {', '.join(roots)}"
+        raise fail("native/root", f"layout `{layout.name}` has no type `{root}`", None, hint)
     if not isinstance(config, Mapping):
         raise fail("native/type", f"a config must be an object, it is {config!r}")
     result = _fill(layout, kind, config, (), problems)

@@ -6,20 +6,19 @@ other side. Equal layers are lowered once and shared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .axes import resolve
 from .cells import AxisTable, outside
 from .exported import Chosen
-from .expressions import compile_expression
-from .layout import Layout, Parameter
+from .layout import Child, Layout, Parameter
 from .lowering import Piece, Source, Tensor, lower, ours_shape
 from .mapping import TensorEntry
-from .names import Hole, Template, join
+from .modules import AxisSizes, config_of, instances, parameters
+from .names import Template, join
 from .relations import Path
 from .scope import Scope
 
@@ -132,7 +131,7 @@ class _Walk:
                 default = prefix
         claims = (*outer, *own)
         for child in scope.kind.children:
-            self.children(scope, child.name, child.config, child.axes, ours, claims, default, out, here or around)
+            self.children(scope, child, ours, claims, default, out, here or around)
         self.parameters(scope, ours, claims, default, here, out, () if theirs is not None else around)
 
     def fits(self, scope: Scope, line: TensorEntry) -> bool:
@@ -140,21 +139,20 @@ class _Walk:
         types."""
         names = ((child, tuple(str(child.name).split("."))) for child in scope.kind.children)
         child = next((child for child, name in names if line.ours[0][: len(name)] == name), None)
-        found = self.config_of(scope, child.config, {}) if child else None
+        found = config_of(scope, child.config) if child else None
         return found is not None and line.types is not None and found.kind.name in line.types
 
     def children(
         self,
         scope: Scope,
-        name: Template,
-        config: Path,
-        axes: Mapping[str, str],
+        child: Child,
         ours: Template,
         claims: tuple[_Claim, ...],
         default: Template | None,
         out: Weights,
         around: list[Chosen],
     ) -> None:
+        name = child.name
         own = tuple(str(name).split("."))
         exact = next((c for c in claims if own in c.ours), None)
         deeper = tuple(
@@ -164,11 +162,7 @@ class _Walk:
             if len(path) > len(own) and path[: len(own)] == own and len(c.ours) == 1
         )
         cache: dict[Path, Weights] = {}
-        for values, child in self.instances(scope, name, config):
-            if axes:
-                child = Scope(
-                    child.layout, child.kind, child.config, scope, child.path, child.arguments, axis_names=axes
-                )
+        for values, inner in instances(scope, child):
             if exact is not None:
                 prefix: Template | None = exact.theirs.render(values)
             else:
@@ -176,48 +170,13 @@ class _Walk:
             relative = bool(values) and not deeper
             if not relative:
                 filled = tuple(_Claim(c.ours, c.theirs.render(values), c.line, c.chosen, c.transposed) for c in deeper)
-                self.module(child, join(ours, name.render(values)), prefix, filled, out, around)
+                self.module(inner, join(ours, name.render(values)), prefix, filled, out, around)
                 continue
-            if child.path not in cache:
-                cache[child.path] = Weights()
+            if inner.path not in cache:
+                cache[inner.path] = Weights()
                 below = None if prefix is None else EMPTY
-                self.module(child, EMPTY, below, (), cache[child.path], around)
-            _add_prefixed(out, cache[child.path], str(join(ours, name.render(values))), prefix)
-
-    def instances(self, scope: Scope, name: Template, config: Path) -> Iterator[tuple[dict[str, object], Scope]]:
-        """The modules of a child template: hole values, and the config of each."""
-        holes = [hole.name for hole in name.holes if isinstance(hole, Hole)]
-        if not holes:
-            found = self.config_of(scope, config, {})
-            if found is not None:
-                yield {}, found
-            return
-        (hole,) = holes
-        domain = scope.kind.holes[hole]
-        declared = scope.kind.fields.get(domain)
-        if declared is not None and declared.kind == "dict":
-            for key in scope.raw(domain):
-                yield {hole: key}, scope.entry(domain, key)
-        elif declared is not None:
-            for index, (_, block) in enumerate(scope.blocks(domain)):
-                yield {hole: index}, block
-        else:
-            for index in range(scope.count(compile_expression(domain, None))):
-                found = self.config_of(scope, config, {hole: index})
-                if found is not None:
-                    yield {hole: index}, found
-
-    def config_of(self, scope: Scope, config: Path, values: Mapping[str, object]) -> Scope | None:
-        """The config that a child is made from: a path of fields; ``decoder.{last}`` is the last layer."""
-        if config[-1] == "{last}":
-            blocks = scope.blocks(config[0])
-            return blocks[-1][1] if blocks else None
-        value: object = scope
-        for name in config:
-            if not isinstance(value, Scope):
-                return None
-            value = value.field(name)
-        return value if isinstance(value, Scope) else None
+                self.module(inner, EMPTY, below, (), cache[inner.path], around)
+            _add_prefixed(out, cache[inner.path], str(join(ours, name.render(values))), prefix)
 
     # ---- parameters -------------------------------------------------------------------------------------------------
 
@@ -232,18 +191,13 @@ class _Walk:
         around: Sequence[Chosen],
     ) -> None:
         present: dict[str, tuple[Parameter, Source]] = {}
-        sizes = _Sizes(scope)
-        lengths = _Sizes(scope, self.lengths) if self.lengths else sizes
-        for parameter in scope.kind.parameters:
-            for name in self.names(scope, parameter):
-                if parameter.condition is not None and not scope.holds(parameter.condition):
-                    continue
-                pattern = resolve(parameter.pattern, lambda text: scope.holds(compile_expression(text, None)))
-                source = Source(str(join(ours, name)), pattern)
-                present[str(name)] = (parameter, source)
-                tied = parameter.same_as
-                padding = tuple(outside(pattern.dims, sizes, lengths)) if self.lengths else ()
-                out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), tied, padding)
+        sizes = AxisSizes(scope)
+        lengths = AxisSizes(scope, self.lengths) if self.lengths else sizes
+        for name, parameter, pattern in parameters(scope):
+            source = Source(str(join(ours, name)), pattern)
+            present[str(name)] = (parameter, source)
+            padding = tuple(outside(pattern.dims, sizes, lengths)) if self.lengths else ()
+            out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), parameter.same_as, padding)
         spoken: set[str] = set()
         # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
         for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
@@ -274,15 +228,6 @@ class _Walk:
                 lengths,
                 out,
             )
-
-    def names(self, scope: Scope, parameter: Parameter) -> Iterator[Template]:
-        """The names of a parameter: one, or one for each value of the hole in it."""
-        holes = [hole.name for hole in parameter.name.holes if isinstance(hole, Hole)]
-        if not holes:
-            yield parameter.name
-            return
-        for index in range(scope.count(compile_expression(scope.kind.holes[holes[0]], None))):
-            yield parameter.name.render({holes[0]: index})
 
     def leaves(self, path: Path, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
         """The parameters that a path names: itself, or as a group all below it, by what is added to its name."""
@@ -351,33 +296,6 @@ def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
         claim.line.position,
         "either all parts of a fused tensor have it, or none",
     )
-
-
-class _Sizes(Mapping[str, "int | tuple[str, ...]"]):
-    """The axes in scope of a module, looked up when needed; those of the root that are in ``lengths`` are that long."""
-
-    def __init__(self, scope: Scope, lengths: Mapping[str, int] = MappingProxyType({})) -> None:
-        self.scope, self.lengths = scope, lengths
-        self.known: dict[str, int | tuple[str, ...]] = {}
-
-    def __getitem__(self, name: str) -> int | tuple[str, ...]:
-        if name not in self.known:
-            try:
-                self.known[name] = self.scope.axis_entry(name.rstrip("'"), self.lengths)
-            except CrosswalkError as error:
-                if error.diagnostics[0].code != "layout/no-axis":
-                    raise
-                raise KeyError(name) from None
-        return self.known[name]
-
-    def __iter__(self) -> Iterator[str]:
-        scope: Scope | None = self.scope
-        while scope is not None:
-            yield from scope.kind.axes
-            scope = scope.parent
-
-    def __len__(self) -> int:
-        return len(set(iter(self)))
 
 
 def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | None) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .api import compile_plan, export_config, formats, import_config, normalize_native
     from .checking import check
     from .conversion import convert
+    from .sharding import shards
     from .training import load, reader, save, stream, writer
     from .verification import verify
 
@@ -28,6 +29,7 @@ _HOMES = {
     "normalize_native": "api",
     "reader": "training",
     "save": "training",
+    "shards": "sharding",
     "stream": "training",
     "verify": "verification",
     "writer": "training",
@@ -46,6 +48,7 @@ __all__ = [
     "normalize_native",
     "reader",
     "save",
+    "shards",
     "stream",
     "verify",
     "writer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from crosswalk.compiler.comparing import differing
 from crosswalk.compiler.coverage import unknown_keys
 from crosswalk.compiler.dialects import choose_dialects
 from crosswalk.compiler.exporting import export_config as export_through
@@ -13,9 +14,9 @@ from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.padding import cut_to, resized
 from crosswalk.compiler.planning import bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
-from crosswalk.compiler.scope import normalize
+from crosswalk.compiler.scope import Scope, normalize
 from crosswalk.runtime.dtypes import DTYPES, FLOATS
-from crosswalk.runtime.errors import CrosswalkError, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan import Plan
 
 from .catalog import catalog, format_named
@@ -80,22 +81,26 @@ def compile_plan(
     allow_lossy: bool = False,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
+    native_config: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan for one config: from Hugging Face to the layout ``to``, by default that of ``format``, and ``fast_llm``
     without one; or with ``to="hf"`` from a native config (``format`` is needed then).
 
     Without files, all tensors have the config's dtype (F32 if it names none); ``dtype`` is what they are cast to.
     ``pad``: axis -> multiple that its size is rounded up to, of a plan to a layout; ``truncate``: axis -> size, of a
-    plan to ``hf``: what is beyond is taken for padding.
+    plan to ``hf``: what is beyond is taken for padding. ``native_config``: that of the model to fill, if it is not
+    :func:`import_config` of ``config``; only ``training`` fields may differ.
     Raises ``CrosswalkError``, see :func:`import_config` and :func:`export_config`.
     """
+    if to == "hf" and native_config is not None:
+        raise fail("usage/native-config", 'with to="hf" the config is native', None, "pass one of the two only")
     if to != "hf":
         mapping = chosen_format(format, config, layout=to)
     elif format is None:
         raise fail("format/needed", "a native config does not say which format to write: pass `format`")
     else:
         mapping = format_named(format)
-    return plan_for(mapping, config, to, dtype, dialect, allow_lossy, pad, truncate)
+    return plan_for(mapping, config, to, dtype, dialect, allow_lossy, pad, truncate, native_config)
 
 
 def plan_for(
@@ -107,12 +112,14 @@ def plan_for(
     allow_lossy: bool,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
+    native_config: Mapping[str, Any] | None = None,
 ) -> Plan:
     """:func:`compile_plan` for a compiled mapping, such as one that is not shipped."""
     check_direction(to, pad, truncate)
     kind = mapping.root.type
     if to != "hf":
-        native, lengths = padded(kind, read_config(mapping, config, allow_lossy), pad)
+        imported, lengths = padded(kind, read_config(mapping, config, allow_lossy), pad)
+        native = model_config(mapping, imported, native_config)
         bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
         return plan_import(bound, None, check_dtype(dtype), stated_dtype(config))
     complete = normalize(mapping.layout, config, mapping.root.type.name)
@@ -143,3 +150,23 @@ def read_config(
     if problems:
         raise CrosswalkError(problems)
     return native
+
+
+def model_config(mapping: CompiledMapping, imported: dict[str, Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The complete config of the model that is to be filled: ``given``, or what was imported if there is none.
+
+    Raises ``CrosswalkError`` (``native/differs``) with every field, those of ``training`` excepted, in which a given
+    config is another model than the imported one.
+    """
+    if given is None:
+        return imported
+    layout, kind = mapping.layout, mapping.root.type
+    complete = normalize(layout, given, kind.name)
+    hint = "only fields of `training` may differ from what the checkpoint is"
+    problems = []
+    for path, ours, theirs in differing(Scope(layout, kind, complete), Scope(layout, kind, imported)):
+        text = f"`{'.'.join(path)}` is {ours}, the checkpoint says {theirs}"
+        problems.append(Diagnostic("native/differs", text, None, hint, path=path))
+    if problems:
+        raise CrosswalkError(problems)
+    return complete

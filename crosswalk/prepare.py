@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from crosswalk.compiler.comparing import same_value
 from crosswalk.compiler.containers import did_you_mean
 from crosswalk.compiler.coverage import restore_kept, unknown_keys
 from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
@@ -18,7 +19,7 @@ from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.padding import resized
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, protects, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
-from crosswalk.compiler.scope import normalize, same_value
+from crosswalk.compiler.scope import normalize
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import Plan, TensorSpec

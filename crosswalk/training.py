@@ -31,7 +31,7 @@ from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.saving import Output, SaveReport
 from crosswalk.runtime.source import Checkpoint
 
-from .api import read_config
+from .api import model_config, read_config
 from .catalog import format_named
 from .conversion import DEFAULT_SHARD, parse_size
 from .detect import chosen_format
@@ -44,8 +44,8 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What :func:`load` found and did: the native config, the name of the format, and this rank's report. ``truncate``:
-    what :func:`save` and :func:`stream` need to cut off what was padded, empty if nothing was."""
+    """What :func:`load` found and did: the native config, complete, the name of the format, and this rank's report.
+    ``truncate``: what :func:`save` and :func:`stream` need to cut off what was padded, empty if nothing was."""
 
     config: Config
     format: str
@@ -58,6 +58,7 @@ def load(
     model: Model,
     format: str | None = None,
     *,
+    native_config: Config | None = None,
     device: torch.device | str | None = None,
     group: dist.ProcessGroup | None = None,
     timeout: float = TIMEOUT,
@@ -73,14 +74,18 @@ def load(
     its shards.
 
     Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found. ``pad``:
-    axis -> multiple that its size in the model is rounded up to, as ``{"vocab": 128}``; what is new becomes zeros.
+    axis -> multiple that its size in the model is rounded up to, as ``{"vocab": 128}``; what is new becomes zeros. The
+    model is the one of ``native_config``, by default the one that the checkpoint is imported as. They may differ in
+    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not).
 
-    Raises ``CrosswalkError``, on every rank and before anything is changed, with every parameter that is missing,
-    unexpected or has another shape, and within ``timeout`` seconds if a rank is gone.
+    Raises ``CrosswalkError``, on every rank and before anything is changed, with every field of ``native_config`` that
+    is not the checkpoint's, or every parameter that is missing, unexpected or has another shape; and within ``timeout``
+    seconds if a rank is gone.
     """
     ranks = team(group, timeout)
     with ranks.step("reading the checkpoint's headers") as step:
-        checkpoint, plan, config, name, lengths = _import(Path(hf_dir), format, allow_lossy, layout, pad)
+        imported = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config)
+        checkpoint, plan, config, name, lengths = imported
         step.agree |= {"format": name, "config": config}
     report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
     return Loaded(config, name, report, lengths)
@@ -159,13 +164,14 @@ def reader(
     hf_dir: str | Path,
     format: str | None = None,
     *,
+    native_config: Config | None = None,
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
-    files. ``pad``: see :func:`load`."""
-    checkpoint, plan, *_ = _import(Path(hf_dir), format, allow_lossy, layout, pad)
+    files. Options are those of :func:`load`."""
+    checkpoint, plan, *_ = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config)
     return Reader(plan, checkpoint)
 
 
@@ -194,13 +200,19 @@ def writer(
 
 
 def _import(
-    path: Path, format: str | None, allow_lossy: bool, layout: str | None, pad: Sizes | None
+    path: Path,
+    format: str | None,
+    allow_lossy: bool,
+    layout: str | None,
+    pad: Sizes | None,
+    native_config: Config | None,
 ) -> tuple[Checkpoint, Plan, Config, str, Sizes]:
     opened = open_hugging_face(path)
     specs = opened.tensors.specs()
     mapping = chosen_format(format, opened.config, specs, layout)
-    native = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
-    config, lengths = padded(mapping.root.type, native, pad)
+    found = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
+    imported, lengths = padded(mapping.root.type, found, pad)
+    config = model_config(mapping, imported, native_config)
     bound = bind(mapping, config, allow_lossy=True, lengths=lengths)
     plan = plan_import(bound, {spec.name: spec for spec in specs})
     return opened.tensors, plan, config, mapping.name, lengths

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
+from crosswalk.compiler.comparing import differing
 from crosswalk.compiler.dialects import dialect_of_names
 from crosswalk.compiler.padding import length
 from crosswalk.compiler.planning import plan_export
-from crosswalk.compiler.scope import Scope, normalize, same_config
+from crosswalk.compiler.scope import Scope, normalize
 from crosswalk.runtime.engine import Progress
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.files import Options, verify_checkpoint
@@ -63,38 +63,15 @@ def verify(
         specs = {spec.name: spec for spec in prepared.source.specs()}
         plan = plan_export(prepared.bound, specs, tensor_dialect=dialect.name if dialect else None)
     layout, kind = prepared.mapping.layout, prepared.mapping.root.type
-    wanted = prepared.config if is_native(target) else prepared.theirs
-    differing = list(_differing(Scope(layout, kind, wanted), Scope(layout, kind, config)))
-    if differing:
-        where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
-        raise CrosswalkError(Diagnostic("verify/config", text, where) for text in differing)
+    where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
+    by_source = prepared.config if is_native(target) else prepared.theirs
+    differences = differing(Scope(layout, kind, by_source), Scope(layout, kind, config))
+    lines = [f"`{'.'.join(path)}` is {value}, by the source it is {wanted}" for path, wanted, value in differences]
+    if lines:
+        raise CrosswalkError(Diagnostic("verify/config", line, where) for line in lines)
     plan = with_dtypes_of(plan, {spec.name: spec for spec in output.specs()})
     problems = plan.verify().problems
     if problems:
         raise CrosswalkError(problems)
     done = verify_checkpoint(plan, prepared.source, output, options=options, on_progress=on_progress)
     return Report.of(prepared, done, target)
-
-
-def _differing(source: Scope, found: Scope) -> Iterator[str]:
-    """What two configs of one model would not differ in, a line each."""
-    if source.kind != found.kind:
-        where = ".".join(source.path)
-        yield f"`{where}` is `{found.kind}`, by the source it is `{source.kind}`"
-        return
-    for name, declared in source.kind.fields.items():
-        wanted, value = source.field(name), found.field(name)
-        if declared.group == "training" or same_config(wanted, value):
-            continue
-        if isinstance(wanted, Scope) and isinstance(value, Scope):
-            yield from _differing(wanted, value)
-        elif declared.kind == "dict" and wanted.keys() == value.keys():
-            for key in wanted:
-                yield from _differing(source.entry(name, key), found.entry(name, key))
-        else:
-            where = ".".join((*source.path, name))
-            yield f"`{where}` is {_shown(value)}, by the source it is {_shown(wanted)}"
-
-
-def _shown(value: object) -> str:
-    return f"`{value.kind}`" if isinstance(value, Scope) else repr(value)

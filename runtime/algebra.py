@@ -20,7 +20,7 @@ Box = tuple[tuple[int, int], ...]
 _Entry = tuple[Piece, Copy | Region]
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """One dimension of a box: the digit at ``stride`` of a flat index, kept from ``start`` to ``stop``."""
 
     start: int
@@ -61,9 +61,9 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
             continue
         pieces = [_source_piece(copy)]
         if source in source_cuts:
-            pieces = [part for piece in pieces for part in _cut(piece, source_cuts[source])]
+            pieces = [part for piece in pieces for part in cut(piece, source_cuts[source])]
         if target in target_cuts:
-            pieces = [part.swapped for piece in pieces for part in _cut(piece.swapped, target_cuts[target])]
+            pieces = [part.swapped for piece in pieces for part in cut(piece.swapped, target_cuts[target])]
         copies += [_raw(source, target, piece, copy.rule) for piece in pieces]
 
     padded = _cut_regions(plan.padded, plan.targets, targets, target_cuts) if sources is None else []
@@ -87,14 +87,14 @@ def _cut_regions(
     regions: Iterable[Region],
     tensors: Sequence[TensorSpec],
     boxes: Mapping[str, Box] | None,
-    cuts: Mapping[str, list[_Cut]],
+    cuts: Mapping[str, list[Cut]],
 ) -> list[RawRegion]:
     """The part of the regions inside the boxes of their tensors."""
     result = []
     for region in regions:
         name = tensors[region.tensor].name
         if boxes is None or name in boxes:
-            parts = _cut(region.piece, cuts[name]) if name in cuts else [region.piece]
+            parts = cut(region.piece, cuts[name]) if name in cuts else [region.piece]
             result += [_raw_region(name, part, region.rule) for part in parts]
     return result
 
@@ -127,10 +127,10 @@ def _still_holds(exemption: Exemption, sources: Mapping[str, TensorSpec], boxes:
     return all(name in sources for name in names) and len({boxes.get(name) for name in names}) == 1
 
 
-def _cuts(tensors: Iterable[TensorSpec], boxes: Mapping[str, Box] | None) -> dict[str, list[_Cut]]:
+def _cuts(tensors: Iterable[TensorSpec], boxes: Mapping[str, Box] | None) -> dict[str, list[Cut]]:
     """How to cut each boxed tensor that is not kept whole."""
     return {
-        tensor.name: _box_cuts(tensor.shape, boxes[tensor.name])
+        tensor.name: box_cuts(tensor.shape, boxes[tensor.name])
         for tensor in tensors
         if boxes is not None
         and tensor.name in boxes
@@ -138,8 +138,9 @@ def _cuts(tensors: Iterable[TensorSpec], boxes: Mapping[str, Box] | None) -> dic
     }
 
 
-def _box_cuts(shape: tuple[int, ...], box: Box) -> list[_Cut]:
-    """A dimension that is kept whole is one with the dimension outside it, which keeps copies in fewer pieces."""
+def box_cuts(shape: tuple[int, ...], box: Box) -> list[Cut]:
+    """How to cut a tensor of this shape to a box. A dimension that is kept whole is one with the dimension outside it,
+    which keeps copies in fewer pieces."""
     merged: list[tuple[int, int, int]] = []
     for (start, stop), size in zip(box, shape, strict=True):
         if merged and (start, stop) == (0, size):
@@ -147,16 +148,18 @@ def _box_cuts(shape: tuple[int, ...], box: Box) -> list[_Cut]:
             merged[-1] = (outer_start * size, outer_stop * size, outer_size * size)
         else:
             merged.append((start, stop, size))
-    cuts: list[_Cut] = []
+    cuts: list[Cut] = []
     stride = new_stride = 1
     for start, stop, size in reversed(merged):
-        cuts.append(_Cut(start, stop, stride, new_stride))
+        cuts.append(Cut(start, stop, stride, new_stride))
         stride, new_stride = stride * size, new_stride * (stop - start)
     return cuts[::-1]
 
 
-def _cut(piece: Piece, cuts: list[_Cut]) -> list[Piece]:
+def cut(piece: Piece, cuts: list[Cut]) -> list[Piece]:
     """The part of a piece inside the box, counted from the corner of the box; outermost dimension first."""
+    if not cuts:
+        return [piece]
     (start, stop, stride, new_stride), inner = cuts[0], cuts[1:]
     if not inner:
         return [part._replace(here=part.here - start) for part in clip(piece, start, stop)]
@@ -168,7 +171,7 @@ def _cut(piece: Piece, cuts: list[_Cut]) -> list[Piece]:
         )
         for rows, columns in split_rows(piece, stride)
         for band in clip(rows, start, stop)
-        for part in _cut(columns, inner)
+        for part in cut(columns, inner)
     ]
 
 

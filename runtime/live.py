@@ -75,9 +75,12 @@ def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]
     return {name: TensorSpec(name, placed[name].shape, placed[name].dtype) for name in first.values()}
 
 
-def place_all(values: Mapping[str, torch.Tensor | Shards], expected: Sequence[TensorSpec]) -> dict[str, Placed]:
+def place_all(
+    values: Mapping[str, torch.Tensor | Shards], expected: Sequence[TensorSpec], given_memory: bool = False
+) -> dict[str, Placed]:
     """Where the expected tensors lie on this rank. Raises ``CrosswalkError`` with all that are missing, unexpected, of
-    another shape, or of a dtype that cannot be cast. Names tied to an expected one are left out."""
+    another shape, of a dtype that cannot be cast, or on the meta device, unless they are ``given_memory`` later. Names
+    tied to an expected one are left out."""
     placed = _place(values)
     wanted = {spec.name: spec for spec in expected}
     problems = []
@@ -93,6 +96,10 @@ def place_all(values: Mapping[str, torch.Tensor | Shards], expected: Sequence[Te
         if found.dtype != spec.dtype and not {found.dtype, spec.dtype} <= set(FLOATS):
             text = f"parameter `{name}` is {found.dtype}, the plan says {spec.dtype}: only floats are cast"
             problems.append(Diagnostic("live/dtype", text))
+        later = given_memory and isinstance(values[name], torch.Tensor)
+        if not later and any(part.tensor.is_meta for part in found.parts):
+            text = f"parameter `{name}` is on the meta device, where nothing can be read or written"
+            problems.append(Diagnostic("live/meta", text, None, "give it memory first: torch.empty_like"))
     identities = {_identity(values[name]) for name in wanted if name in values}
     for name, value in values.items():
         if name not in wanted and _identity(value) not in identities:
@@ -120,7 +127,7 @@ def _place(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, Placed]:
 def _identity(value: torch.Tensor | Shards) -> Any:
     """Equal for tensors that are the same memory."""
     if isinstance(value, Shards):
-        return id(value)
+        return tuple((box, _identity(tensor)) for box, tensor in value.parts) or id(value)
     local = local_tensor(value) if isinstance(value, DTensor) else value
     if local.is_meta or not local.numel():
         return id(value)
@@ -200,7 +207,7 @@ def load(
         problems = plan.verify().problems
         if problems:
             raise CrosswalkError(problems)
-        placed = place_all(values, plan.targets)
+        placed = place_all(values, plan.targets, given_memory=True)
         _check_writable(placed)
         _check_owned(model, {name: values[name] for name in placed})
         stored = checkpoint.match(plan.sources, "the plan reads")

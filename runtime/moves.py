@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
 from .affine import Piece, intersect, make_piece
+from .algebra import Cut, box_cuts, cut
 from .placement import Part
-from .plan import Copy, Plan
+from .plan import Plan
 from .regions import Placement
 from .transfer import Memory
 
@@ -40,43 +44,92 @@ class Moves:
 def moves(plan: Plan, parts: Mapping[str, Sequence[tuple[Part, str]]], memory_end: str) -> Moves:
     """What the plan moves into (``memory_end="target"``) or out of (``"source"``) parts in memory, given with their
     dtype names, by tensor."""
-    memories: list[Memory] = []
-    placements: dict[int, list[Placement]] = defaultdict(list)
     into = memory_end == "target"
-    for turn in range(max((len(found) for found in parts.values()), default=0)):
-        chosen = {name: found[turn] for name, found in parts.items() if len(found) > turn}
-        boxes = {name: part.box for name, (part, _) in chosen.items()}
-        restricted = plan.restrict(targets=boxes) if into else plan.restrict(sources=boxes)
-        ours, theirs = (restricted.targets, restricted.sources) if into else (restricted.sources, restricted.targets)
-        index = plan.source_index if into else plan.target_index
-        numbers: dict[str, int] = {}
-        for copy in restricted.copies:
-            name = ours[copy.target if into else copy.source].name
-            part, dtype = chosen[name]
-            if name not in numbers:
-                numbers[name] = len(memories)
-                memories.append(Memory.of(part.tensor, dtype))
-            file = index[theirs[copy.source if into else copy.target].name]
-            placements[file] += [Placement(numbers[name], piece) for piece in _in_storage(copy, part.tensor, into)]
-    return Moves(placements, memories)
+    specs, index = (plan.targets, plan.target_index) if into else (plan.sources, plan.source_index)
+    memories = _Memories()
+    boxes = {index[name]: _Boxes(specs[index[name]].shape, found, memories) for name, found in parts.items()}
+    placements: dict[int, list[Placement]] = defaultdict(list)
+    for copy in plan.copies:
+        held, file = (copy.target, copy.source) if into else (copy.source, copy.target)
+        if held in boxes:
+            ends = (copy.source_offset, copy.source_strides, copy.target_offset, copy.target_strides)
+            here, strides, there, others = (*ends[2:], *ends[:2]) if into else ends
+            placements[file] += boxes[held].placements(make_piece(here, strides, there, others, copy.extents))
+    return Moves(placements, memories.found)
 
 
-def _in_storage(copy: Copy, tensor: torch.Tensor, into: bool) -> Iterable[Piece]:
-    """A copy as pieces from the file (here) to the storage of the tensor that has the shape of the box (there)."""
-    ends = (copy.source_offset, copy.source_strides, copy.target_offset, copy.target_strides)
-    here, strides, there, others = ends if into else (*ends[2:], *ends[:2])
+class _Memories:
+    """The storages that parts are in, each once."""
+
+    def __init__(self) -> None:
+        self.found: list[Memory] = []
+        self._numbers: dict[tuple[torch.device, int, str], int] = {}
+
+    def number(self, tensor: torch.Tensor, dtype: str) -> int:
+        key = (tensor.device, tensor.untyped_storage().data_ptr(), dtype)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.found)
+            self.found.append(Memory.of(tensor, dtype))
+        return self._numbers[key]
+
+
+class _Box(NamedTuple):
+    """A part of a tensor: its elements lie in ``[first, stop)`` of the flattened tensor."""
+
+    first: int
+    stop: int
+    cuts: list[Cut]
+    tensor: torch.Tensor
+    memory: int
+
+
+class _Boxes:
+    """The parts of a tensor of the given shape, in the order in which they begin."""
+
+    def __init__(self, shape: tuple[int, ...], parts: Sequence[tuple[Part, str]], memories: _Memories) -> None:
+        strides = _dense(shape)
+        self._boxes = []
+        for part, dtype in parts:
+            if part.tensor.numel():
+                first = sum(start * stride for (start, _), stride in zip(part.box, strides, strict=True))
+                last = sum((stop - 1) * stride for (_, stop), stride in zip(part.box, strides, strict=True))
+                memory = memories.number(part.tensor, dtype)
+                self._boxes.append(_Box(first, last + 1, box_cuts(shape, part.box), part.tensor, memory))
+        self._boxes.sort(key=lambda box: (box.first, box.stop))
+        self._starts = [box.first for box in self._boxes]
+        #: How far the parts up to each one reach.
+        self._reach = list(accumulate((box.stop for box in self._boxes), max))
+
+    def placements(self, piece: Piece) -> Iterator[Placement]:
+        """What the parts hold of a piece, whose ``here`` end is in the tensor and ``there`` end in a file."""
+        begin, end = bisect_right(self._reach, piece.here), bisect_left(self._starts, piece.stop)
+        for box in self._boxes[begin:end]:
+            for inside in cut(piece, box.cuts):
+                for placed in _in_storage(inside, box.tensor):
+                    yield Placement(box.memory, placed)
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _in_storage(piece: Piece, tensor: torch.Tensor) -> list[Piece]:
+    """A piece of a box (here), as pieces from the file (here) to the storage of the tensor that is the box (there)."""
     start = int(tensor.storage_offset())
     if tensor.is_contiguous():
-        return [make_piece(here, strides, there + start, others, copy.extents)]
+        extents, own, far = _columns(piece)
+        return [make_piece(piece.there, far, piece.here + start, own, extents)]
     shape = tuple(tensor.shape)
-    dense, size = [], 1
-    for extent in reversed(shape):
-        dense.append(size)
-        size *= extent
-    view = make_piece(0, tuple(reversed(dense)), start, tensor.stride(), shape)
-    box = make_piece(there, others, here, strides, copy.extents)
     pieces = []
-    for piece in intersect(box, view):
-        extents, own, far = zip(*piece.axes, strict=True) if piece.axes else ((), (), ())
-        pieces.append(make_piece(piece.here, own, piece.there, far, extents))
+    for part in intersect(piece, make_piece(0, _dense(shape), start, tensor.stride(), shape)):
+        extents, own, far = _columns(part)
+        pieces.append(make_piece(part.here, own, part.there, far, extents))
     return pieces
+
+
+def _columns(piece: Piece) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The extents of a piece, and its strides on both ends."""
+    if not piece.axes:
+        return (), (), ()
+    extents, own, far = zip(*piece.axes, strict=True)
+    return extents, own, far

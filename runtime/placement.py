@@ -19,9 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from .algebra import Box
 from .dtypes import dtype_name
 from .errors import CrosswalkError, fail
-
-#: ``[start, stop)`` along one dimension.
-Interval = tuple[int, int]
+from .intervals import Interval, chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +40,12 @@ class Shards:
     dtype: torch.dtype | None = None
 
     @staticmethod
-    def of_branches(local: torch.Tensor, branches: Sequence[int], index: int, count: int, dim: int = 0) -> Shards:
-        """A fused parameter, such as ``[gate|up]`` or ``[k|v]``, of which each branch is sharded for itself.
-
-        Dimension ``dim`` of the parameter is ``branches`` (sizes) one after the other; each is cut into ``count`` equal
-        shards, and ``local`` holds shard ``index`` of every branch, one after the other. Ranks may hold the same shard.
-        Raises ``CrosswalkError`` if a branch cannot be cut so, or ``local`` has another size.
-        """
-        if any(size % count for size in branches) or local.shape[dim] * count != sum(branches):
-            raise fail(
-                "live/box",
-                f"a shard of size {local.shape[dim]} is not one of {count} equal shards of each of the branches "
-                f"{list(branches)}",
-            )
-        shape = [*local.shape]
-        shape[dim] = sum(branches)
-        parts = []
-        begin = place = 0
-        for size in branches:
-            step = size // count
-            box = [(0, extent) for extent in local.shape]
-            box[dim] = (begin + index * step, begin + (index + 1) * step)
-            parts.append((tuple(box), local.narrow(dim, place, step)))
-            begin, place = begin + size, place + step
-        return Shards(tuple(shape), parts)
+    def of_intervals(shape: Sequence[int], intervals: Sequence[Sequence[Interval]], local: torch.Tensor) -> Shards:
+        """The boxes that are the product of some intervals in each dimension. ``local`` is as long in a dimension as
+        the intervals together, and has them one after the other; the parts are views of it."""
+        if not local.numel():  # a part nevertheless: it tells the dtype and the device
+            return Shards(tuple(shape), [(tuple((0, size) for size in local.shape), local)])
+        return Shards(tuple(shape), [(part.box, part.tensor) for part in _parts(intervals, local)])
 
 
 @dataclass(frozen=True)
@@ -131,14 +111,14 @@ def local_intervals(value: DTensor) -> list[list[Interval]]:
             if placement.is_replicate():
                 continue
             axis, factor = _sharded_dimension(placement)
-            pieces = _chunk(intervals[axis], factor)
+            pieces = [chunk(intervals[axis], piece, factor) for piece in range(factor)]
             intervals[axis] = [
-                interval for piece in pieces for interval in _chunk(piece, mesh.size(dimension))[coordinate[dimension]]
+                interval for piece in pieces for interval in chunk(piece, coordinate[dimension], mesh.size(dimension))
             ]
         return intervals
     for axis, dimensions in orders.items():
         for dimension in dimensions:
-            intervals[axis] = _chunk(intervals[axis], mesh.size(dimension))[coordinate[dimension]]
+            intervals[axis] = chunk(intervals[axis], coordinate[dimension], mesh.size(dimension))
     return intervals
 
 
@@ -177,28 +157,6 @@ def _sharded_dimension(placement: object) -> tuple[int, int]:
     raise fail(
         "live/placement", f"its placement {placement} is no part of a stored value", None, "redistribute it first"
     )
-
-
-def _chunk(intervals: Sequence[Interval], count: int) -> list[list[Interval]]:
-    """Cut intervals, taken one after the other, as ``torch.chunk`` cuts a dimension; the last ones may be empty."""
-    total = sum(stop - start for start, stop in intervals)
-    step = -(-total // count)
-    return [_slice(intervals, min(i * step, total), min((i + 1) * step, total)) for i in range(count)]
-
-
-def _slice(intervals: Sequence[Interval], start: int, stop: int) -> list[Interval]:
-    result: list[Interval] = []
-    position = 0
-    for begin, end in intervals:
-        low, high = max(start, position), min(stop, position + end - begin)
-        if low < high:
-            first = begin + low - position
-            if result and result[-1][1] == first:
-                result[-1] = (result[-1][0], first + high - low)
-            else:
-                result.append((first, first + high - low))
-        position += end - begin
-    return result
 
 
 def _parts(intervals: Sequence[Sequence[Interval]], local: torch.Tensor) -> Iterator[Part]:

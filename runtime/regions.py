@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
 from typing import NamedTuple
 
 from .affine import Axis, Piece, clip, span
@@ -44,10 +43,12 @@ class Block(NamedTuple):
         """Elements that the pieces move."""
         return sum(math.prod(axis[0] for axis in placed.piece.axes) for placed in self.placements)
 
-    def runs(self) -> Iterator[int]:
+    def runs(self) -> list[int]:
         """Where each stretch begins, in the order of the buffer."""
-        for index in product(*(range(extent) for extent, _ in self.outer)):
-            yield self.start + sum(i * stride for i, (_, stride) in zip(index, self.outer, strict=True))
+        begins = [self.start]
+        for extent, stride in self.outer:
+            begins = [begin + index * stride for begin in begins for index in range(extent)]
+        return begins
 
 
 def blocks(placements: Iterable[Placement], limit: int, gap: int, exact: bool) -> Iterator[Block]:

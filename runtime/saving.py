@@ -220,15 +220,22 @@ class Regions:
         descriptors: dict[Path, int] = {}
         lock = threading.Lock()
 
-        def write_at(tensor: int, offset: int, view: memoryview) -> None:
+        def descriptor_of(path: Path) -> int:
+            with lock:
+                if path not in descriptors:
+                    descriptors[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                return descriptors[path]
+
+        def write_at(tensor: int, offsets: Sequence[int], view: memoryview) -> None:
+            """Equal stretches of a tensor, which stand one after the other in ``view``."""
             path = self.places[tensor].file
+            length = len(view) // len(offsets)
             try:
-                with lock:
-                    if path not in descriptors:
-                        descriptors[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                _write(descriptors[path], view, offset)
-                if len(view) >= _WRITEBACK:
-                    start_writeback(descriptors[path], offset, len(view))
+                descriptor = descriptor_of(path)
+                for number, offset in enumerate(offsets):
+                    _write(descriptor, view[number * length : (number + 1) * length], offset)
+                    if length >= _WRITEBACK:
+                        start_writeback(descriptor, offset, length)
             except OSError as error:
                 text = f"writing tensor `{self._names[tensor]}`: {error.strerror or error}"
                 hint = "every rank must see the same file system" if error.errno == errno.ENOENT else None
@@ -237,11 +244,9 @@ class Regions:
         def write(bucket: Bucket, host: torch.Tensor, memories: Sequence[Memory]) -> None:
             view = host_view(host)
             for tensor, offsets, length, position in bucket.stretches:
-                for offset in offsets:
-                    write_at(tensor, offset, view[position : position + length])
-                    position += length
+                write_at(tensor, offsets, view[position : position + len(offsets) * length])
             for tensor, offset, memory, start, nbytes in bucket.direct:
-                write_at(tensor, offset, host_view(memories[memory].flat[start : start + nbytes]))
+                write_at(tensor, (offset,), host_view(memories[memory].flat[start : start + nbytes]))
 
         try:
             yield write
@@ -288,15 +293,19 @@ def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tupl
 
 def owned(placed: Placed, boxes: Sequence[Box]) -> list[tuple[Part, str]]:
     """The given boxes, each inside a part that is held here, with the memory behind them."""
+    whole = {part.box: part for part in placed.parts}
     result = []
     for box in boxes:
-        for part in placed.parts:
-            if all(a <= c and d <= b for (a, b), (c, d) in zip(part.box, box, strict=True)):
-                view = part.tensor
-                for axis, ((start, stop), (base, _)) in enumerate(zip(box, part.box, strict=True)):
-                    view = view.narrow(axis, start - base, stop - start)
-                result.append((Part(box, view), placed.dtype))
-                break
+        part = whole.get(box)
+        if part is None:
+            around = next(
+                p for p in placed.parts if all(a <= c and d <= b for (a, b), (c, d) in zip(p.box, box, strict=True))
+            )
+            view = around.tensor
+            for axis, ((start, stop), (base, _)) in enumerate(zip(box, around.box, strict=True)):
+                view = view.narrow(axis, start - base, stop - start)
+            part = Part(box, view)
+        result.append((part, placed.dtype))
     return result
 
 

@@ -81,12 +81,15 @@ def plugged_in(rank: int, checkpoint: Path, out: Path) -> str:
     return refusal(lambda: dcp.load(state, storage_reader=crosswalk.reader(checkpoint, "llama")))
 
 
-def in_branches(rank: int, checkpoint: Path, out: Path) -> int:
+def in_two_intervals(rank: int, checkpoint: Path, out: Path) -> int:
     """Rows that are no ``DTensor``: every rank has some of both halves of the vocabulary."""
     expected = padded_state(checkpoint, 128)
     state: dict[str, Any] = blank(expected)
     for name in VOCABULARY:
-        state[name] = Shards.of_branches(torch.full((32, expected[name].shape[1]), torch.nan), (64, 64), rank, 4)
+        width = expected[name].shape[1]
+        rows = [(16 * rank, 16 * rank + 16), (64 + 16 * rank, 80 + 16 * rank)]
+        local = torch.full((32, width), torch.nan)
+        state[name] = Shards.of_intervals((128, width), [rows, [(0, width)]], local)
     loaded = crosswalk.load(checkpoint, state, "llama", pad={"vocab": 128})
     for name in VOCABULARY:
         for box, part in state[name].parts:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from native_llama import LLAMA, Tree, assert_equal, blank, native_state
+from native_llama import Tree, assert_equal, blank, native_state
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -18,7 +18,7 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.placement import Shards, place
+from crosswalk.runtime.placement import place
 
 #: Name -> ranks, mesh, and placements of matrices; vectors are sharded where they can be.
 MESHES: dict[str, tuple[int, tuple[int, ...], tuple[Placement, ...]]] = {
@@ -118,26 +118,6 @@ def bytes_of_rows(rank: int, checkpoint: Path) -> tuple[int, int]:
         state[key] = distribute_tensor(tensor, mesh, [Shard(along)], src_data_rank=None)
     report = crosswalk.load(checkpoint, state, "llama").report
     return report.bytes_read, sum(tensor.to_local().nbytes for tensor in state.values())
-
-
-def grouped_query_attention(rank: int, checkpoint: Path, out: Path) -> int:
-    """Tensor parallelism over 4 ranks with 2 key and value heads: each is on two ranks. The halves of fused parameters
-    are sharded each for itself."""
-    expected = native_state(checkpoint)
-    state: dict[str, Any] = blank(expected)
-    size, keys, hidden = LLAMA["intermediate_size"], 2 * LLAMA["head_dim"], LLAMA["hidden_size"]
-    for i in range(LLAMA["num_hidden_layers"]):
-        head, half = torch.zeros(keys, hidden), torch.zeros(size // 2, hidden)
-        state[f"decoder.{i}.mixer.key_value.weight"] = Shards.of_branches(head, (keys, keys), rank // 2, 2)
-        state[f"decoder.{i}.mlp.layer_1.weight"] = Shards.of_branches(half, (size, size), rank, 4)
-    config = crosswalk.load(checkpoint, state, "llama").config
-    for key, tensor in state.items():
-        if isinstance(tensor, Shards):
-            for box, part in tensor.parts:
-                assert torch.equal(part, expected[key][tuple(slice(a, b) for a, b in box)])
-    streamed = dict(itertools.chain.from_iterable(crosswalk.stream(state, config, "llama", 20_000)))
-    assert_equal(streamed, load_file(checkpoint / "model.safetensors"))
-    return crosswalk.save(state, config, out, "llama", max_shard_size="100KB").bytes_written
 
 
 def fsdp_from_meta(rank: int, checkpoint: Path, out: Path) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def test_distributed_checkpoint(checkpoint: Path, saved: Path, tmp_path: Path) -
 
 
 def test_explicit_shards(checkpoint: Path, saved: Path, tmp_path: Path) -> None:
-    written = results(4, cases.in_branches, checkpoint, tmp_path / "out")
+    written = results(4, cases.in_two_intervals, checkpoint, tmp_path / "out")
     assert all(written)
     assert same_files(tmp_path / "out", saved)
 

@@ -5,7 +5,6 @@ The data was recorded with torchtitan itself, which the tests do not need: ``gol
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import textwrap
@@ -15,64 +14,30 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from comparing import differences, shapes, stored_as, tensor_differences
-from golden_cases import load_tensors
+from comparing import differences, shapes, tensor_differences
 from safetensors.torch import save_file
+from titan_cases import (
+    BOTH,
+    FORMATS,
+    FUSED,
+    REGISTRY,
+    ROOTS,
+    Tensors,
+    for_bf16,
+    fused,
+    hugging_face,
+    native_of,
+    read,
+    stored_once,
+    tensors,
+)
 
 import crosswalk
 from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan import Plan
 
-GOLDEN = Path(__file__).parent / "golden_torchtitan"
-#: Case -> the format for torchtitan, and the one for fast_llm if it has one.
-FORMATS = {
-    "llama3": ("torchtitan_llama3", "llama"),
-    "llama3_separate_tied": ("torchtitan_llama3", "llama"),
-    "qwen3": ("torchtitan_qwen3", "qwen3"),
-    "qwen3_separate_tied": ("torchtitan_qwen3", "qwen3"),
-    "qwen3_moe": ("torchtitan_qwen3_moe", None),
-}
-BOTH = [name for name, (_, other) in FORMATS.items() if other]
-FUSED = [name for name in FORMATS if (GOLDEN / name / "fused.safetensors").exists()]
-REGISTRY: dict[str, dict[str, Any]] = json.loads((GOLDEN / "registry.json").read_text())
-ROOTS = {"torchtitan_llama3": "llama3", "torchtitan_qwen3": "qwen3", "torchtitan_qwen3_moe": "qwen3"}
-
-Tensors = dict[str, torch.Tensor]
 needs_transformers_5 = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="config.json of transformers 5")
-
-
-def read(name: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((GOLDEN / name / "case.json").read_text())
-    return result
-
-
-def tensors(name: str, file: str) -> Tensors:
-    return dict(load_tensors(GOLDEN / name / f"{file}.safetensors"))
-
-
-def native_of(case: dict[str, Any], format: str) -> dict[str, Any]:
-    """The config of the class, with the defaults of the layout filled in."""
-    return crosswalk.normalize_native(case["native_config"], ROOTS[format], "torchtitan")
-
-
-def fused(native: dict[str, Any]) -> dict[str, Any]:
-    """The same model with queries, keys and values in one parameter, as live models have."""
-    result = copy.deepcopy(native)
-    result["layers"]["block"]["attention"]["qkv_linear"] = {"type": "fused"}
-    return result
-
-
-def stored_once(case: dict[str, Any], key: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, a tied tensor under its first name only."""
-    found = {name: tuple(shape) for name, shape in case[key].items()}
-    if case["hf_config"]["tie_word_embeddings"]:
-        found.pop("lm_head.weight", None)
-    return found
-
-
-def for_bf16(plan: Plan) -> Plan:
-    return stored_as(plan, "BF16")
 
 
 # Configs.
@@ -170,9 +135,7 @@ def test_a_config_means_the_formats_of_the_layout_asked_for() -> None:
 
 
 def test_directories_are_of_the_first_layout(tmp_path: Path) -> None:
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(read("llama3")["hf_config"]))
-    save_file(tensors("llama3", "hf"), tmp_path / "hf" / "model.safetensors")
+    hugging_face("llama3", tmp_path / "hf")
     with pytest.raises(CrosswalkError, match="torchtitan"):
         crosswalk.convert(tmp_path / "hf", tmp_path / "titan", to="torchtitan")
     crosswalk.convert(tmp_path / "hf", tmp_path / "native", to="fast_llm")
@@ -238,22 +201,6 @@ def test_fused_values_are_those_of_the_live_model(name: str) -> None:
     assert tensor_differences(dict(execute(back, live)), tensors(name, "hf")) == []
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_state_dicts_are_loaded_and_saved(name: str, tmp_path: Path) -> None:
-    case, format = read(name), FORMATS[name][0]
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(case["hf_config"]))
-    save_file(tensors(name, "hf"), tmp_path / "hf" / "model.safetensors")
-    expected = tensors(name, "titan")
-    state = {key: torch.zeros_like(value) for key, value in expected.items()}
-    if case["hf_config"]["tie_word_embeddings"]:
-        state["lm_head.weight"] = state["tok_embeddings.weight"]
-    loaded = crosswalk.load(tmp_path / "hf", state, format)
-    assert tensor_differences({key: state[key] for key in expected}, expected) == []
-    crosswalk.save(state, loaded.config, tmp_path / "back", format)
-    assert tensor_differences(load_tensors(tmp_path / "back" / "model.safetensors"), tensors(name, "hf")) == []
-
-
 # From one trainer to another.
 
 
@@ -301,7 +248,7 @@ def test_the_code_of_the_documentation_runs() -> None:
     for block in blocks:
         exec(block, names)
     assert tensor_differences(names["titan_tensors"], tensors("llama3", "titan")) == []
-    found = dict(execute(names["live"], native))
+    found = dict(execute(names["fused"], native))
     assert tensor_differences({key: found[key] for key in tensors("llama3", "fused")}, tensors("llama3", "fused")) == []
 
 

@@ -1,0 +1,71 @@
+"""Whether two configs mean the same model, and in what they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from .scope import Path, Scope
+
+
+def same_value(left: Any, right: Any) -> bool:
+    """Equality of config values in value and JSON type: true, 1 and 1.0 differ."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(same_value(left[k], right[k]) for k in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same_value, left, right))
+    return type(left) is type(right) and bool(left == right)
+
+
+def same_config(left: Any, right: Any) -> bool:
+    """Whether two effective values mean the same model; ``training`` fields do not count."""
+    if isinstance(left, Scope) and isinstance(right, Scope):
+        return left.kind == right.kind and all(
+            same_config(left.field(name), right.field(name))
+            for name, declared in left.kind.fields.items()
+            if declared.group != "training"
+        )
+    return same_value(left, right)
+
+
+class Difference(NamedTuple):
+    """The path of a field, and what it is in both configs, as it is shown."""
+
+    where: Path
+    first: str
+    second: str
+
+
+def differing(first: Scope, second: Scope) -> Iterator[Difference]:
+    """The fields in which two configs of one layout are different models; ``training`` fields do not count. Layers are
+    compared one by one, whatever type of sequence lists them."""
+    if first.kind != second.kind:
+        yield Difference(first.path, _shown(first), _shown(second))
+        return
+    for name, declared in first.kind.fields.items():
+        one, other = first.field(name), second.field(name)
+        if declared.group == "training" or same_config(one, other):
+            continue
+        family = first.layout.families.get(declared.of)
+        if family is not None and family.sequence:
+            yield from _differing_layers(first, second, name)
+        elif isinstance(one, Scope) and isinstance(other, Scope):
+            yield from differing(one, other)
+        elif declared.kind == "dict" and one.keys() == other.keys():
+            for key in one:
+                yield from differing(first.entry(name, key), second.entry(name, key))
+        else:
+            yield Difference((*first.path, name), _shown(one), _shown(other))
+
+
+def _differing_layers(first: Scope, second: Scope, name: str) -> Iterator[Difference]:
+    layers = [[block for _, block in scope.blocks(name)] for scope in (first, second)]
+    if len(layers[0]) != len(layers[1]):
+        yield Difference((*first.path, name, "num_blocks"), str(len(layers[0])), str(len(layers[1])))
+        return
+    pairs = {(one.path, other.path): (one, other) for one, other in zip(*layers, strict=True)}
+    yield from dict.fromkeys(found for one, other in pairs.values() for found in differing(one, other))
+
+
+def _shown(value: object) -> str:
+    return f"`{value.kind}`" if isinstance(value, Scope) else repr(value)

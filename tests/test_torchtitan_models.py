@@ -1,0 +1,115 @@
+"""Models of torchtitan filled from checkpoints and saved, fused and sharded ones too, as its own classes have them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from comparing import tensor_differences
+from golden_cases import load_tensors
+from titan_cases import FORMATS, FUSED, for_bf16, hugging_face, live, native_of, read, tensors
+
+import crosswalk
+from crosswalk.runtime import execute
+from crosswalk.runtime.errors import CrosswalkError
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_state_dicts_are_loaded_and_saved(name: str, tmp_path: Path) -> None:
+    case, format = read(name), FORMATS[name][0]
+    hugging_face(name, tmp_path / "hf")
+    expected = tensors(name, "titan")
+    state = {key: torch.zeros_like(value) for key, value in expected.items()}
+    if case["hf_config"]["tie_word_embeddings"]:
+        state["lm_head.weight"] = state["tok_embeddings.weight"]
+    loaded = crosswalk.load(tmp_path / "hf", state, format)
+    assert tensor_differences({key: state[key] for key in expected}, expected) == []
+    crosswalk.save(state, loaded.config, tmp_path / "back", format)
+    assert tensor_differences(load_tensors(tmp_path / "back" / "model.safetensors"), tensors(name, "hf")) == []
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_parameters_are_loaded_and_saved(name: str, tmp_path: Path) -> None:
+    """With the config of the class, which the checkpoint does not tell."""
+    case, format = read(name), FORMATS[name][0]
+    native = native_of(case, format)
+    path = hugging_face(name, tmp_path / "hf")
+    expected = live(name)
+    state = {key: torch.zeros_like(value) for key, value in expected.items()}
+    loaded = crosswalk.load(path, state, format, native_config=native)
+    assert tensor_differences(state, expected) == []
+    assert loaded.config == native
+    crosswalk.save(state, loaded.config, tmp_path / "back", format)
+    assert tensor_differences(load_tensors(tmp_path / "back" / "model.safetensors"), tensors(name, "hf")) == []
+    again = {key: torch.zeros_like(value) for key, value in expected.items()}
+    dcp.load(again, storage_reader=crosswalk.reader(path, layout="torchtitan", native_config=native), no_dist=True)
+    assert tensor_differences(again, expected) == []
+    plan = crosswalk.compile_plan(case["hf_config"], to="torchtitan", native_config=native)
+    assert tensor_differences(dict(execute(for_bf16(plan), tensors(name, "hf"))), expected) == []
+
+
+@pytest.mark.parametrize("rank", range(2))
+def test_fused_parameters_are_sharded_by_groups(rank: int, tmp_path: Path) -> None:
+    """Every group of heads has its queries, keys and values together: two ranks have one group each."""
+    native = native_of(read("qwen3"), "torchtitan_qwen3")
+    expected = {}
+    for key, value in live("qwen3").items():
+        along = 0 if "wqkv" in key else 1 if "wo." in key else None
+        expected[key] = value if along is None else value.chunk(2, along)[rank]
+    local = {key: torch.zeros_like(value) for key, value in expected.items()}
+    state = crosswalk.shards(local, native, {"group": (rank, 2)}, "qwen3", "torchtitan")
+    crosswalk.load(hugging_face("qwen3", tmp_path / "hf"), state, layout="torchtitan", native_config=native)
+    assert tensor_differences(local, expected) == []
+
+
+def test_the_config_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = hugging_face("qwen3", tmp_path / "hf")
+    native = native_of(read("qwen3"), "torchtitan_qwen3")
+    block = native["layers"]["block"]
+    block["attention"] |= {"n_heads": 4, "n_kv_heads": 1}
+    block["feed_forward"]["hidden_dim"] = 34
+    native["norm"]["eps"] = 1e-3
+    state = {"norm.weight": torch.zeros(20)}
+    fillings: list[Callable[[], object]] = [
+        lambda: crosswalk.load(path, state, layout="torchtitan", native_config=native),
+        lambda: crosswalk.reader(path, layout="torchtitan", native_config=native),
+        lambda: crosswalk.compile_plan(read("qwen3")["hf_config"], to="torchtitan", native_config=native),
+    ]
+    for fill in fillings:
+        with pytest.raises(CrosswalkError) as error:
+            fill()
+        assert [diagnostic.code for diagnostic in error.value.diagnostics] == ["native/differs"] * 4
+        text = str(error.value)
+        assert "`layers.block.attention.n_heads` is 4, the checkpoint says 6" in text
+        assert "`layers.block.attention.n_kv_heads` is 1, the checkpoint says 2" in text
+        assert "`layers.block.feed_forward.hidden_dim` is 34, the checkpoint says 33" in text
+        assert "`norm.eps` is 0.001, the checkpoint says 1e-06" in text
+    native["layers"]["num_blocks"] = 3
+    with pytest.raises(CrosswalkError, match=r"`layers\.num_blocks` is 3, the checkpoint says 2"):
+        crosswalk.reader(path, layout="torchtitan", native_config=native)
+    with pytest.raises(CrosswalkError, match="did you mean `vocab_size`"):
+        crosswalk.reader(path, layout="torchtitan", native_config={"vocab_sise": 3})
+    with pytest.raises(CrosswalkError, match="the config is native"):
+        crosswalk.compile_plan(native, "torchtitan_qwen3", "hf", native_config=native)
+
+
+def test_layers_are_compared_one_by_one(tmp_path: Path) -> None:
+    """A fused layer and a separate one are two kinds of layers for torchtitan, and one for the checkpoint."""
+    native = native_of(read("llama3"), "torchtitan_llama3")
+    block = native["layers"]["block"]
+    other = copy.deepcopy(block)
+    other["attention"]["qkv_linear"] = {"type": "separate"}
+    native["layers"] = {"type": "pattern", "blocks": {"a": block, "b": other}, "pattern": ["a", "b"], "num_blocks": 2}
+    expected = {key: value for key, value in live("llama3").items() if not key.startswith("layers.1.attention.qkv")}
+    expected |= {key: value for key, value in tensors("llama3", "titan").items() if key.startswith("layers.1.")}
+    path = hugging_face("llama3", tmp_path / "hf")
+    state = {key: torch.zeros_like(value) for key, value in expected.items()}
+    crosswalk.load(path, state, layout="torchtitan", native_config=native)
+    assert tensor_differences(state, expected) == []
+    other["feed_forward"]["hidden_dim"] += 1
+    with pytest.raises(CrosswalkError, match=r"`layers\.blocks\.b\.feed_forward\.hidden_dim` is \d+, the"):
+        crosswalk.reader(path, layout="torchtitan", native_config=native)
