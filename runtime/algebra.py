@@ -33,7 +33,8 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
 
     A tensor named in one of them takes the shape of its box (which may be empty), and its copies count from the corner
     of the box; tensors of that end that are not named are left out. On an end that is None all keep their shapes, and
-    tensors without copies are left out. An exemption stays while its tensors do and its contract holds for the boxes.
+    tensors without copies are left out. An exemption stays while its tensors do and its contract holds for the boxes,
+    an encoding while its tensor is whole: the sources of a plan are tensors as they are decoded.
 
     Raises ``CrosswalkError`` naming every unknown tensor and every box that does not fit its tensor.
     """
@@ -72,6 +73,7 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
         plan.rules,
         [exemption for exemption in plan.exemptions if _still_holds(exemption, new_sources, sources or {})],
         plan.metadata,
+        [e for e in plan.encodings if new_sources.get(e.tensor) == plan.sources[plan.source_index[e.tensor]]],
     )
 
 
@@ -152,10 +154,11 @@ def compose(first: Plan, second: Plan) -> Plan:
     """The plan from the sources of ``first`` to the targets of ``second``, without the tensors between.
 
     The targets of ``first`` must be the sources of ``second``, by name, shape and dtype; those that ``second`` exempts
-    must not be there. A ``second`` that was compiled without files takes the dtypes of ``first``. The exemptions of
-    ``first`` stay. A copy carries the rule of ``second`` that wrote its target; the rules of ``second`` come first, so
-    that their indices stay, and those of ``first`` follow. Copies of one rule that line up on both ends are joined.
-    Metadata is that of both, of ``second`` where they differ.
+    must not be there. A ``second`` that was compiled without files takes the dtypes of ``first``. The exemptions and
+    encodings of ``first`` stay; those of ``second`` say how files hold what no file holds now. A copy carries the rule
+    of ``second`` that wrote its target; the rules of ``second`` come first, so that their indices stay, and those of
+    ``first`` follow. Copies of one rule that line up on both ends are joined. Metadata is that of both, of ``second``
+    where they differ.
 
     Raises ``CrosswalkError`` with every tensor that is missing, unexpected or differs, and every pair of casts that
     loses more than the direct cast would.
@@ -201,6 +204,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         (*second.rules, *first.rules),
         first.exemptions,
         metadata,
+        first.encodings,
     )
 
 

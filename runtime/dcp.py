@@ -40,7 +40,7 @@ from .output import DataFile, check_names, lay_out
 from .placement import Part, place
 from .plan import Plan, TensorSpec
 from .saving import Draft, Output, Regions, natural_order, write_all
-from .source import Checkpoint
+from .source import Checkpoint, bind
 
 #: Makes the plan, and what goes beside the tensors, from the native tensors that are saved.
 MakePlan = Callable[[Mapping[str, TensorSpec]], tuple[Plan, Output]]
@@ -55,7 +55,7 @@ class Reader(StorageReader):
         if problems:
             raise CrosswalkError(problems)
         self._plan, self._checkpoint = plan, checkpoint
-        self._stored = checkpoint.match(plan.sources, "the plan reads")
+        self._stored = bind(plan, checkpoint)
         self.bytes_read = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:

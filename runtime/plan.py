@@ -90,6 +90,18 @@ class Exemption:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the source tensor ``tensor`` is stored: not as its elements, but as the tensors ``stored``, from which it is
+    decoded. ``kind`` is one of :mod:`crosswalk.runtime.encodings`, which says what ``stored`` and ``block`` (sizes of
+    a block, in elements along dimensions of the tensor) are. One way: no plan writes encoded tensors."""
+
+    tensor: str
+    kind: str
+    stored: tuple[TensorSpec, ...]
+    block: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is read, what is written, and every copy between. Build with :func:`make_plan`, which brings the parts into
@@ -101,6 +113,7 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     exemptions: tuple[Exemption, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    encodings: tuple[Encoding, ...] = ()
 
     @functools.cached_property
     def source_index(self) -> Mapping[str, int]:
@@ -109,6 +122,16 @@ class Plan:
     @functools.cached_property
     def target_index(self) -> Mapping[str, int]:
         return {tensor.name: index for index, tensor in enumerate(self.targets)}
+
+    @functools.cached_property
+    def encoding_of(self) -> Mapping[str, Encoding]:
+        """How the encoded among the sources are stored, by name."""
+        return {encoding.tensor: encoding for encoding in self.encodings}
+
+    def stored_for(self, source: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The tensors that are stored for a source: itself, or those that it is decoded from."""
+        encoding = self.encoding_of.get(source.name)
+        return encoding.stored if encoding is not None else (source,)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -139,7 +162,8 @@ class Plan:
         return dataclasses.replace(self, sources=tuple(sources), targets=tuple(targets))
 
     def inverse(self) -> Plan:
-        """The plan that undoes this one. Tied duplicates and dropped tensors are not re-created."""
+        """The plan that undoes this one. Tied duplicates and dropped tensors are not re-created, and nothing is encoded
+        again: what was decoded is written as it was decoded."""
         gone = {exemption.tensor for exemption in self.exemptions}
         return make_plan(
             self.targets,
@@ -184,11 +208,22 @@ class Plan:
             "sources": len(self.sources),
             "targets": len(self.targets),
             "copies": len(self.copies),
-            "bytes_read": sum(c.elements * size_of(self.sources[c.source].dtype) for c in self.copies),
+            "bytes_read": self._bytes_read(),
             "bytes_written": sum(tensor.nbytes for tensor in self.targets),
             "verdict": str(self.verify()),
             "digest": self.digest,
         }
+
+    def _bytes_read(self) -> int:
+        """What the copies read, of encoded tensors the part that is stored for it."""
+        moved: dict[int, int] = {}
+        for copy in self.copies:
+            moved[copy.source] = moved.get(copy.source, 0) + copy.elements
+        read = [(self.sources[index], elements) for index, elements in moved.items()]
+        return sum(
+            sum(part.nbytes for part in self.stored_for(tensor)) * elements // max(tensor.elements, 1)
+            for tensor, elements in read
+        )
 
     def explain(self, name: str) -> list[dict[str, Any]]:
         """Every copy that writes or reads the tensor ``name``, with its rule; an error names the nearest tensors."""
@@ -225,7 +260,8 @@ class Plan:
             if data["crosswalk_plan"] != PLAN_VERSION:
                 raise fail("plan/version", f"plan version {data['crosswalk_plan']}, this is version {PLAN_VERSION}")
             sources, targets = ([TensorSpec(n, tuple(s), d) for n, s, d in data[end]] for end in ("sources", "targets"))
-            for tensor in (*sources, *targets):
+            encodings = tuple(_decode_encoding(*encoding) for encoding in data.get("encodings", ()))
+            for tensor in (*sources, *targets, *(part for encoding in encodings for part in encoding.stored)):
                 if tensor.dtype not in DTYPES:
                     raise fail("plan/dtype", f"tensor `{tensor.name}` has the unknown dtype `{tensor.dtype}`")
             copies = tuple(
@@ -238,6 +274,7 @@ class Plan:
                 tuple(Rule(*rule) for rule in data["rules"]),
                 tuple(Exemption(*exemption) for exemption in data["exemptions"]),
                 data["metadata"],
+                encodings,
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise fail("plan/malformed", f"this is not a plan: {type(error).__name__}: {error}") from error
@@ -263,6 +300,8 @@ class Plan:
             "rules": [list(dataclasses.astuple(rule)) for rule in self.rules],
             "exemptions": [list(dataclasses.astuple(exemption)) for exemption in self.exemptions],
             "metadata": dict(self.metadata),
+            # Left out where there are none: such plans, and their digests, are those of before there were any.
+            **({"encodings": [_encode_encoding(encoding) for encoding in self.encodings]} if self.encodings else {}),
         }
 
 
@@ -278,6 +317,7 @@ def make_plan(
     rules: Iterable[Rule] = (),
     exemptions: Iterable[Exemption] = (),
     metadata: Mapping[str, Any] | None = None,
+    encodings: Iterable[Encoding] = (),
 ) -> Plan:
     """Bring the parts into canonical form: tensors sorted by name, axes of each copy in target order and merged, copies
     sorted by target and target offset. The order of the rules is kept."""
@@ -308,6 +348,7 @@ def make_plan(
         tuple(rules),
         tuple(sorted(exemptions, key=lambda exemption: (exemption.kind, exemption.tensor))),
         dict(metadata or {}),
+        tuple(sorted(encodings, key=lambda encoding: encoding.tensor)),
     )
 
 
@@ -326,6 +367,16 @@ def merge_axes(
                 continue
         merged.append((extent, source, target))
     return merged
+
+
+def _encode_encoding(encoding: Encoding) -> list[Any]:
+    stored = [[part.name, list(part.shape), part.dtype] for part in encoding.stored]
+    return [encoding.tensor, encoding.kind, stored, list(encoding.block)]
+
+
+def _decode_encoding(tensor: str, kind: str, stored: list[Any], block: list[int]) -> Encoding:
+    parts = tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in stored)
+    return Encoding(tensor, kind, parts, tuple(block))
 
 
 def _canonical(value: Any) -> bytes:

@@ -10,8 +10,9 @@ from itertools import islice
 
 from .affine import Fault, Piece, is_nested, make_piece, tiling_faults
 from .dtypes import DTYPES, FLOATS, cast_is_exact
+from .encodings import check_encodings, described
 from .errors import Diagnostic, Position
-from .plan import Copy, Exemption, Plan, TensorSpec
+from .plan import Copy, Encoding, Exemption, Plan, TensorSpec
 
 #: Problems named per tensor; one wrong rule can leave a gap in every row.
 _FAULTS_PER_TENSOR = 3
@@ -41,6 +42,7 @@ class Verdict:
     problems: tuple[Diagnostic, ...]
     casts: tuple[Cast, ...]
     exemptions: tuple[Exemption, ...]
+    encodings: tuple[Encoding, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -49,14 +51,15 @@ class Verdict:
 
     @property
     def bijective(self) -> bool:
-        """No problem, no exemption, no lossy cast: the inverse brings every byte back."""
-        return self.ok and not self.exemptions and all(cast.exact for cast in self.casts)
+        """No problem, no exemption, nothing decoded, no lossy cast: the inverse brings every byte back."""
+        return self.ok and not self.exemptions and not self.encodings and all(cast.exact for cast in self.casts)
 
     def __str__(self) -> str:
         if self.problems:
             return f"not bijective: {_count(len(self.problems), 'problem')}, first: {self.problems[0].message}"
         kinds = Counter(exemption.kind for exemption in self.exemptions)
         but = [_count(number, f"{kind} tensor") for kind, number in sorted(kinds.items(), reverse=True)]
+        but += described(self.encodings)
         but += [str(cast) for cast in self.casts if not cast.exact]
         exact = [str(cast) for cast in self.casts if cast.exact]
         return "; ".join([f"bijective but for {', '.join(but)}" if but else "bijective", *exact])
@@ -68,7 +71,7 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
     A plan restricted to boxes of its targets covers those, but no longer its sources: prove it with
     ``ends=("target",)``. Never raises for a wrong plan; the problems are in the verdict.
     """
-    problems = [*_check_tensors(plan), *_check_exemptions(plan)]
+    problems = [*_check_tensors(plan), *_check_exemptions(plan), *check_encodings(plan)]
     sizes = {
         "source": [tensor.elements if _well_formed(tensor) else None for tensor in plan.sources],
         "target": [tensor.elements if _well_formed(tensor) else None for tensor in plan.targets],
@@ -108,7 +111,7 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
                 continue
             faults = tiling_faults(pieces[end][index], 0, size)
             problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
-    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions)
+    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions, plan.encodings)
 
 
 def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:
