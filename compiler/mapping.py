@@ -160,6 +160,30 @@ class Dialect:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodingCase:
+    """One way to store a tensor as others: a ``kind`` of :mod:`crosswalk.runtime.encodings`, what else the config may
+    say of it, and names: of the ``tensor`` that is meant, of what is stored for it, and of what may stand beside it and
+    is not needed. Each has the same hole, ``{name}``."""
+
+    kind: str
+    config: tuple[Entry, ...]
+    tensor: Template
+    payload: Template
+    scales: Template
+    ignores: tuple[Template, ...]
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Encodings:
+    """The object under ``key`` of config.json says how tensors are stored; its key ``by`` tells which case it is."""
+
+    key: str
+    by: str
+    cases: Mapping[str, EncodingCase]
+
+
+@dataclass(frozen=True, slots=True)
 class EnumRow:
     theirs: Any
     ours: Any
@@ -205,6 +229,7 @@ class MappingFile:
     keeps: tuple[Entry, ...] = ()
     enums: Mapping[str, tuple[EnumRow, ...]] = field(default_factory=dict)
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    encodings: Mapping[str, Encodings] = field(default_factory=dict)
     sections: Mapping[str, Section] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     elsewhere: tuple[str, ...] = ()

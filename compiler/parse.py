@@ -10,6 +10,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .axes import parse_dims
 from .documents import Map, Seq, scalar_of
+from .encodings import parse_encodings
 from .expressions import Expression, compile_expression
 from .layout import MISSING
 from .mapping import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Path, Section, TensorEntry
@@ -30,7 +31,7 @@ TENSOR_WORDS = frozenset(("is", "axes"))
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "auto_map", "write_dialects", "keeps",
-     "enums", "dialects", "parts", "elsewhere")
+     "enums", "dialects", "encodings", "parts", "elsewhere")
 )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         keeps=(*base.keeps, *_keeps(document)),
         enums=_enums(document, base),
         dialects=_dialects(document, base),
+        encodings=parse_encodings(document, base, _entries),
         sections=sections,
         parts=tuple(parts.values()),
         elsewhere=tuple(document.get("elsewhere", base.elsewhere)),

@@ -7,6 +7,7 @@ from typing import Any
 
 from crosswalk.compiler.coverage import unknown_keys
 from crosswalk.compiler.dialects import choose_dialects
+from crosswalk.compiler.encodings import Read, read_encodings, without_encodings
 from crosswalk.compiler.exporting import export_config as export_through
 from crosswalk.compiler.importing import import_config as import_through
 from crosswalk.compiler.otherwise import import_with_tensors
@@ -14,8 +15,8 @@ from crosswalk.compiler.planning import bind, check_dtype, plan_export, plan_imp
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize
 from crosswalk.runtime.dtypes import DTYPES, FLOATS
-from crosswalk.runtime.errors import CrosswalkError, fail
-from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.plan import Plan, TensorSpec
 
 from .catalog import catalog, format_named
 from .detect import chosen_format
@@ -101,18 +102,29 @@ def plan_for(
     return plan_export(bound, None, check_dtype(dtype), "F32", tensor_dialect=tensor_dialect(mapping, dialects))
 
 
-def stated_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype that a config.json names for its tensors; F32 if it names none that is a float."""
+def stated_dtype(config: Mapping[str, Any], default: str = "F32") -> str:
+    """The dtype that a config.json names for its tensors; ``default`` if it names none that is a float."""
     stated = config.get("dtype") or config.get("torch_dtype")
     by_name = {attribute: name for name, (_, attribute) in DTYPES.items() if name in FLOATS}
-    return by_name.get(str(stated).removeprefix("torch."), "F32")
+    return by_name.get(str(stated).removeprefix("torch."), default)
+
+
+def read_stored(mapping: CompiledMapping, config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> Read:
+    """A checkpoint as its decoded tensors, encoded ones in the dtype that the config names, BF16 if it names none."""
+    return read_encodings(mapping.source, config, specs, stated_dtype(config, "BF16"))
 
 
 def read_config(
-    mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool, names: Collection[str] | None = None
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    allow_lossy: bool,
+    names: Collection[str] | None = None,
+    known: Iterable[Diagnostic] = (),
 ) -> dict[str, Any]:
-    """Import a config, with the keys that nothing claims among the problems. ``names``: of the tensors, if known."""
-    problems = unknown_keys(mapping, config)
+    """Import a config, with the keys that nothing claims among the problems, and those that are ``known`` already.
+    ``names``: of the tensors, if known."""
+    config, problems = without_encodings(mapping.source, config)
+    problems = [*known, *problems, *unknown_keys(mapping, config)]
     try:
         if names is None:
             native, _ = import_through(mapping, config, allow_lossy)

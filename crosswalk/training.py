@@ -30,7 +30,7 @@ from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.saving import Output, SaveReport
 from crosswalk.runtime.source import Checkpoint
 
-from .api import read_config
+from .api import read_config, read_stored
 from .catalog import format_named
 from .conversion import DEFAULT_SHARD, parse_size
 from .detect import chosen_format
@@ -181,8 +181,10 @@ def _import(
     opened = open_hugging_face(path)
     specs = opened.tensors.specs()
     mapping = chosen_format(format, opened.config, specs, layout)
-    native = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
-    plan = plan_import(bind(mapping, native, allow_lossy=True), {spec.name: spec for spec in specs})
+    read = read_stored(mapping, opened.config, specs)
+    native = read_config(mapping, read.config, allow_lossy, read.specs, read.problems)
+    bound = bind(mapping, native, allow_lossy=True)
+    plan = plan_import(bound, read.specs, encodings=read.encodings, unused=read.unused)
     return opened.tensors, plan, native, mapping.name
 
 

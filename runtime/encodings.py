@@ -155,7 +155,7 @@ def _decode_fp8(shape: Shape, block: Shape, start: int, stop: int, limit: int, f
             values[:, :head].mul_(scales[:, :1])
             taken = 1
         if whole:
-            inner = values[:, head : head + whole * width].unflatten(1, (whole, width))
+            inner = values[:, head : head + whole * width].view(count, whole, width)
             inner.mul_(scales[:, taken : taken + whole].unsqueeze(2))
         if head + whole * width < right - left:
             values[:, head + whole * width :].mul_(scales[:, taken + whole :])
