@@ -112,7 +112,8 @@ def read_encodings(
         value = said.get(declared.by)
         chosen = declared.cases.get(value) if isinstance(value, str) else None
         if chosen is None:
-            text = f"`{declared.key}.{declared.by}` must be {' or '.join(declared.cases)}, it is {value!r}"
+            found = repr(value) if declared.by in said else "absent"
+            text = f"`{declared.key}.{declared.by}` must be {' or '.join(declared.cases)}, it is {found}"
             at = (declared.key, declared.by)
             read.problems.append(Diagnostic("config/encoding", text, hint=_HINT, path=at))
             continue

@@ -12,6 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_checkpoints import config_of
 
+from crosswalk.compiler.encodings import read_encodings
+from crosswalk.compiler.mapping import MappingFile
+from crosswalk.runtime.plan import Encoding, TensorSpec
+
 Tensors = dict[str, torch.Tensor]
 E4M3 = 448.0
 
@@ -83,3 +87,78 @@ def dequantise(payload: torch.Tensor, grid: torch.Tensor, block: tuple[int, int]
         return payload.float() * grid.float()
     rows, columns = (torch.arange(size) // width for size, width in zip(payload.shape, block, strict=True))
     return payload.float() * grid.float()[rows][:, columns]
+
+
+#: ``quantization_config`` as published checkpoints have it: what it is, the sizes of its blocks.
+PUBLISHED: dict[str, tuple[dict[str, Any], str, tuple[int, ...]]] = {
+    "DeepSeek-V3": (
+        {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]},
+        "fp8_blocks",
+        (128, 128),
+    ),
+    "DeepSeek-V3.1": (
+        {
+            **{"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "scale_fmt": "ue8m0"},
+            "weight_block_size": [128, 128],
+        },
+        "fp8_blocks",
+        (128, 128),
+    ),
+    "Qwen3 FP8": (
+        {
+            **{"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]},
+            "modules_to_not_convert": ["lm_head", "model.layers.0.input_layernorm"],
+        },
+        "fp8_blocks",
+        (128, 128),
+    ),
+    "Devstral Small 2": (
+        {
+            **{"activation_scheme": "static", "dequantize": False, "quant_method": "fp8", "weight_block_size": None},
+            "modules_to_not_convert": ["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+        },
+        "fp8_blocks",
+        (),
+    ),
+    "MiniMax": (
+        {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "ignored_layers": ["gate", "lm_head"]},
+        "fp8_blocks",
+        (128, 128),
+    ),
+    "other sizes": (
+        {
+            **{"quant_method": "fp8", "weight_block_size": [32, 64], "scale_fmt": "float"},
+            **{"modules_to_convert": None, "expert_dtype": "fp8"},
+        },
+        "fp8_blocks",
+        (32, 64),
+    ),
+    "gpt-oss": ({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}, "mxfp4", ()),
+    "gpt-oss, loaded": ({"quant_method": "mxfp4", "dequantize": False}, "mxfp4", ()),
+}
+#: Values that mean another encoding.
+UNKNOWN = {"fmt": "e5m2", "scale_fmt": "e8m0", "expert_dtype": "fp4", "activation_scheme": "none"}
+
+
+def misread(mapping: MappingFile) -> list[str]:
+    """The published checkpoints that a mapping does not read as what they are."""
+    matrix, grid = (300, 200), {(128, 128): (3, 2), (): (), (32, 64): (10, 4)}
+    wrong = []
+    for name, (said, kind, block) in PUBLISHED.items():
+        specs = [TensorSpec("a.weight_blocks", (7, 2, 16), "U8"), TensorSpec("a.weight_scales", (7, 2), "U8")]
+        found = [*specs]
+        if kind == "fp8_blocks":
+            specs = [TensorSpec("a.weight", matrix, "F8_E4M3"), TensorSpec("a.weight_scale_inv", grid[block], "F32")]
+            found = [*specs, TensorSpec("a.activation_scale", (), "F32")]
+        read = read_encodings(mapping, {"quantization_config": said}, found)
+        decoded = TensorSpec("a.weight", matrix if kind == "fp8_blocks" else (7, 64), "BF16")
+        expected = ({}, [], [Encoding("a.weight", kind, tuple(specs), block)], decoded)
+        if (read.config, read.problems, read.encodings, read.specs.get("a.weight")) != expected:
+            wrong.append(name)
+        if read.specs.keys() - read.unused.keys() != {"a.weight"}:
+            wrong.append(f"what stands beside: {name}")
+    for key, value in UNKNOWN.items():
+        read = read_encodings(mapping, {"quantization_config": PUBLISHED["DeepSeek-V3"][0] | {key: value}}, ())
+        if [problem.path for problem in read.problems] != [("quantization_config", key)]:
+            wrong.append(f"{key}: {value}")
+    return wrong

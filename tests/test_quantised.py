@@ -15,7 +15,7 @@ from comparing import tensor_differences
 from native_llama import LLAMA as EVEN_LLAMA
 from native_llama import assert_equal, blank, native_state
 from oracles import logits, make_checkpoint
-from quantised import fp8_checkpoint
+from quantised import fp8_checkpoint, misread
 from ranks import run_ranks
 from small_checkpoints import (
     LLAMA,
@@ -32,6 +32,7 @@ from small_checkpoints import (
 )
 
 import crosswalk
+from crosswalk.catalog import catalog
 from crosswalk.runtime.errors import CrosswalkError
 
 QWEN3 = {key: value for key, value in LLAMA.items() if key != "mlp_bias"} | {
@@ -153,6 +154,11 @@ def test_scales_of_activations_are_dropped_and_named(tmp_path: Path) -> None:
     assert "21 dropped tensors" in plan.verdict
 
 
+@pytest.mark.parametrize("format", crosswalk.formats())
+def test_every_format_reads_what_published_checkpoints_say(format: str) -> None:
+    assert misread(catalog().mapping(format)) == []
+
+
 # ---- into live models ------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +226,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "no method": (
         lambda path: (said(quant_method=...)(path), edit_tensors(path, dequantised)),
-        ("`quantization_config.quant_method` must be fp8 or mxfp4, it is None",),
+        ("`quantization_config.quant_method` must be fp8 or mxfp4, it is absent",),
     ),
     "no object": (
         lambda path: (edit_config(path, lambda c: c.update(quantization_config=8)), edit_tensors(path, dequantised)),
@@ -303,6 +309,13 @@ def test_an_encoded_output_is_no_conversion(tmp_path: Path) -> None:
     crosswalk.convert(path, tmp_path / "native")
     with pytest.raises(CrosswalkError, match="21 tensors of the output are encoded"):
         crosswalk.verify(tmp_path / "native", path)
+
+
+def test_the_hint_says_what_to_do_with_other_quantised_checkpoints(command: CommandLine, tmp_path: Path) -> None:
+    path = source(tmp_path)
+    said(quant_method="awq")(path)
+    hint = "hint: a checkpoint that is quantised in another way has to be dequantised first"
+    assert hint in command("check", path).err
 
 
 def test_problems_stand_at_their_keys(command: CommandLine, tmp_path: Path) -> None:
