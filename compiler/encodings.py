@@ -152,39 +152,25 @@ def _read_config(
 
 
 def _decode(declared: Encodings, case: EncodingCase, block: tuple[int, ...] | None, read: Read, dtype: str) -> None:
-    """Put the decoded tensors in the place of what is stored for them."""
+    """Put the decoded tensors in the place of what is stored for them. ``block``: None if nobody knows it."""
     kind = KINDS[case.kind]
-    at = (declared.key,)
-    alone: dict[str, list[str]] = {"payload": [], "scales": []}
     wrong: list[str] = []
-    found: list[Encoding] = []
+    alone: dict[str, list[str]] = {"payload": [], "scales": []}
     for name in _names(case, read.specs):
-        payload, scales = (read.specs.get(_filled(part, name)) for part in (case.payload, case.scales))
-        if payload is None or scales is None:
-            present = "scales" if payload is None else "payload"
-            alone[present].append(name)
-            read.specs.pop(_filled(case.payload if scales is None else case.scales, name))
+        encoding = _replace(case, name, block or (), read, dtype)
+        if len(encoding.stored) == 2:
+            wrong += misfits(encoding) if block is not None else ()
         else:
-            found.append(Encoding(_filled(case.tensor, name), case.kind, (payload, scales), block or ()))
-            wrong += misfits(found[-1]) if block is not None else ()
-            for part in found[-1].stored:
-                del read.specs[part.name]
-            for template in case.ignores:
-                if _filled(template, name) in read.specs:
-                    read.unused[_filled(template, name)] = f"no part of the weights ({case.position})"
-        shape = None if payload is None else kind.shape(payload.shape)
-        tensor = _filled(case.tensor, name)
-        if shape is not None:
-            read.specs[tensor] = TensorSpec(tensor, shape, dtype)
-    read.encodings += found
-    plain = [spec.name for spec in read.specs.values() if spec.dtype in kind.payload and spec.dtype != dtype]
-    alone["payload"] = [_filled(case.payload, name) for name in alone["payload"]] + plain
-    alone["scales"] = [_filled(case.scales, name) for name in alone["scales"]]
-    for present, other in (("payload", "scales"), ("scales", "payload")):
-        for pattern, names in fold(alone[present]):
-            template = case.scales if other == "scales" else case.payload
-            text = f"`{pattern}` ({len(names)} in all) has no {other}: with `{template}` it would be one tensor"
-            read.problems.append(Diagnostic("tensors/encoding", text, None, "the download may be incomplete", path=at))
+            (part,) = encoding.stored
+            alone["payload" if part.name == _filled(case.payload, name) else "scales"].append(part.name)
+    alone["payload"] += [s.name for s in read.specs.values() if s.dtype in kind.payload and s.dtype != dtype]
+    hint, at = "the download may be incomplete", (declared.key,)
+    for pattern, names in fold(alone["payload"]):
+        text = f"`{pattern}` ({len(names)} in all) is encoded, and its scales `{case.scales}` are missing"
+        read.problems.append(Diagnostic("tensors/encoding", text, None, hint, path=at))
+    for pattern, names in fold(alone["scales"]):
+        text = f"`{pattern}` ({len(names)} in all) holds scales, and their payload `{case.payload}` is missing"
+        read.problems.append(Diagnostic("tensors/encoding", text, None, hint, path=at))
     for pattern, texts in fold(wrong):
         count = f" ({len(texts)} in all)" if len(texts) > 1 else ""
         read.problems.append(Diagnostic("tensors/encoding", f"{pattern}{count}", path=at))
@@ -192,20 +178,35 @@ def _decode(declared: Encodings, case: EncodingCase, block: tuple[int, ...] | No
 
 def _undeclared(declared: Encodings, case: EncodingCase, read: Read, dtype: str) -> None:
     """Report tensors that are stored encoded though the config does not say so, and read them all the same."""
-    kind = KINDS[case.kind]
-    both = []
-    for name in _names(case, read.specs):
-        payload, scales = (read.specs.get(_filled(part, name)) for part in (case.payload, case.scales))
-        if payload is not None and scales is not None and payload.dtype in kind.payload:
-            both.append(payload.name)
-            tensor, shape = _filled(case.tensor, name), kind.shape(payload.shape)
-            del read.specs[payload.name], read.specs[scales.name]
-            if shape is not None:
-                read.specs[tensor] = TensorSpec(tensor, shape, dtype)
-    for pattern, names in fold(both):
+    encoded = [
+        _replace(case, name, (), read, dtype).stored[0].name
+        for name in _names(case, read.specs)
+        if (payload := read.specs.get(_filled(case.payload, name))) is not None
+        and payload.dtype in KINDS[case.kind].payload
+        and _filled(case.scales, name) in read.specs
+    ]
+    for pattern, names in fold(encoded):
         text = f"`{pattern}` ({len(names)} in all) has scales, and config.json has no `{declared.key}`"
         hint = f"it says how tensors are stored: restore it, with its `{declared.by}`"
         read.problems.append(Diagnostic("config/encoding", text, None, hint))
+
+
+def _replace(case: EncodingCase, name: str, block: tuple[int, ...], read: Read, dtype: str) -> Encoding:
+    """Put one decoded tensor in the place of the tensors that are stored for it, of which one may be missing."""
+    payload = _filled(case.payload, name)
+    stored = tuple(read.specs.pop(n) for n in (payload, _filled(case.scales, name)) if n in read.specs)
+    encoding = Encoding(_filled(case.tensor, name), case.kind, stored, block)
+    shape = KINDS[case.kind].shape(stored[0].shape) if stored[0].name == payload else None
+    if encoding.tensor in read.specs:
+        text = f"`{encoding.tensor}` stands in the files twice, as it is and encoded as `{stored[0].name}`"
+        read.problems.append(Diagnostic("tensors/encoding", text))
+    elif shape is not None:
+        read.specs[encoding.tensor] = TensorSpec(encoding.tensor, shape, dtype)
+        read.encodings.append(encoding)
+    for template in case.ignores:
+        if _filled(template, name) in read.specs:
+            read.unused[_filled(template, name)] = f"no part of the weights ({case.position})"
+    return encoding
 
 
 def _names(case: EncodingCase, specs: Mapping[str, TensorSpec]) -> Iterator[str]:

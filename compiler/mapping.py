@@ -77,7 +77,8 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One line of ``tensors:``; ``ours`` is empty for a tensor that may be in the file and is not needed."""
+    """One line of ``tensors:``; ``ours`` is empty for a tensor that may be in the file and is not needed. ``encoded``:
+    its dimensions where it is stored encoded, if they are not ``dims`` then."""
 
     theirs: Template
     ours: tuple[Path, ...]
@@ -86,6 +87,8 @@ class TensorEntry:
     position: Position
     ours_at: tuple[Position, ...] = ()
     dims_at: Position | None = None
+    encoded: tuple[Term, ...] | None = None
+    encoded_at: Position | None = None
 
     def __str__(self) -> str:
         ours = ", ".join(".".join(path) for path in self.ours) or "~"

@@ -25,7 +25,7 @@ ENTRY_WORDS = frozenset(
     )
 )
 #: The same for ``tensors:``.
-TENSOR_WORDS = frozenset(("is", "axes"))
+TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 
 
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
@@ -244,11 +244,14 @@ def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
         if isinstance(value, Map) and not TENSOR_WORDS & value.keys():
             result += _tensors(value, name)
             continue
-        dims = dims_at = None
+        dims = dims_at = encoded = encoded_at = None
         if isinstance(value, Map):
             if "axes" in value:
                 dims_at = value.value_position("axes")
                 dims = parse_dims(value["axes"], dims_at)
+            if "encoded" in value:
+                encoded_at = value.value_position("encoded")
+                encoded = parse_dims(value["encoded"], encoded_at)
             value, at = value["is"], value.value_position("is")
         refs = [value] if isinstance(value, str) else list(value or ())
         places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
@@ -259,7 +262,8 @@ def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
             if filtered:
                 types = tuple(filtered.removesuffix(")").split("|"))
             ours.append(_path(path))
-        result.append(TensorEntry(Template.parse(name, position), tuple(ours), types, dims, position, places, dims_at))
+        template = Template.parse(name, position)
+        result.append(TensorEntry(template, tuple(ours), types, dims, position, places, dims_at, encoded, encoded_at))
     return result
 
 

@@ -107,6 +107,7 @@ def plan_import(
         dialect = dialect_of_names(bound.mapping, files)
         moves = tuple((new, old) for old, new in dialect.tensors) if dialect else ()
     names = {name: rename(name, moves) for name in (*bound.theirs, *bound.duplicates, *bound.ignored)}
+    bound = _as_encoded(bound, names, encodings)
     exemptions: list[Exemption] = []
     sources: dict[str, TensorSpec] = {}
     if files is None:
@@ -135,6 +136,19 @@ def plan_import(
     made = ((name, shape, feeding.get(name, [default_dtype])) for name, shape in bound.ours.items())
     targets = _targets(made, dtype, protect)
     return _assemble(bound, names, list(sources.values()), targets, exemptions, "import", files is None, encodings)
+
+
+def _as_encoded(bound: Bound, names: Mapping[str, str], encodings: Sequence[Encoding]) -> Bound:
+    """The same with the dimensions that encoded tensors have where they differ."""
+    encoded = {encoding.tensor for encoding in encodings}
+    related = [
+        dataclasses.replace(entry, tensor=entry.encoded)
+        if entry.encoded is not None and names[entry.tensor.name] in encoded
+        else entry
+        for entry in bound.related
+    ]
+    theirs = {**bound.theirs, **{entry.tensor.name: entry.tensor.shape for entry in related}}
+    return dataclasses.replace(bound, related=related, theirs=theirs)
 
 
 def _decoded(

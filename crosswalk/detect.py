@@ -84,7 +84,7 @@ def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Mapping[str, 
     read = read_encodings(mapping, config, specs.values())
     try:
         native, _ = import_with_tensors(compiled, read.config, read.specs)
-        plan_import(bind(compiled, native), read.specs, unused=read.unused)
+        plan_import(bind(compiled, native), read.specs, encodings=read.encodings, unused=read.unused)
     except CrosswalkError:
         return False
     return True
