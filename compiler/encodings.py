@@ -84,6 +84,11 @@ class Read:
     unused: dict[str, str] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
 
+    @property
+    def names(self) -> list[str]:
+        """The tensors that the config has to explain."""
+        return [name for name in self.specs if name not in self.unused]
+
 
 def without_encodings(mapping: MappingFile, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Diagnostic]]:
     """The config without the objects that say how tensors are stored, and what is wrong in those."""
@@ -94,7 +99,8 @@ def without_encodings(mapping: MappingFile, config: Mapping[str, Any]) -> tuple[
 def read_encodings(
     mapping: MappingFile, config: Mapping[str, Any], specs: Iterable[TensorSpec], dtype: str = "BF16"
 ) -> Read:
-    """What a checkpoint with this config and these tensors holds. ``dtype``: what encoded tensors are decoded to.
+    """What a checkpoint with this config and these tensors holds. ``dtype``: what encoded tensors are decoded to, of 16
+    bits at least.
 
     Never raises: problems are in the result, so that those of the rest can be found too."""
     left = {key: value for key, value in config.items() if key not in mapping.encodings}
@@ -163,7 +169,7 @@ def _decode(declared: Encodings, case: EncodingCase, block: tuple[int, ...] | No
         else:
             (part,) = encoding.stored
             alone["payload" if part.name == _filled(case.payload, name) else "scales"].append(part.name)
-    alone["payload"] += [s.name for s in read.specs.values() if s.dtype in kind.payload and s.dtype != dtype]
+    alone["payload"] += [s.name for s in read.specs.values() if s.dtype in kind.payload]
     hint, at = "the download may be incomplete", (declared.key,)
     for pattern, names in fold(alone["payload"]):
         text = f"`{pattern}` ({len(names)} in all) is encoded, and its scales `{case.scales}` are missing"

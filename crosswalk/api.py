@@ -14,7 +14,7 @@ from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.planning import bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import normalize
-from crosswalk.runtime.dtypes import DTYPES, FLOATS
+from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan import Plan, TensorSpec
 
@@ -72,7 +72,8 @@ def compile_plan(
     """The plan for one config: from Hugging Face to the layout ``to``, by default that of ``format``, and ``fast_llm``
     without one; or with ``to="hf"`` from a native config (``format`` is needed then).
 
-    Without files, all tensors have the config's dtype (F32 if it names none); ``dtype`` is what they are cast to.
+    Without files, all tensors have the config's dtype (F32 if it names none), and none is encoded; ``dtype`` is what
+    they are cast to.
     Raises ``CrosswalkError``, see :func:`import_config` and :func:`export_config`.
     """
     if to != "hf":
@@ -110,8 +111,10 @@ def stated_dtype(config: Mapping[str, Any], default: str = "F32") -> str:
 
 
 def read_stored(mapping: CompiledMapping, config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> Read:
-    """A checkpoint as its decoded tensors, encoded ones in the dtype that the config names, BF16 if it names none."""
-    return read_encodings(mapping.source, config, specs, stated_dtype(config, "BF16"))
+    """A checkpoint as its decoded tensors, encoded ones in the dtype that the config names; BF16 if it names none, or
+    one of 8 bits."""
+    stated = stated_dtype(config, "BF16")
+    return read_encodings(mapping.source, config, specs, stated if size_of(stated) > 1 else "BF16")
 
 
 def read_config(

@@ -101,7 +101,7 @@ def _prepare_import(
         read = read_stored(mapping, checkpoint.config, specs)
         unknown = [*read.problems, *unknown_keys(mapping, read.config)]
         try:
-            native, notes = import_with_tensors(mapping, read.config, read.specs, allow_lossy)
+            native, notes = import_with_tensors(mapping, read.config, read.names, allow_lossy)
         except CrosswalkError as error:
             raise CrosswalkError((*unknown, *error.diagnostics)) from error
         problems += located(unknown, checkpoint.text, path / CONFIG)
@@ -117,7 +117,8 @@ def _prepare_import(
     left = folders_left_behind(path)
     said = (*dict.fromkeys(notes), *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
     files, text = checkpoint.files, checkpoint.text
-    if read.config.keys() != checkpoint.config.keys():  # what is decoded is remembered as a checkpoint of floats
+    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.config.keys()):
+        # Remembered as a checkpoint of floats, which the tensors are from now on.
         decoded = dict(read.config)
         state_dtype(decoded, main_dtype(plan.sources))
         text = config_bytes(decoded).decode()

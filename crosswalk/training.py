@@ -182,7 +182,7 @@ def _import(
     specs = opened.tensors.specs()
     mapping = chosen_format(format, opened.config, specs, layout)
     read = read_stored(mapping, opened.config, specs)
-    native = read_config(mapping, read.config, allow_lossy, read.specs, read.problems)
+    native = read_config(mapping, read.config, allow_lossy, read.names, read.problems)
     bound = bind(mapping, native, allow_lossy=True)
     plan = plan_import(bound, read.specs, encodings=read.encodings, unused=read.unused)
     return opened.tensors, plan, native, mapping.name

@@ -53,7 +53,7 @@ def verify(
             if stored.encodings:
                 text = f"{len(stored.encodings)} tensors of the output are encoded, and no conversion writes such"
                 raise fail("verify/encoded", text, Position(str(target)))
-            config = read_config(prepared.mapping, checkpoint.config, True, stored.specs, stored.problems)
+            config = read_config(prepared.mapping, checkpoint.config, True, stored.names, stored.problems)
         output = checkpoint.tensors
         dialect = dialect_of_names(prepared.mapping, output.tensors)
         specs = {spec.name: spec for spec in prepared.source.specs()}

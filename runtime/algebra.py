@@ -66,6 +66,7 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
 
     read, written = {copy[0] for copy in copies}, {copy[1] for copy in copies}
     new_sources = {tensor.name: tensor for tensor in _boxed(plan.sources, sources, read)}
+    whole = {tensor.name for tensor in plan.sources if new_sources.get(tensor.name) == tensor}
     return make_plan(
         new_sources.values(),
         _boxed(plan.targets, targets, written),
@@ -73,7 +74,7 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
         plan.rules,
         [exemption for exemption in plan.exemptions if _still_holds(exemption, new_sources, sources or {})],
         plan.metadata,
-        [e for e in plan.encodings if new_sources.get(e.tensor) == plan.sources[plan.source_index[e.tensor]]],
+        [e for e in plan.encodings if e.tensor in whole],
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from comparing import same_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from test_files import MEMORY
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -25,6 +28,7 @@ from crosswalk.runtime.encodings import KINDS
 from crosswalk.runtime.engine import _SLACK
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import Options, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.header import build_header
 from crosswalk.runtime.plan import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
 from crosswalk.runtime.source import bind, open_checkpoint
 
@@ -215,6 +219,43 @@ def test_large_tensors_are_decoded_in_strips(tmp_path: Path) -> None:
     assert longest <= decoding.STRIP < 700 * 500
     assert decoding.SCRATCH < _SLACK // 2
     assert same_bytes(torch.frombuffer(buffer, dtype=torch.bfloat16).view(700, 500), by_hand(given, (128, 128), "BF16"))
+
+
+def test_memory_is_bounded_while_decoding(tmp_path: Path) -> None:
+    """A sparse model of matrices that are decoded, some also transposed, within the stated memory."""
+    rows, columns, count = 4096, 8192, 6
+    specs, copies, targets, encodings, stored_specs = [], [], [], [], []
+    for number in range(count):
+        name = f"{number}"
+        payload, scales = TensorSpec(name, (rows, columns), "F8_E4M3"), TensorSpec(f"{name}.s", (32, 64), "F32")
+        stored_specs += [payload, scales]
+        encodings.append(Encoding(name, "fp8_blocks", (payload, scales), (128, 128)))
+        specs.append(TensorSpec(name, (rows, columns), "BF16"))
+        turned = number < 2
+        targets.append(TensorSpec(name, (columns, rows) if turned else (rows, columns), "BF16"))
+        axes = ((columns, rows), 0, (1, columns), 0, (rows, 1)) if turned else ((rows * columns,), 0, (1,), 0, (1,))
+        copies.append((name, name, *axes, 0))
+    plan = make_plan(specs, targets, copies, encodings=encodings)
+    header = build_header(stored_specs, {})
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "in" / "model.safetensors").open("wb") as stream:
+        stream.write(header)
+        stream.truncate(len(header) + sum(spec.nbytes for spec in stored_specs))
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    arguments = [str(tmp_path / name) for name in ("plan.json", "in", "out")]
+    done = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used, stated = map(int, done.stdout.split())
+    assert used <= stated, f"{used >> 20} of {stated >> 20} MiB"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_decoding_on_a_gpu_is_the_same() -> None:
+    plan, given, expected = fused()
+    for name, tensor in execute(plan, {name: tensor.cuda() for name, tensor in given.items()}):
+        assert tensor.is_cuda
+        torch.testing.assert_close(tensor.cpu(), expected[name], rtol=0, atol=0, equal_nan=True)
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from small_checkpoints import (
     CommandLine,
     assert_refused,
     config_of,
+    contents,
     edit_config,
     edit_tensors,
     make,
@@ -130,6 +131,23 @@ def test_the_dtype_that_the_config_states_is_decoded_to(stated: str | None, tmp_
     main = max(tensors_of(tmp_path / "back").values(), key=lambda tensor: tensor.nbytes).dtype
     assert config_of(tmp_path / "back")["dtype"] == str(main).removeprefix("torch.")
     assert "quantization_config" not in config_of(tmp_path / "back")
+
+
+def test_eight_bits_are_no_dtype_to_decode_to(tmp_path: Path) -> None:
+    path = source(tmp_path)
+    edit_config(path, lambda config: config.update(dtype="float8_e4m3fn"))
+    crosswalk.convert(path, tmp_path / "native")
+    crosswalk.convert(tmp_path / "native", tmp_path / "back")
+    assert config_of(tmp_path / "back") == config_of(decoded(path))
+
+
+def test_a_null_says_that_nothing_is_encoded(tmp_path: Path) -> None:
+    path = make(tmp_path / "plain")
+    edit_config(path, lambda config: config.update(quantization_config=None))
+    report = crosswalk.convert(path, tmp_path / "native")
+    assert report.verdict == "bijective"
+    crosswalk.convert(tmp_path / "native", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(path)
 
 
 def test_the_memory_of_the_source_is_a_checkpoint_of_floats(tmp_path: Path) -> None:
