@@ -10,7 +10,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .dtypes import DTYPES, FLOATS
 from .errors import Diagnostic
@@ -20,11 +20,23 @@ if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
-#: ``fetch(part, start, stop)``: elements of a stored tensor (0: payload, 1: scales), flat and in its own dtype.
-Fetch = Callable[[int, int, int], "torch.Tensor"]
-#: ``decode(shape, block, start, stop, limit, fetch)``: the elements ``start`` to ``stop`` of a tensor of this shape, as
-#: flat float32 tensors one after the other, each of at most ``limit`` elements (or a group of the kind).
-Decode = Callable[[Shape, Shape, int, int, int, Fetch], Iterator["torch.Tensor"]]
+
+
+class Runs(NamedTuple):
+    """Elements of a row-major tensor: ``number`` runs of ``length``, the first at ``start``, each ``step`` after the
+    one before it."""
+
+    start: int
+    length: int
+    number: int = 1
+    step: int = 0
+
+
+#: ``fetch(part, runs)``: elements of a stored tensor (0: payload, 1: scales), flat and in its own dtype.
+Fetch = Callable[[int, Runs], "torch.Tensor"]
+#: ``decode(shape, block, runs, limit, fetch)``: those elements of a tensor of this shape, as flat float32 tensors one
+#: after the other. ``limit``: elements to decode at a time; several runs have no more together.
+Decode = Callable[[Shape, Shape, Runs, int, Fetch], Iterator["torch.Tensor"]]
 
 #: Elements that share a scale in MXFP4, two in a byte (OCP Microscaling Formats 1.0, section 5.2).
 _GROUP = 32
@@ -122,43 +134,34 @@ def _fp8_grids(payload: Shape, block: Shape) -> tuple[Shape, ...]:
     return ((*payload[:outer], *inner),)
 
 
-def _decode_fp8(shape: Shape, block: Shape, start: int, stop: int, limit: int, fetch: Fetch) -> Iterator[torch.Tensor]:
+def _decode_fp8(shape: Shape, block: Shape, runs: Runs, limit: int, fetch: Fetch) -> Iterator[torch.Tensor]:
     """``float32(payload) * float32(scale)``, where blocks tile the last two dimensions and may be cut at the ends. So
     does transformers (``integrations/finegrained_fp8.py``, ``Fp8Dequantize``)."""
     import torch
 
-    if not block:
-        scale = fetch(1, 0, 1).to(torch.float32)
-        for begin in range(start, stop, limit):
-            yield _widened(fetch(0, begin, min(begin + limit, stop))).mul_(scale)
-        return
-    rows, columns = shape[-2:]
-    height, width = block
-    grid_rows, grid_columns = -(-rows // height), -(-columns // width)
-    for top, count, left, right in _rectangles(start, stop, columns, limit):
-        begin = top * columns + left
-        values = _widened(fetch(0, begin, begin + count * (right - left))).view(count, right - left)
-        first = top // rows * grid_rows + top % rows // height
-        if count == 1:
-            at = first * grid_columns
-            scales = fetch(1, at + left // width, at - (-right // width)).to(torch.float32).view(1, -1)
-        else:
+    rows, columns = (1, 1, *shape)[-2:]
+    height, width = block or (rows, columns)
+    grid_rows, grid_columns = (-(-rows // height), -(-columns // width)) if block else (0, 1)
+    for top, count, left, right in _rectangles(runs, columns, limit):
+        values = _widened(fetch(0, Runs(top * columns + left, right - left, count, columns))).view(count, -1)
+        first, last = (row // rows * grid_rows + row % rows // height for row in (top, top + count - 1))
+        at = left // width
+        taken = Runs(first * grid_columns + at, -(-right // width) - at, last - first + 1, grid_columns)
+        scales = fetch(1, taken).to(torch.float32).view(taken.number, -1)
+        if taken.number > 1:
             below = torch.arange(top, top + count, device=values.device)
-            below = below // rows * grid_rows + below % rows // height - first
-            last = (top + count - 1) // rows * grid_rows + (top + count - 1) % rows // height
-            grid = fetch(1, first * grid_columns, (last + 1) * grid_columns).to(torch.float32)
-            scales = grid.view(-1, grid_columns).index_select(0, below)
+            scales = scales.index_select(0, below // rows * grid_rows + below % rows // height - first)
         head = min(-left % width, right - left)
         whole = (right - left - head) // width
-        taken = 0
+        done = 0
         if head:
             values[:, :head].mul_(scales[:, :1])
-            taken = 1
+            done = 1
         if whole:
             inner = values[:, head : head + whole * width].view(count, whole, width)
-            inner.mul_(scales[:, taken : taken + whole].unsqueeze(2))
+            inner.mul_(scales[:, done : done + whole].unsqueeze(2))
         if head + whole * width < right - left:
-            values[:, head + whole * width :].mul_(scales[:, taken + whole :])
+            values[:, head + whole * width :].mul_(scales[:, done + whole :])
         yield values.view(-1)
 
 
@@ -177,18 +180,26 @@ def _e4m3() -> torch.Tensor:
     return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
 
 
-def _rectangles(start: int, stop: int, columns: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
-    """``(row, rows, column, column after)`` of the parts of at most ``limit`` elements of ``[start, stop)``, in order:
-    whole rows, or a part of one."""
-    while start < stop:
+def _rectangles(runs: Runs, columns: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
+    """``(row, rows, column, column after)`` of the parts of at most ``limit`` elements, in order: whole rows, a part of
+    one, or the same part of neighbours."""
+    start, length, number, step = runs
+    if number > 1 and step == columns and start % columns + length <= columns:
         row, column = divmod(start, columns)
-        if column or columns > min(limit, stop - start):
-            yield row, 1, column, (end := min(columns, column + min(limit, stop - start)))
-            start += end - column
-        else:
-            count = min(limit, stop - start) // columns
-            yield row, count, 0, columns
-            start += count * columns
+        yield row, number, column, column + length
+        return
+    for index in range(number):
+        at, stop = start + index * step, start + index * step + length
+        while at < stop:
+            row, column = divmod(at, columns)
+            most = min(limit, stop - at)
+            if column or columns > most:
+                end = min(columns, column + most)
+                yield row, 1, column, end
+                at += end - column
+            else:
+                yield row, most // columns, 0, columns
+                at += most // columns * columns
 
 
 def _fp8_words(block: Shape) -> str:
@@ -202,21 +213,29 @@ def _mxfp4_shape(payload: Shape) -> Shape | None:
     return (*payload[:-2], payload[-2] * _GROUP) if len(payload) > 1 and payload[-1] == _GROUP // 2 else None
 
 
-def _decode_mxfp4(
-    shape: Shape, block: Shape, start: int, stop: int, limit: int, fetch: Fetch
-) -> Iterator[torch.Tensor]:
+def _decode_mxfp4(shape: Shape, block: Shape, runs: Runs, limit: int, fetch: Fetch) -> Iterator[torch.Tensor]:
     """The value of a code times ``2 ** (scale - 127)``, low half of a byte first. So does transformers
     (``integrations/mxfp4.py``, ``convert_moe_packed_tensors``), with a scale of 255 like any other."""
+    start, length, number, step = runs
+    together = max(1, limit // (length + 2 * _GROUP)) if step % _GROUP == 0 else 1
+    strip = max(_GROUP, limit // _GROUP * _GROUP)
+    for first in range(0, number, together):
+        count, at = min(together, number - first), start + first * step
+        for begin in range(at // _GROUP * _GROUP, at + length, strip):
+            end = min(begin + strip, -(-(at + length) // _GROUP) * _GROUP)
+            values = _mxfp4_groups(Runs(begin, end - begin, count, step), fetch).view(count, -1)
+            yield values[:, max(at - begin, 0) : at + length - begin].reshape(-1)
+
+
+def _mxfp4_groups(runs: Runs, fetch: Fetch) -> torch.Tensor:
+    """Whole groups."""
     import torch
 
-    limit = max(_GROUP, limit // _GROUP * _GROUP)
-    for begin in range(start // _GROUP * _GROUP, stop, limit):
-        end = min(begin + limit, -(-stop // _GROUP) * _GROUP)
-        codes = fetch(0, begin // 2, end // 2).to(torch.int32)
-        exponents = fetch(1, begin // _GROUP, end // _GROUP).to(torch.int32)
-        pairs, powers = (table.to(codes.device) for table in _mxfp4_tables())
-        values = pairs.index_select(0, codes).view(-1, _GROUP).mul_(powers.index_select(0, exponents).unsqueeze(1))
-        yield values.view(-1)[max(start - begin, 0) : stop - begin]
+    codes = fetch(0, Runs(runs.start // 2, runs.length // 2, runs.number, runs.step // 2)).to(torch.int32)
+    exponents = fetch(1, Runs(runs.start // _GROUP, runs.length // _GROUP, runs.number, runs.step // _GROUP))
+    pairs, powers = (table.to(codes.device) for table in _mxfp4_tables())
+    factors = powers.index_select(0, exponents.to(torch.int32)).unsqueeze(1)
+    return pairs.index_select(0, codes).view(-1, _GROUP).mul_(factors)
 
 
 @functools.cache
