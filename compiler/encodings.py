@@ -226,7 +226,8 @@ def _names(case: EncodingCase, specs: Mapping[str, TensorSpec]) -> Iterator[str]
             is_one = template is case.scales or spec.dtype in dtypes
             if is_one and name and spec.name == before + name + after:
                 found[name] = None
-    yield from found
+    # One may have been taken as a part of another.
+    yield from (name for name in found if any(_filled(t, name) in specs for t in (case.scales, case.payload)))
 
 
 def _around(template: Template) -> tuple[str, str]:

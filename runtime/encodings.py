@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .dtypes import DTYPES, FLOATS
+from .dtypes import FLOATS
 from .errors import Diagnostic
 from .plan import Encoding, Plan
 
@@ -140,7 +140,8 @@ def _decode_fp8(shape: Shape, block: Shape, runs: Runs, limit: int, fetch: Fetch
     import torch
 
     rows, columns = (1, 1, *shape)[-2:]
-    height, width = block or (rows, columns)
+    # No larger than the matrix: the same grid, and numbers that torch can hold.
+    height, width = (max(1, min(pair)) for pair in zip(block or (rows, columns), (rows, columns), strict=True))
     grid_rows, grid_columns = (-(-rows // height), -(-columns // width)) if block else (0, 1)
     for top, count, left, right in _rectangles(runs, columns, limit):
         values = _widened(fetch(0, Runs(top * columns + left, right - left, count, columns))).view(count, -1)
@@ -274,4 +275,3 @@ KINDS: Mapping[str, Kind] = {
         ),
     )
 }
-assert all(dtype in DTYPES for kind in KINDS.values() for dtype in (*kind.payload, *kind.scales))

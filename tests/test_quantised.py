@@ -12,6 +12,8 @@ import rank_cases as cases
 import torch
 import torch.distributed.checkpoint as dcp
 from comparing import tensor_differences
+from hypothesis import given
+from hypothesis import strategies as st
 from native_llama import LLAMA as EVEN_LLAMA
 from native_llama import assert_equal, blank, native_state
 from oracles import logits, make_checkpoint
@@ -37,7 +39,10 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import crosswalk
 from crosswalk.catalog import catalog
+from crosswalk.compiler.encodings import read_encodings
+from crosswalk.runtime.encodings import check_encodings
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan import TensorSpec, make_plan
 
 QWEN3 = {key: value for key, value in LLAMA.items() if key != "mlp_bias"} | {
     "architectures": ["Qwen3ForCausalLM"],
@@ -167,6 +172,12 @@ def test_commands_speak_of_it(command: CommandLine, tmp_path: Path) -> None:
     explained = command("explain", path, f"{LAYER}.o_proj.weight").out
     assert f"{LAYER}.o_proj.weight is stored as {LAYER}.o_proj.weight (F8_E4M3 [30, 84])" in explained
     assert "21 tensors decoded" in command("plan", path).out
+
+
+def test_the_format_is_found_by_the_tensors_that_are_meant(tmp_path: Path) -> None:
+    path = source(tmp_path, MIXTRAL)
+    edit_config(path, lambda config: (config.pop("model_type"), config.pop("architectures")))
+    assert crosswalk.check(path).format == "mixtral"
 
 
 def test_scales_of_activations_are_dropped_and_named(tmp_path: Path) -> None:
@@ -329,6 +340,29 @@ def test_refused(name: str, command: CommandLine, tmp_path: Path) -> None:
     path = source(tmp_path / "work")
     damage(path)
     refuse(command, path, *expected)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ["quant_method", "fmt", "weight_block_size", "scale_fmt", "modules_to_not_convert", "bits"]
+SAID = st.dictionaries(st.sampled_from(KEYS), JSON | st.sampled_from(["fp8", "mxfp4", "e4m3"]) | st.just([2, 3]))
+NAMES = [f"{a}{b}" for a in ("", "a", "a.b") for b in ("", ".weight", "_blocks", "_scales", ".weight_scale_inv")]
+SPECS = st.dictionaries(
+    st.sampled_from(NAMES),
+    st.tuples(st.lists(st.integers(0, 20), max_size=4).map(tuple), st.sampled_from(["F8_E4M3", "U8", "F32", "BF16"])),
+)
+
+
+@given(said=JSON | SAID, specs=SPECS)
+def test_nothing_in_the_files_makes_reading_fail(said: Any, specs: dict[str, tuple[tuple[int, ...], str]]) -> None:
+    """And where there is no problem, what is read makes a plan whose encodings hold."""
+    found = [TensorSpec(name, shape, dtype) for name, (shape, dtype) in specs.items()]
+    read = read_encodings(catalog().mapping("llama"), {"quantization_config": said}, found)
+    if not read.problems:
+        assert list(check_encodings(make_plan(read.specs.values(), [], [], encodings=read.encodings))) == []
 
 
 def test_an_encoded_output_is_no_conversion(tmp_path: Path) -> None:
