@@ -26,6 +26,7 @@ def describe(mapping: CompiledMapping) -> str:
         "model_type": mapping.source.model_type,
         "extends": list(mapping.source.ancestors),
         "header": _plain(mapping.header),
+        "encodings": _plain(tuple(mapping.source.encodings.values())),
         "root": _plain(mapping.root),
     }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
@@ -69,5 +70,6 @@ def _tensor(line: Any) -> dict[str, Any]:
         "theirs": str(line.theirs),
         "ours": [".".join(path) for path in line.ours],
         "axes": format_terms(line.dims) if line.dims else None,
+        "encoded": format_terms(line.encoded) if line.encoded else None,
         "at": _plain(line.position),
     }

@@ -77,7 +77,8 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One line of ``tensors:``; ``ours`` is empty for a tensor that may be in the file and is not needed."""
+    """One line of ``tensors:``; ``ours`` is empty for a tensor that may be in the file and is not needed. ``encoded``:
+    its dimensions where it is stored encoded, if they are not ``dims`` then."""
 
     theirs: Template
     ours: tuple[Path, ...]
@@ -86,6 +87,8 @@ class TensorEntry:
     position: Position
     ours_at: tuple[Position, ...] = ()
     dims_at: Position | None = None
+    encoded: tuple[Term, ...] | None = None
+    encoded_at: Position | None = None
 
     def __str__(self) -> str:
         ours = ", ".join(".".join(path) for path in self.ours) or "~"
@@ -160,6 +163,30 @@ class Dialect:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodingCase:
+    """One way to store a tensor as others: a ``kind`` of :mod:`crosswalk.runtime.encodings`, what else the config may
+    say of it, and names: of the ``tensor`` that is meant, of what is stored for it, and of what may stand beside it and
+    is not needed. Each has the same hole, ``{name}``."""
+
+    kind: str
+    config: tuple[Entry, ...]
+    tensor: Template
+    payload: Template
+    scales: Template
+    ignores: tuple[Template, ...]
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Encodings:
+    """The object under ``key`` of config.json says how tensors are stored; its key ``by`` tells which case it is."""
+
+    key: str
+    by: str
+    cases: Mapping[str, EncodingCase]
+
+
+@dataclass(frozen=True, slots=True)
 class EnumRow:
     theirs: Any
     ours: Any
@@ -205,6 +232,7 @@ class MappingFile:
     keeps: tuple[Entry, ...] = ()
     enums: Mapping[str, tuple[EnumRow, ...]] = field(default_factory=dict)
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    encodings: Mapping[str, Encodings] = field(default_factory=dict)
     sections: Mapping[str, Section] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     elsewhere: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .axes import parse_dims
 from .documents import Map, Seq, scalar_of
+from .encodings import parse_encodings
 from .expressions import Expression, compile_expression
 from .layout import MISSING
 from .mapping import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Path, Section, TensorEntry
@@ -24,13 +25,13 @@ ENTRY_WORDS = frozenset(
     )
 )
 #: The same for ``tensors:``.
-TENSOR_WORDS = frozenset(("is", "axes"))
+TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 
 
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "auto_map", "write_dialects", "keeps",
-     "enums", "dialects", "parts", "elsewhere")
+     "enums", "dialects", "encodings", "parts", "elsewhere")
 )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         keeps=(*base.keeps, *_keeps(document)),
         enums=_enums(document, base),
         dialects=_dialects(document, base),
+        encodings=parse_encodings(document, base, _entries),
         sections=sections,
         parts=tuple(parts.values()),
         elsewhere=tuple(document.get("elsewhere", base.elsewhere)),
@@ -242,11 +244,14 @@ def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
         if isinstance(value, Map) and not TENSOR_WORDS & value.keys():
             result += _tensors(value, name)
             continue
-        dims = dims_at = None
+        dims = dims_at = encoded = encoded_at = None
         if isinstance(value, Map):
             if "axes" in value:
                 dims_at = value.value_position("axes")
                 dims = parse_dims(value["axes"], dims_at)
+            if "encoded" in value:
+                encoded_at = value.value_position("encoded")
+                encoded = parse_dims(value["encoded"], encoded_at)
             value, at = value["is"], value.value_position("is")
         refs = [value] if isinstance(value, str) else list(value or ())
         places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
@@ -257,7 +262,8 @@ def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
             if filtered:
                 types = tuple(filtered.removesuffix(")").split("|"))
             ours.append(_path(path))
-        result.append(TensorEntry(Template.parse(name, position), tuple(ours), types, dims, position, places, dims_at))
+        template = Template.parse(name, position)
+        result.append(TensorEntry(template, tuple(ours), types, dims, position, places, dims_at, encoded, encoded_at))
     return result
 
 

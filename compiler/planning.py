@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
-from crosswalk.runtime.plan import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
 from .dialects import dialect_of_names, rename
 from .exporting import export_config
@@ -98,9 +99,13 @@ def plan_import(
     dtype: str | None = None,
     default_dtype: str = "F32",
     protect: Sequence[str] = (),
+    encodings: Sequence[Encoding] = (),
+    unused: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """The plan from Hugging Face tensors to the trainer's. ``files``: what the checkpoint holds, from its headers;
     without it, every tensor has ``default_dtype``. ``dtype`` casts all float tensors but those that ``protect`` names.
+    ``encodings``: how some of ``files`` are stored; they are decoded to ``dtype`` at once. ``unused``: names in
+    ``files`` that are not needed, and why.
 
     Raises ``CrosswalkError`` listing every missing, unexpected and misshapen tensor.
     """
@@ -109,6 +114,7 @@ def plan_import(
         dialect = dialect_of_names(bound.mapping, files)
         moves = tuple((new, old) for old, new in dialect.tensors) if dialect else ()
     names = {name: rename(name, moves) for name in (*bound.theirs, *bound.duplicates, *bound.ignored)}
+    bound = _as_encoded(bound, names, encodings)
     exemptions: list[Exemption] = []
     sources: dict[str, TensorSpec] = {}
     if files is None:
@@ -120,22 +126,53 @@ def plan_import(
             if names[name] in files:
                 exemptions.append(Exemption("tied", names[name], names[owner]))
                 expected[names[name]] = bound.theirs[owner]
-        for name, line in bound.ignored.items():
-            if names[name] in files:
-                reason = f"not needed ({line.position})"
-                exemptions.append(Exemption("dropped", names[name], None, reason))
-                expected[names[name]] = files[names[name]].shape
+        dropped = {names[name]: f"not needed ({line.position})" for name, line in bound.ignored.items()} | dict(unused)
+        for name, reason in dropped.items():
+            if name in files:
+                exemptions.append(Exemption("dropped", name, None, reason))
+                expected[name] = files[name].shape
+        if dtype is not None:
+            sources |= _decoded(bound, names, sources, encodings, dtype, protect)
         lines = {names[entry.tensor.name]: entry.line for entry in bound.related}
-        ignored = {names[name] for name in bound.ignored}
         hint = "add a line for it under `tensors:`; `NAME: ~` if it is not needed"
-        _compare(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, ignored)
+        _compare(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, dropped)
     feeding: dict[str, list[str]] = {}
     for entry in bound.related:
         for piece in entry.tensor.pieces:
             feeding.setdefault(piece.parameter, []).append(sources[names[entry.tensor.name]].dtype)
     made = ((name, shape, feeding.get(name, [default_dtype])) for name, shape in bound.ours.items())
     targets = _targets(made, dtype, protect)
-    return _assemble(bound, names, list(sources.values()), targets, exemptions, "import", files is None)
+    return _assemble(bound, names, list(sources.values()), targets, exemptions, "import", files is None, encodings)
+
+
+def _as_encoded(bound: Bound, names: Mapping[str, str], encodings: Sequence[Encoding]) -> Bound:
+    """The same with the dimensions that encoded tensors have where they differ."""
+    encoded = {encoding.tensor for encoding in encodings}
+    related = [
+        dataclasses.replace(entry, tensor=entry.encoded)
+        if entry.encoded is not None and names[entry.tensor.name] in encoded
+        else entry
+        for entry in bound.related
+    ]
+    theirs = {**bound.theirs, **{entry.tensor.name: entry.tensor.shape for entry in related}}
+    return dataclasses.replace(bound, related=related, theirs=theirs)
+
+
+def _decoded(
+    bound: Bound,
+    names: Mapping[str, str],
+    sources: Mapping[str, TensorSpec],
+    encodings: Sequence[Encoding],
+    dtype: str,
+    protect: Sequence[str],
+) -> dict[str, TensorSpec]:
+    """The encoded sources, decoded to ``dtype``; as they are where all that is made of them is protected."""
+    made = {names[entry.tensor.name]: {p.parameter for p in entry.tensor.pieces} for entry in bound.related}
+    return {
+        e.tensor: dataclasses.replace(sources[e.tensor], dtype=dtype)
+        for e in encodings
+        if not made.get(e.tensor) or not all(protects(protect, parameter) for parameter in made[e.tensor])
+    }
 
 
 def plan_export(
@@ -175,6 +212,7 @@ def _assemble(
     exemptions: list[Exemption],
     direction: Direction,
     assumed: bool,
+    encodings: Sequence[Encoding] = (),
 ) -> Plan:
     rules: dict[Position, int] = {}
     listed: list[Rule] = []
@@ -196,7 +234,7 @@ def _assemble(
         metadata["dtypes"] = "assumed"  # from the config: the tensors may have others
     padding = [(name, *box, lines[name]) for name, boxes in bound.padding.items() for box in boxes]
     padded, truncated = (padding, []) if direction == "import" else ([], padding)
-    return make_plan(sources, targets, copies, listed, exemptions, metadata, padded, truncated)
+    return make_plan(sources, targets, copies, listed, exemptions, metadata, padded, truncated, encodings)
 
 
 def _targets(
@@ -297,7 +335,7 @@ def _compare(
                 "tensors/dtype",
                 f"tensor `{pattern}` has the dtype {found[names[0]].dtype}, parameters are floats",
                 line.position if line else None,
-                "a quantised checkpoint has to be dequantised first",
+                "a checkpoint that is quantised in another way has to be dequantised first",
             )
         )
     if problems:

@@ -38,11 +38,13 @@ class Native:
 
 @dataclass(frozen=True, slots=True)
 class Related:
-    """A tensor of theirs with the copies that relate it to parameters of ours, and the line that says so."""
+    """A tensor of theirs with the copies that relate it to parameters of ours, and the line that says so. ``encoded``:
+    the same tensor as it is where it is stored encoded, if its dimensions are others then."""
 
     tensor: Tensor
     line: TensorEntry
     mapping: str
+    encoded: Tensor | None = None
 
 
 @dataclass
@@ -247,23 +249,29 @@ class _Walk:
     ) -> None:
         template = join(claim.theirs, Template.parse(suffix))
         is_bias = suffix != "" and not any(source.pattern.inputs for source in sources)
-        try:
-            tensors = lower(
-                template,
-                sources,
-                sizes,
-                claim.line.dims,
-                claim.transposed,
-                "drop" if is_bias else "error",
-                claim.line.dims_at or claim.line.position,
-                show_sizes=not self.root.assumes,
-                lengths=lengths,
-            )
-        except CrosswalkError as error:
-            out.problems += error.diagnostics
-            return
+        line = claim.line
+        ways = [(line.dims, line.dims_at)] + ([(line.encoded, line.encoded_at)] if line.encoded is not None else [])
+        found: list[dict[str, Tensor]] = []
+        for dims, at in ways:
+            try:
+                tensors = lower(
+                    template,
+                    sources,
+                    sizes,
+                    dims,
+                    claim.transposed,
+                    "drop" if is_bias else "error",
+                    at or line.position,
+                    show_sizes=not self.root.assumes,
+                    lengths=lengths,
+                )
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+                return
+            found.append({tensor.name: tensor for tensor in tensors})
         mapping = claim.chosen.mapping.name if claim.chosen else ""
-        out.related += [Related(tensor, claim.line, mapping) for tensor in tensors]
+        encoded: dict[str, Tensor] = found[-1] if len(found) > 1 else {}
+        out.related += [Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()]
 
     def position(self, scope: Scope, here: list[Chosen]) -> Position:
         return here[0].struct.position if here else scope.kind.position
@@ -305,12 +313,16 @@ def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | No
         name = f"{ours}.{native.name}"
         out.natives[name] = replace(native, name=name)
     for related in below.related:
-        tensor = related.tensor
-        pieces = tuple(
-            Piece(f"{ours}.{p.parameter}", p.extents, p.ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
-            for p in tensor.pieces
-        )
-        out.related.append(Related(Tensor(prefix + tensor.name, tensor.shape, pieces), related.line, related.mapping))
+        encoded = None if related.encoded is None else _prefixed(related.encoded, ours, prefix)
+        out.related.append(Related(_prefixed(related.tensor, ours, prefix), related.line, related.mapping, encoded))
     for name, line in below.ignored.items():
         out.ignored[prefix + name] = line
     out.problems += below.problems
+
+
+def _prefixed(tensor: Tensor, ours: str, prefix: str) -> Tensor:
+    pieces = tuple(
+        Piece(f"{ours}.{p.parameter}", p.extents, p.ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
+        for p in tensor.pieces
+    )
+    return Tensor(prefix + tensor.name, tensor.shape, pieces)

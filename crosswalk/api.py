@@ -8,6 +8,7 @@ from typing import Any
 from crosswalk.compiler.comparing import differing
 from crosswalk.compiler.coverage import unknown_keys
 from crosswalk.compiler.dialects import choose_dialects
+from crosswalk.compiler.encodings import Read, read_encodings, without_encodings
 from crosswalk.compiler.exporting import export_config as export_through
 from crosswalk.compiler.importing import import_config as import_through
 from crosswalk.compiler.otherwise import import_with_tensors
@@ -15,9 +16,9 @@ from crosswalk.compiler.padding import cut_to, resized
 from crosswalk.compiler.planning import bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.compiler.scope import Scope, normalize
-from crosswalk.runtime.dtypes import DTYPES, FLOATS
+from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
-from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.plan import Plan, TensorSpec
 
 from .catalog import catalog, format_named
 from .detect import chosen_format
@@ -86,7 +87,8 @@ def compile_plan(
     """The plan for one config: from Hugging Face to the layout ``to``, by default that of ``format``, and ``fast_llm``
     without one; or with ``to="hf"`` from a native config (``format`` is needed then).
 
-    Without files, all tensors have the config's dtype (F32 if it names none); ``dtype`` is what they are cast to.
+    Without files, all tensors have the config's dtype (F32 if it names none), and none is encoded; ``dtype`` is what
+    they are cast to.
     ``pad``: axis -> multiple that its size is rounded up to, of a plan to a layout; ``truncate``: axis -> size, of a
     plan to ``hf``: what is beyond is taken for padding. ``native_config``: that of the model to fill, if it is not
     :func:`import_config` of ``config``; only ``training`` fields may differ.
@@ -128,18 +130,31 @@ def plan_for(
     return plan_export(bound, None, check_dtype(dtype), "F32", tensor_dialect=tensor_dialect(mapping, dialects))
 
 
-def stated_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype that a config.json names for its tensors; F32 if it names none that is a float."""
+def stated_dtype(config: Mapping[str, Any], default: str = "F32") -> str:
+    """The dtype that a config.json names for its tensors; ``default`` if it names none that is a float."""
     stated = config.get("dtype") or config.get("torch_dtype")
     by_name = {attribute: name for name, (_, attribute) in DTYPES.items() if name in FLOATS}
-    return by_name.get(str(stated).removeprefix("torch."), "F32")
+    return by_name.get(str(stated).removeprefix("torch."), default)
+
+
+def read_stored(mapping: CompiledMapping, config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> Read:
+    """A checkpoint as its decoded tensors, encoded ones in the dtype that the config names; BF16 if it names none, or
+    one of 8 bits."""
+    stated = stated_dtype(config, "BF16")
+    return read_encodings(mapping.source, config, specs, stated if size_of(stated) > 1 else "BF16")
 
 
 def read_config(
-    mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool, names: Collection[str] | None = None
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    allow_lossy: bool,
+    names: Collection[str] | None = None,
+    known: Iterable[Diagnostic] = (),
 ) -> dict[str, Any]:
-    """Import a config, with the keys that nothing claims among the problems. ``names``: of the tensors, if known."""
-    problems = unknown_keys(mapping, config)
+    """Import a config, with the keys that nothing claims among the problems, and those that are ``known`` already.
+    ``names``: of the tensors, if known."""
+    config, problems = without_encodings(mapping.source, config)
+    problems = [*known, *problems, *unknown_keys(mapping, config)]
     try:
         if names is None:
             native, _ = import_through(mapping, config, allow_lossy)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from crosswalk.compiler.containers import did_you_mean
+from crosswalk.compiler.encodings import read_encodings
 from crosswalk.compiler.mapping import MappingFile
 from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.planning import bind, plan_import
@@ -80,8 +81,10 @@ def chosen_format(
 
 def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> bool:
     compiled = catalog().compiled(mapping.name)
+    read = read_encodings(mapping, config, specs.values())
     try:
-        plan_import(bind(compiled, import_with_tensors(compiled, config, specs)[0]), specs)
+        native, _ = import_with_tensors(compiled, read.config, read.names)
+        plan_import(bind(compiled, native), read.specs, encodings=read.encodings, unused=read.unused)
     except CrosswalkError:
         return False
     return True

@@ -25,7 +25,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.source import Checkpoint
 
-from .api import formats
+from .api import formats, read_stored
 from .catalog import catalog, format_named
 from .detect import DEFAULT_LAYOUT, chosen_format
 from .huggingface import CONFIG, carried_files, config_bytes, folders_left_behind, open_hugging_face, parse_config
@@ -39,8 +39,9 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 @dataclass(frozen=True)
 class Prepared:
     """A conversion that is ready to run. ``config`` is the native config; ``text`` the config.json that belongs to the
-    Hugging Face side, read or to be written; ``files`` are carried along, by name; ``notes`` say what a user should
-    know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side of axes that are longer here."""
+    Hugging Face side as its tensors are decoded, or that is to be written; ``files`` are carried along, by name;
+    ``notes`` say what a user should know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side
+    of axes that are longer here."""
 
     to: str
     mapping: CompiledMapping
@@ -117,9 +118,10 @@ def _prepare_import(
     problems: list[Diagnostic] = []
     with read_from(path / CONFIG, checkpoint.text):
         mapping = chosen_format(format, checkpoint.config, specs, to)
-        unknown = unknown_keys(mapping, checkpoint.config)
+        read = read_stored(mapping, checkpoint.config, specs)
+        unknown = [*read.problems, *unknown_keys(mapping, read.config)]
         try:
-            native, notes = import_with_tensors(mapping, checkpoint.config, checkpoint.tensors.tensors, allow_lossy)
+            native, notes = import_with_tensors(mapping, read.config, read.names, allow_lossy)
         except CrosswalkError as error:
             raise CrosswalkError((*unknown, *error.diagnostics)) from error
         problems += located(unknown, checkpoint.text, path / CONFIG)
@@ -127,7 +129,7 @@ def _prepare_import(
         with read_from(path):
             native, lengths = padded(mapping.root.type, native, pad)
             bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
-            plan = plan_import(bound, {spec.name: spec for spec in specs}, asked, protect=protect)
+            plan = plan_import(bound, read.specs, asked, protect=protect, encodings=read.encodings, unused=read.unused)
     except CrosswalkError as error:
         problems += error.diagnostics
     if problems:
@@ -136,8 +138,13 @@ def _prepare_import(
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, native, lengths, True)
     said = (*dict.fromkeys(notes), *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
-    files = checkpoint.files
-    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, checkpoint.text, files, (), said, lengths)
+    files, text = checkpoint.files, checkpoint.text
+    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.config.keys()):
+        # Remembered as a checkpoint of floats, which the tensors are from now on.
+        decoded = dict(read.config)
+        state_dtype(decoded, main_dtype(plan.sources))
+        text = config_bytes(decoded).decode()
+    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, text, files, (), said, lengths)
 
 
 def _prepare_export(
@@ -325,6 +332,12 @@ def _files_to_write(
 
 
 def with_dtypes_of(plan: Plan, found: Mapping[str, TensorSpec]) -> Plan:
-    """The plan with the dtypes that an output really has, to compare with it."""
+    """The plan with the dtypes that an output really has, to compare with it; what is decoded for one dtype only is
+    decoded to that."""
     targets = tuple(replace(t, dtype=found[t.name].dtype) if t.name in found else t for t in plan.targets)
-    return replace(plan, targets=targets)
+    wanted: dict[str, set[str]] = {}
+    for moved in plan.copies:
+        wanted.setdefault(plan.sources[moved.source].name, set()).add(targets[moved.target].dtype)
+    once = {name: dtypes.pop() for name, dtypes in wanted.items() if len(dtypes) == 1 and name in plan.encoding_of}
+    sources = tuple(replace(s, dtype=once[s.name]) if s.name in once else s for s in plan.sources)
+    return replace(plan, sources=sources, targets=targets)

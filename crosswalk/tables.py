@@ -101,9 +101,12 @@ def show_plan(prepared: Prepared, workers: int | None) -> None:
             ends = ("zeros", spec.name) if how == "padded" else (spec.name, "left out")
             size = bytes_text(region.elements * size_of(spec.dtype))
             rows.add_row(*ends, size, f"{rule.mapping}: {rule.text}", _short(rule.position))
+    exempt: dict[str, set[str]] = {}
     for exemption in plan.exemptions:
         what = f"equal to {exemption.of}" if exemption.of else exemption.reason
-        rows.add_row(exemption.tensor, "", "", f"{exemption.kind}: {what}", "")
+        exempt.setdefault(f"{exemption.kind}: {what}", set()).add(exemption.tensor)
+    for what, tensors in exempt.items():
+        rows.add_row(_folded(tensors), "", "", what, "")
     out.print(rows)
 
 
@@ -138,6 +141,11 @@ def show_explanation(prepared: Prepared, tensor: str) -> None:
     for exemption in prepared.plan.exemptions:
         if tensor in (exemption.tensor, exemption.of):
             out.print(f"{exemption.tensor} is {exemption.kind}: {exemption.of or exemption.reason}")
+    for name in dict.fromkeys(item["source"].name for item in found if item["source"]):
+        encoding = prepared.plan.encoding_of.get(name)
+        if encoding is not None:
+            stored = " and ".join(f"{part.name} ({part.dtype} {list(part.shape)})" for part in encoding.stored)
+            out.print(f"{name} is stored as {stored}")
     out.print(rows)
 
 

@@ -31,7 +31,7 @@ from crosswalk.runtime.plan import Plan, TensorSpec
 from crosswalk.runtime.saving import Output, SaveReport
 from crosswalk.runtime.source import Checkpoint
 
-from .api import model_config, read_config
+from .api import model_config, read_config, read_stored
 from .catalog import format_named
 from .conversion import DEFAULT_SHARD, parse_size
 from .detect import chosen_format
@@ -210,11 +210,12 @@ def _import(
     opened = open_hugging_face(path)
     specs = opened.tensors.specs()
     mapping = chosen_format(format, opened.config, specs, layout)
-    found = read_config(mapping, opened.config, allow_lossy, opened.tensors.tensors)
+    read = read_stored(mapping, opened.config, specs)
+    found = read_config(mapping, read.config, allow_lossy, read.names, read.problems)
     imported, lengths = padded(mapping.root.type, found, pad)
     config = model_config(mapping, imported, native_config)
     bound = bind(mapping, config, allow_lossy=True, lengths=lengths)
-    plan = plan_import(bound, {spec.name: spec for spec in specs})
+    plan = plan_import(bound, read.specs, encodings=read.encodings, unused=read.unused)
     return opened.tensors, plan, config, mapping.name, lengths
 
 

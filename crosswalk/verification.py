@@ -13,7 +13,7 @@ from crosswalk.runtime.engine import Progress
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.files import Options, verify_checkpoint
 
-from .api import read_config
+from .api import read_config, read_stored
 from .catalog import catalog
 from .huggingface import CONFIG, open_hugging_face
 from .native import METADATA, is_native, open_native
@@ -52,7 +52,11 @@ def verify(
         prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target)
         checkpoint = open_hugging_face(target)
         with read_from(target / CONFIG, checkpoint.text):
-            config = read_config(prepared.mapping, checkpoint.config, True, checkpoint.tensors.tensors)
+            stored = read_stored(prepared.mapping, checkpoint.config, checkpoint.tensors.specs())
+            if stored.encodings:
+                text = f"{len(stored.encodings)} tensors of the output are encoded, and no conversion writes such"
+                raise fail("verify/encoded", text, Position(str(target)))
+            config = read_config(prepared.mapping, checkpoint.config, True, stored.names, stored.problems)
         kind = prepared.mapping.root.type
         cut = {axis: length(kind, config, axis) for axis in prepared.lengths}
         if any(prepared.lengths[axis] < size <= length(kind, prepared.config, axis) for axis, size in cut.items()):

@@ -35,7 +35,8 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
 
     A tensor named in one of them takes the shape of its box (which may be empty), and its copies count from the corner
     of the box; tensors of that end that are not named are left out. On an end that is None all keep their shapes, and
-    tensors without copies are left out. An exemption stays while its tensors do and its contract holds for the boxes.
+    tensors without copies are left out. An exemption stays while its tensors do and its contract holds for the boxes,
+    an encoding while its tensor is whole: the sources of a plan are tensors as they are decoded.
     A region is on one end: it is cut to the boxes of that end, and left out where the other end is restricted.
 
     Raises ``CrosswalkError`` naming every unknown tensor and every box that does not fit its tensor.
@@ -71,6 +72,7 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
     read = {copy[0] for copy in copies} | {region[0] for region in truncated}
     written = {copy[1] for copy in copies} | {region[0] for region in padded}
     new_sources = {tensor.name: tensor for tensor in _boxed(plan.sources, sources, read)}
+    whole = {tensor.name for tensor in plan.sources if new_sources.get(tensor.name) == tensor}
     return make_plan(
         new_sources.values(),
         _boxed(plan.targets, targets, written),
@@ -80,6 +82,7 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
         plan.metadata,
         padded,
         truncated,
+        [e for e in plan.encodings if e.tensor in whole],
     )
 
 
@@ -179,11 +182,12 @@ def compose(first: Plan, second: Plan) -> Plan:
     """The plan from the sources of ``first`` to the targets of ``second``, without the tensors between.
 
     The targets of ``first`` must be the sources of ``second``, by name, shape and dtype; those that ``second`` exempts
-    must not be there. A ``second`` that was compiled without files takes the dtypes of ``first``. The exemptions of
-    ``first`` stay. A copy carries the rule of ``second`` that wrote its target; the rules of ``second`` come first, so
-    that their indices stay, and those of ``first`` follow. Copies of one rule that line up on both ends are joined.
-    Zeros that ``second`` copies are padding of its targets, what it does not read of a copy is not read by the copy,
-    and zeros that it does not read are nothing. Metadata is that of both, of ``second`` where they differ.
+    must not be there. A ``second`` that was compiled without files takes the dtypes of ``first``. The exemptions and
+    encodings of ``first`` stay; those of ``second`` say how files hold what no file holds now. A copy carries the rule
+    of ``second`` that wrote its target; the rules of ``second`` come first, so that their indices stay, and those of
+    ``first`` follow. Copies of one rule that line up on both ends are joined. Zeros that ``second`` copies are padding
+    of its targets, what it does not read of a copy is not read by the copy, and zeros that it does not read are
+    nothing. Metadata is that of both, of ``second`` where they differ.
 
     Raises ``CrosswalkError`` with every tensor that is missing, unexpected or differs, and every pair of casts that
     loses more than the direct cast would.
@@ -244,6 +248,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         metadata,
         _joined(padded),
         _joined(truncated),
+        first.encodings,
     )
 
 

@@ -40,7 +40,7 @@ from .output import DataFile, check_names, lay_out
 from .placement import Part, place
 from .plan import Plan, TensorSpec
 from .saving import Draft, Output, Regions, natural_order, write_all
-from .source import Checkpoint
+from .source import Checkpoint, bind
 from .zeros import with_zeros
 
 #: Makes the plan, and what goes beside the tensors, from the native tensors that are saved.
@@ -56,7 +56,7 @@ class Reader(StorageReader):
         if problems:
             raise CrosswalkError(problems)
         self._checkpoint = checkpoint
-        self._plan, self._stored = with_zeros(plan, checkpoint.match(plan.sources, "the plan reads"))
+        self._plan, self._stored = with_zeros(plan, bind(plan, checkpoint))
         self.bytes_read = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STEP = 1 * MIB
 #: Bytes that a worker reads at a time for a panel: a transpose of a wide matrix reads runs of ``PANEL / rows`` bytes.
 PANEL = 32 * MIB
-#: What a worker needs besides its buffers: tiles of a transpose, and the allocator's slack.
+#: What a worker needs besides its buffers: tiles of a transpose, ``decoding.SCRATCH``, and the allocator's slack.
 _SLACK = 8 * MIB
 #: What they need together: the tasks being made, and the self-test of the kernels.
 _SHARED = 16 * MIB

@@ -20,7 +20,7 @@ from .output import DataFile, OutputLayout, Written, check_names, hugging_face_l
 from .plan import Plan
 from .reading import Reader
 from .sinks import CompareSink, HashSink, WriteSink, differences
-from .source import Checkpoint
+from .source import Checkpoint, bind
 from .staging import Staging, check_space, copy_file, write_file
 from .tasks import Task
 from .zeros import with_zeros
@@ -81,7 +81,7 @@ def write_checkpoint(
     files = lay_out(plan.targets, _reading_order(lowering), layout, lowering.sources)
     check_names([file.name for file in files], extra, carried)
     _check_apart(source, destination)
-    _check_ties(plan, source, workers, panel)
+    _check_ties(lowering, source, workers)
 
     identity = _identity(plan, source, files, options.checksum)
     stage = Staging(destination, plan.digest, identity, overwrite=options.overwrite, resume=options.resume)
@@ -134,7 +134,7 @@ def verify_checkpoint(
     workers, panel = _resources(options or Options())
     lowering = Lowering(*with_zeros(plan, _bind(plan, source)), panel)
     found = output.match(plan.targets, "the plan makes")
-    _check_ties(plan, source, workers, panel)
+    _check_ties(lowering, source, workers)
     total = sum(target.nbytes for target in plan.targets)
     names = [target.name for target in plan.targets]
     with contextlib.closing(Reader(names, found, output.files)) as reader:
@@ -177,7 +177,7 @@ def _bind(plan: Plan, source: Checkpoint) -> list[StoredTensor]:
     problems = plan.verify().problems
     if problems:
         raise CrosswalkError(problems)
-    return source.match(plan.sources, "the plan reads")
+    return bind(plan, source)
 
 
 def _reading_order(lowering: Lowering) -> list[int]:
@@ -190,12 +190,13 @@ def _reading_order(lowering: Lowering) -> list[int]:
     return sorted(range(len(lowering.plan.targets)), key=first_read)
 
 
-def _check_ties(plan: Plan, source: Checkpoint, workers: int, panel: int) -> None:
+def _check_ties(lowering: Lowering, source: Checkpoint, workers: int) -> None:
     """Compare tied duplicates with what they are tied to, byte by byte. Raises for every one that differs."""
+    plan, panel = lowering.plan, lowering.panel
     pairs = {exemption.tensor: exemption.of for exemption in plan.exemptions if exemption.kind == "tied"}
     names = list(pairs)
-    tied = [source.tensors[name] for name in names]
-    others = [source.tensors[of] for of in pairs.values() if of is not None]
+    tied = [lowering.sources[plan.source_index[name]] for name in names]
+    others = [lowering.sources[plan.source_index[of]] for of in pairs.values() if of is not None]
     with (
         contextlib.closing(Reader(names, tied, source.files)) as reader,
         contextlib.closing(Reader(names, others, source.files)) as other,
@@ -329,9 +330,8 @@ def _hash(
 @contextlib.contextmanager
 def _one_torch_thread(plan: Plan) -> Iterator[None]:
     """The workers are the parallelism: torch must not start a pool for each. Plans of ranges need no torch at all."""
-    if all(len(copy.extents) < 2 for copy in plan.copies) and {t.dtype for t in plan.sources} == {
-        t.dtype for t in plan.targets
-    }:
+    ranges = all(len(copy.extents) < 2 for copy in plan.copies) and not plan.encodings
+    if ranges and {t.dtype for t in plan.sources} == {t.dtype for t in plan.targets}:
         yield
         return
     import torch

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .dtypes import DTYPES, size_of
 from .errors import CrosswalkError, Diagnostic, Position, fail
@@ -42,6 +42,14 @@ class Content(Protocol):
     def fill(self, start: int, view: memoryview, read: ReadFile) -> None:
         """Fill ``view`` with the bytes of the tensor from byte ``start`` on, in whole elements. Called by several
         threads at once."""
+
+
+@runtime_checkable
+class ContentOfRuns(Content, Protocol):
+    """One for which many short runs are less work together."""
+
+    def fill_runs(self, starts: Iterable[int], nbytes: int, view: memoryview, read: ReadFile) -> None:
+        """Fill ``view`` with runs of ``nbytes`` bytes that begin at the bytes ``starts``, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)

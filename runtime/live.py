@@ -21,7 +21,7 @@ from .moves import Moves, moves
 from .placement import Placed, Shards, local_tensor, named, place
 from .plan import Plan, TensorSpec
 from .reading import Reader
-from .source import Checkpoint
+from .source import Checkpoint, bind
 from .transfer import BUCKET, Bucket, Memory, Slot, buckets, host_view, run, worker_count
 from .zeros import with_zeros
 
@@ -39,8 +39,8 @@ Values = dict[str, torch.Tensor | Shards]
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """What this rank did. ``bytes_held``: what the parameters of this rank take in the files; ``bytes_read``: what was
-    read for them; ``bytes_compared``: what was read to compare tied duplicates. ``on_meta``: names in the model that
-    are on the meta device still, because no file holds them."""
+    read for them (both of encoded tensors as they are decoded); ``bytes_compared``: what was read to compare tied
+    duplicates. ``on_meta``: names in the model that are on the meta device still, because no file holds them."""
 
     rank: int
     bytes_held: int
@@ -210,11 +210,11 @@ def load(
         placed = place_all(values, plan.targets, given_memory=True)
         _check_writable(placed)
         _check_owned(model, {name: values[name] for name in placed})
-        stored = checkpoint.match(plan.sources, "the plan reads")
+        stored = bind(plan, checkpoint)
     compared = 0
     if any(exemption.kind == "tied" for exemption in plan.exemptions):
         with team.step("comparing tied tensors"):
-            compared = _compare_ties(plan, checkpoint, team)
+            compared = _compare_ties(plan, stored, checkpoint, team)
     with team.step("reading"):
         materialized = materialize(model, placed, device)
         if materialized:
@@ -298,7 +298,7 @@ def _check_writable(placed: Mapping[str, Placed]) -> None:
         raise CrosswalkError(problems)
 
 
-def _compare_ties(plan: Plan, checkpoint: Checkpoint, team: Team) -> int:
+def _compare_ties(plan: Plan, stored: Sequence[StoredTensor], checkpoint: Checkpoint, team: Team) -> int:
     """Compare tied duplicates with what they are tied to, each rank its share of the bytes. Returns the bytes read."""
     problems = []
     total = 0
@@ -307,7 +307,7 @@ def _compare_ties(plan: Plan, checkpoint: Checkpoint, team: Team) -> int:
         for exemption in plan.exemptions:
             if exemption.kind != "tied" or exemption.of is None:
                 continue
-            pair = [checkpoint.tensors[exemption.tensor], checkpoint.tensors[exemption.of]]
+            pair = [stored[plan.source_index[name]] for name in (exemption.tensor, exemption.of)]
             reader = stack.enter_context(
                 contextlib.closing(Reader([exemption.tensor, exemption.of], pair, checkpoint.files))
             )

@@ -150,6 +150,7 @@ class Lowering:
             width = size_of(self.plan.sources[box.source].dtype)
             at = -(-at // width) * width
             runs, strides, together = stage(box, share * math.prod(box.extents) // width, SEEK // width)
+            together &= self.sources[box.source].content is None  # what is made takes longer to make than to call for
             staged.append(box._replace(source=len(blocks), source_offset=0, source_strides=strides))
             blocks.append(Block(box.source, runs, at, together))
             at += runs.number * runs.length * width

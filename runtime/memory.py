@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from .decoding import decode
 from .dtypes import DTYPES, dtype_name, torch_dtype
 from .errors import CrosswalkError, Diagnostic
 from .padding import Region
@@ -18,8 +19,10 @@ def execute(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield ``(name, tensor)`` for each target, in plan order.
 
+    ``tensors`` are the sources; for an encoded one the tensors that are stored for it, from which it is decoded.
+
     Each tensor is new, contiguous and on ``device``, by default where its first source is. Nothing is kept between two
-    targets but the contiguous form of a source that is not contiguous itself, until its last use. Copies are issued
+    targets but what had to be made of a source, decoded or contiguous, until its last use. Copies are issued
     without synchronising with the device; only comparing tied tensors does.
 
     A plan that was compiled without files (its metadata says ``dtypes: assumed``) takes the dtypes of the tensors.
@@ -38,7 +41,8 @@ def execute(
 
 
 def _mismatches(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
-    for spec in plan.sources:
+    needed = {part.name: part for spec in plan.sources for part in plan.stored_for(spec)}
+    for spec in needed.values():
         tensor = tensors.get(spec.name)
         if tensor is None:
             yield Diagnostic("execute/missing", f"the plan needs the tensor `{spec.name}`, which is not given")
@@ -50,7 +54,7 @@ def _mismatches(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> Iterator[Dia
         if tensor.dtype != torch_dtype(spec.dtype):
             yield Diagnostic("execute/dtype", f"`{spec.name}` has dtype {_name(tensor)}, the plan says {spec.dtype}")
     for name in tensors:
-        if name not in plan.source_index:
+        if name not in needed:
             yield Diagnostic("execute/unexpected", f"the plan does not use the given tensor `{name}`")
 
 
@@ -64,7 +68,7 @@ def _name(tensor: torch.Tensor) -> str:
 def _broken_ties(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
     for exemption in plan.exemptions:
         if exemption.kind == "tied" and exemption.of is not None:
-            one, other = _bits(tensors[exemption.tensor]), _bits(tensors[exemption.of])
+            one, other = (_bits(_source(plan, name, tensors)) for name in (exemption.tensor, exemption.of))
             if not torch.equal(one, other.to(one.device)):
                 yield Diagnostic(
                     "execute/tie",
@@ -73,8 +77,16 @@ def _broken_ties(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> Iterator[Di
                 )
 
 
+def _source(plan: Plan, name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A source tensor, contiguous."""
+    encoding = plan.encoding_of.get(name)
+    if encoding is not None:
+        return decode(plan.sources[plan.source_index[name]], encoding, tensors)
+    return tensors[name].detach().contiguous()
+
+
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _run(
@@ -88,18 +100,18 @@ def _run(
     for copy in plan.copies:
         by_target[copy.target].append(copy)
         last_use[copy.source] = max(copy.target, last_use.get(copy.source, 0))
-    # Only what `contiguous` had to copy is worth dropping early; the caller holds the rest anyway.
+    # Only what was decoded or copied to be contiguous is worth dropping early; the caller holds the rest anyway.
     flat: dict[int, torch.Tensor] = {}
     for index, (spec, copies) in enumerate(zip(plan.targets, by_target, strict=True)):
         place = device
         if place is None and copies:
-            place = tensors[plan.sources[copies[0].source].name].device
+            place = tensors[plan.stored_for(plan.sources[copies[0].source])[0].name].device
         result = torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device=place)
         for region in padding[index]:
             torch.as_strided(result, region.extents, region.strides, region.offset).zero_()
         for copy in copies:
             if copy.source not in flat:
-                flat[copy.source] = tensors[plan.sources[copy.source].name].detach().contiguous()
+                flat[copy.source] = _source(plan, plan.sources[copy.source].name, tensors)
             source = flat[copy.source]
             start = source.storage_offset() + copy.source_offset
             torch.as_strided(result, copy.extents, copy.target_strides, copy.target_offset).copy_(

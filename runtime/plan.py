@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .dtypes import DTYPES, size_of
+from .dtypes import size_of
 from .errors import fail
-from .padding import RawRegion, Region, decode, encode, make_regions
+from .padding import RawRegion, Region, make_regions
 
 if TYPE_CHECKING:
     from .proof import Verdict
-
-PLAN_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +87,18 @@ class Exemption:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the source tensor ``tensor`` is stored: not as its elements, but as the tensors ``stored``, from which it is
+    decoded. ``kind`` is one of :mod:`crosswalk.runtime.encodings`, which says what ``stored`` and ``block`` (sizes of
+    a block, in elements along dimensions of the tensor) are. One way: no plan writes encoded tensors."""
+
+    tensor: str
+    kind: str
+    stored: tuple[TensorSpec, ...]
+    block: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is read, what is written, and every copy between; ``padded`` are regions of targets that are zeros,
@@ -105,6 +113,7 @@ class Plan:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     padded: tuple[Region, ...] = ()
     truncated: tuple[Region, ...] = ()
+    encodings: tuple[Encoding, ...] = ()
 
     @functools.cached_property
     def source_index(self) -> Mapping[str, int]:
@@ -115,12 +124,21 @@ class Plan:
         return {tensor.name: index for index, tensor in enumerate(self.targets)}
 
     @functools.cached_property
+    def encoding_of(self) -> Mapping[str, Encoding]:
+        """How the encoded among the sources are stored, by name."""
+        return {encoding.tensor: encoding for encoding in self.encodings}
+
+    def stored_for(self, source: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The tensors that are stored for a source: itself, or those that it is decoded from."""
+        encoding = self.encoding_of.get(source.name)
+        return encoding.stored if encoding is not None else (source,)
+
+    @functools.cached_property
     def digest(self) -> str:
         """sha256 over the canonical JSON of everything but provenance and metadata: what moves, not who said so."""
-        body = {key: value for key, value in self._encode().items() if key not in ("rules", "metadata")}
-        for moved in body.keys() & {"copies", "padded", "truncated"}:
-            body[moved] = [entry[:-1] for entry in body[moved]]
-        return hashlib.sha256(_canonical(body)).hexdigest()
+        from . import plan_json
+
+        return plan_json.digest(self)
 
     def verify(self) -> Verdict:
         """Prove bounds, disjointness and coverage of both ends; see :mod:`crosswalk.runtime.proof`."""
@@ -145,7 +163,8 @@ class Plan:
 
     def inverse(self) -> Plan:
         """The plan that undoes this one: padding is cut off, and what was cut off is padded. Tied duplicates and
-        dropped tensors are not re-created."""
+        dropped tensors are not re-created, and nothing is encoded again: what was decoded is written as it was
+        decoded."""
         gone = {exemption.tensor for exemption in self.exemptions}
         return make_plan(
             self.targets,
@@ -192,11 +211,22 @@ class Plan:
             "sources": len(self.sources),
             "targets": len(self.targets),
             "copies": len(self.copies),
-            "bytes_read": sum(c.elements * size_of(self.sources[c.source].dtype) for c in self.copies),
+            "bytes_read": self._bytes_read(),
             "bytes_written": sum(tensor.nbytes for tensor in self.targets),
             "verdict": str(self.verify()),
             "digest": self.digest,
         }
+
+    def _bytes_read(self) -> int:
+        """What the copies read, of encoded tensors the part that is stored for it."""
+        moved: dict[int, int] = {}
+        for copy in self.copies:
+            moved[copy.source] = moved.get(copy.source, 0) + copy.elements
+        read = [(self.sources[index], elements) for index, elements in moved.items()]
+        return sum(
+            sum(part.nbytes for part in self.stored_for(tensor)) * elements // max(tensor.elements, 1)
+            for tensor, elements in read
+        )
 
     def explain(self, name: str) -> list[dict[str, Any]]:
         """Every copy that writes or reads the tensor ``name``, with its rule; an error names the nearest tensors. A
@@ -232,60 +262,16 @@ class Plan:
 
     def to_json(self) -> str:
         """Canonical JSON (sorted keys, no spaces), as validated by ``schema/plan.schema.json``."""
-        return _canonical(self._encode()).decode()
+        from . import plan_json
+
+        return plan_json.write(self)
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """Read :meth:`to_json`'s output. Raises ``CrosswalkError`` for anything that is not a well-formed plan."""
-        try:
-            data = json.loads(text)
-            if data["crosswalk_plan"] != PLAN_VERSION:
-                raise fail("plan/version", f"plan version {data['crosswalk_plan']}, this is version {PLAN_VERSION}")
-            sources, targets = ([TensorSpec(n, tuple(s), d) for n, s, d in data[end]] for end in ("sources", "targets"))
-            for tensor in (*sources, *targets):
-                if tensor.dtype not in DTYPES:
-                    raise fail("plan/dtype", f"tensor `{tensor.name}` has the unknown dtype `{tensor.dtype}`")
-            copies = tuple(
-                Copy(s, t, tuple(e), so, tuple(ss), to, tuple(ts), r) for s, t, e, so, ss, to, ts, r in data["copies"]
-            )
-            return Plan(
-                tuple(sources),
-                tuple(targets),
-                copies,
-                tuple(Rule(*rule) for rule in data["rules"]),
-                tuple(Exemption(*exemption) for exemption in data["exemptions"]),
-                data["metadata"],
-                decode(data.get("padded", ())),
-                decode(data.get("truncated", ())),
-            )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise fail("plan/malformed", f"this is not a plan: {type(error).__name__}: {error}") from error
+        from . import plan_json
 
-    def _encode(self) -> dict[str, Any]:
-        return {
-            "crosswalk_plan": PLAN_VERSION,
-            "sources": [[t.name, list(t.shape), t.dtype] for t in self.sources],
-            "targets": [[t.name, list(t.shape), t.dtype] for t in self.targets],
-            "copies": [
-                [
-                    c.source,
-                    c.target,
-                    list(c.extents),
-                    c.source_offset,
-                    list(c.source_strides),
-                    c.target_offset,
-                    list(c.target_strides),
-                    c.rule,
-                ]
-                for c in self.copies
-            ],
-            "rules": [list(dataclasses.astuple(rule)) for rule in self.rules],
-            "exemptions": [list(dataclasses.astuple(exemption)) for exemption in self.exemptions],
-            "metadata": dict(self.metadata),
-            # Left out where there are none: such a plan has the bytes that it had before there were regions.
-            **({"padded": encode(self.padded)} if self.padded else {}),
-            **({"truncated": encode(self.truncated)} if self.truncated else {}),
-        }
+        return plan_json.read(text)
 
 
 #: A copy before it has its place in a plan: source name, target name, extents, source offset, source strides,
@@ -302,6 +288,7 @@ def make_plan(
     metadata: Mapping[str, Any] | None = None,
     padded: Iterable[RawRegion] = (),
     truncated: Iterable[RawRegion] = (),
+    encodings: Iterable[Encoding] = (),
 ) -> Plan:
     """Bring the parts into canonical form: tensors sorted by name, axes of each copy in target order and merged, copies
     sorted by target and target offset, regions by tensor and offset. The order of the rules is kept."""
@@ -334,6 +321,7 @@ def make_plan(
         dict(metadata or {}),
         make_regions(padded, target_index),
         make_regions(truncated, source_index),
+        tuple(sorted(encodings, key=lambda encoding: encoding.tensor)),
     )
 
 
@@ -356,7 +344,3 @@ def merge_axes(
                 continue
         merged.append((extent, source, target))
     return merged
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -10,9 +10,10 @@ from itertools import islice
 
 from .affine import Fault, Piece, is_nested, make_piece, tiling_faults
 from .dtypes import DTYPES, FLOATS, cast_is_exact
+from .encodings import check_encodings, described
 from .errors import Diagnostic, Position
 from .padding import Region
-from .plan import Copy, Exemption, Plan, TensorSpec
+from .plan import Copy, Encoding, Exemption, Plan, TensorSpec
 
 #: Problems named per tensor; one wrong rule can leave a gap in every row.
 _FAULTS_PER_TENSOR = 3
@@ -57,6 +58,7 @@ class Verdict:
     exemptions: tuple[Exemption, ...]
     padded: Amount = Amount()
     truncated: Amount = Amount()
+    encodings: tuple[Encoding, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -70,10 +72,10 @@ class Verdict:
 
     @property
     def reversible(self) -> bool:
-        """No problem, no exemption, nothing truncated, no lossy cast: the inverse brings every byte back. A plan that
-        pads is reversible and not bijective."""
-        exact = all(cast.exact for cast in self.casts)
-        return self.ok and not self.exemptions and not self.truncated.tensors and exact
+        """No problem, no exemption, nothing truncated or decoded, no lossy cast: the inverse brings every byte back. A
+        plan that pads is reversible and not bijective."""
+        given_up = self.exemptions or self.truncated.tensors or self.encodings
+        return self.ok and not given_up and all(cast.exact for cast in self.casts)
 
     def __str__(self) -> str:
         if self.problems:
@@ -84,6 +86,7 @@ class Verdict:
             if amount.tensors:
                 elements = f"{amount.elements:,} element{'s' * (amount.elements != 1)}"
                 but.append(f"{_count(amount.tensors, 'tensor')} {how} {elements}")
+        but += described(self.encodings)
         but += [str(cast) for cast in self.casts if not cast.exact]
         exact = [str(cast) for cast in self.casts if cast.exact]
         return "; ".join([f"bijective but for {', '.join(but)}" if but else "bijective", *exact])
@@ -95,7 +98,7 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
     A plan restricted to boxes of its targets covers those, but no longer its sources: prove it with
     ``ends=("target",)``. Never raises for a wrong plan; the problems are in the verdict.
     """
-    problems = [*_check_tensors(plan), *_check_exemptions(plan)]
+    problems = [*_check_tensors(plan), *_check_exemptions(plan), *check_encodings(plan)]
     sizes = {
         "source": [tensor.elements if _well_formed(tensor) else None for tensor in plan.sources],
         "target": [tensor.elements if _well_formed(tensor) else None for tensor in plan.targets],
@@ -148,7 +151,7 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
             faults = tiling_faults(pieces[end][index], 0, size)
             problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
     counted = [Amount.of(regions) if not problems else Amount() for regions in (plan.padded, plan.truncated)]
-    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions, *counted)
+    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions, *counted, plan.encodings)
 
 
 def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .errors import CrosswalkError, Position, fail
-from .header import SourceFile, StoredTensor, open_regular
+from .header import ContentOfRuns, SourceFile, StoredTensor, open_regular
 
 
 class Reader:
@@ -65,7 +65,12 @@ class Reader:
         """Fill ``view`` with runs of ``count`` elements of ``width`` bytes, one after the other."""
         size = count * width
         place = 0
-        if self.tensors[source].content is not None:
+        stored = self.tensors[source]
+        if isinstance(stored.content, ContentOfRuns):
+            begins = (offset - stored.offset + start * width for start in starts)
+            stored.content.fill_runs(begins, size, view, functools.partial(self._read, source))
+            return
+        if stored.content is not None:
             for start in starts:
                 self.read(source, offset + start * width, view[place : place + size])
                 place += size
@@ -74,7 +79,6 @@ class Reader:
         if source not in self._advised:
             # Short runs far apart defeat the kernel's readahead.
             self._advised.add(source)
-            stored = self.tensors[source]
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, stored.offset, stored.nbytes, os.POSIX_FADV_WILLNEED)
         try:

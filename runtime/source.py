@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .decoding import stored_encoded
 from .errors import CrosswalkError, Diagnostic, Position, fail
 from .header import MAX_HEADER, SourceFile, StoredTensor, limited, open_regular, parse_json, read_header, shorten
 from .pickled import read_pickled
-from .plan import TensorSpec
+from .plan import Plan, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,20 @@ class Checkpoint:
         if problems:
             raise CrosswalkError(problems)
         return found
+
+
+def bind(plan: Plan, checkpoint: Checkpoint) -> list[StoredTensor]:
+    """Where the sources of a plan are stored, in their order; encoded ones are decoded when they are read.
+
+    Raises ``CrosswalkError`` with all that are missing, unexpected, or of another shape or dtype."""
+    needed = [part for spec in plan.sources for part in plan.stored_for(spec)]
+    found = {part.name: tensor for part, tensor in zip(needed, checkpoint.match(needed, "the plan reads"), strict=True)}
+    return [
+        stored_encoded(spec, encoding, tuple(found[part.name] for part in encoding.stored))
+        if (encoding := plan.encoding_of.get(spec.name)) is not None
+        else found[spec.name]
+        for spec in plan.sources
+    ]
 
 
 def open_checkpoint(path: Path, index: Mapping[str, str] | None = None) -> Checkpoint:

@@ -237,3 +237,16 @@ def different(rank: int, checkpoint: Path, out: Path, what: str) -> None:
             crosswalk.save(state, config, out, "llama", group=group, timeout=10)
         raise CrosswalkError([])
     crosswalk.save(state, config, out, "llama", timeout=10, **options)
+
+
+def loaded_as(rank: int, size: int, checkpoint: Path, plain: Path) -> list[str]:
+    """Load ``checkpoint`` into every mesh of this size; it must be what stands in the files of ``plain``."""
+    expected = native_state(plain)
+    for name, (_, mesh_shape, placements) in of_size(size).items():
+        mesh = init_device_mesh("cpu", mesh_shape)
+        state: dict[str, Any] = {key: sharded(tensor, mesh, placements) for key, tensor in blank(expected).items()}
+        crosswalk.load(checkpoint, state, "llama")
+        for key, tensor in state.items():
+            for part in place(tensor).parts:
+                assert torch.equal(part.tensor, expected[key][tuple(slice(a, b) for a, b in part.box)]), (name, key)
+    return list(of_size(size))

@@ -258,7 +258,10 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         rope(chunk_size_feed_forward=0),
         ("`rope_parameters.chunk_size_feed_forward` = 0 has no counterpart",),
     ),
-    "quantised": (config(quantization_config={"bits": 4}), ("`quantization_config` = {'bits': 4} has no counterpart",)),
+    "quantised in another way": (
+        config(quantization_config={"bits": 4}),
+        ("`quantization_config.quant_method` must be fp8 or mxfp4, it is absent",),
+    ),
     "three unknown keys and a bad value": (
         lambda path: (config(foo=1, bar={"x": None}, hidden_act="swish")(path), rope(baz=True)(path)),
         ("`foo` = 1", "`bar` = {'x': None}", "`rope_parameters.baz` = true", "`hidden_act` must be one of silu"),

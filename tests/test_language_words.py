@@ -10,11 +10,13 @@ from golden_cases import CASES
 import crosswalk
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.dialects import choose_dialects
+from crosswalk.compiler.encodings import read_encodings
 from crosswalk.compiler.exporting import export_config
 from crosswalk.compiler.importing import import_config
 from crosswalk.compiler.otherwise import import_with_tensors
 from crosswalk.compiler.relations import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan import Encoding, TensorSpec
 
 LLAMA = CASES["llama_gqa"].hf_config()
 GEMMA = CASES["tf523__gemma4_dense"].hf_config()
@@ -79,6 +81,24 @@ def test_overrides_without_a_list_may_hold_anything_in_any_layer() -> None:
     exported, _ = export_config(mapping, native)
     again, _ = import_config(mapping, exported)
     assert again == native
+
+
+def test_a_case_of_an_encoding_replaces_the_inherited_one() -> None:
+    """The other cases stay, and all that the case does not say is refused."""
+    mapping = _compiled(
+        "encodings:\n  quantization_config:\n    by: quant_method\n    cases:\n      fp8:\n        is: fp8_blocks\n"
+        "        config: {sizes: block}\n        tensor: '{name}.weight'\n        payload: '{name}.codes'\n"
+        "        scales: '{name}.scales'\n"
+    ).source
+    assert list(mapping.encodings["quantization_config"].cases) == ["fp8", "mxfp4"]
+    specs = [TensorSpec("a.codes", (4, 6), "F8_E4M3"), TensorSpec("a.scales", (2, 2), "BF16")]
+    read = read_encodings(mapping, {"quantization_config": {"quant_method": "fp8", "sizes": [2, 3]}, "b": 1}, specs)
+    assert read.problems == []
+    assert read.config == {"b": 1}
+    assert read.specs == {"a.weight": TensorSpec("a.weight", (4, 6), "BF16")}
+    assert read.encodings == [Encoding("a.weight", "fp8_blocks", tuple(specs), (2, 3))]
+    said = {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [2, 3]}}
+    assert [p.path[-1] for p in read_encodings(mapping, said, ()).problems] == ["fmt", "weight_block_size"]
 
 
 @pytest.mark.parametrize("asked", ["transformers-5.5"])

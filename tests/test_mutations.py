@@ -2,8 +2,8 @@
 
 A mutant is caught if it does not compile, or if for one of the examples of a format that uses the file it
 refuses the config, imports something else than the second opinion, exports another meaning, does not name the tensors
-that the real class has, or moves the tensors of the reference to another place. By default a sample of the mutants is
-tried; all of them with ``--hypothesis-profile=thorough``.
+that the real class has, moves the tensors of the reference to another place, or misreads how published checkpoints are
+stored. By default a sample of the mutants is tried; all of them with ``--hypothesis-profile=thorough``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from formats import CONFIGS, normalized
 from golden_cases import cases, read_yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from mutants import Mutant, mutants
+from quantised import misread
 from semantics import meaning
 from variants import REFUSED, VARIANTS
 
@@ -279,7 +280,11 @@ def _survives(name: str, mutant: Mutant) -> bool:
             mapping = _Catalog(texts={name: mutant.text}).compiled(format)
         except CrosswalkError:
             return False
-        if refused(mapping, format) or any(judge(mapping, format, example) for example in examples(format)):
+        if (
+            refused(mapping, format)
+            or misread(mapping.source)
+            or any(judge(mapping, format, example) for example in examples(format))
+        ):
             return False
     return True
 
