@@ -105,8 +105,8 @@ def show_plan(prepared: Prepared, workers: int | None) -> None:
     for exemption in plan.exemptions:
         what = f"equal to {exemption.of}" if exemption.of else exemption.reason
         exempt.setdefault(f"{exemption.kind}: {what}", set()).add(exemption.tensor)
-    for what, tensors in exempt.items():
-        rows.add_row(_folded(tensors), "", "", what, "")
+    for what, names_of in exempt.items():
+        rows.add_row(_folded(names_of), "", "", what, "")
     out.print(rows)
 
 

@@ -150,8 +150,8 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
                 continue
             faults = tiling_faults(pieces[end][index], 0, size)
             problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
-    counted = [Amount.of(regions) if not problems else Amount() for regions in (plan.padded, plan.truncated)]
-    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions, *counted, plan.encodings)
+    padded, truncated = (Amount() if problems else Amount.of(regions) for regions in (plan.padded, plan.truncated))
+    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions, padded, truncated, plan.encodings)
 
 
 def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:
