@@ -48,7 +48,9 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 class Kind:
     """``payload`` and ``scales``: the dtypes that the two may have. ``shape(payload shape)``: that of the decoded
     tensor, None if there is none. ``grids(payload shape, block)``: the shapes that the scales may have. ``blocks``:
-    how many sizes a block may have. ``words(block)``: what such tensors are called."""
+    how many sizes a block may have. ``block_of(shape, block)``: the size of a block along every dimension of the
+    decoded tensor. ``packed``: elements of the payload that a block is packed in, 0 if it has one for each of its own.
+    ``words(block)``: what such tensors are called."""
 
     name: str
     payload: tuple[str, ...]
@@ -56,6 +58,8 @@ class Kind:
     blocks: tuple[int, ...]
     shape: Callable[[Shape], Shape | None]
     grids: Callable[[Shape, Shape], tuple[Shape, ...]]
+    block_of: Callable[[Shape, Shape], Shape]
+    packed: int
     decode: Decode
     words: Callable[[Shape], str]
 
@@ -260,6 +264,8 @@ KINDS: Mapping[str, Kind] = {
             blocks=(0, 2),
             shape=lambda payload: payload,
             grids=_fp8_grids,
+            block_of=lambda shape, block: (1,) * (len(shape) - len(block)) + block if block else shape,
+            packed=0,
             decode=_decode_fp8,
             words=_fp8_words,
         ),
@@ -270,6 +276,8 @@ KINDS: Mapping[str, Kind] = {
             blocks=(0,),
             shape=_mxfp4_shape,
             grids=lambda payload, block: (payload[:-1],),
+            block_of=lambda shape, block: (1,) * (len(shape) - 1) + (_GROUP,),
+            packed=_GROUP // 2,
             decode=_decode_mxfp4,
             words=lambda block: f"MXFP4 groups of {_GROUP}",
         ),

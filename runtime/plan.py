@@ -188,6 +188,12 @@ class Plan:
             truncated=_raw(self.padded, self.targets),
         )
 
+    def keep_encoded(self) -> Plan:
+        """The plan that moves encoded sources as they are stored, in whole blocks, instead of decoding them."""
+        from .blockwise import keep_encoded
+
+        return keep_encoded(self)
+
     def compose(self, other: Plan) -> Plan:
         """The plan that does this one and then ``other``, without the stop between."""
         from .algebra import compose
