@@ -71,11 +71,11 @@ def keep_encoded(plan: Plan) -> Plan:
         raise CrosswalkError(problems)
     sources = [part for tensor in plan.sources for part in plan.stored_for(tensor)]
     exemptions = [part for exemption in plan.exemptions for part in _of_stored(plan, exemption)]
-    regions = [
+    padding, left_out = (
         [(specs[r.tensor].name, r.extents, r.offset, r.strides, r.rule) for r in found]
         for specs, found in ((plan.targets, plan.padded), (plan.sources, plan.truncated))
-    ]
-    return make_plan(sources, targets, copies, plan.rules, exemptions, plan.metadata, *regions)
+    )
+    return make_plan(sources, targets, copies, plan.rules, exemptions, plan.metadata, padding, left_out)
 
 
 def _as_before(plan: Plan, c: Copy) -> RawCopy:
