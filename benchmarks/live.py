@@ -153,14 +153,18 @@ def one_rank(
     import transformers
 
     models: list[Any] = []
-    load = lambda: models.append(  # noqa: E731
-        transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    )
-    record("load transformers", timed(load))
-    # It maps the file: the first touch of every page is what loading costs.
-    touch = lambda: [parameter.sum() for parameter in models[0].parameters()]  # noqa: E731
-    found = timed(touch)
-    record("load transformers, and touch", found)
+
+    def load() -> None:
+        models.append(transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16))
+
+    def touch() -> None:
+        """It maps the file: the first touch of every page is a part of what loading costs."""
+        for parameter in models[0].parameters():
+            parameter.sum()
+
+    loading = timed(load)
+    record("load transformers", loading)
+    record("load transformers, and touch", loading + timed(touch))
     out = fresh("transformers")
     record("save transformers", timed(lambda: models[0].save_pretrained(out)))
     fresh("transformers")
