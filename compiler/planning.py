@@ -166,13 +166,21 @@ def _decoded(
     dtype: str,
     protect: Sequence[str],
 ) -> dict[str, TensorSpec]:
-    """The encoded sources, decoded to ``dtype``; as they are where all that is made of them is protected."""
+    """The encoded sources, decoded to ``dtype``; as they are where all that is made of them is protected. A duplicate
+    is decoded to the dtype of the tensor that it is compared with."""
     made = {names[entry.tensor.name]: {p.parameter for p in entry.tensor.pieces} for entry in bound.related}
-    return {
-        e.tensor: dataclasses.replace(sources[e.tensor], dtype=dtype)
-        for e in encodings
-        if not made.get(e.tensor) or not all(protects(protect, parameter) for parameter in made[e.tensor])
+    owners = {names[name]: names[owner] for name, owner in bound.duplicates.items()}
+    encoded = {e.tensor for e in encodings}
+    decoded = {
+        name: dataclasses.replace(sources[name], dtype=dtype)
+        for name in encoded - owners.keys()
+        if not made.get(name) or not all(protects(protect, parameter) for parameter in made[name])
     }
+    for name in encoded & owners.keys():
+        owner = decoded.get(owners[name], sources.get(owners[name]))
+        if owner is not None:
+            decoded[name] = dataclasses.replace(sources[name], dtype=owner.dtype)
+    return decoded
 
 
 def plan_export(
