@@ -10,11 +10,13 @@ import torch
 from quantised import fp8_checkpoint
 from ranks import Failed, run_ranks
 from safetensors.torch import load_file, save_file
-from small_checkpoints import LLAMA, edit_tensors, make, tensors_of
+from small_checkpoints import LLAMA, edit_tensors, make, shard, tensors_of
 
 import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.files import write_checkpoint
 from crosswalk.runtime.plan import Encoding, Exemption, Plan, TensorSpec, make_plan
+from crosswalk.runtime.source import open_checkpoint
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SIZE = 7  # 14 bytes of bf16: thirds of them would end inside of an element
@@ -88,3 +90,17 @@ def test_ranks_share_the_comparing_in_whole_elements(size: int, tmp_path: Path) 
     for failed in run_ranks(size, cases.ties_are_compared, plan.to_json(), tmp_path / "in"):
         assert isinstance(failed, Failed)
         assert failed.codes == ("tie/differs",)
+
+
+def test_an_error_names_the_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A payload and its scales may be in different files."""
+    plan = vectors(tmp_path / "in")
+    files = shard(tmp_path / "in", 2)
+    assert files["w"] != files["w_scale"]
+    source = open_checkpoint(tmp_path / "in")
+    (tmp_path / "in" / files["w_scale"]).unlink()
+    with pytest.raises(CrosswalkError) as caught:
+        write_checkpoint(plan, source, tmp_path / "out")
+    (problem,) = caught.value.diagnostics
+    assert problem.position is not None
+    assert problem.position.file == str(tmp_path / "in" / files["w_scale"])
