@@ -1,10 +1,10 @@
 """Moving bytes between files and tensors, bucket by bucket, on any device.
 
 A bucket is what fits a buffer: stretches of files, and the strided copies between the buffer and tensors. Each worker
-owns a slot: a host buffer, which is pinned when the tensors are on an accelerator, and then a buffer and a stream on
-the device, where all element work happens. While one worker reads or writes, the copies of another are under way;
-nobody waits for the device as a whole. On a CPU the same code runs without the device buffer, and bytes that stand
-together on both ends go straight between file and tensor.
+owns a slot: a host buffer. When the tensors are on an accelerator it is pinned, there may be two that take turns, and
+a buffer and a stream on the device, where all element work happens, belong to the slot too. While one worker reads or
+writes, the copies of another are under way; nobody waits for the device as a whole. On a CPU the same code runs without
+the device buffer, and bytes that stand together on both ends go straight between file and tensor.
 """
 
 from __future__ import annotations
