@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import LLAMA, edit_tensors, make, shard, tensors_of
 
 import crosswalk
+from crosswalk.runtime import decoding
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import write_checkpoint
+from crosswalk.runtime.files import Options, write_checkpoint
 from crosswalk.runtime.plan import Encoding, Exemption, Plan, TensorSpec, make_plan
 from crosswalk.runtime.source import open_checkpoint
 
@@ -78,6 +79,21 @@ def vectors(directory: Path) -> Plan:
         exemptions=[Exemption("tied", "v", "w")],
         encodings=encodings,
     )
+
+
+def test_workers_decode_in_one_torch_thread_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, source = vectors(tmp_path / "in"), open_checkpoint(tmp_path / "in")
+    threads: list[int] = []
+    decode = decoding._into
+    monkeypatch.setattr(decoding, "_into", lambda *given: (threads.append(torch.get_num_threads()), decode(*given)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        write_checkpoint(plan, source, tmp_path / "out", options=Options(workers=2))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 1, 1]  # both vectors are compared, and one is written
 
 
 @pytest.mark.parametrize("size", [1, 3])
