@@ -22,7 +22,7 @@ import torch
 
 from . import kernels, tasks
 from .affine import Piece
-from .dtypes import size_of, torch_dtype
+from .dtypes import size_of
 from .header import StoredTensor
 from .regions import GAP, Block, Placement, blocks
 from .zeros import Zeros
@@ -31,8 +31,6 @@ from .zeros import Zeros
 BUCKET = 16 << 20
 #: Where a block begins in a bucket, so that its elements can be viewed with any dtype.
 _ALIGNMENT = 64
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,16 +259,10 @@ def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_
         kernels.move(source, source_dtype, target, target_dtype, flat)
         return
     same = source_dtype == target_dtype
-    reading, writing = _elements(source, source_dtype, same), _elements(target, target_dtype, same)
+    reading, writing = kernels.elements(source, source_dtype, same), kernels.elements(target, target_dtype, same)
     writing.as_strided(extents, strides, writing.storage_offset() + piece.here).copy_(
         reading.as_strided(extents, others, reading.storage_offset() + piece.there), non_blocking=True
     )
-
-
-def _elements(flat: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor:
-    """The whole elements that bytes hold; as integers, they move with all their bits."""
-    width = size_of(dtype)
-    return flat[: flat.numel() // width * width].view(_INTEGERS[width] if as_integers else torch_dtype(dtype))
 
 
 def run(todo: Iterable[Bucket], slots: Sequence[Slot], work: Callable[[Slot, Bucket], None]) -> int:
