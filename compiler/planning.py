@@ -14,6 +14,7 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
+from .cells import Box
 from .dialects import dialect_of_names, rename
 from .exporting import export_config
 from .mapping import TensorEntry
@@ -32,7 +33,7 @@ class Bound:
     ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
     if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
     ``notes``: what a user should know, though nothing is wrong. ``padding``: name -> the elements of a tensor of ours
-    that theirs does not have, as disjoint boxes (extents, offset, strides).
+    that theirs does not have, as disjoint boxes.
     """
 
     mapping: CompiledMapping
@@ -43,7 +44,7 @@ class Bound:
     ignored: Mapping[str, TensorEntry]
     related: Sequence[Related] = field(repr=False)
     notes: Sequence[str] = ()
-    padding: Mapping[str, Sequence[tuple[tuple[int, ...], int, tuple[int, ...]]]] = field(default_factory=dict)
+    padding: Mapping[str, Sequence[Box]] = field(default_factory=dict)
 
 
 def bind(

@@ -87,7 +87,7 @@ def prepare(
     if native and to == "hf":
         return _prepare_export(source, format, dialect, dtype, protect, allow_lossy, model_files, truncate)
     if native:
-        what = f"a {catalog().layout('fast_llm').name} checkpoint ({METADATA})"
+        what = f"a {DEFAULT_LAYOUT} checkpoint ({METADATA})"
         raise fail("usage/to", f"this is {what} already", Position(str(source)), "pass --to hf")
     if to == "hf":
         what = f"this is a Hugging Face checkpoint ({CONFIG}) already"
