@@ -19,6 +19,8 @@ from .axes import Axis, Branch, One, ParameterPattern, Product, Sum, Term, axes_
 
 #: Axis -> its size, or the axes that it is the product of, outermost first. Only unprimed names are looked up.
 AxisTable: TypeAlias = Mapping[str, int | tuple[str, ...]]
+#: Elements of a flattened tensor: extents, offset, strides.
+Box: TypeAlias = tuple[tuple[int, ...], int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,9 @@ def cells_of(dims: Iterable[Term], sizes: AxisTable) -> list[Cell]:
     return [Cell(frozenset(labels), offset, strides) for labels, offset, strides in cells]
 
 
-def outside(
-    dims: Iterable[Term], sizes: AxisTable, inner: AxisTable
-) -> list[tuple[tuple[int, ...], int, tuple[int, ...]]]:
+def outside(dims: Iterable[Term], sizes: AxisTable, inner: AxisTable) -> list[Box]:
     """The elements of a row-major tensor with these dimensions for which the index of some atom is not below the size
-    that it has in ``inner`` (which is nowhere larger): disjoint boxes, as (extents, offset, strides)."""
+    that it has in ``inner`` (which is nowhere larger): disjoint boxes."""
     boxes = []
     for cell in cells_of([expand(dim, sizes) for dim in dims], sizes):
         whole = [atom_size(atom, sizes) for atom in cell.strides]

@@ -14,6 +14,7 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
+from .cells import Box
 from .dialects import dialect_of_names, rename
 from .exporting import export_config
 from .mapping import TensorEntry
@@ -32,7 +33,7 @@ class Bound:
     ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
     if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
     ``notes``: what a user should know, though nothing is wrong. ``padding``: name -> the elements of a tensor of ours
-    that theirs does not have, as disjoint boxes (extents, offset, strides).
+    that theirs does not have, as disjoint boxes.
     """
 
     mapping: CompiledMapping
@@ -43,7 +44,7 @@ class Bound:
     ignored: Mapping[str, TensorEntry]
     related: Sequence[Related] = field(repr=False)
     notes: Sequence[str] = ()
-    padding: Mapping[str, Sequence[tuple[tuple[int, ...], int, tuple[int, ...]]]] = field(default_factory=dict)
+    padding: Mapping[str, Sequence[Box]] = field(default_factory=dict)
 
 
 def bind(
@@ -166,13 +167,21 @@ def _decoded(
     dtype: str,
     protect: Sequence[str],
 ) -> dict[str, TensorSpec]:
-    """The encoded sources, decoded to ``dtype``; as they are where all that is made of them is protected."""
+    """The encoded sources, decoded to ``dtype``; as they are where all that is made of them is protected. A duplicate
+    is decoded to the dtype of the tensor that it is compared with."""
     made = {names[entry.tensor.name]: {p.parameter for p in entry.tensor.pieces} for entry in bound.related}
-    return {
-        e.tensor: dataclasses.replace(sources[e.tensor], dtype=dtype)
-        for e in encodings
-        if not made.get(e.tensor) or not all(protects(protect, parameter) for parameter in made[e.tensor])
+    owners = {names[name]: names[owner] for name, owner in bound.duplicates.items()}
+    encoded = {e.tensor for e in encodings}
+    decoded = {
+        name: dataclasses.replace(sources[name], dtype=dtype)
+        for name in encoded - owners.keys()
+        if not made.get(name) or not all(protects(protect, parameter) for parameter in made[name])
     }
+    for name in encoded & owners.keys():
+        owner = decoded.get(owners[name], sources.get(owners[name]))
+        if owner is not None:
+            decoded[name] = dataclasses.replace(sources[name], dtype=owner.dtype)
+    return decoded
 
 
 def plan_export(

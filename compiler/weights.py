@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .cells import AxisTable, outside
+from .cells import AxisTable, Box, outside
 from .exported import Chosen
 from .layout import Child, Layout, Parameter
 from .lowering import Piece, Source, Tensor, lower, ours_shape
@@ -28,12 +28,12 @@ EMPTY = Template.parse("")
 @dataclass(frozen=True, slots=True)
 class Native:
     """A parameter of the trainer; ``tied_to`` is the one that has the storage. ``padding``: the elements that theirs
-    does not have, as disjoint boxes (extents, offset, strides)."""
+    does not have, as disjoint boxes."""
 
     name: str
     shape: tuple[int, ...]
     tied_to: str | None = None
-    padding: tuple[tuple[tuple[int, ...], int, tuple[int, ...]], ...] = ()
+    padding: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

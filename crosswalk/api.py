@@ -21,7 +21,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan import Plan, TensorSpec
 
 from .catalog import catalog, format_named
-from .detect import chosen_format
+from .detect import DEFAULT_LAYOUT, chosen_format
 from .padding import Sizes, check_direction, padded
 
 
@@ -31,7 +31,9 @@ def formats(layout: str | None = None) -> list[str]:
     return [name for name in found.formats() if layout in (None, found.mapping(name).layout)]
 
 
-def normalize_native(config: Mapping[str, Any], root: str | None = None, layout: str = "fast_llm") -> dict[str, Any]:
+def normalize_native(
+    config: Mapping[str, Any], root: str | None = None, layout: str = DEFAULT_LAYOUT
+) -> dict[str, Any]:
     """A native config with every default of the layout filled in. ``root`` is its type, such as ``base_model`` or
     ``multimodal_model``, by default that of the layout. Raises ``CrosswalkError`` listing every invalid field."""
     return normalize(catalog().layout(layout), config, root)

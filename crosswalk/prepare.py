@@ -87,7 +87,7 @@ def prepare(
     if native and to == "hf":
         return _prepare_export(source, format, dialect, dtype, protect, allow_lossy, model_files, truncate)
     if native:
-        what = f"a {catalog().layout('fast_llm').name} checkpoint ({METADATA})"
+        what = f"a {DEFAULT_LAYOUT} checkpoint ({METADATA})"
         raise fail("usage/to", f"this is {what} already", Position(str(source)), "pass --to hf")
     if to == "hf":
         what = f"this is a Hugging Face checkpoint ({CONFIG}) already"
@@ -333,11 +333,12 @@ def _files_to_write(
 
 def with_dtypes_of(plan: Plan, found: Mapping[str, TensorSpec]) -> Plan:
     """The plan with the dtypes that an output really has, to compare with it; what is decoded for one dtype only is
-    decoded to that."""
+    decoded to that, and so are its duplicates."""
     targets = tuple(replace(t, dtype=found[t.name].dtype) if t.name in found else t for t in plan.targets)
     wanted: dict[str, set[str]] = {}
     for moved in plan.copies:
         wanted.setdefault(plan.sources[moved.source].name, set()).add(targets[moved.target].dtype)
     once = {name: dtypes.pop() for name, dtypes in wanted.items() if len(dtypes) == 1 and name in plan.encoding_of}
+    once |= {e.tensor: once[e.of] for e in plan.exemptions if e.of in once and e.tensor in plan.encoding_of}
     sources = tuple(replace(s, dtype=once[s.name]) if s.name in once else s for s in plan.sources)
     return replace(plan, sources=sources, targets=targets)

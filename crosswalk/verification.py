@@ -15,6 +15,7 @@ from crosswalk.runtime.files import Options, verify_checkpoint
 
 from .api import read_config, read_stored
 from .catalog import catalog
+from .detect import DEFAULT_LAYOUT
 from .huggingface import CONFIG, open_hugging_face
 from .native import METADATA, is_native, open_native
 from .positions import read_from
@@ -40,7 +41,7 @@ def verify(
         what = f"{METADATA} is in both" if is_native(source) else f"{METADATA} is in neither"
         raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
     if is_native(target):
-        native = open_native(target, catalog().layout("fast_llm"))
+        native = open_native(target, catalog().layout(DEFAULT_LAYOUT))
         # A multiple that is at least the size is the size to pad to.
         sizes = {axis: found["to"] for axis, found in (native.origin.get("padded") or {}).items()}
         prepared = prepare(source, None, format, allow_lossy=allow_lossy, pad=sizes)

@@ -200,6 +200,7 @@ def _check_ties(lowering: Lowering, source: Checkpoint, workers: int) -> None:
     with (
         contextlib.closing(Reader(names, tied, source.files)) as reader,
         contextlib.closing(Reader(names, others, source.files)) as other,
+        _one_torch_thread(plan),
     ):
         sink = CompareSink(other)
         run(whole(tied), names, sink, [Worker(reader, (), (), panel) for _ in range(workers)], 0)

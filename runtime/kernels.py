@@ -30,7 +30,7 @@ _local = threading.local()
 def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
     """Copy the elements of a piece between two ``uint8`` buffers, which are longer than they have to be."""
     cast = target_dtype != source_dtype
-    reading, writing = _elements(source, source_dtype, not cast), _elements(target, target_dtype, not cast)
+    reading, writing = elements(source, source_dtype, not cast), elements(target, target_dtype, not cast)
     reading = reading.as_strided(piece.extents, piece.source_strides, reading.storage_offset() + piece.source_offset)
     writing = writing.as_strided(piece.extents, piece.strides, writing.storage_offset() + piece.offset)
     plane = None if cast else _transposed_plane(piece.extents, piece.source_strides, piece.strides)
@@ -44,7 +44,7 @@ def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_d
         transpose(reading[index], writing[index])
 
 
-def _elements(buffer: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor:
+def elements(buffer: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor:
     """The whole elements that a buffer of bytes holds; as integers, they are moved with all their bits."""
     width = size_of(dtype)
     return buffer[: len(buffer) // width * width].view(_INTEGERS[width] if as_integers else torch_dtype(dtype))

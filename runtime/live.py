@@ -299,7 +299,7 @@ def _check_writable(placed: Mapping[str, Placed]) -> None:
 
 
 def _compare_ties(plan: Plan, stored: Sequence[StoredTensor], checkpoint: Checkpoint, team: Team) -> int:
-    """Compare tied duplicates with what they are tied to, each rank its share of the bytes. Returns the bytes read."""
+    """Compare tied duplicates with what they are tied to, each rank its share. Returns the bytes read."""
     problems = []
     total = 0
     one, other = bytearray(1 << 20), bytearray(1 << 20)
@@ -311,7 +311,8 @@ def _compare_ties(plan: Plan, stored: Sequence[StoredTensor], checkpoint: Checkp
             reader = stack.enter_context(
                 contextlib.closing(Reader([exemption.tensor, exemption.of], pair, checkpoint.files))
             )
-            share = -(-pair[0].nbytes // team.size)
+            width = size_of(pair[0].dtype)  # what is decoded is decoded in whole elements
+            share = -(-pair[0].nbytes // (width * team.size)) * width
             stop = min((team.rank + 1) * share, pair[0].nbytes)
             for start in range(team.rank * share, stop, len(one)):
                 count = min(len(one), stop - start)

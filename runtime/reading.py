@@ -34,7 +34,7 @@ class Reader:
                     try:
                         descriptor = open_regular(path)
                     except OSError as error:
-                        raise self._failed(source, error.strerror or str(error)) from error
+                        raise self._failed(source, path, error.strerror or str(error)) from error
                     self._descriptors[path] = descriptor
                     self._check(path)
                 found = self._descriptors[path]
@@ -54,10 +54,10 @@ class Reader:
             while view:
                 count = os.preadv(descriptor, (view,), offset)
                 if not count:
-                    raise self._failed(source, f"it ends at byte {offset}")
+                    raise self._failed(source, path, f"it ends at byte {offset}")
                 view, offset = view[count:], offset + count
         except OSError as error:
-            raise self._failed(source, error.strerror or str(error)) from error
+            raise self._failed(source, path, error.strerror or str(error)) from error
 
     def read_runs(
         self, source: int, offset: int, starts: Iterable[int], count: int, width: int, view: memoryview
@@ -88,7 +88,7 @@ class Reader:
                     self.read(source, offset + start * width, part)
                 place += size
         except OSError as error:
-            raise self._failed(source, error.strerror or str(error)) from error
+            raise self._failed(source, stored.file, error.strerror or str(error)) from error
 
     def check(self) -> None:
         """Raise ``CrosswalkError`` if a file that was read has changed since its header was."""
@@ -105,6 +105,5 @@ class Reader:
         if (status.st_size, status.st_mtime_ns, status.st_ino) != (known.size, known.mtime_ns, known.inode):
             raise fail("read/changed", "the file was changed after the conversion began", Position(str(path)))
 
-    def _failed(self, source: int, reason: str) -> CrosswalkError:
-        where = Position(str(self.tensors[source].file))
-        return fail("read/failed", f"reading tensor `{self.names[source]}`: {reason}", where)
+    def _failed(self, source: int, path: Path, reason: str) -> CrosswalkError:
+        return fail("read/failed", f"reading tensor `{self.names[source]}`: {reason}", Position(str(path)))

@@ -1,10 +1,10 @@
 """Moving bytes between files and tensors, bucket by bucket, on any device.
 
 A bucket is what fits a buffer: stretches of files, and the strided copies between the buffer and tensors. Each worker
-owns a slot: a host buffer, which is pinned when the tensors are on an accelerator, and then a buffer and a stream on
-the device, where all element work happens. While one worker reads or writes, the copies of another are under way;
-nobody waits for the device as a whole. On a CPU the same code runs without the device buffer, and bytes that stand
-together on both ends go straight between file and tensor.
+owns a slot: a host buffer. When the tensors are on an accelerator it is pinned, there may be two that take turns, and
+a buffer and a stream on the device, where all element work happens, belong to the slot too. While one worker reads or
+writes, the copies of another are under way; nobody waits for the device as a whole. On a CPU the same code runs without
+the device buffer, and bytes that stand together on both ends go straight between file and tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from . import kernels, tasks
 from .affine import Piece
-from .dtypes import size_of, torch_dtype
+from .dtypes import size_of
 from .header import StoredTensor
 from .regions import GAP, Block, Placement, blocks
 from .zeros import Zeros
@@ -31,8 +31,6 @@ from .zeros import Zeros
 BUCKET = 16 << 20
 #: Where a block begins in a bucket, so that its elements can be viewed with any dtype.
 _ALIGNMENT = 64
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,16 +259,10 @@ def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_
         kernels.move(source, source_dtype, target, target_dtype, flat)
         return
     same = source_dtype == target_dtype
-    reading, writing = _elements(source, source_dtype, same), _elements(target, target_dtype, same)
+    reading, writing = kernels.elements(source, source_dtype, same), kernels.elements(target, target_dtype, same)
     writing.as_strided(extents, strides, writing.storage_offset() + piece.here).copy_(
         reading.as_strided(extents, others, reading.storage_offset() + piece.there), non_blocking=True
     )
-
-
-def _elements(flat: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor:
-    """The whole elements that bytes hold; as integers, they move with all their bits."""
-    width = size_of(dtype)
-    return flat[: flat.numel() // width * width].view(_INTEGERS[width] if as_integers else torch_dtype(dtype))
 
 
 def run(todo: Iterable[Bucket], slots: Sequence[Slot], work: Callable[[Slot, Bucket], None]) -> int:

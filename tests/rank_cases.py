@@ -17,8 +17,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 import crosswalk
+from crosswalk.runtime import live
+from crosswalk.runtime.distributed import team
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.placement import place
+from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.source import open_checkpoint
 
 #: Name -> ranks, mesh, and placements of matrices; vectors are sharded where they can be.
 MESHES: dict[str, tuple[int, tuple[int, ...], tuple[Placement, ...]]] = {
@@ -250,3 +254,12 @@ def loaded_as(rank: int, size: int, checkpoint: Path, plain: Path) -> list[str]:
             for part in place(tensor).parts:
                 assert torch.equal(part.tensor, expected[key][tuple(slice(a, b) for a, b in part.box)]), (name, key)
     return list(of_size(size))
+
+
+def ties_are_compared(rank: int, plan: str, checkpoint: Path) -> list[float]:
+    """Load the only target of a plan, which is a vector."""
+    read = Plan.from_json(plan)
+    (target,) = read.targets
+    state = {target.name: torch.zeros(target.shape)}
+    live.load(read, open_checkpoint(checkpoint), state, team())
+    return state[target.name].tolist()

@@ -18,6 +18,7 @@ import torch
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_buffers import shrink
 
 from crosswalk.runtime import engine, kernels, lowering, tasks
 from crosswalk.runtime.checksum import CHUNK
@@ -162,20 +163,7 @@ def convert(
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks, panels and chunks so small that small tensors meet every edge."""
-    for module in (lowering, engine):
-        monkeypatch.setattr(module, "TASK", 2800)  # whole chunks, as ever
-    monkeypatch.setattr(lowering, "SMALLEST_PANEL", 256)
-    monkeypatch.setattr(lowering, "RANGE_RUN", 64)
-    monkeypatch.setattr(lowering, "SEEK", 32)
-    monkeypatch.setattr(engine, "PANEL", 1024)
-    for name in ("crosswalk.runtime.engine.STEP", "crosswalk.runtime.sinks.STEP"):
-        monkeypatch.setattr(name, 1300)  # longer than any step that is read together
-    for module in (lowering, engine):
-        monkeypatch.setattr(module, "STRIPE", 500)
-    monkeypatch.setattr(engine, "SMALLEST_PANEL", 256)
-    monkeypatch.setattr("crosswalk.runtime.checksum.CHUNK", 700)
-    monkeypatch.setattr("crosswalk.runtime.sinks._LONG", 100)
+    shrink(monkeypatch)
 
 
 def dense(t: Tensors) -> Tensors:

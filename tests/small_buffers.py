@@ -1,0 +1,22 @@
+"""Buffers, tasks and chunks so small that small tensors meet every edge."""
+
+from __future__ import annotations
+
+import pytest
+
+from crosswalk.runtime import decoding, engine, lowering
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    for module in (lowering, engine):
+        patch.setattr(module, "TASK", 2800)  # whole chunks, as ever
+        patch.setattr(module, "SMALLEST_PANEL", 256)
+        patch.setattr(module, "STRIPE", 500)
+    patch.setattr(lowering, "RANGE_RUN", 64)
+    patch.setattr(lowering, "SEEK", 32)
+    patch.setattr(engine, "PANEL", 1024)
+    patch.setattr(decoding, "STRIP", 50)
+    for name in ("crosswalk.runtime.engine.STEP", "crosswalk.runtime.sinks.STEP"):
+        patch.setattr(name, 1300)  # longer than any step that is read together
+    patch.setattr("crosswalk.runtime.checksum.CHUNK", 700)
+    patch.setattr("crosswalk.runtime.sinks._LONG", 100)
