@@ -34,7 +34,7 @@ from .algebra import Box
 from .distributed import share_out
 from .dtypes import dtype_name, torch_dtype
 from .errors import CrosswalkError, Diagnostic, fail
-from .live import read_moves
+from .live import compare_ties, read_moves
 from .moves import moves
 from .output import DataFile, check_names, lay_out
 from .placement import Part, place
@@ -76,7 +76,9 @@ class Reader(StorageReader):
         )
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do."""
+        """One rank compares what is tied. Raises ``CrosswalkError``, which torch raises on every rank."""
+        if is_coordinator:
+            compare_ties(self._plan, self._stored, self._checkpoint)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """As planned."""

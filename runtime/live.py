@@ -214,7 +214,7 @@ def load(
     compared = 0
     if any(exemption.kind == "tied" for exemption in plan.exemptions):
         with team.step("comparing tied tensors"):
-            compared = _compare_ties(plan, stored, checkpoint, team)
+            compared = compare_ties(plan, stored, checkpoint, team.rank, team.size)
     with team.step("reading"):
         materialized = materialize(model, placed, device)
         if materialized:
@@ -298,8 +298,11 @@ def _check_writable(placed: Mapping[str, Placed]) -> None:
         raise CrosswalkError(problems)
 
 
-def _compare_ties(plan: Plan, stored: Sequence[StoredTensor], checkpoint: Checkpoint, team: Team) -> int:
-    """Compare tied duplicates with what they are tied to, each rank its share. Returns the bytes read."""
+def compare_ties(
+    plan: Plan, stored: Sequence[StoredTensor], checkpoint: Checkpoint, rank: int = 0, ranks: int = 1
+) -> int:
+    """Compare tied duplicates with what they are tied to: share ``rank`` of as many as there are ``ranks``. Returns the
+    bytes read. Raises ``CrosswalkError`` with every one that differs."""
     problems = []
     total = 0
     one, other = bytearray(1 << 20), bytearray(1 << 20)
@@ -312,9 +315,9 @@ def _compare_ties(plan: Plan, stored: Sequence[StoredTensor], checkpoint: Checkp
                 contextlib.closing(Reader([exemption.tensor, exemption.of], pair, checkpoint.files))
             )
             width = size_of(pair[0].dtype)  # what is decoded is decoded in whole elements
-            share = -(-pair[0].nbytes // (width * team.size)) * width
-            stop = min((team.rank + 1) * share, pair[0].nbytes)
-            for start in range(team.rank * share, stop, len(one)):
+            share = -(-pair[0].nbytes // (width * ranks)) * width
+            stop = min((rank + 1) * share, pair[0].nbytes)
+            for start in range(rank * share, stop, len(one)):
                 count = min(len(one), stop - start)
                 for number, buffer in ((0, one), (1, other)):
                     reader.read(number, pair[number].offset + start, memoryview(buffer)[:count])

@@ -139,8 +139,11 @@ def test_a_tied_duplicate_in_the_file_must_be_equal(tied: Path, tmp_path: Path) 
     assert loaded.report.bytes_compared == 2 * twice["lm_head.weight"].nbytes
     twice["lm_head.weight"][5, 7] += 1
     save_file(twice, tmp_path / "model.safetensors")
-    with pytest.raises(CrosswalkError, match=r"`lm_head.weight` is not equal to `model.embed_tokens.weight`"):
+    differs = r"`lm_head.weight` is not equal to `model.embed_tokens.weight`"
+    with pytest.raises(CrosswalkError, match=differs):
         crosswalk.load(tmp_path, state)
+    with pytest.raises(dcp.api.CheckpointException, match=differs):
+        dcp.load(state, storage_reader=crosswalk.reader(tmp_path), no_dist=True)
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_changed(checkpoint: Path) -> None:
