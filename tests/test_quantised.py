@@ -35,6 +35,7 @@ from small_checkpoints import (
     shard,
     tensors_of,
 )
+from test_cli import lines
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import crosswalk
@@ -170,6 +171,8 @@ def test_commands_speak_of_it(command: CommandLine, tmp_path: Path) -> None:
     assert "bijective but for 21 tensors decoded from FP8 blocks of 8 x 16" in checked.out
     explained = command("explain", path, f"{LAYER}.o_proj.weight").out
     assert f"{LAYER}.o_proj.weight is stored as {LAYER}.o_proj.weight (F8_E4M3 [30, 84])" in explained
+    of_scales = command("explain", path, f"{LAYER}.o_proj.weight_scale_inv").out
+    assert lines(of_scales) == lines(explained)[1:]
     assert "21 tensors decoded" in command("plan", path).out
 
 
