@@ -76,13 +76,15 @@ def _parse_name(text: str, position: Position) -> Template:
 class Read:
     """A checkpoint as its decoded tensors. ``config``: without what says how tensors are stored. ``specs``: the tensors
     by name, encoded ones as they are decoded. ``unused``: those among them that belong to encoded tensors and are not
-    needed, and why. ``problems``: what is wrong with any of it."""
+    needed, and why. ``problems``: what is wrong with any of it. ``understood``: whether the config says in a known way
+    what the stored tensors mean; if not, nothing can be said of them."""
 
     config: Mapping[str, Any]
     specs: dict[str, TensorSpec]
     encodings: list[Encoding] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
+    understood: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -114,6 +116,7 @@ def read_encodings(
         if not isinstance(said, Mapping):
             text = f"`{declared.key}` must be an object, it is {said!r}"
             read.problems.append(Diagnostic("config/type", text, path=(declared.key,)))
+            read.understood = False
             continue
         value = said.get(declared.by)
         chosen = declared.cases.get(value) if isinstance(value, str) else None
@@ -122,6 +125,7 @@ def read_encodings(
             text = f"`{declared.key}.{declared.by}` must be {' or '.join(declared.cases)}, it is {found}"
             at = (declared.key, declared.by)
             read.problems.append(Diagnostic("config/encoding", text, hint=_HINT, path=at))
+            read.understood = False
             continue
         block = _read_config(mapping, declared, chosen, said, read.problems)
         _decode(declared, chosen, block, read, dtype)

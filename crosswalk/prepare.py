@@ -125,6 +125,8 @@ def _prepare_import(
         except CrosswalkError as error:
             raise CrosswalkError((*unknown, *error.diagnostics)) from error
         problems += located(unknown, checkpoint.text, path / CONFIG)
+    if not read.understood:
+        raise CrosswalkError(problems)
     try:
         with read_from(path):
             native, lengths = padded(mapping.root.type, native, pad)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from crosswalk.compiler.comparing import differing
 from crosswalk.compiler.dialects import dialect_of_names
@@ -17,9 +20,9 @@ from .api import read_config, read_stored
 from .catalog import catalog
 from .detect import DEFAULT_LAYOUT
 from .huggingface import CONFIG, open_hugging_face
-from .native import METADATA, is_native, open_native
-from .positions import read_from
-from .prepare import prepare, require_checkpoint, with_dtypes_of
+from .native import METADATA, NativeCheckpoint, is_native, open_native
+from .positions import locator, read_from
+from .prepare import Prepared, prepare, require_checkpoint, with_dtypes_of
 from .report import Report
 
 
@@ -41,16 +44,20 @@ def verify(
         what = f"{METADATA} is in both" if is_native(source) else f"{METADATA} is in neither"
         raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
     if is_native(target):
-        native = open_native(target, catalog().layout(DEFAULT_LAYOUT))
+        layout = catalog().layout(DEFAULT_LAYOUT)
+        native = open_native(target, layout)
+        pads = layout.types[native.root].pads
         # A multiple that is at least the size is the size to pad to.
-        sizes = {axis: found["to"] for axis, found in (native.origin.get("padded") or {}).items()}
+        sizes = {axis: found["to"] for axis, found in _remembered(native).items() if axis in pads}
         prepared = prepare(source, None, format, allow_lossy=allow_lossy, pad=sizes)
         with read_from(target / METADATA, native.text, ("config", "base_model")):
             config = normalize(prepared.mapping.layout, native.config, native.root)
+        _check_remembered(prepared, config, native)
         output, plan = native.tensors, prepared.plan
     else:
         # The model code that an export needs is at the destination already.
-        prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target)
+        sizes = _changed(source)
+        prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target, truncate=sizes)
         checkpoint = open_hugging_face(target)
         with read_from(target / CONFIG, checkpoint.text):
             stored = read_stored(prepared.mapping, checkpoint.config, checkpoint.tensors.specs())
@@ -58,11 +65,10 @@ def verify(
                 text = f"{len(stored.encodings)} tensors of the output are encoded, and no conversion writes such"
                 raise fail("verify/encoded", text, Position(str(target)))
             config = read_config(prepared.mapping, checkpoint.config, True, stored.names, stored.problems)
-        kind = prepared.mapping.root.type
-        cut = {axis: length(kind, config, axis) for axis in prepared.lengths}
-        if any(prepared.lengths[axis] < size <= length(kind, prepared.config, axis) for axis, size in cut.items()):
-            # Less was cut off than the source remembers as padding.
-            prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target, truncate=cut)
+        cut = _cut_otherwise(prepared, config, allow_lossy)
+        if cut:
+            sizes |= cut
+            prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target, truncate=sizes)
         output = checkpoint.tensors
         dialect = dialect_of_names(prepared.mapping, output.tensors)
         specs = {spec.name: spec for spec in prepared.source.specs()}
@@ -79,4 +85,52 @@ def verify(
     if problems:
         raise CrosswalkError(problems)
     done = verify_checkpoint(plan, prepared.source, output, options=options, on_progress=on_progress)
-    return Report.of(prepared, done, target)
+    return Report.of(replace(prepared, plan=plan), done, target)
+
+
+def _remembered(native: NativeCheckpoint) -> Mapping[str, Any]:
+    """Axis -> its sizes ``from`` and ``to``."""
+    return native.origin.get("padded") or {}
+
+
+def _check_remembered(prepared: Prepared, config: Mapping[str, Any], native: NativeCheckpoint) -> None:
+    """Raise for axes that an output of this config remembers as padded otherwise than it is: exporting it again would
+    cut them to another size."""
+    kind = prepared.mapping.root.type
+    locate = locator(native.text, str(native.path / METADATA))
+    problems = []
+    for axis, sizes in _remembered(native).items():
+        text = f"axis `{axis}` is remembered as padded from {sizes['from']} to {sizes['to']}"
+        where = locate(("metadata", "crosswalk", "padded", axis))
+        if axis not in kind.pads:
+            problems.append(Diagnostic("verify/padded", f"{text}, and may not be padded", where))
+            continue
+        real = length(kind, prepared.theirs, axis), length(kind, config, axis)
+        if (sizes["from"], sizes["to"]) != real:
+            text = f"{text}; its size is {real[0]} by the source, and {real[1]} by the config"
+            problems.append(Diagnostic("verify/padded", text, where))
+    if problems:
+        raise CrosswalkError(problems)
+
+
+def _changed(path: Path) -> dict[str, int]:
+    """The sizes of axes that were changed after padding, so that what a native checkpoint remembers says nothing."""
+    layout = catalog().layout(DEFAULT_LAYOUT)
+    native = open_native(path, layout)
+    kind = layout.types[native.root]
+    with read_from(path / METADATA, native.text, ("config", "base_model")):
+        config = normalize(layout, native.config, native.root)
+    said = {axis: sizes["to"] for axis, sizes in _remembered(native).items() if axis in kind.pads}
+    return {axis: now for axis, size in said.items() if (now := length(kind, config, axis)) != size}
+
+
+def _cut_otherwise(prepared: Prepared, config: Mapping[str, Any], allow_lossy: bool) -> dict[str, int]:
+    """The sizes of axes of which less, or with ``allow_lossy`` more, was cut off than the source remembers as padding.
+    ``config``: of the output."""
+    kind = prepared.mapping.root.type
+    result = {}
+    for axis in kind.pads:
+        size, least = length(kind, config, axis), length(kind, prepared.theirs, axis)
+        if size != least and size <= length(kind, prepared.config, axis) and (allow_lossy or size > least):
+            result[axis] = size
+    return result

@@ -89,7 +89,7 @@ def write_checkpoint(
         checksums = _completed(plan, stage, files, options.checksum, workers)
         pending = [file for file in files if file.name not in checksums]
         small = sum(map(len, extra.values())) + sum(path.stat().st_size for path in carried.values())
-        check_space(stage.path, sum(file.size for file in pending) + small)
+        check_space(stage, sum(file.size for file in pending) + small)
         resumed = tuple(checksums)
         checksums |= _write_data(lowering, source, stage, files, pending, options.checksum, workers, on_progress)
         names = {target: plan.targets[target].name + layout.key_suffix for file in files for target in file.targets}

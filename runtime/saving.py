@@ -157,7 +157,7 @@ class Draft:
         overwrite = self.output.overwrite
         staging = Staging(self.destination, self.plan.digest, sizes, overwrite=overwrite, resume=False)
         self._staging, self.path = staging, staging.path
-        check_space(staging.path, sum(sizes.values()))
+        check_space(staging, sum(sizes.values()))
         with staging.errors("created"):
             for file in self.files:
                 descriptor = staging.create(file.name)

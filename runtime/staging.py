@@ -125,7 +125,8 @@ class Staging:
             with contextlib.suppress(FileExistsError):  # somebody else made it just now
                 path.mkdir()
                 self._made.insert(0, path)
-        parent.mkdir(exist_ok=True)  # says what is wrong if it is there and no directory
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a directory")
 
     def _remove_parents(self) -> None:
         """Remove the directories made for the destination, but for what others have put into them."""
@@ -186,16 +187,14 @@ class _Errors:
             raise fail("output/failed", text, Position(str(self._destination))) from error
 
 
-def check_space(directory: Path, needed: int) -> None:
-    """Raise ``CrosswalkError`` unless ``needed`` bytes fit on the file system of ``directory``."""
-    try:
-        status = os.statvfs(directory)
-    except OSError as error:
-        raise fail("output/failed", f"cannot be read: {error.strerror}", Position(str(directory))) from error
+def check_space(staging: Staging, needed: int) -> None:
+    """Raise ``CrosswalkError`` unless ``needed`` bytes fit on the file system of the destination."""
+    with staging.errors("created"):
+        status = os.statvfs(staging.path)
     free = status.f_bavail * status.f_frsize
     if status.f_blocks and free < needed:
         text = f"the output takes {needed:,} bytes, {free:,} are free on the file system"
-        raise fail("output/space", text, Position(str(directory)))
+        raise fail("output/space", text, Position(str(staging.destination)))
 
 
 def write_file(staging: Staging, name: str, content: bytes) -> None:

@@ -54,8 +54,12 @@ def test_destinations_that_are_taken(crosswalk: CommandLine, tmp_path: Path) -> 
 def test_destinations_that_cannot_be_written(crosswalk: CommandLine, tmp_path: Path) -> None:
     source = make(tmp_path / "source")
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     with nothing_written(tmp_path):
-        assert_refused(crosswalk("convert", source, tmp_path / "file" / "out"), "the output cannot be created")
+        for path in ("file/out", "file/further/out", "nowhere/out"):
+            ran = crosswalk("convert", source, tmp_path / path)
+            assert_refused(ran, f"{tmp_path / path}: error: the output cannot be created")
+            assert "ot a directory" in ran.err
         assert_refused(crosswalk("convert", source, "/proc/out"), "/proc/out: error: the output cannot be created")
         assert_refused(crosswalk("convert", source, tmp_path / ("x" * 300)), "File name too long")
 
@@ -253,7 +257,7 @@ def test_a_full_disk(crosswalk: CommandLine, tmp_path: Path) -> None:
         pytest.skip("mounting is not permitted")
     try:
         ran = crosswalk("convert", source, disk / "out")
-        assert_refused(ran, "free on the file system")
+        assert_refused(ran, f"{disk / 'out'}: error: the output takes")
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", disk], check=True)

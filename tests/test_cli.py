@@ -325,6 +325,8 @@ def test_dtype_and_protect(crosswalk: CommandLine, tmp_path: Path) -> None:
     kept = {name for name in found if name.startswith(("decoder.1.", "head.final_norm"))}
     assert {name for name, tensor in found.items() if tensor.dtype == torch.float32} == kept
     assert all(torch.equal(tensor, whole[name].to(tensor.dtype)) for name, tensor in found.items())
+    proved = lines(crosswalk("verify", source, target).out)
+    assert all(row in proved for row in lines(crosswalk("check", source, *options).out))
     back = convert(crosswalk, target, tmp_path / "back")
     assert config_of(back) == {**config_of(source), "dtype": "bfloat16"}
     assert tensors_of(back)["model.layers.1.mlp.up_proj.weight"].dtype == torch.float32

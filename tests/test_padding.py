@@ -339,6 +339,10 @@ def test_a_vocabulary_that_was_changed_after_padding_is_asked_for(command: Comma
     )
     assert command("check", path, "--truncate", "vocab=96").code == 0
     assert_refused(command("check", path, "--truncate", "vocab=80"), "16 of 96 are not known to be padding")
+    for size, options in ((96, ()), (80, ("--allow-lossy",))):
+        out = tmp_path / f"out{size}"
+        assert command("convert", path, out, "--truncate", f"vocab={size}", *options).code == 0
+        assert command("verify", path, out, *options).code == 0
 
 
 @pytest.mark.parametrize(
@@ -366,6 +370,38 @@ def test_a_record_of_another_axis_is_refused(command: CommandLine, tmp_path: Pat
     command("convert", make(tmp_path / "source"), tmp_path / "native", "--pad", "vocab=128")
     metadata("metadata", "crosswalk", padded={"hidden": {"from": 20, "to": 30}})(tmp_path / "native")
     assert_refused(command("check", tmp_path / "native"), "axis `hidden` is none that may be padded")
+
+
+@pytest.mark.parametrize(
+    ("padded", "problem"),
+    [
+        ({"hidden": {"from": 20, "to": 30}}, "is remembered as padded from 20 to 30, and may not be padded"),
+        ({"vocab": {"from": 71, "to": 129}}, "to 129; its size is 71 by the source, and 128 by the config"),
+        ({"vocab": {"from": 70, "to": 128}}, "from 70 to 128; its size is 71 by the source, and 128 by the config"),
+    ],
+)
+def test_a_record_that_is_not_true_is_found(
+    command: CommandLine, tmp_path: Path, padded: dict[str, Any], problem: str
+) -> None:
+    """The way back would go by it."""
+    source = make(tmp_path / "source")
+    command("convert", source, tmp_path / "native", "--pad", "vocab=128")
+    metadata("metadata", "crosswalk", padded=padded)(tmp_path / "native")
+    assert_refused(command("verify", source, tmp_path / "native"), problem)
+
+
+def test_the_padding_of_another_checkpoint_is_told_apart(command: CommandLine, tmp_path: Path) -> None:
+    command("convert", make(tmp_path / "source"), tmp_path / "native", "--pad", "vocab=80")
+    other = make(tmp_path / "other", vocab_size=100)
+    assert_refused(command("verify", other, tmp_path / "native"), "its size is 100 by the source, and 80 by the config")
+
+
+def test_what_was_cut_off_beyond_the_padding_is_verified_as_allowed(command: CommandLine, tmp_path: Path) -> None:
+    command("convert", make(tmp_path / "source"), tmp_path / "native", "--pad", "vocab=128")
+    path, out = tmp_path / "native", tmp_path / "out"
+    assert command("convert", path, out, "--truncate", "vocab=64", "--allow-lossy").code == 0
+    assert_refused(command("verify", path, out), "`embeddings.vocab_size` is 64, by the source it is 71")
+    assert "truncated by 3,840 elements" in command("verify", path, out, "--allow-lossy").out
 
 
 def test_the_record_says_both_sizes(tmp_path: Path) -> None:
