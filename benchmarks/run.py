@@ -38,6 +38,7 @@ from crosswalk.runtime.plan import Plan
 from crosswalk.runtime.source import open_checkpoint
 
 WORKERS = 2
+MODELS = ("Mixtral", "Qwen3")
 MEDIA = ("tmpfs", "disk", "reflink")
 PEERS = ("torch by hand", "safetensors load and save")
 
@@ -94,10 +95,8 @@ def child(name: str, variant: str, source: Path, target: Path, plan: Path, synce
     result: dict[str, Any] = {}
     if variant.startswith("crosswalk"):
         if variant.endswith("model"):
-            import crosswalk.conversion
-
             with measured(result):
-                crosswalk.conversion.convert(source, target, "fast_llm", options=Options(workers=WORKERS))
+                convert_model(name, source, target)
             return result
         options = Options(workers=WORKERS, checksum="none" if variant.endswith("no checksum") else "xxh3")
         loaded = Plan.from_json(plan.read_text())
@@ -203,38 +202,53 @@ def measure(workload: Workload, medium: str, home: Path, rounds: int, peers: int
         shutil.rmtree(home)
 
 
-def measure_model(medium: str, home: Path, rounds: int) -> Iterator[dict[str, Any]]:
-    """A whole mixture-of-experts model through the mapping, against transformers."""
-    from transformers import AutoModelForCausalLM, MixtralConfig
+def model_config(name: str) -> Any:
+    """A mixture-of-experts model of real widths, cut to about 2.5 GB."""
+    import transformers
+
+    if name == "Mixtral":  # 8x7B, 7 experts of one layer
+        return transformers.MixtralConfig(
+            vocab_size=1024, hidden_size=4096, intermediate_size=14336, num_hidden_layers=1, num_attention_heads=32,
+            num_key_value_heads=8, num_local_experts=7, num_experts_per_tok=2, sliding_window=None,
+            architectures=["MixtralForCausalLM"], dtype="bfloat16",
+        )  # fmt: skip
+    return transformers.Qwen3MoeConfig(  # 30B-A3B, 2 layers of 128 experts
+        vocab_size=1024, hidden_size=2048, moe_intermediate_size=768, num_hidden_layers=2, num_attention_heads=32,
+        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8, norm_topk_prob=True,
+        tie_word_embeddings=False, architectures=["Qwen3MoeForCausalLM"], dtype="bfloat16",
+    )  # fmt: skip
+
+
+def convert_model(name: str, source: Path, target: Path) -> None:
+    """Mixtral to fast_llm, which stores experts stacked and their down projections transposed; Qwen3 to torchtitan,
+    which stores experts stacked. Compiling the plan counts."""
+    import crosswalk
+
+    if name == "Mixtral":
+        crosswalk.convert(source, target, "fast_llm", options=Options(workers=WORKERS))
+        return
+    plan = crosswalk.compile_plan(json.loads((source / "config.json").read_text()), to="torchtitan")
+    write_checkpoint(plan, open_checkpoint(source), target, layout=layout(source), options=Options(workers=WORKERS))
+
+
+def measure_model(name: str, medium: str, home: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """A whole mixture-of-experts model through the mapping, against loading and saving it with transformers."""
+    from transformers import AutoModelForCausalLM
 
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     try:
         source, output = home / "in", home / "out"
-        config = MixtralConfig(  # Mixtral-8x7B, cut to 7 experts of one layer
-            vocab_size=1024,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=1,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            num_local_experts=7,
-            num_experts_per_tok=2,
-            sliding_window=None,
-            architectures=["MixtralForCausalLM"],
-            dtype="bfloat16",
-        )
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(source)
+        AutoModelForCausalLM.from_config(model_config(name), dtype=torch.bfloat16).save_pretrained(source)
         variants = ("cp", "crosswalk model", "transformers")
         rows: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
         for _ in range(rounds):
             for variant in variants:
-                found = run("model", variant, source, output, source, medium != "tmpfs")
+                found = run(name, variant, source, output, source, medium != "tmpfs")
                 rows[variant].append(found | {"bytes": data_bytes(output)})
                 shutil.rmtree(output)
-        text = "a Mixtral model, config and all"
         for variant, runs in rows.items():
-            yield summarized("model", text, medium, "forward", variant, runs, rows["cp"])
+            yield summarized(name, f"{name}, config and all", medium, "forward", variant, runs, rows["cp"])
     finally:
         shutil.rmtree(home)
 
@@ -292,7 +306,7 @@ def main() -> None:
     parser.add_argument("--reflink", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-rounds", type=int, help="rounds of the slow peers, by default all")
-    parser.add_argument("--only", default="W1,W2,W3,W4,W5,W6,model", help="workloads, separated by commas")
+    parser.add_argument("--only", default="W1,W2,W3,W4,W5,W6,Mixtral,Qwen3", help="workloads, separated by commas")
     parser.add_argument("--results", type=Path, default=Path("results.json"))
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
@@ -311,8 +325,7 @@ def main() -> None:
                 continue
             home = place / f"crosswalk-benchmark-{os.getpid()}"
             jobs = [measure(w, medium, home, options.rounds, peers) for w in workloads() if w.name in wanted]
-            if "model" in wanted:
-                jobs.append(measure_model(medium, home, options.rounds))
+            jobs += [measure_model(name, medium, home, options.rounds) for name in MODELS if name in wanted]
             for job in jobs:
                 for row in job:
                     results["rows"].append(row)

@@ -14,7 +14,7 @@ from pathlib import Path
 from .checksum import Checksums, Stream
 from .engine import STEP, Worker
 from .errors import Diagnostic, Position, fail
-from .extents import share
+from .extents import is_served, share
 from .header import StoredTensor
 from .reading import Reader
 from .tasks import Panel, Range, Segment
@@ -83,7 +83,7 @@ class WriteSink:
         for place in places.values():
             self._left[place.file] += place.nbytes
         self._shares = True
-        self._kernel_copies = checksums is None and hasattr(os, "copy_file_range")
+        self._kernel_copies = checksums is None and any(map(is_served, descriptors.values()))
         self._lock = threading.Lock()
         for path, left in self._left.items():
             if not left:

@@ -20,3 +20,4 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(name, 1300)  # longer than any step that is read together
     patch.setattr("crosswalk.runtime.checksum.CHUNK", 700)
     patch.setattr("crosswalk.runtime.sinks._LONG", 100)
+    patch.setattr("crosswalk.runtime.sinks.is_served", lambda descriptor: True)  # the system copies, without checksums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import fcntl
 import os
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from crosswalk.runtime.extents import BLOCK, share
+from crosswalk.runtime.extents import BLOCK, is_served, share
 from crosswalk.runtime.files import Options, checksum_checkpoint, write_checkpoint
 from crosswalk.runtime.output import hugging_face_layout, native_layout
 from crosswalk.runtime.plan import TensorSpec, make_plan
@@ -129,3 +130,45 @@ def test_files_that_cannot_share_are_copied(number: int, monkeypatch: pytest.Mon
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     assert len(calls) == (5 if number == errno.EINVAL else 1)  # a range that is refused says nothing of the next
+
+
+def test_the_system_copies_where_a_server_does_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only without checksums, for which the bytes have to be read; and on a local disk never."""
+    calls = []
+    copy = os.copy_file_range
+
+    def copy_file_range(source: int, target: int, count: int, offset: int, place: int) -> int:
+        calls.append(count)
+        return copy(source, target, count, offset, place)
+
+    monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    tensors = {"a": torch.randn(ROWS, WIDTH).bfloat16()}
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    specs = [TensorSpec("a", (ROWS, WIDTH), "BF16")]
+    plan = make_plan(specs, specs, [("a", "a", (ROWS * WIDTH,), 0, (1,), 0, (1,), 0)])
+    for served, checksum, number in ((False, "none", 0), (True, "xxh3", 0), (True, "none", 1)):
+        monkeypatch.setattr("crosswalk.runtime.sinks.is_served", lambda descriptor, served=served: served)
+        out = tmp_path / f"{served}-{checksum}"
+        write_checkpoint(plan, open_checkpoint(tmp_path / "in"), out, options=Options(workers=1, checksum=checksum))
+        assert len(calls) == number
+        assert torch.equal(load_file(out / "model.safetensors")["a"], tensors["a"])
+
+
+def test_where_a_file_lies_is_read_from_the_mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    device = os.stat(tmp_path / "file").st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = tmp_path / "mountinfo"
+    real = builtins.open
+    monkeypatch.setattr(
+        builtins, "open", lambda path, *a, **k: real(mounts if "mountinfo" in str(path) else path, *a, **k)
+    )
+    with real(tmp_path / "file") as file:
+        for kind, served in (("nfs4", True), ("ext4", False), ("smb3", True), ("tmpfs", False)):
+            mounts.write_text(
+                f"22 27 0:21 / /proc rw shared:1 - nfs4 proc rw\n36 35 {number} / {tmp_path} rw,noatime - {kind} x rw\n"
+            )
+            assert is_served(file.fileno()) is served
+        mounts.unlink()
+        assert not is_served(file.fileno())
