@@ -128,7 +128,8 @@ def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, Stor
     beyond = sum(end > data_size for _, end, _, _ in tensors)
     if beyond:
         needed = max(end for _, end, _, _ in tensors)
-        text = f"the file is cut off: it has {data_size} of {needed} bytes of data, {beyond} tensors are not complete"
+        which = "a tensor is" if beyond == 1 else f"{beyond} tensors are"
+        text = f"the file is cut off: it has {data_size} of {needed} bytes of data, {which} not complete"
         problems.append(Diagnostic("header/offsets", text, where, "the download may be incomplete"))
     # Holes and overlaps around an entry that is already reported would be noise.
     if not problems:
