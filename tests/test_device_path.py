@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -30,17 +30,25 @@ BUCKET = 5_000
 
 
 class Deferred(TorchDispatchMode):
-    """Puts copies into a queue instead of doing them."""
+    """Puts copies into the queue of a stream instead of doing them. ``hosts``: where the buffers on the host begin."""
 
-    def __init__(self, queue: list[Callable[[], Any]]) -> None:
+    def __init__(self, queue: list[Work], hosts: set[int]) -> None:
         super().__init__()
-        self.queue = queue
+        self.queue, self.hosts = queue, hosts
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         if function is torch.ops.aten.copy_.default:
-            self.queue.append(lambda: function(*arguments, **(options or {})))
+            to_host = arguments[0].untyped_storage().data_ptr() in self.hosts
+            self.queue.append(Work(lambda: function(*arguments, **(options or {})), to_host))
             return arguments[0]
         return function(*arguments, **(options or {}))
+
+
+class Work(NamedTuple):
+    """A copy that is waiting; ``to_host``: that nothing on the device needs."""
+
+    do: Callable[[], Any]
+    to_host: bool
 
 
 class Event:
@@ -56,21 +64,24 @@ class Stream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.queue: list[Callable[[], Any]] = []
+        self.queue: list[Work] = []
         self.done = 0
         self.lock = threading.Lock()
 
     def work(self, upto: int) -> None:
         with self.lock:
             while self.done < upto:
-                self.queue.pop(0)()
+                self.queue.pop(0).do()
                 self.done += 1
 
     def wait_stream(self, other: Stream) -> None:
-        other.work(other.done + len(other.queue))
-
-    def wait_event(self, event: Event) -> None:
-        event.synchronize()  # what comes next on the caller's stream happens at once
+        """What comes next on this stream happens at once; what is last on its way to the host, still later."""
+        upto = other.done + len(other.queue)
+        for work in reversed(other.queue):
+            if not work.to_host:
+                break
+            upto -= 1
+        other.work(upto)
 
     def record_event(self) -> Event:
         return Event(self)
@@ -84,6 +95,14 @@ class Accelerator:
     def __init__(self) -> None:
         self.current = Stream(torch.device("cpu"))
         self.copies = 0
+        self.hosts: set[int] = set()
+        self.buffers: list[torch.Tensor] = []  # kept, so that nothing else comes to lie where one was
+
+    def host_buffer(self, size: int, where: torch.device) -> torch.Tensor:
+        buffer = torch.empty(size, dtype=torch.uint8)
+        self.hosts.add(buffer.data_ptr())
+        self.buffers.append(buffer)
+        return buffer
 
     def current_stream(self, device: torch.device) -> Stream:
         return self.current
@@ -91,7 +110,7 @@ class Accelerator:
     @contextlib.contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
         before = len(stream.queue)
-        with Deferred(stream.queue):
+        with Deferred(stream.queue, self.hosts):
             yield
         self.copies += len(stream.queue) - before
 
@@ -102,7 +121,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     monkeypatch.setattr(torch, "get_device_module", lambda where: device)
     monkeypatch.setattr(transfer, "on_host", lambda where: False)
     for module in (transfer, saving):
-        monkeypatch.setattr(module, "host_buffer", lambda size, where: torch.empty(size, dtype=torch.uint8))
+        monkeypatch.setattr(module, "host_buffer", device.host_buffer)
     return device
 
 
