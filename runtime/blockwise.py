@@ -44,11 +44,12 @@ def keep_encoded(plan: Plan) -> Plan:
     A target that is made of encoded tensors becomes the tensors that are stored for them: ``a.weight`` and its scales
     ``a.weight_scale_inv`` become ``b`` and ``b_scale_inv``. Other tensors move as before.
 
-    Raises ``CrosswalkError`` with every target that is not made of whole blocks of one encoding, is cast, or is padded.
+    Raises ``CrosswalkError`` with every target that is not made of whole blocks of one encoding, is cast, or is padded,
+    and every encoded source that is truncated, or tied to one that is stored otherwise.
     """
     copies: list[RawCopy] = []
     targets: list[TensorSpec] = []
-    problems = []
+    problems = [_refused(name, why) for name, why in _sources_that_cannot(plan)]
     feeding: dict[int, list[Copy]] = defaultdict(list)
     for copy in plan.copies:
         feeding[copy.target].append(copy)
@@ -61,9 +62,7 @@ def keep_encoded(plan: Plan) -> Plan:
             continue
         found = "it is padded" if number in padded else _made(plan, target, feeding[number], encodings)
         if isinstance(found, str):
-            hint = "decode it: convert without keeping what is encoded"
-            text = f"`{target.name}` cannot keep its encoding: {found}"
-            problems.append(Diagnostic("plan/keep-encoded", text, None, hint))
+            problems.append(_refused(target.name, found))
             continue
         targets += found.stored
         copies += found.copies
@@ -83,23 +82,43 @@ def _as_before(plan: Plan, c: Copy) -> RawCopy:
     return source, target, c.extents, c.source_offset, c.source_strides, c.target_offset, c.target_strides, c.rule
 
 
+def _refused(name: str, why: str) -> Diagnostic:
+    hint = "execute the plan as it is: it decodes"
+    return Diagnostic("plan/keep-encoded", f"`{name}` cannot keep its encoding: {why}", None, hint)
+
+
+def _alike(encoding: Encoding | None) -> object:
+    """Equal for tensors that are stored in the same way."""
+    return encoding and (encoding.kind, encoding.block, *(part.dtype for part in encoding.stored))
+
+
+def _sources_that_cannot(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Encoded sources of which not all that is stored can be moved, and why."""
+    for number in sorted({region.tensor for region in plan.truncated}):
+        if plan.sources[number].name in plan.encoding_of:
+            yield plan.sources[number].name, "it is truncated"
+    for exemption in plan.exemptions:
+        own, other = (plan.encoding_of.get(name or "") for name in (exemption.tensor, exemption.of))
+        if exemption.of is not None and _alike(own) != _alike(other):
+            yield exemption.tensor, f"it is tied to `{exemption.of}`, which is stored in another way"
+
+
 def _of_stored(plan: Plan, exemption: Exemption) -> Iterator[Exemption]:
     """The exemption of each tensor that is stored for the exempt one."""
-    own, other = (plan.encoding_of.get(name) if name else None for name in (exemption.tensor, exemption.of))
+    own, other = (plan.encoding_of.get(name or "") for name in (exemption.tensor, exemption.of))
     if own is None:
         yield exemption
         return
-    for number, part in enumerate(own.stored):
-        of = other.stored[number].name if other is not None else exemption.of
-        yield replace(exemption, tensor=part.name, of=of)
+    owners = other.stored if other is not None else (None, None)
+    for part, owner in zip(own.stored, owners, strict=True):
+        yield replace(exemption, tensor=part.name, of=owner.name if owner is not None else None)
 
 
 def _made(plan: Plan, target: TensorSpec, copies: Sequence[Copy], encodings: Sequence[Encoding | None]) -> _Made | str:
     """What the target becomes, or why it cannot be kept."""
     known = [encoding for encoding in encodings if encoding is not None]
     first = known[0]
-    alike = {(e.kind, e.block, *(part.dtype for part in e.stored)) for e in known}
-    if len(known) < len(encodings) or len(alike) > 1:
+    if len({_alike(encoding) for encoding in encodings}) > 1:
         return "it is made of tensors that are stored in different ways"
     if {plan.sources[copy.source].dtype for copy in copies} != {target.dtype}:
         return f"it is cast to {target.dtype}"

@@ -18,9 +18,7 @@ BLOCK = 4096
 #: ``FICLONERANGE`` of linux/fs.h.
 _CLONE_RANGE = 0x4020940D
 #: The two files will not share, whatever the range.
-NEVER = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.EBADF}
-
-
+_NEVER = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.EBADF}
 #: File systems whose servers copy by themselves.
 _SERVERS = {"nfs4", "cifs", "smb3", "ceph"}
 
@@ -39,8 +37,8 @@ def is_served(descriptor: int) -> bool:
 
 def share(source: int, source_offset: int, target: int, target_offset: int, nbytes: int) -> tuple[int, int]:
     """Let bytes of the file ``target`` be those of the file ``source``: ``(start, stop)`` within the ``nbytes`` from
-    the offsets on. They are empty where blocks do not meet, or too few do. OSError with an ``errno`` in ``NEVER`` if
-    these files cannot share at all."""
+    the offsets on. They are empty where blocks do not meet, or too few do. Raises ``OSError`` if these files cannot
+    share at all."""
     start = -source_offset % BLOCK
     stop = nbytes - (source_offset + nbytes) % BLOCK
     if (source_offset - target_offset) % BLOCK or stop <= start:
@@ -49,7 +47,7 @@ def share(source: int, source_offset: int, target: int, target_offset: int, nbyt
     try:
         fcntl.ioctl(target, _CLONE_RANGE, request)
     except OSError as error:
-        if error.errno in NEVER:
+        if error.errno in _NEVER:
             raise
         return 0, 0  # larger blocks, or a range that this file system keeps for itself
     return start, stop

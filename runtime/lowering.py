@@ -189,6 +189,8 @@ class Lowering:
         if (one, step, piece.source_strides[-2]) != (1, columns, 1):
             return None
         widest = self._widest(target, group)
+        if rows * columns * widest <= self.panel:
+            return None  # one panel holds it
         edge = math.isqrt(self.panel // widest)
         height = min(rows, max(edge, self.panel // widest // columns))
         width = min(columns, self.panel // widest // height)

@@ -144,14 +144,12 @@ class WriteSink:
         and read only if they are to be hashed."""
         source, offset, nbytes = operation
         start, stop = self._share(operation, descriptor, position, worker)
-        if stream is None:
-            yield stop - start
-        for first, last in ((0, start), (stop, nbytes)) if stream is None else ((0, nbytes),):
-            done = first
-            if stream is None:
-                part = Range(source, offset + first, last - first)
-                done += self._copy(part, descriptor, position + first, worker)
-                yield done - first
+        parts = [(0, nbytes)] if stream else [(0, start), (stop, nbytes)]
+        yield nbytes - sum(last - first for first, last in parts)
+        for first, last in parts:
+            part = Range(source, offset + first, last - first)
+            done = first + self._copy(part, descriptor, position + first, worker)
+            yield done - first
             for block in worker.blocks(target, [Range(source, offset + done, last - done)]):
                 end = done + len(block)
                 for begin, until in ((done, min(end, start)), (max(done, stop), end)):

@@ -209,6 +209,27 @@ def test_everything_that_cannot_be_kept_is_said() -> None:
     ]
 
 
+def test_sources_that_cannot_be_kept_are_said() -> None:
+    """A part of what is stored would be left behind, or compared with what is no such thing."""
+    first, _ = encoded("a", (24, 16), "fp8_blocks", (8, 16))
+    second, _ = encoded("b", (24, 16), "fp8_blocks", (8, 8))
+    plan = make_plan(
+        [TensorSpec(name, (24, 16), "F32") for name in ("a", "b", "c", "d")],
+        [TensorSpec("out", (16, 16), "F32"), TensorSpec("c", (24, 16), "F32")],
+        [("a", "out", (256,), 0, (1,), 0, (1,), 0), ("c", "c", (384,), 0, (1,), 0, (1,), 0)],
+        exemptions=[Exemption("tied", "b", "c"), Exemption("tied", "d", "a")],
+        truncated=[("a", (128,), 256, (1,), 0)],
+        encodings=[first, second],
+    )
+    with pytest.raises(CrosswalkError) as caught:
+        plan.keep_encoded()
+    assert [diagnostic.message for diagnostic in caught.value.diagnostics] == [
+        "`a` cannot keep its encoding: it is truncated",
+        "`b` cannot keep its encoding: it is tied to `c`, which is stored in another way",
+        "`d` cannot keep its encoding: it is tied to `a`, which is stored in another way",
+    ]
+
+
 def test_ties_and_other_tensors_stay() -> None:
     plan, stored = plan_of({"a": (24, 16), "b": (24, 16)}, lambda t: {"out": t["a"]})
     tied = make_plan(
