@@ -216,7 +216,7 @@ def test_mapping_files_that_are_not_there(crosswalk: CommandLine, tmp_path: Path
 
 # ---- the system ------------------------------------------------------------------------------------------------------
 
-MAIN = "import sys; from crosswalk.cli import main; main(sys.argv[1:])"
+MAIN = "import sys; from crosswalk.cli.commands import main; main(sys.argv[1:])"
 
 
 def run_process(script: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -34,7 +34,7 @@ from small_checkpoints import (
     tensors_of,
 )
 
-from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.plan.model import Plan
 
 ROOT = Path(__file__).parents[1]
 ATTENTION = "model.layers.1.self_attn"
