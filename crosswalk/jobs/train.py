@@ -44,6 +44,7 @@ from crosswalk.runtime.training.save import Output, SaveReport
 from .convert import DEFAULT_SHARD, parse_size
 from .detect import chosen_format
 from .formats import format_named
+from .model_files import derived_files
 from .plans import model_config, read_config, read_stored
 from .prepare import main_dtype, state_dtype
 from .sizes import Sizes, padded
@@ -268,4 +269,5 @@ class _Export:
             restore_kept(self._mapping, config, old)
         state_dtype(config, main_dtype(plan.targets))
         size = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
-        return Output(hugging_face_layout(size), {CONFIG: config_bytes(config)}, carried, overwrite)
+        made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
+        return Output(hugging_face_layout(size), made, carried, overwrite)
