@@ -265,7 +265,7 @@ def test_a_full_disk(crosswalk: CommandLine, tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import contextlib, os, signal, sys
-from crosswalk import cli
+from crosswalk.cli import commands as cli
 
 @contextlib.contextmanager
 def progress(quiet, what):

@@ -545,10 +545,10 @@ def renamed(sources: Tensors) -> Plan:
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from crosswalk.runtime.files import Options, write_checkpoint
-from crosswalk.runtime.plan import Plan
-from crosswalk.runtime.source import open_checkpoint
-from crosswalk.runtime import engine
+from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.files import workers as engine
 import torch, threading
 
 plan = Plan.from_json(Path(sys.argv[1]).read_text())
