@@ -14,19 +14,7 @@ from crosswalk.compiler.text.documents import Map, Seq, scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .encodings import parse_encodings
-from .model import (
-    CheckEntry,
-    Dialect,
-    Entry,
-    EnumRow,
-    Fact,
-    MappingFile,
-    Move,
-    Part,
-    Path,
-    Section,
-    TensorEntry,
-)
+from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Path, Section, TensorEntry
 from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.

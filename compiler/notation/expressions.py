@@ -17,9 +17,9 @@ from jinja2 import TemplateSyntaxError, nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import SandboxedEnvironment
 
-from crosswalk.compiler.notation import operators as ops
 from crosswalk.runtime.errors import Position, fail
 
+from . import operators as ops
 from .operators import COMPARISONS, ExpressionProblem
 
 MAX_LENGTH = 500

@@ -13,19 +13,7 @@ from crosswalk.compiler.text.documents import scalar_of
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Position
 
-from .tree import (
-    Case,
-    CheckRule,
-    Choice,
-    Kind,
-    Layers,
-    Node,
-    PartNode,
-    Path,
-    Refusal,
-    Rule,
-    Struct,
-)
+from .tree import Case, CheckRule, Choice, Kind, Layers, Node, PartNode, Path, Refusal, Rule, Struct
 
 if TYPE_CHECKING:
     from .build import Claim, Expander

@@ -15,16 +15,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .decoding import stored_encoded
-from .header import (
-    MAX_HEADER,
-    SourceFile,
-    StoredTensor,
-    limited,
-    open_regular,
-    parse_json,
-    read_header,
-    shorten,
-)
+from .header import MAX_HEADER, SourceFile, StoredTensor, limited, open_regular, parse_json, read_header, shorten
 from .pickled import read_pickled
 
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from crosswalk.runtime.dtypes import cast_is_exact
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
-from crosswalk.runtime.training.stretches import RawRegion, Region
 
 from .affine import Piece, clip, intersect, make_piece, split_rows
 from .joining import join
 from .model import Copy, Exemption, Plan, RawCopy, TensorSpec, make_plan
+from .regions import RawRegion, Region
 
 #: ``(start, stop)`` per dimension of a tensor.
 Box = tuple[tuple[int, int], ...]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import fail
-from crosswalk.runtime.training.stretches import RawRegion, Region, make_regions
+
+from .regions import RawRegion, Region, make_regions
 
 if TYPE_CHECKING:
     from .proof import Verdict
@@ -136,7 +137,7 @@ class Plan:
     @functools.cached_property
     def digest(self) -> str:
         """sha256 over the canonical JSON of everything but provenance and metadata: what moves, not who said so."""
-        from crosswalk.runtime.plan import text as plan_json
+        from . import text as plan_json
 
         return plan_json.digest(self)
 
@@ -270,14 +271,14 @@ class Plan:
 
     def to_json(self) -> str:
         """Canonical JSON (sorted keys, no spaces), as validated by ``schema/plan.schema.json``."""
-        from crosswalk.runtime.plan import text as plan_json
+        from . import text as plan_json
 
         return plan_json.write(self)
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """Read :meth:`to_json`'s output. Raises ``CrosswalkError`` for anything that is not a well-formed plan."""
-        from crosswalk.runtime.plan import text as plan_json
+        from . import text as plan_json
 
         return plan_json.read(text)
 

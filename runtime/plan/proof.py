@@ -10,11 +10,11 @@ from itertools import islice
 
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
 from crosswalk.runtime.errors import Diagnostic, Position
-from crosswalk.runtime.training.stretches import Region
 
 from .affine import Fault, Piece, is_nested, make_piece, tiling_faults
 from .encodings import check_encodings, described
 from .model import Copy, Encoding, Exemption, Plan, TensorSpec
+from .regions import Region
 
 #: Problems named per tensor; one wrong rule can leave a gap in every row.
 _FAULTS_PER_TENSOR = 3

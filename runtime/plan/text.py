@@ -9,8 +9,8 @@ from typing import Any
 
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import fail
-from crosswalk.runtime.training import stretches as padding
 
+from . import regions as padding
 from .model import Copy, Encoding, Exemption, Plan, Rule, TensorSpec
 
 VERSION = 1
