@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-MODULES = ["plan", "proof", "source", "files", "output", "memory"]
+MODULES = ["plan", "plan.proof", "checkpoint.source", "files.convert", "checkpoint.output", "memory"]
 
 
 @pytest.mark.parametrize("module", ["", *MODULES])
