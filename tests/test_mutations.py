@@ -157,7 +157,7 @@ def _options(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def judge(mapping: CompiledMapping, format: str, example: Example) -> str | None:
     """What is wrong with a compiled mapping, by one example; None if nothing is."""
     try:
-        native = read_config(mapping, example.config, allow_lossy=False)
+        native, _ = read_config(mapping, example.config, allow_lossy=False)
         wrong = differences(normalized(native, format), example.native)
         if wrong:
             return f"import: {wrong[0]}"

@@ -84,8 +84,8 @@ def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Mapping[str, 
     compiled = catalog().compiled(mapping.name)
     read = read_encodings(mapping, config, specs.values())
     try:
-        native, _ = import_with_tensors(compiled, read.config, read.names)
-        plan_import(bind(compiled, native), read.specs, encodings=read.encodings, unused=read.unused)
+        native, taken = import_with_tensors(compiled, read.config, read.names)
+        plan_import(bind(compiled, native, taken.cases), read.specs, encodings=read.encodings, unused=read.unused)
     except CrosswalkError:
         return False
     return True

@@ -8,6 +8,7 @@ from typing import Any
 from crosswalk.compiler.config.coverage import unknown_keys
 from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.config.read import import_config as import_through
+from crosswalk.compiler.config.taken import Cases, Taken, follow
 from crosswalk.compiler.config.write import export_config as export_through
 from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.padded_axes import cut_to, resized
@@ -53,7 +54,7 @@ def import_config(
     Raises ``CrosswalkError`` with every key that is unknown, missing, or has a value that the layout cannot hold.
     """
     mapping = chosen_format(format, hf_config, layout=to)
-    return padded(mapping.root.type, read_config(mapping, hf_config, allow_lossy), pad)[0]
+    return padded(mapping.root.type, read_config(mapping, hf_config, allow_lossy)[0], pad)[0]
 
 
 def export_config(
@@ -123,13 +124,16 @@ def plan_for(
     check_direction(to, pad, truncate)
     kind = mapping.root.type
     if to != "hf":
-        imported, lengths = padded(kind, read_config(mapping, config, allow_lossy), pad)
-        native = model_config(mapping, imported, native_config)
-        bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
+        found, taken = read_config(mapping, config, allow_lossy)
+        imported, lengths = padded(kind, found, pad)
+        native, cases = model_config(mapping, imported, taken.cases, native_config)
+        bound = bind(mapping, native, cases, lengths)
         return plan_import(bound, None, check_dtype(dtype), stated_dtype(config))
     complete = normalize(mapping.layout, config, mapping.root.type.name)
     dialects = choose_dialects(mapping, dialect)
-    bound = bind(mapping, complete, dialects, allow_lossy, cut_to(kind, complete, truncate or {}))
+    lengths = cut_to(kind, complete, truncate or {})
+    _, taken = export_through(mapping, resized(kind, complete, lengths), dialects, allow_lossy)
+    bound = bind(mapping, complete, taken.cases, lengths)
     return plan_export(bound, None, check_dtype(dtype), "F32", tensor_dialect=tensor_dialect(mapping, dialects))
 
 
@@ -153,38 +157,42 @@ def read_config(
     allow_lossy: bool,
     names: Collection[str] | None = None,
     known: Iterable[Diagnostic] = (),
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Taken]:
     """Import a config, with the keys that nothing claims among the problems, and those that are ``known`` already.
     ``names``: of the tensors, if known."""
     config, problems = without_encodings(mapping.source, config)
     problems = [*known, *problems, *unknown_keys(mapping, config)]
     try:
         if names is None:
-            native, _ = import_through(mapping, config, allow_lossy)
+            found = import_through(mapping, config, allow_lossy)
         else:
-            native, _ = import_with_tensors(mapping, config, names, allow_lossy)
+            found = import_with_tensors(mapping, config, names, allow_lossy)
     except CrosswalkError as error:
         problems += error.diagnostics
     if problems:
         raise CrosswalkError(problems)
-    return native
+    return found
 
 
-def model_config(mapping: CompiledMapping, imported: dict[str, Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The complete config of the model that is to be filled: ``given``, or what was imported if there is none.
+def model_config(
+    mapping: CompiledMapping, imported: dict[str, Any], cases: Cases, given: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Cases]:
+    """The complete config of the model that is to be filled, with its cases: ``given``, or what was imported if there
+    is none.
 
     Raises ``CrosswalkError`` (``native/differs``) with every field, those of ``training`` excepted, in which a given
     config is another model than the imported one.
     """
     if given is None:
-        return imported
+        return imported, cases
     layout, kind = mapping.layout, mapping.root.type
-    complete = normalize(layout, given, kind.name)
+    complete = Scope(layout, kind, normalize(layout, given, kind.name))
+    found = Scope(layout, kind, imported)
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
-    for path, ours, theirs in differing(Scope(layout, kind, complete), Scope(layout, kind, imported)):
+    for path, ours, theirs in differing(complete, found):
         text = f"`{'.'.join(path)}` is {ours}, the checkpoint says {theirs}"
         problems.append(Diagnostic("native/differs", text, None, hint, path=path))
     if problems:
         raise CrosswalkError(problems)
-    return complete
+    return follow(cases, found, complete)

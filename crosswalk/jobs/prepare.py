@@ -21,10 +21,11 @@ from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, 
 from crosswalk.compiler.config.coverage import restore_kept, unknown_keys
 from crosswalk.compiler.config.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.config.read import import_config
+from crosswalk.compiler.config.taken import Cases, Taken, follow, related_training
 from crosswalk.compiler.config.write import export_config
-from crosswalk.compiler.layout.differences import same_value
+from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.padded_axes import resized
-from crosswalk.compiler.layout.scope import normalize
+from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound, bind
 from crosswalk.compiler.tensors.plan import check_dtype, plan_export, plan_import, protects, tensor_dialect
@@ -49,7 +50,8 @@ class Prepared:
     """A conversion that is ready to run. ``config`` is the native config; ``text`` the config.json that belongs to the
     Hugging Face side as its tensors are decoded, or that is to be written; ``files`` are carried along, by name;
     ``notes`` say what a user should know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side
-    of axes that are longer here; ``derived`` are files made from ``text``, name -> content."""
+    of axes that are longer here; ``derived`` are files made from ``text``, name -> content; ``lossy``:
+    the native config is not exactly what ``text`` says."""
 
     to: str
     mapping: CompiledMapping
@@ -63,6 +65,7 @@ class Prepared:
     notes: tuple[str, ...] = field(default=())
     lengths: Mapping[str, int] = field(default_factory=dict)
     derived: Mapping[str, bytes] = field(default_factory=dict)
+    lossy: bool = False
 
     @property
     def theirs(self) -> Mapping[str, Any]:
@@ -130,7 +133,7 @@ def _prepare_import(
         read = read_stored(mapping, checkpoint.config, specs)
         unknown = [*read.problems, *unknown_keys(mapping, read.config)]
         try:
-            native, notes = import_with_tensors(mapping, read.config, read.names, allow_lossy)
+            native, taken = import_with_tensors(mapping, read.config, read.names, allow_lossy)
         except CrosswalkError as error:
             raise CrosswalkError((*unknown, *error.diagnostics)) from error
         problems += located(unknown, checkpoint.text, path / CONFIG)
@@ -139,7 +142,7 @@ def _prepare_import(
     try:
         with read_from(path):
             native, lengths = padded(mapping.root.type, native, pad)
-            bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
+            bound = bind(mapping, native, taken.cases, lengths)
             plan = plan_import(bound, read.specs, asked, protect=protect, encodings=read.encodings, unused=read.unused)
     except CrosswalkError as error:
         problems += error.diagnostics
@@ -148,14 +151,15 @@ def _prepare_import(
     _check_protected(protect, plan)
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, native, lengths, True)
-    said = (*dict.fromkeys(notes), *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    said = (*taken.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
     files, text = checkpoint.files, checkpoint.text
     if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.config.keys()):
         # Remembered as a checkpoint of floats, which the tensors are from now on.
         decoded = dict(read.config)
         state_dtype(decoded, main_dtype(plan.sources))
         text = config_bytes(decoded).decode()
-    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, text, files, (), said, lengths)
+    lossy = bool(taken.lossy)
+    return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, text, files, (), said, lengths, {}, lossy)
 
 
 def _prepare_export(
@@ -194,8 +198,12 @@ def _prepare_export(
     kind = mapping.root.type
     at = locator(checkpoint.text, str(path / METADATA))(("metadata", "crosswalk", "padded"))
     lengths = truncated(kind, native, origin, truncate, allow_lossy, at)
+    theirs = resized(kind, native, lengths)
+    origin_config = _origin_config(checkpoint) if same_format else None
+    remembered, unchanged = _remembered(mapping, origin_config, theirs)
     with read_from(path / METADATA):
-        bound = bind(mapping, native, dialects, allow, lengths)
+        config, taken = export_config(mapping, theirs, dialects, allow, remembered)
+        bound = bind(mapping, native, taken.cases, lengths)
     names = tensor_dialect(mapping, dialects)
     if dialect is None and same_format and origin.get("tensor_dialect") in mapping.source.dialects:
         names = str(origin["tensor_dialect"])
@@ -203,11 +211,11 @@ def _prepare_export(
     with read_from(path):
         plan = plan_export(bound, specs, asked, protect=protect, tensor_dialect=names)
     _check_protected(protect, plan)
-    theirs = resized(kind, native, lengths)
-    text = _config_text(mapping, bound, theirs, checkpoint, plan, dialect is not None)
+    unchanged = unchanged and dialect is None and taken.cases == remembered
+    text = _config_text(mapping, config, checkpoint, plan, origin_config, unchanged)
     files = files_to_write(mapping.source, checkpoint, model_files)
     derived = derived_files(mapping.source, parse_config(text, Path(CONFIG)), files)
-    notes = (*dict.fromkeys(bound.notes), *padding_notes(kind, native, lengths, False))
+    notes = (*taken.notes, *padding_notes(kind, native, lengths, False))
     return Prepared(
         "hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects, notes, lengths, derived
     )
@@ -236,17 +244,12 @@ def _check_protected(protect: tuple[str, ...], plan: Plan) -> None:
 def origin_of(prepared: Prepared) -> dict[str, Any]:
     """What a native checkpoint remembers of the Hugging Face checkpoint that it came from."""
     tensors = dialect_of_names(prepared.mapping, (tensor.name for tensor in prepared.plan.sources))
-    try:
-        import_config(prepared.mapping, parse_config(prepared.text, Path(CONFIG)))
-        lossy = False
-    except CrosswalkError:
-        lossy = True
     return {
         "format": prepared.mapping.name,
         "config": prepared.text,
         "tensor_dialect": tensors.name if tensors else None,
         "dtype": main_dtype(prepared.plan.sources),
-        "lossy": lossy,
+        "lossy": prepared.lossy,
         "plan": prepared.plan.digest,
         "files": sorted(prepared.files),
         **record(prepared.mapping.root.type, prepared.config, prepared.lengths),
@@ -263,22 +266,20 @@ def main_dtype(tensors: tuple[TensorSpec, ...]) -> str:
 
 def _config_text(
     mapping: CompiledMapping,
-    bound: Bound,
-    native: Mapping[str, Any],
+    written: Mapping[str, Any],
     checkpoint: NativeCheckpoint,
     plan: Plan,
-    dialect_asked: bool,
+    old: Mapping[str, Any] | None,
+    unchanged: bool,
 ) -> str:
-    """config.json to write. If the one that the checkpoint came from still says what the native config says, it is
-    that one, byte for byte; else a new one, with what means nothing to the trainer restored from it."""
-    result: dict[str, Any] = copy.deepcopy(dict(bound.config))
-    origin = checkpoint.origin
+    """config.json to write: that of the origin, byte for byte, if it is ``unchanged``; else the one ``written``, with
+    what means nothing to the trainer restored from the ``old`` one."""
+    result: dict[str, Any] = copy.deepcopy(dict(written))
     stated = main_dtype(plan.targets)
-    if origin.get("format") == mapping.name and isinstance(origin.get("config"), str):
-        old = _origin_config(checkpoint)
-        same_dtype = origin.get("dtype") == stated
-        if same_dtype and not dialect_asked and _still_says(mapping, old, native):
-            return str(origin["config"])
+    if old is not None:
+        same_dtype = checkpoint.origin.get("dtype") == stated
+        if same_dtype and unchanged:
+            return str(checkpoint.origin["config"])
         restore_kept(mapping, result, old)
         if same_dtype:
             return config_bytes(result).decode()
@@ -299,14 +300,18 @@ def _origin_config(checkpoint: NativeCheckpoint) -> dict[str, Any]:
         ) from error
 
 
-def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
+def _remembered(
+    mapping: CompiledMapping, config: Mapping[str, Any] | None, native: Mapping[str, Any]
+) -> tuple[Cases, bool]:
+    """The cases that the config.json of the origin took, and whether it still says what the native config says."""
     try:
-        imported, _ = import_config(mapping, config, allow_lossy=True)
-        return same_value(
-            export_config(mapping, imported, None, True)[0], export_config(mapping, native, None, True)[0]
-        )
+        imported, taken = import_config(mapping, config, allow_lossy=True) if config is not None else ({}, Taken({}))
     except CrosswalkError:
-        return False
+        return {}, False
+    before, now = (Scope(mapping.layout, mapping.root.type, found) for found in (imported, native))
+    if config is None or any(differing(before, now, related_training(mapping))):
+        return taken.cases, False
+    return follow(taken.cases, before, now)[1], True
 
 
 def state_dtype(config: dict[str, Any], dtype: str) -> None:

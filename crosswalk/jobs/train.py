@@ -26,9 +26,10 @@ from crosswalk.checkpoints.huggingface import (
 )
 from crosswalk.compiler.config.coverage import restore_kept
 from crosswalk.compiler.config.dialects import choose_dialects
-from crosswalk.compiler.layout.padded_axes import cut_to
+from crosswalk.compiler.config.write import export_config
+from crosswalk.compiler.layout.padded_axes import cut_to, resized
 from crosswalk.compiler.layout.scope import normalize
-from crosswalk.compiler.tensors.bind import Bound, bind
+from crosswalk.compiler.tensors.bind import bind
 from crosswalk.compiler.tensors.plan import check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import Checkpoint
@@ -136,8 +137,8 @@ def save(
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         step.agree["truncate"] = truncate
         export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
-        plan, bound = export.plan(live.untied(live.collect(model)))
-        output = export.output(plan, bound, carry_from, max_shard_size, overwrite)
+        plan, config = export.plan(live.untied(live.collect(model)))
+        output = export.output(plan, config, carry_from, max_shard_size, overwrite)
     background = None if blocking else (lambda: team(group, timeout, "background"))
     return saving.save(plan, model, Path(hf_dir), ranks, background, output)
 
@@ -203,8 +204,8 @@ def writer(
     export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
 
     def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
-        plan, bound = export.plan(specs)
-        return plan, export.output(plan, bound, carry_from, max_shard_size, overwrite)
+        plan, config = export.plan(specs)
+        return plan, export.output(plan, config, carry_from, max_shard_size, overwrite)
 
     return Writer(Path(hf_dir), make_plan)
 
@@ -221,10 +222,10 @@ def _import(
     specs = opened.tensors.specs()
     mapping = chosen_format(format, opened.config, specs, layout)
     read = read_stored(mapping, opened.config, specs)
-    found = read_config(mapping, read.config, allow_lossy, read.names, read.problems)
+    found, taken = read_config(mapping, read.config, allow_lossy, read.names, read.problems)
     imported, lengths = padded(mapping.root.type, found, pad)
-    config = model_config(mapping, imported, native_config)
-    bound = bind(mapping, config, allow_lossy=True, lengths=lengths)
+    config, cases = model_config(mapping, imported, taken.cases, native_config)
+    bound = bind(mapping, config, cases, lengths)
     plan = plan_import(bound, read.specs, encodings=read.encodings, unused=read.unused)
     return opened.tensors, plan, config, mapping.name, lengths
 
@@ -247,20 +248,23 @@ class _Export:
         self._dialects = choose_dialects(self._mapping, dialect)
         self._dtype, self._allow_lossy = check_dtype(dtype), allow_lossy
 
-    def plan(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Bound]:
-        bound = bind(self._mapping, self._config, self._dialects, self._allow_lossy, self._lengths)
+    def plan(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Config]:
+        """The plan, and the config.json that it belongs to."""
+        theirs = resized(self._mapping.root.type, self._config, self._lengths)
+        config, taken = export_config(self._mapping, theirs, self._dialects, self._allow_lossy)
+        bound = bind(self._mapping, self._config, taken.cases, self._lengths)
         names = tensor_dialect(self._mapping, self._dialects)
-        return plan_export(bound, dict(specs), self._dtype, tensor_dialect=names), bound
+        return plan_export(bound, dict(specs), self._dtype, tensor_dialect=names), config
 
     def output(
         self,
         plan: Plan,
-        bound: Bound,
+        written: Config,
         carry_from: str | Path | None,
         max_shard_size: int | str | None,
         overwrite: bool,
     ) -> Output:
-        config: dict[str, Any] = copy.deepcopy(dict(bound.config))
+        config: dict[str, Any] = copy.deepcopy(dict(written))
         carried: dict[str, Path] = {}
         if carry_from is not None:
             origin = Path(carry_from)

@@ -64,7 +64,7 @@ def verify(
             if stored.encodings:
                 text = f"{len(stored.encodings)} tensors of the output are encoded, and no conversion writes such"
                 raise fail("verify/encoded", text, Position(str(target)))
-            config = read_config(prepared.mapping, checkpoint.config, True, stored.names, stored.problems)
+            config, _ = read_config(prepared.mapping, checkpoint.config, True, stored.names, stored.problems)
         cut = _cut_otherwise(prepared, config, allow_lossy)
         if cut:
             sizes |= cut
