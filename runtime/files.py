@@ -86,12 +86,13 @@ def write_checkpoint(
     _check_ties(lowering, source, workers)
 
     identity = _identity(plan, source, files, options.checksum)
-    stage = Staging(destination, plan.digest, identity, overwrite=options.overwrite, resume=options.resume)
+    names = [file.name for file in files]
+    stage = Staging(destination, identity, names, overwrite=options.overwrite, resume=options.resume)
     try:
         checksums = _completed(plan, stage, files, options.checksum, workers)
         pending = [file for file in files if file.name not in checksums]
         small = sum(map(len, extra.values())) + sum(path.stat().st_size for path in carried.values())
-        check_space(stage, sum(file.size for file in pending) + small)
+        check_space(stage, sum(file.size for file in pending) + small, (file.name for file in pending))
         resumed = tuple(checksums)
         checksums |= _write_data(lowering, source, stage, files, pending, options.checksum, workers, on_progress)
         tensors = {name: checksum for found in checksums.values() for name, checksum in found.items()}

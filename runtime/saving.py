@@ -157,7 +157,7 @@ class Draft:
         what the plan pads is there already."""
         sizes = {file.name: file.size for file in self.files}
         overwrite = self.output.overwrite
-        staging = Staging(self.destination, self.plan.digest, sizes, overwrite=overwrite, resume=False)
+        staging = Staging(self.destination, sizes, sizes, overwrite=overwrite, resume=False)
         self._staging, self.path = staging, staging.path
         check_space(staging, sum(sizes.values()))
         with staging.errors("created"):

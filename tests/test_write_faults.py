@@ -15,7 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from crosswalk.runtime import sinks, staging
+from crosswalk.runtime import placing, sinks
 from crosswalk.runtime.dcp import Writer
 from crosswalk.runtime.distributed import Team
 from crosswalk.runtime.errors import CrosswalkError
@@ -104,7 +104,7 @@ class Faults:
         self.kind, self.at, self.calls, self.hit, self._full = "none", -1, 0, "", False
         for name in CALLS:
             patch.setattr(os, name, self._wrap(name, getattr(os, name)))
-        patch.setattr(staging, "_exchange", self._wrap("_exchange", staging._exchange))
+        patch.setattr(placing, "_exchange", self._wrap("_exchange", placing._exchange))
 
     def arm(self, kind: str, at: int) -> None:
         self.kind, self.at, self.calls, self.hit, self._full = kind, at, 0, "", False
