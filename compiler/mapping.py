@@ -227,6 +227,7 @@ class MappingFile:
     newest: str | None = None
     files: tuple[str, ...] = ()
     optional_files: tuple[str, ...] = ()
+    derived_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     auto_map: Mapping[str, str] = field(default_factory=dict)
     write_dialects: tuple[str, ...] = ()
     keeps: tuple[Entry, ...] = ()

@@ -30,8 +30,8 @@ TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
-    (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "auto_map", "write_dialects", "keeps",
-     "enums", "dialects", "encodings", "parts", "elsewhere")
+    (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
+     "write_dialects", "keeps", "enums", "dialects", "encodings", "parts", "elsewhere")
 )  # fmt: skip
 
 
@@ -68,6 +68,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         abstract=bool(document.get("abstract", False)),
         files=tuple(document.get("files", base.files)),
         optional_files=tuple(document.get("optional_files", base.optional_files)),
+        derived_files={name: tuple(keys) for name, keys in document.get("derived_files", base.derived_files).items()},
         auto_map=dict(document.get("auto_map", base.auto_map)),
         write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
         keeps=(*base.keeps, *_keeps(document)),

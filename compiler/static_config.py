@@ -41,6 +41,7 @@ def check_config(mapping: CompiledMapping) -> list[Diagnostic]:
         *_check_fields(mapping),
         *_check_circles(mapping),
         *_check_dialects(mapping),
+        *_check_derived_files(mapping),
     ]
 
 
@@ -335,3 +336,15 @@ def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 message = f"no rule speaks of the new place `{'.'.join(move.new)}`"
                 near = did_you_mean(path[-1], {key[-1] for key in keys})
                 yield Diagnostic("mapping/no-such-key", message, move.position, near)
+
+
+# ---- files beside config.json -------------------------------------------------------------------------------------
+
+
+def _check_derived_files(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    for name, keys in mapping.source.derived_files.items():
+        for key in keys:
+            if (key,) not in mapping.claims:
+                near = did_you_mean(key, {path[0] for path in mapping.claims})
+                message = f"`{name}` is made of `{key}`, of which no rule speaks"
+                yield Diagnostic("mapping/no-such-key", message, mapping.source.place("derived_files"), near)

@@ -56,7 +56,7 @@ def convert(
     extra: dict[str, bytes] = {}
     if prepared.to == "hf":
         layout = hugging_face_layout(shard)
-        extra[CONFIG] = prepared.text.encode()
+        extra = {CONFIG: prepared.text.encode(), **prepared.derived}
     else:
         layout = native_layout(lambda written: _native_files(prepared, written), shard)
     written = write_checkpoint(

@@ -28,7 +28,8 @@ from crosswalk.runtime.source import Checkpoint
 from .api import formats, read_stored
 from .catalog import catalog, format_named
 from .detect import DEFAULT_LAYOUT, chosen_format
-from .huggingface import CONFIG, carried_files, config_bytes, folders_left_behind, open_hugging_face, parse_config
+from .huggingface import CONFIG, config_bytes, folders_left_behind, open_hugging_face, parse_config
+from .model_files import derived_files, files_to_write
 from .native import METADATA, NativeCheckpoint, is_native, open_native
 from .padding import Sizes, check_direction, padded, padding_notes, record, truncated
 from .positions import located, locator, read_from
@@ -41,7 +42,7 @@ class Prepared:
     """A conversion that is ready to run. ``config`` is the native config; ``text`` the config.json that belongs to the
     Hugging Face side as its tensors are decoded, or that is to be written; ``files`` are carried along, by name;
     ``notes`` say what a user should know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side
-    of axes that are longer here."""
+    of axes that are longer here; ``derived`` are files made from ``text``, name -> content."""
 
     to: str
     mapping: CompiledMapping
@@ -54,6 +55,7 @@ class Prepared:
     dialects: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
     lengths: Mapping[str, int] = field(default_factory=dict)
+    derived: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def theirs(self) -> Mapping[str, Any]:
@@ -196,9 +198,12 @@ def _prepare_export(
     _check_protected(protect, plan)
     theirs = resized(kind, native, lengths)
     text = _config_text(mapping, bound, theirs, checkpoint, plan, dialect is not None)
-    files = _files_to_write(mapping, checkpoint, model_files)
+    files = files_to_write(mapping.source, checkpoint, model_files)
+    derived = derived_files(mapping.source, parse_config(text, Path(CONFIG)), files)
     notes = (*dict.fromkeys(bound.notes), *padding_notes(kind, native, lengths, False))
-    return Prepared("hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects, notes, lengths)
+    return Prepared(
+        "hf", mapping, bound, plan, checkpoint.tensors, native, text, files, dialects, notes, lengths, derived
+    )
 
 
 def require_checkpoint(path: Path) -> None:
@@ -301,36 +306,6 @@ def state_dtype(config: dict[str, Any], dtype: str) -> None:
     """Say in a config.json which dtype its tensors have."""
     for key in [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]:
         config[key] = DTYPES[dtype][1]
-
-
-def _files_to_write(
-    mapping: CompiledMapping, checkpoint: NativeCheckpoint, model_files: Path | None
-) -> dict[str, Path]:
-    """The files that were carried along, and the model code that the format needs."""
-    listed = checkpoint.origin.get("files") or []
-    there = carried_files(checkpoint.path, frozenset((CONFIG, METADATA)))
-    files = {name: path for name, path in there.items() if name in listed}
-    problems = []
-    for name in listed:
-        if name not in there:
-            problems.append(
-                Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(checkpoint.path)))
-            )
-    given = carried_files(model_files) if model_files is not None else {}
-    files |= {name: path for name, path in given.items() if name in mapping.source.files}
-    missing = [name for name in mapping.source.files if name not in files]
-    if missing:
-        problems.append(
-            Diagnostic(
-                "files/model-code",
-                f"format `{mapping.name}` needs its model files {', '.join(missing)}: it cannot be loaded without",
-                Position(str(checkpoint.path)),
-                "pass --model-files DIR, a directory that holds them",
-            )
-        )
-    if problems:
-        raise CrosswalkError(problems)
-    return files
 
 
 def with_dtypes_of(plan: Plan, found: Mapping[str, TensorSpec]) -> Plan:

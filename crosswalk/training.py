@@ -36,6 +36,7 @@ from .catalog import format_named
 from .conversion import DEFAULT_SHARD, parse_size
 from .detect import chosen_format
 from .huggingface import CONFIG, carried_files, config_bytes, open_hugging_face, parse_config, read_config_text
+from .model_files import derived_files
 from .padding import Sizes, padded
 from .prepare import main_dtype, state_dtype
 
@@ -259,4 +260,5 @@ class _Export:
             restore_kept(self._mapping, config, old)
         state_dtype(config, main_dtype(plan.targets))
         size = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
-        return Output(hugging_face_layout(size), {CONFIG: config_bytes(config)}, carried, overwrite)
+        made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
+        return Output(hugging_face_layout(size), made, carried, overwrite)

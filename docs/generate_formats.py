@@ -102,6 +102,9 @@ def _format(mapping: CompiledMapping, notes: Mapping[str, Any]) -> list[str]:
         lines.append(f"Config class: `{source.config_class}`.")
     if source.files:
         lines.append(f"Model files: {', '.join(f'`{name}`' for name in source.files)}.")
+    for name, keys in source.derived_files.items():
+        listed = ", ".join(f"`{key}`" for key in keys)
+        lines.append(f"`{name}` is carried along or taken from `--model-files`; without one it is made of {listed}.")
     lines += _dialects(source)
     keys, fields, tensors, silent, checks = _tables(mapping)
     head = ("key of config.json", "field of the trainer", "on import, if absent", "on export", "what must hold")

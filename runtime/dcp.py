@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -121,13 +122,14 @@ class Writer(StorageWriter):
     def __init__(self, destination: Path, make_plan: MakePlan) -> None:
         self._destination, self._make_plan = Path(os.path.abspath(destination)), make_plan
         self._draft: Draft | None = None
+        self._undo: weakref.finalize[Any, Any] | None = None
         self.bytes_written = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Drop what an earlier, failed save left."""
-        if self._draft is not None:
-            self._draft.discard()
-            self._draft = None
+        if self._undo is not None:
+            self._undo()
+        self._draft = self._undo = None
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to do."""
@@ -164,6 +166,8 @@ class Writer(StorageWriter):
         files = _files(made, output)
         check_names([file.name for file in files], output.extra, output.carried)
         self._draft = Draft(made, files, output, self._destination)
+        # If another rank fails, torch raises on all without a word to the writer: the draft ends with it.
+        self._undo = weakref.finalize(self, self._draft.discard)
         try:
             self._draft.create()
         except BaseException:
@@ -187,8 +191,12 @@ class Writer(StorageWriter):
             _check_box(planner, item.index.fqn, box)
             parts[item.index.fqn].append((Part(box, tensor), specs[item.index.fqn].dtype))
         regions = Regions(made, _files(made, output), Path(path))
-        with regions.writer() as write:
-            self.bytes_written += write_all(moves(made, parts, "source"), regions, write)
+        try:
+            with regions.writer() as write:
+                self.bytes_written += write_all(moves(made, parts, "source"), regions, write)
+        except BaseException:
+            self.reset()
+            raise
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(item.index, _nbytes(item), None) for item in plan.items])
         return done

@@ -14,15 +14,17 @@ from .checksum import KINDS, Checksums
 from .dtypes import size_of
 from .engine import Progress, Sink, Worker, fit_memory, peak_memory, run, whole
 from .errors import CrosswalkError, Diagnostic, Position, fail
+from .finishing import add_small_files, check_output
 from .header import SourceFile, StoredTensor
 from .lowering import Lowering
-from .output import DataFile, OutputLayout, Written, check_names, hugging_face_layout, lay_out, stored
+from .output import DataFile, OutputLayout, check_names, hugging_face_layout, lay_out, stored
 from .plan import Plan
 from .reading import Reader
 from .sinks import CompareSink, HashSink, WriteSink, differences
 from .source import Checkpoint, bind
-from .staging import Staging, check_space, copy_file, write_file
+from .staging import Staging, check_space
 from .tasks import Task
+from .writing import set_size, sync, write_at
 from .zeros import with_zeros
 
 
@@ -92,27 +94,17 @@ def write_checkpoint(
         check_space(stage, sum(file.size for file in pending) + small)
         resumed = tuple(checksums)
         checksums |= _write_data(lowering, source, stage, files, pending, options.checksum, workers, on_progress)
-        names = {target: plan.targets[target].name + layout.key_suffix for file in files for target in file.targets}
-        written = Written(
-            {names[target]: file.name for file in files for target in file.targets},
-            {name + layout.key_suffix: checksum for found in checksums.values() for name, checksum in found.items()},
-            sum(target.nbytes for target in plan.targets),
-        )
-        last = layout.finish(written)
-        check_names([file.name for file in files], [*extra, *last], carried)
-        with stage.errors("written"):
-            for name, origin in carried.items():
-                copy_file(stage, name, origin)
-            for name, content in (*extra.items(), *last.items()):
-                write_file(stage, name, content)
+        tensors = {name: checksum for found in checksums.values() for name, checksum in found.items()}
+        contents = add_small_files(stage, plan, files, layout, extra, carried, tensors)
+        check_output(stage, plan, files, layout, contents)
         stage.commit()
     except BaseException:
         stage.abandon()
         raise
     return Report(
         {file.name: file.size for file in files},
-        {name: checksum for found in checksums.values() for name, checksum in found.items()},
-        written.total_size,
+        tensors,
+        sum(target.nbytes for target in plan.targets),
         time.monotonic() - started,
         workers,
         peak_memory(workers, panel),
@@ -266,7 +258,7 @@ def _write_data(
 
     def completed(file: DataFile) -> None:
         with stage.errors("written"):
-            os.fsync(descriptors[stage.path / file.name])
+            sync(descriptors[stage.path / file.name])
             if checksums:
                 result[file.name] = {targets[target].name: checksums.pop(target) for target in file.targets}
             stage.record({"file": file.name, "checksums": result[file.name]})
@@ -275,9 +267,9 @@ def _write_data(
         with stage.errors("written"):
             for file in pending:
                 descriptor = descriptors[stage.path / file.name] = stage.create(file.name)
-                os.ftruncate(descriptor, 0)
-                os.ftruncate(descriptor, file.size)
-                os.pwrite(descriptor, file.header, 0)
+                set_size(descriptor, 0)
+                set_size(descriptor, file.size)
+                write_at(descriptor, file.header, 0)
         by_path = {stage.path / file.name: file for file in pending}
         sink = WriteSink(
             [target.name for target in targets], places, descriptors, checksums, lambda path: completed(by_path[path])

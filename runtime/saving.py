@@ -25,15 +25,17 @@ import torch
 from .algebra import Box
 from .distributed import Team, share_out, table
 from .errors import CrosswalkError, Position, fail
+from .finishing import add_small_files, check_output
 from .header import StoredTensor
 from .live import Model, collect, place_all
 from .moves import Moves, moves
-from .output import DataFile, OutputLayout, Written, check_names, hugging_face_layout, lay_out, stored
+from .output import DataFile, OutputLayout, check_names, hugging_face_layout, lay_out, stored
 from .placement import Part, Placed
 from .plan import Plan, TensorSpec
 from .sinks import start_writeback
-from .staging import Staging, check_space, copy_file, write_file
+from .staging import Staging, check_space
 from .transfer import BUCKET, Bucket, Memory, Slot, buckets, host_buffer, host_view, run, worker_count
+from .writing import set_size, sync, write_at
 
 #: Regions of at least this many bytes are handed to the disk as soon as they are written.
 _WRITEBACK = 1 << 20
@@ -162,30 +164,24 @@ class Draft:
             for file in self.files:
                 descriptor = staging.create(file.name)
                 try:
-                    os.ftruncate(descriptor, file.size)
+                    set_size(descriptor, file.size)
                 finally:
                     os.close(descriptor)
 
     def complete(self) -> None:
         """Add what makes the directory a checkpoint, and put it in place. All regions must have been synced."""
         assert self._staging is not None
-        staging, output, targets = self._staging, self.output, self.plan.targets
-        suffix = output.layout.key_suffix
-        keys = {targets[t].name + suffix: file.name for file in self.files for t in file.targets}
-        last = output.layout.finish(Written(keys, {}, sum(target.nbytes for target in targets)))
-        check_names([file.name for file in self.files], [*output.extra, *last], output.carried)
+        staging, output, plan = self._staging, self.output, self.plan
+        contents = add_small_files(staging, plan, self.files, output.layout, output.extra, output.carried, {})
         with staging.errors("written"):
-            for name, origin in output.carried.items():
-                copy_file(staging, name, origin)
-            for name, content in (*output.extra.items(), *last.items()):
-                write_file(staging, name, content)
             for file in self.files:
                 descriptor = staging.create(file.name)
                 try:
-                    _write(descriptor, memoryview(file.header), 0)
-                    os.fsync(descriptor)
+                    write_at(descriptor, file.header, 0)
+                    sync(descriptor)
                 finally:
                     os.close(descriptor)
+        check_output(staging, plan, self.files, output.layout, contents)
         staging.commit()
         self._staging = None
 
@@ -226,14 +222,14 @@ class Regions:
                     descriptors[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 return descriptors[path]
 
-        def write_at(tensor: int, offsets: Sequence[int], view: memoryview) -> None:
+        def write_region(tensor: int, offsets: Sequence[int], view: memoryview) -> None:
             """Equal stretches of a tensor, which stand one after the other in ``view``."""
             path = self.places[tensor].file
             length = len(view) // len(offsets)
             try:
                 descriptor = descriptor_of(path)
                 for number, offset in enumerate(offsets):
-                    _write(descriptor, view[number * length : (number + 1) * length], offset)
+                    write_at(descriptor, view[number * length : (number + 1) * length], offset)
                     if length >= _WRITEBACK:
                         start_writeback(descriptor, offset, length)
             except OSError as error:
@@ -244,15 +240,15 @@ class Regions:
         def write(bucket: Bucket, host: torch.Tensor, memories: Sequence[Memory]) -> None:
             view = host_view(host)
             for tensor, offsets, length, position in bucket.stretches:
-                write_at(tensor, offsets, view[position : position + len(offsets) * length])
+                write_region(tensor, offsets, view[position : position + len(offsets) * length])
             for tensor, offset, memory, start, nbytes in bucket.direct:
-                write_at(tensor, (offset,), host_view(memories[memory].flat[start : start + nbytes]))
+                write_region(tensor, (offset,), host_view(memories[memory].flat[start : start + nbytes]))
 
         try:
             yield write
             for path, descriptor in descriptors.items():
                 try:
-                    os.fsync(descriptor)
+                    sync(descriptor)
                 except OSError as error:
                     raise fail("write/failed", f"cannot be synced: {error.strerror}", Position(str(path))) from error
         finally:
@@ -316,9 +312,3 @@ def natural_order(specs: Sequence[TensorSpec]) -> list[int]:
 
 def _part(text: str) -> tuple[int, str]:
     return (int(text), "") if text.isdigit() else (0, text)
-
-
-def _write(descriptor: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count

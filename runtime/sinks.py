@@ -18,6 +18,7 @@ from .extents import is_served, share
 from .header import StoredTensor
 from .reading import Reader
 from .tasks import Panel, Range, Segment
+from .writing import copy_between, write_at
 
 #: Ranges of at least this many bytes are left to the system, if it shares or copies extents of the files.
 _LONG = 64 << 10
@@ -109,7 +110,7 @@ class WriteSink:
                 for block in worker.blocks(segment.target, group):
                     begin = 0
                     for offset, length in segment.places(done, len(block)):
-                        _write(descriptor, block[begin : begin + length], base + offset)
+                        write_at(descriptor, block[begin : begin + length], base + offset)
                         begin += length
                     if stream:
                         stream.update(block)
@@ -154,7 +155,7 @@ class WriteSink:
                 end = done + len(block)
                 for begin, until in ((done, min(end, start)), (max(done, stop), end)):
                     if begin < until:
-                        _write(descriptor, block[begin - done : until - done], position + begin)
+                        write_at(descriptor, block[begin - done : until - done], position + begin)
                 if stream:
                     stream.update(block)
                 done = end
@@ -176,7 +177,7 @@ class WriteSink:
         done = 0
         try:
             while done < operation.nbytes and self._kernel_copies:
-                count = os.copy_file_range(
+                count = copy_between(
                     source, descriptor, operation.nbytes - done, operation.offset + done, position + done
                 )
                 if not count:
@@ -226,9 +227,3 @@ def _equal(one: memoryview, other: memoryview) -> bool:
     """Whether two writable buffers of the same length hold the same bytes; releases the interpreter lock."""
     addresses = (ctypes.addressof(ctypes.c_char.from_buffer(view)) for view in (one, other))
     return not one or _libc.memcmp(*addresses, len(one)) == 0
-
-
-def _write(descriptor: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.pwritev(descriptor, (view,), offset)
-        view, offset = view[count:], offset + count

@@ -15,14 +15,18 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import Position, fail
+from .writing import set_size, sync, sync_directory, write_at
 
 #: Name of the file in a staging directory that lists what is complete.
 JOURNAL = "journal.jsonl"
+#: Bytes of a carried file that are copied together.
+_STEP = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -40,6 +44,7 @@ class Staging:
         self._identity = json.loads(json.dumps(identity))
         self._check_destination()
         self._lock = -1
+        self._writing, self._recorded = threading.Lock(), 0
         self._made: list[Path] = []
         with self.errors("created"):
             try:
@@ -49,9 +54,9 @@ class Staging:
                 self._remove_parents()
                 raise
             try:
-                records = list(self._journal()) if resume else []
-                self.records = records[1:]
-                if not records:
+                if resume:
+                    self._read_journal()
+                if not self._recorded:
                     for entry in os.scandir(self.path):
                         _remove(Path(entry.path))
                     self.record(self._identity)
@@ -83,19 +88,22 @@ class Staging:
     def record(self, entry: Mapping[str, Any]) -> None:
         """Add a line to the journal; what it speaks of must have been synced before."""
         line = json.dumps(entry).encode() + b"\n"
-        descriptor = os.open(self.path / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        try:
-            os.write(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with self._writing:
+            descriptor = self.create(JOURNAL)
+            try:
+                set_size(descriptor, self._recorded)  # of a line that was cut off
+                write_at(descriptor, line, self._recorded)
+                sync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._recorded += len(line)
 
     def commit(self) -> None:
         """Make the staging directory the destination. All files in it must have been synced."""
         with self.errors("put in place"):
             (self.path / JOURNAL).unlink(missing_ok=True)
             for directory, _, _ in os.walk(self.path):
-                _sync(Path(directory))
+                sync_directory(Path(directory))
             replaced = None
             try:
                 # Onto nothing or an empty directory; the system refuses to replace anything else.
@@ -104,10 +112,24 @@ class Staging:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self._overwrite:
                     raise
                 replaced = _exchange(self.path, self.destination)
-            _sync(self.destination.parent)
+            try:
+                sync_directory(self.destination.parent)
+            except OSError:
+                self._take_back(replaced)
+                raise
             if replaced:
                 shutil.rmtree(replaced, ignore_errors=True)
         self._release()
+
+    def _take_back(self, replaced: Path | None) -> None:
+        """Undo the rename: what could not be synced might be gone after a crash, so that an error has to be told, and
+        with an error the destination is as it was."""
+        if replaced == self.path:
+            _exchange(self.path, self.destination)
+            return
+        os.rename(self.destination, self.path)
+        if replaced is not None:
+            os.rename(replaced, self.destination)
 
     def abandon(self) -> None:
         """Remove the staging directory and the directories made for it, or leave all for a later conversion to
@@ -163,15 +185,16 @@ class Staging:
                 pass
             os.close(descriptor)  # the other conversion moved or removed it just now
 
-    def _journal(self) -> Iterator[dict[str, Any]]:
-        """The records of an interrupted conversion with the same identity; a torn last line is left out."""
+    def _read_journal(self) -> None:
+        """Take over the records of an interrupted conversion with the same identity; a torn last line is left out."""
         try:
-            lines = (self.path / JOURNAL).read_bytes().split(b"\n")[:-1]
-            records = [json.loads(line) for line in lines]
+            lines = (self.path / JOURNAL).read_bytes().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")]
+            records = [json.loads(line) for line in whole]
         except (OSError, ValueError):
             return
         if records and records[0] == self._identity:
-            yield from records
+            self.records, self._recorded = records[1:], sum(map(len, whole))
 
 
 class _Errors:
@@ -200,21 +223,24 @@ def check_space(staging: Staging, needed: int) -> None:
 def write_file(staging: Staging, name: str, content: bytes) -> None:
     """Write and sync a small file."""
     descriptor = staging.create(name)
-    with open(descriptor, "wb") as stream:
-        stream.truncate()
-        stream.write(content)
-        stream.flush()
-        os.fsync(descriptor)
+    try:
+        set_size(descriptor, 0)
+        write_at(descriptor, content, 0)
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def copy_file(staging: Staging, name: str, origin: Path) -> None:
     """Copy the content of a file, following links, and sync it."""
     try:
-        with open(origin, "rb") as source, open(staging.create(name), "wb") as stream:
-            stream.truncate()
-            shutil.copyfileobj(source, stream, 1 << 20)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with open(origin, "rb") as source, open(staging.create(name), "r+b") as target:
+            set_size(target.fileno(), 0)
+            done = 0
+            while block := source.read(_STEP):
+                write_at(target.fileno(), block, done)
+                done += len(block)
+            sync(target.fileno())
     except OSError as error:
         text = f"copying {name}: {error.strerror or error}"
         raise fail("output/carry", text, Position(str(origin))) from error
@@ -234,16 +260,12 @@ def _exchange(staging: Path, destination: Path) -> Path:
     if aside.exists():
         shutil.rmtree(aside)
     os.rename(destination, aside)
-    os.rename(staging, destination)
-    return aside
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.rename(staging, destination)
+    except OSError:
+        os.rename(aside, destination)
+        raise
+    return aside
 
 
 def _remove(path: Path) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from golden_differences import expected_native
 from ruamel.yaml import YAML
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,6 +56,10 @@ class Case:
         return _json(self.path / "hf_config_export.json")
 
     def native_config(self) -> dict[str, Any]:
+        """The native config of the reference, with the intended differences."""
+        return expected_native(self.format, self.reference_native_config())
+
+    def reference_native_config(self) -> dict[str, Any]:
         return read_yaml(self.path / "fast_llm_config.yaml")
 
     def metadata(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where our exported config is meant to differ from the one that the reference exports, and why.
+"""Where our configs are meant to differ from those that the reference imports and exports, and why.
 
 Everything that is not listed here must be equal. An entry is a change of the reference's dict, applied to it before the
 comparison; ``GONE`` removes a key. A value that is a function is called with the reference's dict.
@@ -41,9 +41,19 @@ _QWEN2_WINDOW = [
     Difference("max_window_layers", _layers, "follows from layer_types: the first layer with a window"),
 ]
 
+_BIDIRECTIONAL = [
+    Difference(
+        "decoder.block.mixer.causal",
+        False,
+        "the class attends in both directions; the reference leaves the default, and computes another model",
+    )
+]
+
+#: Where our imported config is meant to differ from the native one of the reference.
+NATIVE_DIFFERENCES: dict[str, list[Difference]] = {"dream": _BIDIRECTIONAL, "diffusion_llama": _BIDIRECTIONAL}
+
 DIFFERENCES: dict[str, list[Difference]] = {
     "qwen2": _QWEN2_WINDOW,
-    "dream": _QWEN2_WINDOW,
     "llava": [
         Difference("type", GONE, "the reference leaks the type of the adapter to the root"),
         Difference("text_config.model_type", "mistral", "without it the class reads the text half as a llama"),
@@ -74,8 +84,17 @@ DIFFERENCES: dict[str, list[Difference]] = {
 
 def expected_export(format: str, reference: dict[str, Any]) -> dict[str, Any]:
     """The reference's exported config with the intended differences of the format applied."""
+    return _changed(reference, DIFFERENCES.get(format, []))
+
+
+def expected_native(format: str, reference: dict[str, Any]) -> dict[str, Any]:
+    """The reference's native config with the intended differences of the format applied."""
+    return _changed(reference, NATIVE_DIFFERENCES.get(format, []))
+
+
+def _changed(reference: dict[str, Any], differences: list[Difference]) -> dict[str, Any]:
     result = copy.deepcopy(reference)
-    for difference in DIFFERENCES.get(format, []):
+    for difference in differences:
         *parents, leaf = difference.path.split(".")
         place = result
         for parent in parents:

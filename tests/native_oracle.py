@@ -34,6 +34,9 @@ def _bias(enabled: bool | None) -> Native:
     return {"bias": {"enabled": enabled}}
 
 
+_QKV_BIASES = {f"{x}_layer": _bias(True) for x in ("query", "key", "value")} | {"dense_layer": _bias(False)}
+
+
 def _rotary(rope: Config) -> Native:
     kind, theta = rope["rope_type"], rope["rope_theta"]
     if kind == "default":
@@ -102,6 +105,17 @@ def llama(config: Config) -> Native:
     return _model(config, _fixed(block, config["num_hidden_layers"]))
 
 
+def diffusion_llama(config: Config) -> Native:
+    native = llama(config)
+    native["decoder"]["block"]["mixer"]["causal"] = False
+    return native
+
+
+def dream(config: Config) -> Native:
+    block = _block(config, _attention(config, causal=False, **_QKV_BIASES), _mlp(config))
+    return _model(config, _fixed(block, config["num_hidden_layers"]))
+
+
 def mtp_llama(config: Config) -> Native:
     native = llama(config)
     native["head"]["prediction_heads"] = config["prediction_heads"]
@@ -127,8 +141,7 @@ def mixtral(config: Config) -> Native:
 
 
 def qwen2(config: Config) -> Native:
-    biases = {f"{x}_layer": _bias(True) for x in ("query", "key", "value")} | {"dense_layer": _bias(False)}
-    return _windowed(config, **biases)
+    return _windowed(config, **_QKV_BIASES)
 
 
 def qwen3(config: Config) -> Native:
@@ -372,13 +385,13 @@ def apriel2(config: Config) -> Native:
 
 BY_FORMAT: dict[str, Callable[[Config], Native]] = {
     "llama": llama,
-    "diffusion_llama": llama,
+    "diffusion_llama": diffusion_llama,
     "mtp_llama": mtp_llama,
     "mistral": mistral,
     "mixtral": mixtral,
     "qwen2": qwen2,
     "qwen3": qwen3,
-    "dream": qwen2,
+    "dream": dream,
     "gemma4": gemma4,
     "llava": llava,
     "llava_hybrid_ssm": llava_hybrid_ssm,

@@ -14,6 +14,7 @@ import oracles
 import pytest
 import torch
 from golden_cases import CASES, cases
+from golden_differences import NATIVE_DIFFERENCES
 from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -451,7 +452,10 @@ def test_metadata_of_the_trainer_itself(name: str, crosswalk: CommandLine, tmp_p
     case = CASES[name]
     target = tmp_path / "native"
     target.mkdir()
-    (target / "metadata.yaml").write_bytes((case.path / "fast_llm_metadata.yaml").read_bytes())
+    text = (case.path / "fast_llm_metadata.yaml").read_text()
+    if case.format in NATIVE_DIFFERENCES:  # trained as a model that its class is not, until its metadata says so
+        text = text.replace("causal: true", "causal: false")
+    (target / "metadata.yaml").write_text(text)
     save_file({f"{key}/weights": value for key, value in case.native_tensors().items()}, target / "model_0.safetensors")
     code = tmp_path / "code"
     code.mkdir()

@@ -19,7 +19,7 @@ LIMITS = {
     "qwen3": 35,
     "mixtral": 35,
     "mtp_llama": 30,
-    "dream": 20,
+    "dream": 30,
     "diffusion_llama": 20,
     "gemma4": 130,
     "apriel2_text": 140,

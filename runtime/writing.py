@@ -1,0 +1,57 @@
+"""Every byte that an output gets passes through here: all of it arrives, or an ``OSError`` says that it did not.
+
+The system may take a part of what it is given (a disk that is full for a moment, a signal, a quota) and call that a
+success.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
+    """Write all of ``content`` from byte ``offset`` of the file on."""
+    view = memoryview(content)
+    while view:
+        count = _uninterrupted(os.pwrite, descriptor, view, offset)
+        if count <= 0:
+            raise OSError(errno.EIO, "the file system takes no more bytes and gives no reason")
+        view, offset = view[count:], offset + count
+
+
+def set_size(descriptor: int, nbytes: int) -> None:
+    """Cut a file, or lengthen it by zeros that take no room yet."""
+    _uninterrupted(os.ftruncate, descriptor, nbytes)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until what was written to a file or directory is on the disk."""
+    _uninterrupted(os.fsync, descriptor)
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in a directory are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_between(source: int, target: int, nbytes: int, source_offset: int, target_offset: int) -> int:
+    """Let the kernel copy at most ``nbytes`` bytes from file to file: how many it did, 0 if it will not."""
+    return _uninterrupted(os.copy_file_range, source, target, nbytes, source_offset, target_offset)
+
+
+def _uninterrupted(call: Callable[..., _T], *arguments: object) -> _T:
+    while True:
+        try:
+            return call(*arguments)
+        except InterruptedError:
+            continue
