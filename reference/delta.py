@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -25,4 +27,4 @@ def delta_rule(
         error = v - torch.einsum("hkv,hk->hv", state, k)
         state = state + torch.einsum("h,hk,hv->hkv", b, k, error)
         outputs.append(torch.einsum("hkv,hk->hv", state, q))
-    return torch.stack(outputs) * key.shape[2] ** -0.5
+    return torch.stack(outputs) / math.sqrt(key.shape[2])

@@ -35,4 +35,5 @@ def embed(
         raise fail("reference/images", f"{count} tokens stand for patches of images; the images have {rows}")
     if image is not None:
         x[is_image] = image
-    return x * config["embedding_scale"]
+    x *= config["embedding_scale"]
+    return x

@@ -128,7 +128,7 @@ def default_2d(config: Config, x: torch.Tensor, positions: Positions) -> torch.T
 def _frequencies(config: Config, x: torch.Tensor) -> torch.Tensor:
     """(head_size / 2,) in double precision: angles of late positions need it."""
     size = x.shape[-1]
-    return config["theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64, device=x.device) / size)
+    return torch.pow(config["theta"], -torch.arange(0, size, 2, dtype=torch.float64) / size)
 
 
 def _outer(positions: Positions, frequencies: torch.Tensor) -> torch.Tensor:
