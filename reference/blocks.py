@@ -6,56 +6,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .attention import attention
-from .gdn import gdn
-from .kda import kda
-from .mamba import mamba
-from .mlp import mlp
-from .moe import hybrid_moe, moe
-from .normalization import normalize
-from .parameters import Config, Parameters, unknown
-from .rotary import Positions
-
-
-def stochastic(config: Config, parameters: Parameters, x: torch.Tensor, positions: Positions) -> torch.Tensor:
-    """One of several mixers, (sequence, hidden) to the same. Training draws one of them each time; this is the model
-    that is used, which has the main one.
-
-        y = mixers[main_mixer_name](x)
-
-    * `mixers`: by name
-    * `main_mixer_name`: null is the first of them
-    """
-    name = config["main_mixer_name"] or next(iter(config["mixers"]))
-    return mix(config["mixers"][name], parameters.under(f"mixers.{name}"), x, positions)
-
-
-MIXERS: dict[str, Callable[[Config, Parameters, torch.Tensor, Positions], torch.Tensor]] = {
-    "attention": attention,
-    "mamba": mamba,
-    "gdn": gdn,
-    "kda": kda,
-    "stochastic": stochastic,
-}
-MLPS: dict[str, Callable[[Config, Parameters, torch.Tensor], torch.Tensor]] = {
-    "mlp": mlp,
-    "moe": moe,
-    "hybrid_moe": hybrid_moe,
-}
-
-
-def mix(config: Config, parameters: Parameters, x: torch.Tensor, positions: Positions) -> torch.Tensor:
-    """The mixer that a config names. Raises ``CrosswalkError`` for one that there is not."""
-    if config["type"] not in MIXERS:
-        raise unknown("mixer", config["type"])
-    return MIXERS[config["type"]](config, parameters, x, positions)
-
-
-def feed(config: Config, parameters: Parameters, x: torch.Tensor) -> torch.Tensor:
-    """The MLP that a config names. Raises ``CrosswalkError`` for one that there is not."""
-    if config["type"] not in MLPS:
-        raise unknown("MLP", config["type"])
-    return MLPS[config["type"]](config, parameters, x)
+from .mixers.choice import mix
+from .mlps.choice import feed
+from .parts.normalization import normalize
+from .parts.parameters import Config, Parameters, unknown
+from .parts.rotary import Positions
 
 
 def block(config: Config, parameters: Parameters, x: torch.Tensor, positions: Positions) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from crosswalk.runtime.errors import fail
 
-from .parameters import Config, Parameters
+from .parts.parameters import Config, Parameters
 
 
 def embed(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .normalization import normalize
-from .parameters import Config, Parameters
+from .parts.normalization import normalize
+from .parts.parameters import Config, Parameters
 
 
 def head(config: Config, x: torch.Tensor, norm: Parameters, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,8 +12,8 @@ from crosswalk.runtime.errors import fail
 from .blocks import block, blocks_of, run
 from .embeddings import embed
 from .heads import head
-from .parameters import Config, Parameters
-from .rotary import Positions
+from .parts.parameters import Config, Parameters
+from .parts.rotary import Positions
 from .vision import encode
 
 

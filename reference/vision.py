@@ -9,11 +9,11 @@ import torch
 from crosswalk.runtime.errors import fail
 
 from .blocks import run
-from .linear import linear
-from .mlp import mlp
-from .normalization import normalize
-from .parameters import Config, Parameters
-from .rotary import Positions
+from .mlps.mlp import mlp
+from .parts.linear import linear
+from .parts.normalization import normalize
+from .parts.parameters import Config, Parameters
+from .parts.rotary import Positions
 
 
 def patch_embeddings(config: Config, parameters: Parameters, image: torch.Tensor) -> tuple[torch.Tensor, Positions]:

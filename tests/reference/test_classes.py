@@ -16,9 +16,9 @@ from test_example import CONFIGS as GPT2
 from test_logits import CONFIGS
 
 import crosswalk
-from crosswalk.api import plan_for
 from crosswalk.compiler.catalog import Catalog
-from crosswalk.compiler.importing import import_config
+from crosswalk.compiler.config.read import import_config
+from crosswalk.jobs.plans import plan_for
 from crosswalk.reference import Output, forward
 from crosswalk.runtime import execute
 

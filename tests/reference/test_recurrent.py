@@ -10,12 +10,12 @@ import pytest
 import torch
 from native_cases import native, relative
 
-from crosswalk.reference.gdn import gdn
-from crosswalk.reference.kda import kda
-from crosswalk.reference.mamba import selective_scan
-from crosswalk.reference.normalization import normalize
-from crosswalk.reference.parameters import Parameters
-from crosswalk.reference.rotary import Positions
+from crosswalk.reference.mixers.gdn import gdn
+from crosswalk.reference.mixers.kda import kda
+from crosswalk.reference.mixers.mamba import selective_scan
+from crosswalk.reference.parts.normalization import normalize
+from crosswalk.reference.parts.parameters import Parameters
+from crosswalk.reference.parts.rotary import Positions
 
 HIDDEN, TOKENS = 11, 19
 
