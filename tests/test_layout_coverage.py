@@ -16,9 +16,9 @@ from comparing import differences
 from golden_cases import CASES
 
 import crosswalk
-from crosswalk.catalog import catalog
-from crosswalk.compiler.layout import Field
-from crosswalk.compiler.relations import (
+from crosswalk.compiler.layout.model import Field
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.relations.tree import (
     CompiledMapping,
     Entries,
     FieldRule,
@@ -29,7 +29,7 @@ from crosswalk.compiler.relations import (
     nodes_of,
     rules_of,
 )
-from crosswalk.compiler.scope import Scope
+from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
 
 Config = dict[str, Any]
@@ -67,7 +67,7 @@ NOWHERE: dict[str, Any] = {
 #: Types that no format has, with all their fields.
 NO_TYPES = {"layer_norm", "lora"}
 #: Types without any field or parameter of the stored model.
-TRAINING_TYPES = {"image_normalization", "parameter"}
+TRAINING_TYPES = {"bare_linear", "image_normalization", "parameter"}
 #: Parameters that no format has a tensor for.
 NO_PARAMETERS = {
     "embeddings.position_embeddings_weight",

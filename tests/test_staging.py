@@ -21,14 +21,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from crosswalk.runtime import placing, saving, staging
-from crosswalk.runtime.distributed import Team
+from crosswalk.runtime.checkpoint.output import hugging_face_layout
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import Options, write_checkpoint
-from crosswalk.runtime.output import hugging_face_layout
-from crosswalk.runtime.plan import Plan, TensorSpec, make_plan
-from crosswalk.runtime.saving import Output, save
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
+from crosswalk.runtime.staging import directory as staging
+from crosswalk.runtime.staging import placing
+from crosswalk.runtime.training import save as saving
+from crosswalk.runtime.training.ranks import Team
+from crosswalk.runtime.training.save import Output, save
 
 ROWS, COLUMNS = 1021, 307
 NAMES = [f"t{i}" for i in range(6)]
