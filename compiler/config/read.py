@@ -1,6 +1,6 @@
 """Read a Hugging Face config through a compiled mapping: the import direction of every relation.
 
-One method for each node and rule of :mod:`.relations`; :mod:`.exporting` mirrors it.
+One method for each node and rule of :mod:`~crosswalk.compiler.relations.tree`; :mod:`.write` mirrors it.
 """
 
 from __future__ import annotations

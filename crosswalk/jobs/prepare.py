@@ -21,11 +21,11 @@ from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, 
 from crosswalk.compiler.config.coverage import restore_kept, unknown_keys
 from crosswalk.compiler.config.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.config.read import import_config
-from crosswalk.compiler.config.taken import Cases, Taken, follow, related_training
+from crosswalk.compiler.config.taken import Cases, follow, related_training
 from crosswalk.compiler.config.write import export_config
 from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.padded_axes import resized
-from crosswalk.compiler.layout.scope import Scope, normalize
+from crosswalk.compiler.layout.scope import Scope, as_stored, normalize
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound, bind
 from crosswalk.compiler.tensors.plan import check_dtype, plan_export, plan_import, protects, tensor_dialect
@@ -141,6 +141,7 @@ def _prepare_import(
         raise CrosswalkError(problems)
     try:
         with read_from(path):
+            native = as_stored(mapping.layout, mapping.root.type, native)
             native, lengths = padded(mapping.root.type, native, pad)
             bound = bind(mapping, native, taken.cases, lengths)
             plan = plan_import(bound, read.specs, asked, protect=protect, encodings=read.encodings, unused=read.unused)
@@ -304,12 +305,16 @@ def _remembered(
     mapping: CompiledMapping, config: Mapping[str, Any] | None, native: Mapping[str, Any]
 ) -> tuple[Cases, bool]:
     """The cases that the config.json of the origin took, and whether it still says what the native config says."""
+    if config is None:
+        return {}, False
+    kind = mapping.root.type
     try:
-        imported, taken = import_config(mapping, config, allow_lossy=True) if config is not None else ({}, Taken({}))
+        imported, taken = import_config(mapping, config, allow_lossy=True)
+        imported = as_stored(mapping.layout, kind, imported)
     except CrosswalkError:
         return {}, False
-    before, now = (Scope(mapping.layout, mapping.root.type, found) for found in (imported, native))
-    if config is None or any(differing(before, now, related_training(mapping))):
+    before, now = (Scope(mapping.layout, kind, found) for found in (imported, native))
+    if any(differing(before, now, related_training(mapping))):
         return taken.cases, False
     return follow(taken.cases, before, now)[1], True
 
