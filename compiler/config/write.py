@@ -1,7 +1,7 @@
 """Write a native config through a compiled mapping: the export direction of every relation.
 
-The mirror of :mod:`.read`. Where several nodes could hold an object (cases of one type, kinds of layers, parts), the one
-that is remembered is tried first, and the first that holds it without an error is taken; that decides the tensors too.
+The mirror of :mod:`.read`. Where several nodes could hold an object (cases of one type, kinds of layers, parts), the
+remembered one is tried first, and the first that holds it without an error is taken; that decides the tensors too.
 """
 
 from __future__ import annotations
