@@ -11,7 +11,7 @@ ORDER = (
     "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
     "crosswalk.compiler.text", "crosswalk.compiler.notation", "crosswalk.compiler.layout", "crosswalk.compiler.mapping",
     "crosswalk.compiler.relations", "crosswalk.compiler.config", "crosswalk.compiler.tensors",
-    "crosswalk.compiler.compile", "crosswalk.compiler.catalog",
+    "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog",
     "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.cli",
 )  # fmt: skip
 FOLDERS = {"crosswalk.runtime": "runtime", "crosswalk.compiler": "compiler", "crosswalk": "crosswalk"}
