@@ -23,7 +23,7 @@ from .config.read import import_config
 from .config.write import export_config
 from .layout.differences import differing, same_value
 from .layout.padded_axes import cut_to, padded, resized, truncated
-from .layout.scope import Scope, normalize
+from .layout.scope import Scope, as_stored, normalize
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
 from .tensors.encoded import Read, read_encodings
@@ -41,7 +41,8 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
-    ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill."""
+    ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
+    whether the native config is to be what a checkpoint of the trainer holds of it."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -50,6 +51,7 @@ class PlanOptions:
     pad: Sizes = field(default_factory=dict)
     truncate: Sizes = field(default_factory=dict)
     native_config: Mapping[str, Any] | None = None
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,8 @@ def sized_config(
     Raises ``CrosswalkError`` (``native/differs``) with every field, those of ``training`` excepted, in which a given
     config is another model.
     """
-    imported, lengths = padded(mapping.root.type, read.native, options.pad)
+    native = as_stored(mapping.layout, mapping.root.type, read.native) if options.stored else read.native
+    imported, lengths = padded(mapping.root.type, native, options.pad)
     if options.native_config is None:
         return imported, lengths
     layout, kind = mapping.layout, mapping.root.type
@@ -297,6 +300,7 @@ def _config_to_write(
 def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
     try:
         imported, _ = import_config(mapping, config, allow_lossy=True)
+        imported = as_stored(mapping.layout, mapping.root.type, imported)
         return same_value(
             export_config(mapping, imported, None, True)[0], export_config(mapping, native, None, True)[0]
         )

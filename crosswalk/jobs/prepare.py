@@ -113,7 +113,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
 
 
 def _prepare_import(path: Path, options: Options) -> Prepared:
-    checkpoint, imported = open_import(path, options)
+    checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping, plan, read = imported.mapping, imported.plan, imported.read
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
