@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +13,6 @@ from crosswalk.checkpoints.huggingface import (
     CONFIG,
     HuggingFaceCheckpoint,
     config_bytes,
-    folders_left_behind,
     open_hugging_face,
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
@@ -115,9 +115,8 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
 def _prepare_import(path: Path, options: Options) -> Prepared:
     checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping, plan, read = imported.mapping, imported.plan, imported.read
-    left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*read.taken.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    notes = (*checkpoint.notes, *read.taken.notes, *grown)
     text = checkpoint.text
     if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.stored.config.keys()):
         # Remembered as a checkpoint of floats, which the tensors are from now on.
@@ -179,8 +178,11 @@ def _places(file: Path, text: str, directory: Path, root: tuple[str, ...] = ()) 
 
 
 def require_checkpoint(path: Path) -> None:
-    """Raise unless ``path`` is a directory that could hold a checkpoint."""
-    if not path.is_dir():
-        what = "this is a file" if path.exists() else "there is no such directory"
-        hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
-        raise fail("source/not-a-directory", what, Position(str(path)), hint)
+    """Raise unless ``path`` is a directory that could hold a checkpoint, or an index or data file in one."""
+    if path.is_dir() or (path.is_file() and path.name.endswith((".index.json", ".safetensors", ".bin"))):
+        return
+    hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
+    what = "this is a file" if path.exists() else "there is no such directory"
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        hint = "if this is the name of a model on the hub, download it first: nothing is downloaded here"
+    raise fail("source/not-a-directory", what, Position(str(path)), hint)

@@ -25,6 +25,8 @@ from .extents import BLOCK
 
 #: Longest header that the format allows, in bytes.
 MAX_HEADER = 100_000_000
+#: How a file begins that Git LFS puts in the place of one that was not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: Most dimensions a torch tensor can have.
 MAX_RANK = 64
 #: Problems shown for one file; a hostile header could have a million.
@@ -90,7 +92,7 @@ def read_header(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
                     f"not a safetensors file: it has {status.st_size} bytes and "
                     + ("no header" if length < 0 else f"states a header of {length} bytes"),
                     where,
-                    "the download may be incomplete, or a Git LFS pointer stands in for the file",
+                    "the download may be incomplete",
                 )
             raw = os.pread(descriptor, length, 8)
         finally:
@@ -206,11 +208,16 @@ def parse_json(raw: bytes, path: Path) -> Any:
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor for reading; OSError unless ``path`` is (a link to) a regular file, so that no pipe can block."""
+    """A descriptor for reading; OSError unless ``path`` is (a link to) a regular file, so that no pipe can block, and
+    ``CrosswalkError`` if Git LFS did not fetch the file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(0, "it is not a regular file")
+    if os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
+        os.close(descriptor)
+        text = "this is a pointer of Git LFS, which stands in for the file"
+        raise fail("source/lfs", text, Position(str(path)), "fetch the file itself: git lfs pull")
     return descriptor
 
 
