@@ -17,6 +17,7 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
+from .config.architectures import corrected
 from .config.coverage import restore_kept, unknown_keys
 from .config.dialects import choose_dialects
 from .config.read import import_config
@@ -43,7 +44,8 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
     ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
-    whether the native config is to be what a checkpoint of the trainer holds of it."""
+    whether the native config is to be what a checkpoint of the trainer holds of it; ``take_tied``: whether tensors that
+    the config ties, and files hold too, are left out unread instead of compared."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -53,6 +55,7 @@ class PlanOptions:
     truncate: Sizes = field(default_factory=dict)
     native_config: Mapping[str, Any] | None = None
     stored: bool = False
+    take_tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def import_checkpoint(
                 options.protect,
                 found.encodings if found else (),
                 found.unused if found else {},
+                options.take_tied,
             )
     except CrosswalkError as error:
         problems += error.diagnostics
@@ -287,7 +291,8 @@ def _config_to_write(
     if origin is not None and origin.config is not None:
         same_dtype = origin.dtype == stated
         if same_dtype and same:
-            return dict(origin.config), True
+            right, note = corrected(mapping, origin.config)
+            return dict(right), note is None
         restore_kept(mapping, result, origin.config)
         if same_dtype:
             return result, False

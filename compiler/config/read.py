@@ -30,6 +30,7 @@ from crosswalk.compiler.relations.tree import (
 )
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .architectures import corrected
 from .checks import at_rule, run_check
 from .dialects import read_dialects
 from .fields import scope_at
@@ -86,8 +87,9 @@ class _Import:
         self.checks: list[tuple[CheckRule, Path, _View]] = []
 
     def prepare(self, mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
+        config, note = corrected(mapping, config)
         data, notes, problems = read_dialects(mapping, config)
-        self.record.notes += notes
+        self.record.notes += [note, *notes] if note else notes
         self.problems += problems
         return data
 

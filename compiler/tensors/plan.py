@@ -18,6 +18,7 @@ from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rul
 
 from .bind import Bound
 from .folding import fold
+from .prefixes import other_prefix
 
 Direction = Literal["import", "export"]
 
@@ -30,11 +31,12 @@ def plan_import(
     protect: Sequence[str] = (),
     encodings: Sequence[Encoding] = (),
     unused: Mapping[str, str] = MappingProxyType({}),
+    take_tied: bool = False,
 ) -> Plan:
     """The plan from Hugging Face tensors to the trainer's. ``files``: what the checkpoint holds, from its headers;
     without it, every tensor has ``default_dtype``. ``dtype`` casts all float tensors but those that ``protect`` names.
     ``encodings``: how some of ``files`` are stored; they are decoded to ``dtype`` at once. ``unused``: names in
-    ``files`` that are not needed, and why.
+    ``files`` that are not needed, and why. ``take_tied``: leave stored duplicates of tied tensors out, unread.
 
     Raises ``CrosswalkError`` listing every missing, unexpected and misshapen tensor.
     """
@@ -53,7 +55,8 @@ def plan_import(
         expected = {names[name]: shape for name, shape in bound.theirs.items()}
         for name, owner in bound.duplicates.items():
             if names[name] in files:
-                exemptions.append(Exemption("tied", names[name], names[owner]))
+                left = Exemption("dropped", names[name], None, f"tied to `{names[owner]}`, which counts")
+                exemptions.append(left if take_tied else Exemption("tied", names[name], names[owner]))
                 expected[names[name]] = bound.theirs[owner]
         dropped = {names[name]: f"not needed ({line.position})" for name, line in bound.ignored.items()} | dict(unused)
         for name, reason in dropped.items():
@@ -241,6 +244,8 @@ def _compare(
 ) -> None:
     """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is; all differences in
     one error, layers folded. ``lines``: the rule of each tensor, if there is one."""
+    if (misnamed := other_prefix(expected, found, who)) is not None:
+        raise CrosswalkError(misnamed)
     problems = []
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]

@@ -15,6 +15,8 @@ from crosswalk.runtime.checkpoint.header import open_regular, parse_json
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .wrappers import unwrapped
+
 CONFIG = "config.json"
 MAX_CONFIG = 64 << 20
 #: Endings of files that hold weights or training state in one framework or another: never carried along.
@@ -61,7 +63,14 @@ def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
     if problems:
         raise CrosswalkError(problems)
     left = folders_left_behind(path)
-    notes = [*tensors.notes, *([f"folders are not carried along: {', '.join(left)}"] if left else ())]
+    names, wrapped = unwrapped(tensors.tensors)
+    if wrapped:
+        tensors = tensors.select(names)
+    notes = [
+        *tensors.notes,
+        *([wrapped] if wrapped else []),
+        *([f"folders are not carried along: {', '.join(left)}"] if left else ()),
+    ]
     return HuggingFaceCheckpoint(path, text, config, carried, tensors, tuple(notes))
 
 

@@ -1,4 +1,5 @@
-"""Check a checkpoint against its mapping from config.json and headers alone; no weights are read."""
+"""Check a checkpoint against its mapping from config.json and headers alone; only tensors that are tied and stored
+twice are read, and compared."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from pathlib import Path
 
 from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.files.convert import check_ties
 
 from .options import Options, as_path
 from .prepare import prepare
@@ -36,4 +38,5 @@ def check(
     problems = prepared.plan.verify().problems
     if problems:
         raise CrosswalkError(problems)
+    check_ties(prepared.plan, prepared.source)
     return Report.of(prepared)

@@ -105,7 +105,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     if options.named_format is not None:
         format_named(options.named_format)
     checkpoint = open_hugging_face(path)
-    specs = checkpoint.tensors.specs()
+    path, specs = checkpoint.path, checkpoint.tensors.specs()
     places = _places(path / CONFIG, checkpoint.text, path)
     with read_from(path / CONFIG, checkpoint.text):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)

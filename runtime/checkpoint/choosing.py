@@ -120,7 +120,7 @@ def _other_frameworks(entries: Sequence[Path]) -> str | None:
 
 
 def dangling(path: Path) -> Diagnostic | None:
-    """What is wrong with a link to a file that is not there, as in a cache of the hub that was cleaned or not filled."""
+    """What is wrong with a link to a file that is not there, as in a cache of the hub that was cleaned."""
     if not path.is_symlink() or path.exists():
         return None
     text = f"`{path.name}` is a link to a file that is not there"

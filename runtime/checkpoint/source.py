@@ -22,8 +22,8 @@ from .pickled import read_pickled
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name and the files that hold them. Several names may share bytes (a tied tensor in a pickle). ``notes``
-    say what else lies in the directory."""
+    """Tensors by name and the files that hold them. Several names may share bytes (a tied tensor in a pickle).
+    ``notes`` say what else lies in the directory."""
 
     path: Path
     tensors: Mapping[str, StoredTensor]
