@@ -1,4 +1,4 @@
-"""Names of tensors as wrappers of a model leave them in a state dict: compiled, distributed, or with merged adapters."""
+"""Names of tensors as wrappers of a model leave them in a state dict: compiled, distributed, adapters merged."""
 
 from __future__ import annotations
 
