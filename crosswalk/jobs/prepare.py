@@ -18,6 +18,7 @@ from crosswalk.checkpoints.huggingface import (
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
+from crosswalk.compiler.config.architectures import right_architecture
 from crosswalk.compiler.config.coverage import restore_kept, unknown_keys
 from crosswalk.compiler.config.dialects import choose_dialects, dialect_of_names
 from crosswalk.compiler.config.read import import_config
@@ -148,13 +149,20 @@ def _prepare_import(
     _check_protected(protect, plan)
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, native, lengths, True)
-    said = (*dict.fromkeys(notes), *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    said = (
+        *read.notes,
+        *dict.fromkeys(notes),
+        *grown,
+        *([f"folders are not carried along: {', '.join(left)}"] if left else ()),
+    )
     files, text = checkpoint.files, checkpoint.text
-    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.config.keys()):
+    remembered = dict(right_architecture(mapping.source, read.config)[0])
+    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - remembered.keys()):
         # Remembered as a checkpoint of floats, which the tensors are from now on.
-        decoded = dict(read.config)
-        state_dtype(decoded, main_dtype(plan.sources))
-        text = config_bytes(decoded).decode()
+        state_dtype(remembered, main_dtype(plan.sources))
+        text = config_bytes(remembered).decode()
+    elif remembered.get("architectures") != checkpoint.config.get("architectures"):
+        text = config_bytes(remembered).decode()
     return Prepared(to, mapping, bound, plan, checkpoint.tensors, native, text, files, (), said, lengths)
 
 
