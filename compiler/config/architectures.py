@@ -17,11 +17,11 @@ def class_name(mapping: MappingFile, name: Any) -> Any:
 def right_architecture(mapping: MappingFile, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
     """The config with ``architectures`` as the class of a mapping writes it where it says nothing, or names the class
     within a wrapper, and a note on that."""
-    if "architectures" not in config or mapping.architecture is None:
+    said = config.get("architectures", ())
+    if mapping.architecture is None or not (said is None or isinstance(said, list)):
         return config, []
-    said = config["architectures"]
-    names = [class_name(mapping, name) for name in said] if isinstance(said, list) else said
-    if any(name not in (None, mapping.architecture) for name in names or ()) or (said and names == said):
+    names = [class_name(mapping, name) for name in said or ()]
+    if any(name not in (None, mapping.architecture) for name in names) or (said and names == said):
         return config, []
     text = f"`architectures` is {said}: read, and written, as {mapping.architecture}".replace("None", "null")
     return {**config, "architectures": [mapping.architecture]}, [text]

@@ -202,15 +202,16 @@ def _carried(mapping: CompiledMapping, config: Mapping[str, Any], where: Path) -
 
 
 def restore_kept(mapping: CompiledMapping, config: dict[str, Any], old: Mapping[str, Any]) -> None:
-    """Add to ``config`` what ``old`` holds that means nothing to the trainer, where the object that it stands in is
-    there still (a part may be gone)."""
+    """Add to ``config`` what ``old`` holds that means nothing to the trainer; not below what is no object by now, such
+    as a part that the model has no more, and what the mapping does not know only where its object is there still."""
+    declared = {rule.theirs for rule in rules_of(mapping.root) if isinstance(rule, Carried)}
     for written, newest, value in _carried(mapping, old, ()):
-        for path in dict.fromkeys((written, newest)):
-            above = config if len(path) == 1 else get(config, path[:-1])
-            if isinstance(above, Mapping):
-                if path[-1] not in above:
-                    put(config, path, value)
-                break
+        places = [path for path in (written, newest) if len(path) == 1 or isinstance(get(config, path[:-1]), Mapping)]
+        above = (get(config, newest[:length]) for length in range(1, len(newest)))
+        if not places and newest in declared and all(found is MISSING or isinstance(found, Mapping) for found in above):
+            places = [newest]
+        if places and get(config, places[0]) is MISSING:
+            put(config, places[0], value)
 
 
 class _Claims:

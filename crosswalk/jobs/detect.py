@@ -75,7 +75,7 @@ def _undetected(
     known = [m for m in mappings if m.layout == layout]
     others = [m for m in mappings if m.layout != layout and (kind in m.model_types or m.architecture in architectures)]
     described = {name: text for m in mappings for name, text in m.unmapped.items()}
-    text = f"no format of layout `{layout}` fits this config.json ({_said(config, architectures)})"
+    text = f"no format fits this config.json ({_said(config, architectures)}) in layout `{layout}`"
     hint = f"there are {', '.join(f'{m.name} ({m.model_type})' for m in known)}"
     if others:
         names = ", ".join(f"layout `{m.layout}` has `{m.name}`" for m in others)
