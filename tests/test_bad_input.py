@@ -152,7 +152,7 @@ TENSORS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "missing in every layer": (
         drop(*(f"model.layers.{i}.mlp.up_proj.weight" for i in range(3))),
-        ("llama.yaml:81:5: error: tensor `model.layers.{0..2}.mlp.up_proj.weight` [37, 30] is missing (3 in all)",),
+        ("error: tensor `model.layers.{0..2}.mlp.up_proj.weight` [37, 30] is missing (3 in all)",),
     ),
     "unexpected": (
         put(model__layers__1__foo__weight=torch.zeros(3), model__layers__2__foo__weight=torch.zeros(3)),
