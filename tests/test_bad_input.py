@@ -322,7 +322,7 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("config.json:2:30: error: `a` is already written at ",),
     ),
     "not text": (text(b'{"\xe9": 1}'), ("config.json: error: this is not UTF-8 text",)),
-    "NaN": (config(rms_norm_eps=math.nan), ("`rms_norm_eps` must be a finite number, it is nan",)),
+    "NaN": (config(rms_norm_eps=math.nan), ("`rms_norm_eps` must be of type float and finite, it is nan",)),
     "too deep": (text(b"[" * 100_000), ("config.json:1:41: error: more than 40 levels of nesting",)),
 }
 

@@ -319,7 +319,11 @@ def misfit(declared: Field, value: Any) -> str | None:
         fits = isinstance(value, (list, tuple)) and all(map(_SCALARS[declared.of], value))
         return None if fits else f"a list of {declared.of}"
     if not _SCALARS[declared.of](value):
-        return "a finite number" if declared.of == "float" and isinstance(value, float) else f"of type {declared.of}"
+        return (
+            "of type float and finite"
+            if declared.of == "float" and isinstance(value, float)
+            else f"of type {declared.of}"
+        )
     if declared.bound is not None:
         relation, bound = declared.bound
         if not (value > bound if relation == ">" else value >= bound):

@@ -270,7 +270,7 @@ def test_infinity_and_nan_are_numbers_of_python(command: CommandLine, tmp_path: 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_key_that_means_something_has_to_be_finite(value: float) -> None:
     (said,) = refusals(LLAMA | {"rms_norm_eps": value})
-    assert f"`rms_norm_eps` must be a finite number, it is {value}" in said
+    assert f"`rms_norm_eps` must be of type float and finite, it is {value}" in said
 
 
 # ---- architectures ---------------------------------------------------------------------------------------------------
