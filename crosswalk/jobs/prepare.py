@@ -148,7 +148,7 @@ def _prepare_export(path: Path, options: Options) -> Prepared:
     kind, lengths = mapping.root.type, exported.lengths
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     files = files_to_write(mapping.source, origin.files, options.model_files, path)
-    notes = (*dict.fromkeys(exported.bound.notes), *padding_notes(kind, exported.native, lengths, False))
+    notes = (*exported.notes, *padding_notes(kind, exported.native, lengths, False))
     if origin.is_of(mapping) and origin.kept:
         notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
     return Prepared(
