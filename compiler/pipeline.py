@@ -17,8 +17,7 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .config.architectures import corrected
-from .config.coverage import restore_kept, unknown_keys
+from .config.coverage import kept_names, restore_kept, unknown_keys
 from .config.dialects import choose_dialects
 from .config.read import import_config
 from .config.taken import Cases, Taken, follow, related_training
@@ -44,8 +43,9 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
     ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
-    whether the native config is to be what a checkpoint of the trainer holds of it; ``take_tied``: whether tensors that
-    the config ties, and files hold too, are left out unread instead of compared."""
+    whether the native config is to be what a checkpoint of the trainer holds of it; ``keep``: dotted keys of a
+    config.json that no mapping knows, to be carried along (one text may hold several, between commas); ``take_tied``:
+    whether tensors that the config ties, and files hold too, are left out unread instead of compared."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -55,6 +55,7 @@ class PlanOptions:
     truncate: Sizes = field(default_factory=dict)
     native_config: Mapping[str, Any] | None = None
     stored: bool = False
+    keep: str | Iterable[str] = ()
     take_tied: bool = False
 
 
@@ -73,7 +74,8 @@ class Origin:
     """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
     ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
     tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size
-    ``from`` before and ``to`` after; ``files``: those that go along, by name."""
+    ``from`` before and ``to`` after; ``files``: those that go along, by name; ``kept``: keys of its config that were
+    carried along without being understood."""
 
     format: str | None = None
     text: str = ""
@@ -83,6 +85,7 @@ class Origin:
     lossy: bool = False
     padded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
 
     def is_of(self, mapping: CompiledMapping) -> bool:
         """Whether its config is one of this format."""
@@ -92,12 +95,20 @@ class Origin:
 @dataclass(frozen=True)
 class ConfigRead:
     """A config.json, read. ``native`` is complete; ``taken`` is what was decided on the way; ``stored`` is the
-    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more."""
+    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more; ``kept``
+    are the keys that were asked to be kept."""
 
     native: dict[str, Any]
     taken: Taken
     stored: Read
     problems: tuple[Diagnostic, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, though nothing is wrong."""
+        kept = [f"kept as it is, though not understood: {', '.join(f'`{k}`' for k in self.kept)}"] if self.kept else []
+        return tuple(dict.fromkeys((*self.stored.notes, *kept, *self.taken.notes)))
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def import_checkpoint(
     Raises ``CrosswalkError`` with every problem of the config, of the tensors, and of the options.
     """
     dtype = check_dtype(options.dtype)
-    read = read_config(mapping, config, tensors, options.allow_lossy, places)
+    read = read_config(mapping, config, tensors, options.allow_lossy, places, options.keep)
     problems = list(read.problems)
     try:
         native, cases, lengths = _to_fill(mapping, read, options)
@@ -168,7 +179,7 @@ def import_checkpoint(
 
 def import_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The native config of a config.json alone. Raises ``CrosswalkError`` with every problem of it."""
-    read = read_config(mapping, config, None, options.allow_lossy)
+    read = read_config(mapping, config, None, options.allow_lossy, keep=options.keep)
     if read.problems:
         raise CrosswalkError(read.problems)
     return _to_fill(mapping, read, options)[0]
@@ -180,12 +191,14 @@ def read_config(
     tensors: Iterable[TensorSpec] | None = None,
     allow_lossy: bool = False,
     places: Places = Places(),
+    keep: str | Iterable[str] = (),
 ) -> ConfigRead:
     """Read a config.json, and the tensors beside it as they are decoded: in the dtype that it names, or BF16 if it
     names none, or one of 8 bits. Raises ``CrosswalkError`` if there is no native config for it."""
     stated = stated_dtype(config, "BF16")
     stored = read_encodings(mapping.source, config, tensors or (), stated if size_of(stated) > 1 else "BF16")
-    problems = [*stored.problems, *unknown_keys(mapping, stored.config)]
+    kept = kept_names(keep)
+    problems = [*stored.problems, *unknown_keys(mapping, stored.config, kept)]
     found: tuple[dict[str, Any], Taken] | None = None
     try:
         if tensors is None:
@@ -197,7 +210,7 @@ def read_config(
     located = tuple(places.config(problems))
     if found is None or not stored.understood:
         raise CrosswalkError(located)
-    return ConfigRead(*found, stored, located)
+    return ConfigRead(*found, stored, located, kept)
 
 
 def _to_fill(
@@ -291,8 +304,7 @@ def _config_to_write(
     if origin is not None and origin.config is not None:
         same_dtype = origin.dtype == stated
         if same_dtype and same:
-            right, note = corrected(mapping, origin.config)
-            return dict(right), note is None
+            return dict(origin.config), True
         restore_kept(mapping, result, origin.config)
         if same_dtype:
             return result, False

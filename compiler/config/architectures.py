@@ -1,27 +1,34 @@
-"""``architectures`` of config.json: the name of a class, which people's tools leave out or decorate."""
+"""The name of the class in config.json, where it is not written as the class writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from crosswalk.compiler.relations.tree import CompiledMapping
-
-KEY = "architectures"
+from crosswalk.compiler.mapping.model import MappingFile
 
 
-def corrected(mapping: CompiledMapping, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
-    """The config with the class of the format where it names none, or a wrapper of that class (``FSDPLlamaForCausalLM``
-    is what a save under FSDP writes), and a note that says so. Another class stays: it is another model."""
-    own = mapping.source.architecture
-    if own is None or KEY not in config or config[KEY] == [own]:
-        return config, None
-    said = config[KEY]
-    if said not in (None, []) and not (isinstance(said, list) and all(_wraps(name, own) for name in said)):
-        return config, None
-    return {**config, KEY: [own]}, f"`{KEY}` is {said!r} in config.json; it is taken as, and written as, {[own]!r}"
+def class_name(mapping: MappingFile, name: Any) -> Any:
+    """The name of a class without what training puts before it; null if nothing is left."""
+    prefix = next((p for p in mapping.wrappers if isinstance(name, str) and name.startswith(p)), "")
+    return name[len(prefix) :] or None if prefix else name
 
 
-def _wraps(name: Any, own: str) -> bool:
-    """Whether a class is called like another with a word before it."""
-    return isinstance(name, str) and name.endswith(own)
+def right_architecture(mapping: MappingFile, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """The config with ``architectures`` as the class of a mapping writes it where it says nothing, or names the class
+    within a wrapper, and a note on that."""
+    said = config.get("architectures", ())
+    if mapping.architecture is None or not (said is None or isinstance(said, list)):
+        return config, []
+    names = [class_name(mapping, name) for name in said or ()]
+    if any(name not in (None, mapping.architecture) for name in names) or (said and names == said):
+        return config, []
+    text = f"`architectures` is {said}: read, and written, as {mapping.architecture}".replace("None", "null")
+    return {**config, "architectures": [mapping.architecture]}, [text]
+
+
+def other_head(mapping: MappingFile, config: Mapping[str, Any]) -> str | None:
+    """What the class in a config has, as the mapping says of endings of class names; None if it says nothing."""
+    said = config.get("architectures")
+    names = [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
+    return next((text for name in names for end, text in mapping.unmapped.items() if name.endswith(end)), None)
