@@ -19,6 +19,7 @@ from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.scope import Scope, simple, stored_type
 from crosswalk.compiler.text.documents import parse_document
 from crosswalk.runtime.checkpoint.header import shorten
+from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
@@ -75,8 +76,7 @@ def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
 def _read_text(file: Path) -> str:
     where = Position(str(file))
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_METADATA + 1)
+        data = read_inside(file, file.parent, MAX_METADATA + 1)
         if len(data) > MAX_METADATA:
             raise fail("native/metadata", f"larger than {MAX_METADATA >> 20} MiB", where)
         return data.decode()

@@ -15,6 +15,7 @@ from crosswalk.checkpoints.huggingface import (
     folders_left_behind,
     open_hugging_face,
     parse_config,
+    strangers_left_behind,
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
@@ -149,7 +150,13 @@ def _prepare_import(
     _check_protected(protect, plan)
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, native, lengths, True)
-    said = (*dict.fromkeys(notes), *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    strangers = strangers_left_behind(path)
+    said = (
+        *dict.fromkeys(notes),
+        *grown,
+        *([f"folders are not carried along: {', '.join(left)}"] if left else ()),
+        *([f"links that lead elsewhere and special files are left out: {', '.join(strangers)}"] if strangers else ()),
+    )
     files, text = checkpoint.files, checkpoint.text
     if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.config.keys()):
         # Remembered as a checkpoint of floats, which the tensors are from now on.
