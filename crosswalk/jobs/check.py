@@ -28,6 +28,7 @@ def check(
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
     keep: str | Iterable[str] = (),
+    take_tied: bool = False,
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
     shape, and the plan's proof. ``pad``, ``truncate`` and ``keep``: see :func:`crosswalk.convert`. Raises
@@ -35,7 +36,7 @@ def check(
     options = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
-        keep=keep,
+        keep=keep, take_tied=take_tied,
     )  # fmt: skip
     prepared = prepare(Path(src), options)
     problems = prepared.plan.verify().problems

@@ -117,7 +117,8 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping, plan, read = imported.mapping, imported.plan, imported.read
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*checkpoint.notes, *read.notes, *grown)
+    tied = [f"`{e.tensor}` is left out: {e.reason}" for e in plan.exemptions if e.tensor in imported.bound.duplicates]
+    notes = (*checkpoint.notes, *read.notes, *grown, *(tied if options.take_tied else ()))
     text = checkpoint.text
     right = dict(right_architecture(mapping.source, read.stored.config)[0])
     if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - right.keys()):
