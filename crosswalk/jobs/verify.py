@@ -41,7 +41,9 @@ def verify(
     on_progress: Progress | None = None,
 ) -> Report:
     """Prove that ``dst`` holds the conversion of ``src``: the same model by its config, and every tensor bit for bit
-    (after the casts that its dtypes imply). ``take_tied``: see :func:`crosswalk.convert`. Raises ``CrosswalkError`` naming every difference."""
+    (after the casts that its dtypes imply). ``take_tied``: see :func:`crosswalk.convert`.
+
+    Raises ``CrosswalkError`` naming every difference."""
     source, target = Path(src), Path(dst)
     for path in (source, target):
         require_checkpoint(path)
