@@ -16,6 +16,7 @@ from .layout import MISSING
 from .mapping import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Path, Section, TensorEntry
 from .names import Template
 from .overlay import overlay
+from .versions import version_numbers
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
 ENTRY_WORDS = frozenset(
@@ -31,7 +32,7 @@ TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
-     "write_dialects", "keeps", "enums", "dialects", "encodings", "parts", "elsewhere")
+     "versions", "write_dialects", "keeps", "enums", "dialects", "encodings", "parts", "elsewhere")
 )  # fmt: skip
 
 
@@ -70,6 +71,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         optional_files=tuple(document.get("optional_files", base.optional_files)),
         derived_files={name: tuple(keys) for name, keys in document.get("derived_files", base.derived_files).items()},
         auto_map=dict(document.get("auto_map", base.auto_map)),
+        versions=_versions(document, base),
         write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
         keeps=(*base.keeps, *_keeps(document)),
         enums=_enums(document, base),
@@ -301,6 +303,13 @@ def _enums(document: Map, base: MappingFile) -> dict[str, tuple[EnumRow, ...]]:
         replaced = {row.theirs for row in own}
         result[name] = (*own, *(row for row in base.enums.get(name, ()) if row.theirs not in replaced))
     return result
+
+
+def _versions(document: Map, base: MappingFile) -> dict[str, dict[str, tuple[int, ...]]]:
+    given = document.get("versions")
+    if given is None:
+        return {key: dict(firsts) for key, firsts in base.versions.items()}
+    return {key: {name: version_numbers(first) for name, first in firsts.items()} for key, firsts in given.items()}
 
 
 def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:

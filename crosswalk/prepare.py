@@ -12,7 +12,7 @@ from typing import Any
 from crosswalk.compiler.comparing import same_value
 from crosswalk.compiler.containers import did_you_mean
 from crosswalk.compiler.coverage import restore_kept, unknown_keys
-from crosswalk.compiler.dialects import choose_dialects, dialect_of_names
+from crosswalk.compiler.dialects import choose_dialects, dialect_of_names, dialects_of, without_stale_versions
 from crosswalk.compiler.exporting import export_config
 from crosswalk.compiler.importing import import_config
 from crosswalk.compiler.otherwise import import_with_tensors
@@ -183,7 +183,8 @@ def _prepare_export(
         native = normalize(layout, checkpoint.config, mapping.root.type.name)
     same_format = origin.get("format") == mapping.name and isinstance(origin.get("config"), str)
     allow = allow_lossy or bool(same_format and origin.get("lossy"))
-    dialects = choose_dialects(mapping, dialect)
+    old = _origin_config(checkpoint) if same_format else None
+    dialects = choose_dialects(mapping, dialect, old)
     kind = mapping.root.type
     at = locator(checkpoint.text, str(path / METADATA))(("metadata", "crosswalk", "padded"))
     lengths = truncated(kind, native, origin, truncate, allow_lossy, at)
@@ -197,7 +198,7 @@ def _prepare_export(
         plan = plan_export(bound, specs, asked, protect=protect, tensor_dialect=names)
     _check_protected(protect, plan)
     theirs = resized(kind, native, lengths)
-    text = _config_text(mapping, bound, theirs, checkpoint, plan, dialect is not None)
+    text = _config_text(mapping, bound, theirs, origin, old, plan, dialects, dialect is not None)
     files = files_to_write(mapping.source, checkpoint, model_files)
     derived = derived_files(mapping.source, parse_config(text, Path(CONFIG)), files)
     notes = (*dict.fromkeys(bound.notes), *padding_notes(kind, native, lengths, False))
@@ -258,21 +259,23 @@ def _config_text(
     mapping: CompiledMapping,
     bound: Bound,
     native: Mapping[str, Any],
-    checkpoint: NativeCheckpoint,
+    origin: Mapping[str, Any],
+    old: Mapping[str, Any] | None,
     plan: Plan,
+    dialects: tuple[str, ...],
     dialect_asked: bool,
 ) -> str:
-    """config.json to write. If the one that the checkpoint came from still says what the native config says, it is
-    that one, byte for byte; else a new one, with what means nothing to the trainer restored from it."""
+    """config.json to write. If ``old``, the one that the checkpoint came from, still says what the native config says,
+    it is that one, byte for byte; else a new one, with what means nothing to the trainer restored from it."""
     result: dict[str, Any] = copy.deepcopy(dict(bound.config))
-    origin = checkpoint.origin
     stated = main_dtype(plan.targets)
-    if origin.get("format") == mapping.name and isinstance(origin.get("config"), str):
-        old = _origin_config(checkpoint)
+    if old is not None:
         same_dtype = origin.get("dtype") == stated
-        if same_dtype and not dialect_asked and _still_says(mapping, old, native):
+        same_dialects = not dialect_asked or set(dialects) == set(dialects_of(mapping, old))
+        if same_dtype and same_dialects and _still_says(mapping, old, native):
             return str(origin["config"])
         restore_kept(mapping, result, old)
+        result = without_stale_versions(mapping, result, dialects)
         if same_dtype:
             return config_bytes(result).decode()
     state_dtype(result, stated)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from crosswalk.compiler.coverage import restore_kept
-from crosswalk.compiler.dialects import choose_dialects
+from crosswalk.compiler.dialects import choose_dialects, without_stale_versions
 from crosswalk.compiler.padding import cut_to
 from crosswalk.compiler.planning import Bound, bind, check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.compiler.scope import normalize
@@ -126,9 +126,9 @@ def save(
     with ranks.step("planning the checkpoint") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         step.agree["truncate"] = truncate
-        export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
+        export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate, carry_from)
         plan, bound = export.plan(live.untied(live.collect(model)))
-        output = export.output(plan, bound, carry_from, max_shard_size, overwrite)
+        output = export.output(plan, bound, max_shard_size, overwrite)
     background = None if blocking else (lambda: team(group, timeout, "background"))
     return saving.save(plan, model, Path(hf_dir), ranks, background, output)
 
@@ -191,11 +191,11 @@ def writer(
 ) -> Writer:
     """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
     files. Options are those of :func:`save`."""
-    export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
+    export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate, carry_from)
 
     def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         plan, bound = export.plan(specs)
-        return plan, export.output(plan, bound, carry_from, max_shard_size, overwrite)
+        return plan, export.output(plan, bound, max_shard_size, overwrite)
 
     return Writer(Path(hf_dir), make_plan)
 
@@ -231,11 +231,17 @@ class _Export:
         dtype: str | None,
         allow_lossy: bool,
         truncate: Sizes | None,
+        carry_from: str | Path | None = None,
     ) -> None:
         self._mapping = format_named(format)
         self._config = normalize(self._mapping.layout, native_config, self._mapping.root.type.name)
         self._lengths = cut_to(self._mapping.root.type, self._config, truncate or {})
-        self._dialects = choose_dialects(self._mapping, dialect)
+        self._carry_from = Path(carry_from) if carry_from is not None else None
+        self._old: dict[str, Any] | None = None
+        if self._carry_from is not None:
+            file = self._carry_from / CONFIG
+            self._old = parse_config(read_config_text(file), file)
+        self._dialects = choose_dialects(self._mapping, dialect, self._old)
         self._dtype, self._allow_lossy = check_dtype(dtype), allow_lossy
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Bound]:
@@ -247,17 +253,15 @@ class _Export:
         self,
         plan: Plan,
         bound: Bound,
-        carry_from: str | Path | None,
         max_shard_size: int | str | None,
         overwrite: bool,
     ) -> Output:
         config: dict[str, Any] = copy.deepcopy(dict(bound.config))
         carried: dict[str, Path] = {}
-        if carry_from is not None:
-            origin = Path(carry_from)
-            carried = carried_files(origin)
-            old = parse_config(read_config_text(origin / CONFIG), origin / CONFIG)
-            restore_kept(self._mapping, config, old)
+        if self._carry_from is not None and self._old is not None:
+            carried = carried_files(self._carry_from)
+            restore_kept(self._mapping, config, self._old)
+            config = without_stale_versions(self._mapping, config, self._dialects)
         state_dtype(config, main_dtype(plan.targets))
         size = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
         made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
