@@ -32,10 +32,10 @@ import torch
 from plot import draw, table
 from workloads import Workload, workloads, write_random
 
-from crosswalk.runtime.files import Options, checksum_checkpoint, write_checkpoint
-from crosswalk.runtime.output import OutputLayout, hugging_face_layout
-from crosswalk.runtime.plan import Plan
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.checkpoint.output import OutputLayout, hugging_face_layout
+from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.files.convert import Options, checksum_checkpoint, write_checkpoint
+from crosswalk.runtime.plan.model import Plan
 
 WORKERS = 2
 MODELS = ("Mixtral", "Qwen3")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from crosswalk.runtime.header import build_header
-from crosswalk.runtime.plan import Plan, RawCopy, TensorSpec, make_plan
+from crosswalk.runtime.checkpoint.header import build_header
+from crosswalk.runtime.plan.model import Plan, RawCopy, TensorSpec, make_plan
 
 HIDDEN, INTERMEDIATE, QUERY, KEY = 4096, 14336, 4096, 1024  # Llama-3.1-8B
 MOE_HIDDEN, MOE_INTERMEDIATE, EXPERTS = 2048, 768, 128  # Qwen3-30B-A3B

@@ -14,14 +14,14 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from crosswalk.compiler.layout.model import Layout, load_layout
+from crosswalk.compiler.mapping.model import MappingFile
+from crosswalk.compiler.mapping.parse import parse_mapping
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.text.documents import Map, did_you_mean, load_document, parse_document, validate
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
-from .documents import Map, did_you_mean, load_document, parse_document, validate
-from .expand import expand
-from .layout import Layout, load_layout
-from .mapping import MappingFile
-from .parse import parse_mapping
-from .relations import CompiledMapping
+from .compile import expand
 
 ENDINGS = (".yaml", ".toml")
 

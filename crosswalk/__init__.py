@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 if TYPE_CHECKING:
-    from .api import compile_plan, export_config, formats, import_config, normalize_native
-    from .checking import check
-    from .conversion import convert
-    from .sharding import shards
-    from .training import load, reader, save, stream, writer
-    from .verification import verify
+    from crosswalk.jobs.check import check
+    from crosswalk.jobs.convert import convert
+    from crosswalk.jobs.plans import compile_plan, export_config, formats, import_config, normalize_native
+    from crosswalk.jobs.shards import shards
+    from crosswalk.jobs.train import load, reader, save, stream, writer
+    from crosswalk.jobs.verify import verify
 
 _HOMES = {
-    "check": "checking",
-    "compile_plan": "api",
-    "convert": "conversion",
-    "export_config": "api",
-    "formats": "api",
-    "import_config": "api",
-    "load": "training",
-    "normalize_native": "api",
-    "reader": "training",
-    "save": "training",
-    "shards": "sharding",
-    "stream": "training",
-    "verify": "verification",
-    "writer": "training",
+    "check": "jobs.check",
+    "compile_plan": "jobs.plans",
+    "convert": "jobs.convert",
+    "export_config": "jobs.plans",
+    "formats": "jobs.plans",
+    "import_config": "jobs.plans",
+    "load": "jobs.train",
+    "normalize_native": "jobs.plans",
+    "reader": "jobs.train",
+    "save": "jobs.train",
+    "shards": "jobs.shards",
+    "stream": "jobs.train",
+    "verify": "jobs.verify",
+    "writer": "jobs.train",
 }
 
 __all__ = [

@@ -130,8 +130,10 @@ def workplace() -> Iterator[Callable[[str, str], str]]:
 
 def run_in(folder: Path, line: str, mapping: str) -> str:
     """What a command prints, on a terminal of any width; places in shipped files without their lines, which move."""
-    from crosswalk import catalog, cli, compile_mappings
-    from crosswalk.compiler.render import render
+    from crosswalk.cli import build as compile_mappings
+    from crosswalk.cli import commands as cli
+    from crosswalk.cli.render import render
+    from crosswalk.jobs import formats as catalog
     from crosswalk.runtime.errors import CrosswalkError
 
     (folder / "gpt2.yaml").write_text(mapping, encoding="utf-8")

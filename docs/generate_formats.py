@@ -10,13 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crosswalk.catalog import catalog
-from crosswalk.compiler.axes import format_terms
-from crosswalk.compiler.documents import Map, load_document
-from crosswalk.compiler.expressions import Expression
-from crosswalk.compiler.layout import MISSING
-from crosswalk.compiler.mapping import MappingFile, TensorEntry
-from crosswalk.compiler.relations import (
+from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
+from crosswalk.compiler.notation.axes import format_terms
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.relations.tree import (
     Carried,
     CheckRule,
     Choice,
@@ -33,9 +31,9 @@ from crosswalk.compiler.relations import (
     TheirsFact,
     Unused,
 )
-from crosswalk.compiler.relations import (
-    Path as Keys,
-)
+from crosswalk.compiler.relations.tree import Path as Keys
+from crosswalk.compiler.text.documents import Map, load_document
+from crosswalk.jobs.formats import catalog
 
 HERE = Path(__file__).parent
 LAYOUT = "fast_llm"

@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from crosswalk.cli import cli, run_command
+from crosswalk.cli.commands import cli, run_command
 
 
 def make_checkpoint(directory: Path) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .decoding import decode
+from crosswalk.runtime.checkpoint.decoding import decode
+from crosswalk.runtime.plan.model import Copy, Plan
+from crosswalk.runtime.plan.proof import prove
+from crosswalk.runtime.plan.regions import Region
+
 from .dtypes import DTYPES, dtype_name, torch_dtype
 from .errors import CrosswalkError, Diagnostic
-from .padding import Region
-from .plan import Copy, Plan
-from .proof import prove
 
 
 def execute(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.plan.model import Plan
 
 MISSING = "<absent>"
 

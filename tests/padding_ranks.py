@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
 import crosswalk
-from crosswalk.runtime.placement import Shards, place
+from crosswalk.runtime.training.placement import Shards, place
 
 #: Of a vocabulary of 97: the last of four ranks holds one row of it, or two ranks hold none.
 MULTIPLES = (128, 200)

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_checkpoints import config_of
 
-from crosswalk.compiler.encodings import read_encodings
-from crosswalk.compiler.mapping import MappingFile
-from crosswalk.runtime.plan import Encoding, TensorSpec
+from crosswalk.compiler.mapping.model import MappingFile
+from crosswalk.compiler.tensors.encoded import read_encodings
+from crosswalk.runtime.plan.model import Encoding, TensorSpec
 
 Tensors = dict[str, torch.Tensor]
 E4M3 = 448.0

@@ -17,12 +17,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 import crosswalk
-from crosswalk.runtime import live
-from crosswalk.runtime.distributed import team
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.placement import place
-from crosswalk.runtime.plan import Plan
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.training import load as live
+from crosswalk.runtime.training.placement import place
+from crosswalk.runtime.training.ranks import team
 
 #: Name -> ranks, mesh, and placements of matrices; vectors are sharded where they can be.
 MESHES: dict[str, tuple[int, tuple[int, ...], tuple[Placement, ...]]] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 # Imported once, then forked for every rank.
-_context.set_forkserver_preload(["crosswalk.training", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
+_context.set_forkserver_preload(["crosswalk.jobs.train", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from crosswalk.compiler.axes import Axis, Product, Sum, Term, parse_parameter
+from crosswalk.compiler.notation.axes import Axis, Product, Sum, Term, parse_parameter
 
 Axes = dict[str, tuple[int, int]]
 Sizes = Mapping[str, "int | tuple[str, ...]"]

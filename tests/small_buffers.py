@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from crosswalk.runtime import decoding, engine, lowering
+from crosswalk.runtime.checkpoint import decoding
+from crosswalk.runtime.files import schedule as lowering
+from crosswalk.runtime.files import workers as engine
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
@@ -16,8 +18,10 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lowering, "SEEK", 32)
     patch.setattr(engine, "PANEL", 1024)
     patch.setattr(decoding, "STRIP", 50)
-    for name in ("crosswalk.runtime.engine.STEP", "crosswalk.runtime.sinks.STEP"):
+    for name in ("crosswalk.runtime.files.workers.STEP", "crosswalk.runtime.files.sinks.STEP"):
         patch.setattr(name, 1300)  # longer than any step that is read together
-    patch.setattr("crosswalk.runtime.checksum.CHUNK", 700)
-    patch.setattr("crosswalk.runtime.sinks._LONG", 100)
-    patch.setattr("crosswalk.runtime.sinks.is_served", lambda descriptor: True)  # the system copies, without checksums
+    patch.setattr("crosswalk.runtime.checkpoint.checksum.CHUNK", 700)
+    patch.setattr("crosswalk.runtime.files.sinks._LONG", 100)
+    patch.setattr(
+        "crosswalk.runtime.files.sinks.is_served", lambda descriptor: True
+    )  # the system copies, without checksums

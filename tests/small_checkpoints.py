@@ -19,8 +19,8 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
-from crosswalk.cli import cli, run_command
-from crosswalk.compile_mappings import command as compile_command
+from crosswalk.cli.build import command as compile_command
+from crosswalk.cli.commands import cli, run_command
 
 Tensors = dict[str, torch.Tensor]
 Damage = Callable[[Path], object]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosswalk.compiler.axes import (
+from crosswalk.compiler.notation.axes import (
     Axis,
     Branch,
     One,

@@ -216,7 +216,7 @@ def test_mapping_files_that_are_not_there(crosswalk: CommandLine, tmp_path: Path
 
 # ---- the system ------------------------------------------------------------------------------------------------------
 
-MAIN = "import sys; from crosswalk.cli import main; main(sys.argv[1:])"
+MAIN = "import sys; from crosswalk.cli.commands import main; main(sys.argv[1:])"
 
 
 def run_process(script: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -265,7 +265,7 @@ def test_a_full_disk(crosswalk: CommandLine, tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import contextlib, os, signal, sys
-from crosswalk import cli
+from crosswalk.cli import commands as cli
 
 @contextlib.contextmanager
 def progress(quiet, what):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from crosswalk.runtime import execute
 from crosswalk.runtime.dtypes import dtype_name
-from crosswalk.runtime.encodings import KINDS
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
+from crosswalk.runtime.plan.encodings import KINDS
+from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
 
 Tensors = dict[str, torch.Tensor]
 

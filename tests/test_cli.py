@@ -35,7 +35,7 @@ from small_checkpoints import (
     tensors_of,
 )
 
-from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.plan.model import Plan
 
 ROOT = Path(__file__).parents[1]
 ATTENTION = "model.layers.1.self_attn"
@@ -208,8 +208,8 @@ def test_help_of_every_command_imports_nothing_heavy() -> None:
     script = f"""
 import io, sys
 from contextlib import redirect_stdout
-from crosswalk.cli import cli, run_command
-from crosswalk.compile_mappings import command
+from crosswalk.cli.commands import cli, run_command
+from crosswalk.cli.build import command
 texts = []
 for arguments in ([], *([name] for name in cli.commands)):
     with redirect_stdout(io.StringIO()) as out:
@@ -232,7 +232,7 @@ def test_check_and_plan_import_no_torch(tmp_path: Path) -> None:
     script = f"""
 import io, sys
 from contextlib import redirect_stdout
-from crosswalk.cli import cli, run_command
+from crosswalk.cli.commands import cli, run_command
 for command in ("check", "plan"):
     with redirect_stdout(io.StringIO()):
         assert run_command(cli, [command, {str(source)!r}]) == 0

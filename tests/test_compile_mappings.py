@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from crosswalk.catalog import catalog
-from crosswalk.cli import run_command
-from crosswalk.compile_mappings import command
-from crosswalk.runtime.plan import Plan
+from crosswalk.cli.build import command
+from crosswalk.cli.commands import run_command
+from crosswalk.jobs.formats import catalog
+from crosswalk.runtime.plan.model import Plan
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

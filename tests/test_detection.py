@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from test_multimodal import _llava_hybrid
 
 import crosswalk
-from crosswalk.catalog import catalog
-from crosswalk.detect import detect_format
+from crosswalk.jobs.detect import detect_format
+from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import TensorSpec
+from crosswalk.runtime.plan.model import TensorSpec
 
 #: A config of every format.
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -22,9 +22,11 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import crosswalk
-from crosswalk.runtime import live, saving, transfer
-from crosswalk.runtime.distributed import team
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.training import load as live
+from crosswalk.runtime.training import save as saving
+from crosswalk.runtime.training import transfer
+from crosswalk.runtime.training.ranks import team
 
 BUCKET = 5_000
 

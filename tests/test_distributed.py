@@ -20,10 +20,10 @@ from ranks import Failed, run_ranks
 from safetensors.torch import load_file
 
 import crosswalk
-from crosswalk.runtime.distributed import share_out
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import TensorSpec
-from crosswalk.runtime.regions import WASTE
+from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.training.ranks import share_out
+from crosswalk.runtime.training.stretches import WASTE
 
 
 @pytest.fixture(scope="module")

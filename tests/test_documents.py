@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from crosswalk.compiler.documents import Map, Seq, load_document, parse_document, scalar_of, validate
-from crosswalk.compiler.render import render
+from crosswalk.cli.render import render
+from crosswalk.compiler.text.documents import Map, Seq, load_document, parse_document, scalar_of, validate
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 # ---- values and positions -------------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from crosswalk.runtime import staging
-from crosswalk.runtime.engine import Progress
+from crosswalk.runtime.checkpoint import staging
+from crosswalk.runtime.checkpoint.output import hugging_face_layout
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import Options, write_checkpoint
-from crosswalk.runtime.output import hugging_face_layout
-from crosswalk.runtime.plan import Plan, TensorSpec, make_plan
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.workers import Progress
+from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
 
 #: Random kills; raise it to look for rare moments.
 KILLS = int(os.environ.get("CROSSWALK_KILLS", "25"))

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import LLAMA, edit_tensors, make, shard, tensors_of
 
 import crosswalk
-from crosswalk.runtime import decoding
+from crosswalk.runtime.checkpoint import decoding
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import Options, write_checkpoint
-from crosswalk.runtime.plan import Encoding, Exemption, Plan, TensorSpec, make_plan
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, TensorSpec, make_plan
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SIZE = 7  # 14 bytes of bf16: thirds of them would end inside of an element

@@ -23,17 +23,18 @@ from test_files import MEMORY
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from crosswalk.compiler.catalog import schema
-from crosswalk.runtime import decoding, execute
+from crosswalk.runtime import execute
+from crosswalk.runtime.checkpoint import decoding
+from crosswalk.runtime.checkpoint.header import build_header
+from crosswalk.runtime.checkpoint.reading import Reader
+from crosswalk.runtime.checkpoint.source import bind, open_checkpoint
 from crosswalk.runtime.dtypes import DTYPES as KNOWN_DTYPES
 from crosswalk.runtime.dtypes import dtype_name, torch_dtype
-from crosswalk.runtime.encodings import KINDS
-from crosswalk.runtime.engine import _SLACK
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import Options, verify_checkpoint, write_checkpoint
-from crosswalk.runtime.header import build_header
-from crosswalk.runtime.plan import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
-from crosswalk.runtime.reading import Reader
-from crosswalk.runtime.source import bind, open_checkpoint
+from crosswalk.runtime.files.convert import Options, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.workers import _SLACK
+from crosswalk.runtime.plan.encodings import KINDS
+from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
 
 DTYPES = ("BF16", "F16", "F32")
 #: Shapes with a block each: partial blocks at both ends, blocks larger than the tensor, matrices in a stack.

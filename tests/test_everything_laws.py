@@ -17,14 +17,16 @@ from small_buffers import shrink
 from test_padding_laws import cut_chains
 from test_plan_laws import random_box, slices
 
-from crosswalk.runtime import execute, live, saving
-from crosswalk.runtime.distributed import team
+from crosswalk.runtime import execute
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dtypes import torch_dtype
-from crosswalk.runtime.encodings import KINDS
-from crosswalk.runtime.files import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
-from crosswalk.runtime.padding import RawRegion, Region
-from crosswalk.runtime.plan import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.files.convert import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.plan.encodings import KINDS
+from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
+from crosswalk.runtime.plan.regions import RawRegion, Region
+from crosswalk.runtime.training import load as live
+from crosswalk.runtime.training import save as saving
+from crosswalk.runtime.training.ranks import team
 
 Tensors = dict[str, torch.Tensor]
 FLOATS = ("BF16", "F16", "F32")

@@ -13,16 +13,17 @@ import oracles
 import pytest
 import torch
 
-from crosswalk.api import plan_for
 from crosswalk.compiler.catalog import Catalog
-from crosswalk.compiler.documents import parse_document
-from crosswalk.compiler.exporting import export_config
-from crosswalk.compiler.importing import import_config
-from crosswalk.compiler.planning import bind, plan_import
-from crosswalk.compiler.relations import CompiledMapping
+from crosswalk.compiler.config.read import import_config
+from crosswalk.compiler.config.write import export_config
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.tensors.bind import bind
+from crosswalk.compiler.tensors.plan import plan_import
+from crosswalk.compiler.text.documents import parse_document
+from crosswalk.jobs.plans import plan_for
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.memory import execute
-from crosswalk.runtime.plan import TensorSpec
+from crosswalk.runtime.plan.model import TensorSpec
 
 DOCS = Path(__file__).parents[1] / "docs"
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "bos_token_id": 5, "eos_token_id": 5}
@@ -170,7 +171,7 @@ def test_excerpts_are_from_the_shipped_file(name: str, excerpt: str) -> None:
 
 
 def test_the_page_names_every_function_and_no_other() -> None:
-    from crosswalk.compiler.expressions import _FUNCTIONS
+    from crosswalk.compiler.notation.expressions import _FUNCTIONS
 
     page = (DOCS / "language.md").read_text()
     listed = next(line for line in page.splitlines() if line.startswith("* `ceil_div"))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosswalk.compiler.expressions import Expression, compile_expression
+from crosswalk.compiler.notation.expressions import Expression, compile_expression
 from crosswalk.runtime.errors import CrosswalkError, Position
 
 VALUES: dict[tuple[str, ...], Any] = {

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from crosswalk.runtime.extents import BLOCK, is_served, share
-from crosswalk.runtime.files import Options, checksum_checkpoint, write_checkpoint
-from crosswalk.runtime.output import hugging_face_layout, native_layout
-from crosswalk.runtime.plan import TensorSpec, make_plan
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.checkpoint.extents import BLOCK, is_served, share
+from crosswalk.runtime.checkpoint.output import hugging_face_layout, native_layout
+from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.files.convert import Options, checksum_checkpoint, write_checkpoint
+from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 ROWS, WIDTH = 101, 4096  # 808 KiB of bf16 each: whole blocks, and not whole steps of 1 MiB
 
@@ -148,7 +148,7 @@ def test_the_system_copies_where_a_server_does_it(monkeypatch: pytest.MonkeyPatc
     specs = [TensorSpec("a", (ROWS, WIDTH), "BF16")]
     plan = make_plan(specs, specs, [("a", "a", (ROWS * WIDTH,), 0, (1,), 0, (1,), 0)])
     for served, checksum, number in ((False, "none", 0), (True, "xxh3", 0), (True, "none", 1)):
-        monkeypatch.setattr("crosswalk.runtime.sinks.is_served", lambda descriptor, served=served: served)
+        monkeypatch.setattr("crosswalk.runtime.files.sinks.is_served", lambda descriptor, served=served: served)
         out = tmp_path / f"{served}-{checksum}"
         write_checkpoint(plan, open_checkpoint(tmp_path / "in"), out, options=Options(workers=1, checksum=checksum))
         assert len(calls) == number

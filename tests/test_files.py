@@ -20,14 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_buffers import shrink
 
-from crosswalk.runtime import engine, kernels, lowering, tasks
-from crosswalk.runtime.checksum import CHUNK
+from crosswalk.runtime.checkpoint.checksum import CHUNK
+from crosswalk.runtime.checkpoint.output import Written, hugging_face_layout, native_layout
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dtypes import dtype_name
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
-from crosswalk.runtime.output import Written, hugging_face_layout, native_layout
-from crosswalk.runtime.plan import Exemption, Plan, RawCopy, TensorSpec, make_plan
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.files import kernels, tasks
+from crosswalk.runtime.files import schedule as lowering
+from crosswalk.runtime.files import workers as engine
+from crosswalk.runtime.files.convert import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, TensorSpec, make_plan
 
 Tensors = dict[str, torch.Tensor]
 
@@ -543,10 +545,10 @@ def renamed(sources: Tensors) -> Plan:
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from crosswalk.runtime.files import Options, write_checkpoint
-from crosswalk.runtime.plan import Plan
-from crosswalk.runtime.source import open_checkpoint
-from crosswalk.runtime import engine
+from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.files import workers as engine
 import torch, threading
 
 plan = Plan.from_json(Path(sys.argv[1]).read_text())
@@ -575,7 +577,7 @@ def test_memory_is_bounded_whatever_the_model(tmp_path: Path) -> None:
     rows, columns, count = 4096, 8192, 12
     names = [f"{i}" for i in range(count)]
     specs = [TensorSpec(name, (rows, columns), "F32") for name in names]
-    from crosswalk.runtime.header import build_header
+    from crosswalk.runtime.checkpoint.header import build_header
 
     header = build_header(specs, {})
     (tmp_path / "in").mkdir()

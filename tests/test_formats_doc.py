@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from crosswalk.catalog import catalog
+from crosswalk.jobs.formats import catalog
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -17,9 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crosswalk.runtime.checkpoint.header import parse_header, parse_json
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.header import parse_header, parse_json
-from crosswalk.runtime.source import open_checkpoint
 
 #: Inputs of the fast loops; raise it to search longer.
 INPUTS = int(os.environ.get("CROSSWALK_FUZZ", "20000"))

@@ -15,9 +15,9 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from crosswalk.compiler.documents import Map, Seq, parse_document, scalar_of, validate
-from crosswalk.compiler.expressions import MAX_DEPTH, MAX_LENGTH, compile_expression
-from crosswalk.compiler.render import render
+from crosswalk.cli.render import render
+from crosswalk.compiler.notation.expressions import MAX_DEPTH, MAX_LENGTH, compile_expression
+from crosswalk.compiler.text.documents import Map, Seq, parse_document, scalar_of, validate
 from crosswalk.runtime.errors import CrosswalkError
 
 

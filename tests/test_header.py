@@ -11,11 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from crosswalk.runtime.checkpoint.header import build_header, read_header
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dtypes import DTYPES, torch_dtype
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.header import build_header, read_header
-from crosswalk.runtime.plan import TensorSpec
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.plan.model import TensorSpec
 
 
 def codes(error: pytest.ExceptionInfo[CrosswalkError]) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from test_plan_laws import FAST, chains, relation
 
-from crosswalk.runtime.joining import join
-from crosswalk.runtime.plan import Plan, RawCopy, TensorSpec, make_plan
+from crosswalk.runtime.plan.joining import join
+from crosswalk.runtime.plan.model import Plan, RawCopy, TensorSpec, make_plan
 
 EXPERTS, WIDTH, HIDDEN = 5, 3, 7
 

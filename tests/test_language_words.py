@@ -9,14 +9,14 @@ from golden_cases import CASES
 
 import crosswalk
 from crosswalk.compiler.catalog import Catalog
-from crosswalk.compiler.dialects import choose_dialects
-from crosswalk.compiler.encodings import read_encodings
-from crosswalk.compiler.exporting import export_config
-from crosswalk.compiler.importing import import_config
-from crosswalk.compiler.otherwise import import_with_tensors
-from crosswalk.compiler.relations import CompiledMapping
+from crosswalk.compiler.config.dialects import choose_dialects
+from crosswalk.compiler.config.read import import_config
+from crosswalk.compiler.config.write import export_config
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.tensors.encoded import read_encodings
+from crosswalk.compiler.tensors.read_config import import_with_tensors
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import Encoding, TensorSpec
+from crosswalk.runtime.plan.model import Encoding, TensorSpec
 
 LLAMA = CASES["llama_gqa"].hf_config()
 GEMMA = CASES["tf523__gemma4_dense"].hf_config()

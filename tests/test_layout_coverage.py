@@ -16,9 +16,9 @@ from comparing import differences
 from golden_cases import CASES
 
 import crosswalk
-from crosswalk.catalog import catalog
-from crosswalk.compiler.layout import Field
-from crosswalk.compiler.relations import (
+from crosswalk.compiler.layout.model import Field
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.relations.tree import (
     CompiledMapping,
     Entries,
     FieldRule,
@@ -29,7 +29,7 @@ from crosswalk.compiler.relations import (
     nodes_of,
     rules_of,
 )
-from crosswalk.compiler.scope import Scope
+from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
 
 Config = dict[str, Any]

@@ -19,11 +19,11 @@ from oracles import logits, make_checkpoint
 from safetensors.torch import load_file, save_file
 
 import crosswalk
-from crosswalk.runtime.affine import Piece
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.placement import Shards, place, subtract
-from crosswalk.runtime.regions import WASTE, Placement, blocks
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.plan.affine import Piece
+from crosswalk.runtime.training.placement import Shards, place, subtract
+from crosswalk.runtime.training.stretches import WASTE, Placement, blocks
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from crosswalk.compiler.axes import bias_of, parse_dims, parse_parameter, resolve
-from crosswalk.compiler.lowering import Piece, Source, Tensor, lower, ours_shape
-from crosswalk.compiler.names import Template
+from crosswalk.compiler.notation.axes import bias_of, parse_dims, parse_parameter, resolve
+from crosswalk.compiler.notation.templates import Template
+from crosswalk.compiler.tensors.lower import Piece, Source, Tensor, lower, ours_shape
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 # Pairwise distinct and odd, so that no swap of axes passes (half is 2 by nature).

@@ -11,9 +11,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosswalk.compiler.axes import parse_dims, parse_parameter
-from crosswalk.compiler.lowering import Source, Tensor, lower, ours_shape
-from crosswalk.compiler.names import Template
+from crosswalk.compiler.notation.axes import parse_dims, parse_parameter
+from crosswalk.compiler.notation.templates import Template
+from crosswalk.compiler.tensors.lower import Source, Tensor, lower, ours_shape
 
 ATOMS = {"a": 2, "b": 3, "c": 4, "d": 1, "e": 3, "f": 2}
 COMPOSITES: dict[str, tuple[str, ...]] = {"ab": ("a", "b"), "ef": ("e", "f"), "abc": ("ab", "c")}

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosswalk.compiler.catalog import Catalog
-from crosswalk.compiler.expressions import Expression
-from crosswalk.compiler.relations import CompiledMapping, Struct, nodes_of
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of
 from crosswalk.runtime.errors import CrosswalkError, Position
 
 MISTAKES = (Path(__file__).parent / "mapping_mistakes.txt").read_text(encoding="utf-8")

@@ -29,12 +29,12 @@ from quantised import misread
 from semantics import meaning
 from variants import REFUSED, VARIANTS
 
-from crosswalk.api import plan_for, read_config
 from crosswalk.compiler.catalog import Catalog
-from crosswalk.compiler.dialects import choose_dialects
-from crosswalk.compiler.exporting import export_config
-from crosswalk.compiler.layout import Layout
-from crosswalk.compiler.relations import CompiledMapping
+from crosswalk.compiler.config.dialects import choose_dialects
+from crosswalk.compiler.config.write import export_config
+from crosswalk.compiler.layout.model import Layout
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.jobs.plans import plan_for, read_config
 from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
 

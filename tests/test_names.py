@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosswalk.compiler.names import Choice, Hole, Template, join
+from crosswalk.compiler.notation.templates import Choice, Hole, Template, join
 from crosswalk.runtime.errors import CrosswalkError, Position
 
 

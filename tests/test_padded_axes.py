@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from test_lowering_laws import ATOMS, COMPOSITES, Case, cases, coordinates, pairs
 from test_lowering_laws import text as pattern_text
 
-from crosswalk.compiler.axes import parse_dims, parse_parameter, resolve
-from crosswalk.compiler.cells import outside
-from crosswalk.compiler.documents import parse_document
-from crosswalk.compiler.layout import load_layout
-from crosswalk.compiler.lowering import Source, lower
-from crosswalk.compiler.names import Template
+from crosswalk.compiler.layout.cells import outside
+from crosswalk.compiler.layout.model import load_layout
+from crosswalk.compiler.notation.axes import parse_dims, parse_parameter, resolve
+from crosswalk.compiler.notation.templates import Template
+from crosswalk.compiler.tensors.lower import Source, lower
+from crosswalk.compiler.text.documents import parse_document
 from crosswalk.runtime.errors import CrosswalkError
 
 

@@ -37,7 +37,7 @@ from test_roundtrip import random_tensors
 import crosswalk
 from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.plan.model import Plan
 
 needs_transformers_5 = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="config.json of transformers 5")
 WHAT_IS_PADDED = "bijective but for 2 tensors padded with 3,420 elements"

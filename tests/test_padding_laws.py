@@ -33,11 +33,11 @@ from test_plan_laws import (
 )
 
 from crosswalk.runtime import execute
-from crosswalk.runtime.files import Options, verify_checkpoint, write_checkpoint
-from crosswalk.runtime.padding import RawRegion, Region
-from crosswalk.runtime.plan import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
-from crosswalk.runtime.proof import prove
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.files.convert import Options, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.plan.model import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan.proof import prove
+from crosswalk.runtime.plan.regions import RawRegion, Region
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "schema" / "plan.schema.json").read_text())
 Cell = tuple[str, int]

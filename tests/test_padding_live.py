@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from test_distributed import results, same_files
 
 import crosswalk
-from crosswalk.runtime import live, saving
-from crosswalk.runtime import stream as streaming
-from crosswalk.runtime.distributed import TIMEOUT, team
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.regions import WASTE
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.training import load as live
+from crosswalk.runtime.training import save as saving
+from crosswalk.runtime.training import stream as streaming
+from crosswalk.runtime.training.ranks import TIMEOUT, team
+from crosswalk.runtime.training.stretches import WASTE
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from small_checkpoints import (
 import crosswalk
 from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import Copy, Plan, TensorSpec, make_plan
+from crosswalk.runtime.plan.model import Copy, Plan, TensorSpec, make_plan
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import torch
 from crosswalk.runtime import execute
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
-from crosswalk.runtime.proof import prove
+from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan.proof import prove
 
 RULE = Rule("toy", "mlp: [gate|up]", "toy.yaml:7:3")
 
@@ -372,7 +372,7 @@ def test_execution_on_a_gpu_is_the_same() -> None:
 
 def test_importing_the_runtime_does_not_import_torch() -> None:
     code = (
-        "import sys, crosswalk.runtime, crosswalk.runtime.algebra, crosswalk.runtime.proof; "
+        "import sys, crosswalk.runtime, crosswalk.runtime.plan.algebra, crosswalk.runtime.plan.proof; "
         "assert 'torch' not in sys.modules; assert 'crosswalk.runtime.memory' not in sys.modules; "
         "crosswalk.runtime.execute; assert 'torch' in sys.modules"
     )

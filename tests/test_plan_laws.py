@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosswalk.runtime import execute
-from crosswalk.runtime.plan import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
-from crosswalk.runtime.proof import prove
+from crosswalk.runtime.plan.model import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan.proof import prove
 
 Family = tuple[str, tuple[str, ...]]
 Place = tuple[int, dict[str, int]]

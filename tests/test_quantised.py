@@ -39,11 +39,11 @@ from test_cli import lines
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import crosswalk
-from crosswalk.catalog import catalog
-from crosswalk.compiler.encodings import read_encodings
-from crosswalk.runtime.encodings import check_encodings
+from crosswalk.compiler.tensors.encoded import read_encodings
+from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import TensorSpec, make_plan
+from crosswalk.runtime.plan.encodings import check_encodings
+from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 QWEN3 = {key: value for key, value in LLAMA.items() if key != "mlp_bias"} | {
     "architectures": ["Qwen3ForCausalLM"],

@@ -11,8 +11,8 @@ import torch
 from small_checkpoints import LLAMA, edit_config, make
 
 import crosswalk
-from crosswalk.catalog import format_named
-from crosswalk.compiler.coverage import restore_kept
+from crosswalk.compiler.config.coverage import restore_kept
+from crosswalk.jobs.formats import format_named
 from crosswalk.runtime.errors import CrosswalkError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-MODULES = ["plan", "proof", "source", "files", "output", "memory"]
+MODULES = ["plan", "plan.proof", "checkpoint.source", "files.convert", "checkpoint.output", "memory"]
 
 
 @pytest.mark.parametrize("module", ["", *MODULES])
@@ -20,5 +20,5 @@ def test_runtime_imports_nothing_of_the_compiler(module: str) -> None:
 
 
 def test_opening_and_planning_need_no_torch() -> None:
-    code = "import sys, crosswalk.runtime.files, crosswalk.runtime.plan; print('torch' in sys.modules)"
+    code = "import sys, crosswalk.runtime.files.convert, crosswalk.runtime.plan.model; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

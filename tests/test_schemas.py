@@ -11,8 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from crosswalk.compiler.catalog import Catalog, schema
-from crosswalk.compiler.documents import load_document, parse_document, validate
-from crosswalk.compiler.parse import ENTRY_WORDS, RESERVED, TENSOR_WORDS
+from crosswalk.compiler.mapping.parse import ENTRY_WORDS, RESERVED, TENSOR_WORDS
+from crosswalk.compiler.text.documents import load_document, parse_document, validate
 
 NAMES = ("mapping", "layout", "plan")
 FOLDER = Path(Catalog().mapping("llama").file).parent

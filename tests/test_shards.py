@@ -18,11 +18,11 @@ from ranks import Failed, run_ranks
 from sharded_models import MODELS, Axes, Model, acting, arange, local_of
 
 import crosswalk
-from crosswalk.catalog import catalog
-from crosswalk.compiler.scope import Scope
-from crosswalk.compiler.sharding import held_parameters
+from crosswalk.compiler.layout.axis_shards import held_parameters
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.placement import Shards, place
+from crosswalk.runtime.training.placement import Shards, place
 
 
 def codes(error: pytest.ExceptionInfo[CrosswalkError]) -> list[str]:

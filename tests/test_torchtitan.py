@@ -35,7 +35,7 @@ from titan_cases import (
 import crosswalk
 from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.plan.model import Plan
 
 needs_transformers_5 = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="config.json of transformers 5")
 

@@ -15,15 +15,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from crosswalk.runtime import sinks, staging
-from crosswalk.runtime.dcp import Writer
-from crosswalk.runtime.distributed import Team
+from crosswalk.runtime.checkpoint import staging
+from crosswalk.runtime.checkpoint.output import hugging_face_layout
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import Options, write_checkpoint
-from crosswalk.runtime.output import hugging_face_layout
-from crosswalk.runtime.plan import Plan, TensorSpec, make_plan
-from crosswalk.runtime.saving import Output, save
-from crosswalk.runtime.source import open_checkpoint
+from crosswalk.runtime.files import sinks
+from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
+from crosswalk.runtime.training.dcp import Writer
+from crosswalk.runtime.training.ranks import Team
+from crosswalk.runtime.training.save import Output, save
 
 #: Every call that changes a file or a name, and where the count of bytes stands in its arguments, if it has one.
 CALLS = {

@@ -13,7 +13,7 @@ from golden_cases import load_tensors
 from safetensors.torch import save_file
 
 import crosswalk
-from crosswalk.runtime.plan import Plan
+from crosswalk.runtime.plan.model import Plan
 
 GOLDEN = Path(__file__).parent / "golden_torchtitan"
 #: Case -> the format for torchtitan, and the one for fast_llm if it has one.

@@ -1,0 +1,88 @@
+"""Expand the sections of a mapping over the types of its layout: every field of every reachable type gets its rule.
+
+This is where a mapping is proved complete before any config is seen: a field that no rule reaches, a name that does not
+exist, a rule that nothing reaches are errors here, all reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from crosswalk.compiler.layout.model import MISSING, Layout
+from crosswalk.compiler.mapping.model import MappingFile
+from crosswalk.compiler.relations.build import Expander
+from crosswalk.compiler.relations.check_config import check_config
+from crosswalk.compiler.relations.tree import (
+    OTHER_FORMAT,
+    Carried,
+    Choice,
+    CompiledMapping,
+    FieldRule,
+    Layers,
+    Path,
+    Struct,
+    TheirsFact,
+    nodes_of,
+    rules_of,
+)
+from crosswalk.compiler.tensors.check import check_tensors
+from crosswalk.runtime.errors import CrosswalkError, Position
+
+
+def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]) -> CompiledMapping:
+    """Check ``mapping`` against ``layout`` and compile it. ``load(name, position)`` gives the mappings of parts.
+
+    Raises ``CrosswalkError`` with every problem found.
+    """
+    expander = Expander(mapping, layout, load)
+    root = expander.root()
+    if expander.problems:
+        raise CrosswalkError(dict.fromkeys(expander.problems))
+    compiled = CompiledMapping(mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(_claims(root)))
+    problems = (*check_config(compiled), *check_tensors(compiled))
+    if problems:
+        raise CrosswalkError(dict.fromkeys(problems))
+    return compiled
+
+
+def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
+    """What the header says of config.json itself."""
+    facts = []
+    if mapping.architecture:
+        at = mapping.place("architecture")
+        facts.append(TheirsFact(("architectures",), ([mapping.architecture],), True, MISSING, at, OTHER_FORMAT))
+    if mapping.auto_map:
+        at = mapping.place("auto_map")
+        facts.append(TheirsFact(("auto_map",), (dict(mapping.auto_map),), True, MISSING, at, OTHER_FORMAT))
+    return tuple(facts)
+
+
+def _claims(root: Struct) -> set[Path]:
+    """Every path of theirs that some rule speaks of, holes included."""
+    result: set[Path] = set()
+    for rule in rules_of(root):
+        if isinstance(rule, (FieldRule, TheirsFact, Carried)):
+            result.add(rule.theirs)
+        if isinstance(rule, FieldRule):
+            result.update(rule.alias)
+    for node in nodes_of(root):
+        if isinstance(node, Choice):
+            result.add(node.key)
+        elif isinstance(node, Layers):
+            result.add(node.count)
+            result |= {node.each} if node.each else set()
+    return result
+
+
+def _defaults(root: Struct) -> dict[Path, Any]:
+    result: dict[Path, Any] = {}
+    for rule in rules_of(root):
+        if isinstance(rule, (FieldRule, TheirsFact, Carried)) and rule.default is not MISSING:
+            result.setdefault(rule.theirs, rule.default)
+    for node in nodes_of(root):
+        if isinstance(node, Choice) and node.default is not MISSING:
+            result.setdefault(node.key, node.default)
+        elif isinstance(node, Layers) and node.each and node.each_default is not MISSING:
+            result.setdefault(node.each, node.each_default)
+    return result

@@ -1,0 +1,306 @@
+"""Dialects: other places in which files keep the same thing. Reading moves old places to new; writing moves back.
+
+Config moves apply to one object (config.json, or the object of a part), tensor moves to prefixes of names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.mapping.model import Dialect, Move
+from crosswalk.compiler.notation.versions import version_numbers
+from crosswalk.compiler.relations.tree import CompiledMapping, Layers, PartNode, Path, nodes_of, part_mapping
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+
+from .keys import Names, get, layer_index, put, same_number
+
+_OTHER = "write another one with --dialect; `crosswalk formats` lists them"
+
+
+def read_dialects(
+    mapping: CompiledMapping, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str], list[Diagnostic]]:
+    """The config in its newest form, notes on old places that differed and yielded, and problems."""
+    data: dict[str, Any] = copy.deepcopy(dict(config))
+    notes: list[str] = []
+    problems: list[Diagnostic] = []
+    moves = [move for dialect in mapping.source.dialects.values() for move in dialect.config]
+    for move in sorted(moves, key=lambda move: -len(move.old)):
+        value = get(data, move.old)
+        objects = _object_of(move)
+        given = objects is not None and get(config, objects) not in (MISSING, None)
+        if value is MISSING and not given:
+            value = move.default
+        if value is MISSING:
+            continue
+        _remove(data, move.old)
+        if value is None or any(same_number(value, unset) for unset in move.unset):
+            continue
+        if move.when is not None and not _holds(mapping, data, move):
+            notes.append(f"`{'.'.join(move.old)}` is {value!r} and does not count: not `{move.when.text}`")
+            continue
+        for new in _places(mapping, data, move):
+            if given and get(data, new) is MISSING:  # what is not said there is said by the object that all layers read
+                common = get(data, (*_layers(mapping).theirs, new[-1]))
+                known = {} if common is MISSING else {new[-1]: common}
+                _merge(known, move, move.old, new[-1:], value, notes, problems)
+            else:
+                _merge(data, move, move.old, new, value, notes, problems)
+    return data, notes, problems
+
+
+def _holds(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> bool:
+    assert move.when is not None
+    return bool(Names(data, mapping.defaults, {}).evaluate(move.when, ()))
+
+
+def _merge(
+    data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, notes: list[str], problems: list[Diagnostic]
+) -> None:
+    there = get(data, new)
+    if isinstance(value, Mapping) and isinstance(there, Mapping):
+        for key, item in value.items():
+            _merge(data, move, (*old, key), (*new, key), item, notes, problems)
+    elif there is MISSING or there is None:
+        _place(data, move, old, new, value, problems)
+    elif not same_number(there, value):
+        old_key, new_key = ".".join(old), ".".join(new)
+        text = f"`{old_key}` says {value!r} and `{new_key}` says {there!r}"
+        if move.yields:
+            notes.append(f"{text}: `{new_key}` counts")
+        else:
+            hint = "the file holds both the old and the new form: remove the wrong one"
+            problems.append(Diagnostic("config/dialects-differ", text, move.position, hint))
+
+
+def _place(data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, problems: list[Diagnostic]) -> None:
+    """Put a value at its new place. A null on the way is like an absent object; anything else there is wrong."""
+    for length in range(1, len(new)):
+        found = get(data, new[:length])
+        if found is None:
+            put(data, new[:length], {})
+        elif found is not MISSING and not isinstance(found, Mapping):
+            text = f"`{'.'.join(new[:length])}` must be an object for `{'.'.join(old)}`, it is {found!r}"
+            problems.append(Diagnostic("config/type", text, move.position))
+            return
+    put(data, new, value)
+
+
+def write_dialects(
+    mapping: CompiledMapping, config: Mapping[str, Any], names: Iterable[str], effective: Mapping[tuple[str, Path], Any]
+) -> dict[str, Any]:
+    """The config as the given dialects want it. The newest form stays only if it is among ``names``.
+
+    ``effective`` gives (kind of layer, path) -> value, for places that stand for every layer of a kind. Raises
+    ``CrosswalkError`` for what a dialect has no place for.
+    """
+    wanted = list(names)
+    result: dict[str, Any] = copy.deepcopy(dict(config))
+    old_places: list[tuple[Path, Any]] = []
+    moved: list[Path] = []
+    told: set[Path] = set()
+    for name in (name for name in wanted if name in mapping.source.dialects):
+        dialect = mapping.source.dialects[name]
+        for move in sorted((m for m in dialect.config if not m.legacy), key=lambda move: -len(move.new)):
+            kind, objects = _kind_of(move), _object_of(move)
+            if kind is not None and objects is not None:
+                path = move.new[len(objects) + 1 :]
+                value = effective.get((kind, path), MISSING)
+                told.update((*objects, str(index), *path) for index in _indices(mapping, config, kind))
+                if (kind, path) in effective and (value is MISSING or not _counts(mapping, config, move, path, value)):
+                    needs = f" with `{move.when.text}`" if move.when is not None else ""
+                    message = f"dialect `{name}` has one `{'.'.join(move.old)}` for all layers that are `{kind}`{needs}"
+                    raise fail("dialect/one-value", message, move.position, _OTHER)
+                if value is not MISSING:
+                    old_places.append((move.old, value))
+                moved.append(objects)
+                continue
+            value = get(result, move.new)
+            if value is MISSING:
+                continue
+            if isinstance(value, Mapping):
+                value = {k: v for k, v in value.items() if (*move.new, k) not in moved}
+            if not any(same_number(value, unset) for unset in move.unset):
+                old_places.append((move.old, value))
+            moved.append(move.new)
+    if mapping.source.newest not in wanted:
+        for path in moved:
+            _check_told(get(result, path), path, told, wanted)
+            _remove(result, path)
+    for path, value in old_places:
+        put(result, path, value)
+    return result
+
+
+def dialects_of(mapping: CompiledMapping, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The dialects that a file is in: those whose places it has, in its parts too; without such a place, the one of the
+    version that wrote it. None if it says nothing."""
+    newest = mapping.source.newest or "newest"
+    found: set[str] = set()
+    for dialect in mapping.source.dialects.values():
+        for move in (move for move in dialect.config if not move.legacy):
+            found |= {dialect.name} if get(config, move.old) is not MISSING else set()
+            found |= {newest} if get(config, _object_of(move) or move.new[:1]) is not MISSING else set()
+    for _, part, value in _parts(mapping, config):
+        found |= {name for name in dialects_of(part, value) if name in (newest, *mapping.source.dialects)}
+    if not found:
+        found = {name for key in mapping.source.versions if (name := _dialect_of_version(mapping, config, key))}
+    return tuple(name for name in (newest, *mapping.source.dialects) if name in found)
+
+
+def without_stale_versions(
+    mapping: CompiledMapping, config: Mapping[str, Any], written: Iterable[str]
+) -> dict[str, Any]:
+    """The config without the version of a library that writes none of the dialects that it is ``written`` in."""
+    names = set(written)
+    result = copy.deepcopy(dict(config))
+    for key in mapping.source.versions:
+        dialect = _dialect_of_version(mapping, config, key)
+        if dialect is not None and dialect not in names:
+            del result[key]
+    for path, part, value in _parts(mapping, config):
+        put(result, path, without_stale_versions(part, value, names))
+    return result
+
+
+def _parts(
+    mapping: CompiledMapping, config: Mapping[str, Any]
+) -> Iterator[tuple[Path, CompiledMapping, Mapping[str, Any]]]:
+    for node in nodes_of(mapping.root):
+        value = get(config, node.part.theirs) if isinstance(node, PartNode) else None
+        if isinstance(node, PartNode) and isinstance(value, Mapping):
+            try:
+                yield node.part.theirs, part_mapping(node, value), value
+            except CrosswalkError:
+                continue  # importing reports it, with the rule
+
+
+def _dialect_of_version(mapping: CompiledMapping, config: Mapping[str, Any], key: str) -> str | None:
+    """The dialect that the version under ``key`` writes, of those that the mapping has."""
+    version = config.get(key)
+    numbers = version_numbers(version) if isinstance(version, str) else ()
+    known = (mapping.source.newest, *mapping.source.dialects)
+    firsts = [(first, name) for name, first in mapping.source.versions[key].items() if name in known]
+    return max(((first, name) for first, name in firsts if first <= numbers), default=(None, None))[1]
+
+
+def choose_dialects(
+    mapping: CompiledMapping, asked: str | Iterable[str] | None, origin: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """The dialects to write: what the user asked for (names with ``-`` or ``_``, several joined by commas), else those
+    of ``origin``, the config that the checkpoint comes from, else those that the mapping names."""
+    newest = mapping.source.newest or "newest"
+    if asked is None:
+        kept = dialects_of(mapping, origin) if origin is not None else ()
+        if kept:
+            return kept
+        return tuple(newest if name == "newest" else name for name in mapping.source.write_dialects) or (newest,)
+    names = asked.split(",") if isinstance(asked, str) else list(asked)
+    result = []
+    known = (newest, *mapping.source.dialects)
+    for given in names:
+        name = given.strip().replace("-", "_").replace(".", "_")
+        if name == "newest":
+            name = newest
+        if name not in known:
+            listed = ", ".join(n.replace("_", "-") for n in known)
+            raise fail("usage/dialect", f"format `{mapping.name}` has no dialect `{given.strip()}`; it has {listed}")
+        result.append(name)
+    return tuple(result)
+
+
+def dialect_of_names(mapping: CompiledMapping, names: Iterable[str]) -> Dialect | None:
+    """The dialect whose tensor prefixes the names use; None for the newest. An error if they mix two."""
+    listed = list(names)
+    for dialect in mapping.source.dialects.values():
+        if not dialect.tensors:
+            continue
+        old = [name for name in listed if any(_has_prefix(name, prefix) for prefix, _ in dialect.tensors)]
+        new = [name for name in listed if name not in set(old)]
+        if old and new and any(_has_prefix(name, prefix) for name in new for _, prefix in dialect.tensors):
+            raise CrosswalkError(
+                Diagnostic(
+                    "dialect/mixed",
+                    f"tensor names of two dialects in one checkpoint: `{old[0]}` ({dialect.name}) and `{new[0]}`",
+                )
+            )
+        if old:
+            return dialect
+    return None
+
+
+def rename(name: str, moves: Iterable[tuple[str, str]]) -> str:
+    """The name with the longest matching prefix replaced, on whole dotted parts."""
+    for old, new in sorted(moves, key=lambda move: -len(move[0])):
+        if _has_prefix(name, old):
+            return new + name[len(old) :]
+    return name
+
+
+def _has_prefix(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _kind_of(move: Move) -> str | None:
+    holes = [part[1:-1] for part in move.new if part.startswith("{")]
+    return holes[0] if holes else None
+
+
+def _object_of(move: Move) -> Path | None:
+    """The object whose keys the hole of a move stands for; None without a hole."""
+    kind = _kind_of(move)
+    return None if kind is None else move.new[: move.new.index("{" + kind + "}")]
+
+
+def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Move, path: Path, value: Any) -> bool:
+    """Whether a reader of the old place would find ``value``: where the place does not count, the common one holds."""
+    common = get(config, (*_layers(mapping).theirs, *path))
+    return move.when is None or _holds(mapping, config, move) or same_number(common, value)
+
+
+def _check_told(objects: Any, path: Path, told: set[Path], wanted: list[str]) -> None:
+    """What stands in single layers and no old place holds would be lost."""
+    for index, override in objects.items() if isinstance(objects, Mapping) else ():
+        for key in override if isinstance(override, Mapping) else ():
+            if (*path, str(layer_index(index)), key) not in told:
+                where = ".".join((*path, index, key))
+                text = f"dialect `{', '.join(wanted)}` has no place for `{where}`"
+                raise fail("dialect/no-place", text, None, _OTHER)
+
+
+def _layers(mapping: CompiledMapping) -> Layers:
+    return next(node for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.each is not None)
+
+
+def _indices(mapping: CompiledMapping, data: Mapping[str, Any], kind: str) -> list[int]:
+    """The layers of a kind."""
+    layers = _layers(mapping)
+    assert layers.each is not None
+    try:
+        listed = Names(data, mapping.defaults, {}).lookup(layers.each, ())
+    except CrosswalkError:
+        return []  # importing reports it, with the rule
+    return [index for index, name in enumerate(listed) if name == kind] if isinstance(listed, list) else []
+
+
+def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> list[Path]:
+    """The new places of a move: one, or one for each layer of the kind that its hole names."""
+    kind, objects = _kind_of(move), _object_of(move)
+    if kind is None or objects is None:
+        return [move.new]
+    after = move.new[len(objects) + 1 :]
+    given = get(data, objects)
+    written = {layer_index(key): key for key in given} if isinstance(given, Mapping) else {}
+    return [(*objects, written.get(index, str(index)), *after) for index in _indices(mapping, data, kind)]
+
+
+def _remove(data: dict[str, Any], path: Path) -> None:
+    """Remove a place, and the objects that this leaves empty."""
+    parent = get(data, path[:-1]) if len(path) > 1 else data
+    if isinstance(parent, dict) and path[-1] in parent:
+        del parent[path[-1]]
+        if not parent and len(path) > 1:
+            _remove(data, path[:-1])

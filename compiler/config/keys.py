@@ -1,0 +1,117 @@
+"""The Hugging Face side of a config: paths of keys in nested dicts, and the names that expressions may use there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.relations.tree import Path
+from crosswalk.runtime.errors import fail
+
+
+def fill(path: Path, holes: Mapping[str, str]) -> Path:
+    """The path with its holes filled in: ``("mixers", "{mixers}")`` with ``mixers`` attn is ``("mixers", "attn")``."""
+    return tuple(holes.get(part[1:-1], part) if part[:1] == "{" else part for part in path) if holes else path
+
+
+def get(data: Any, path: Path) -> Any:
+    """The value at a path of keys; MISSING if there is none."""
+    for key in path:
+        if not isinstance(data, Mapping) or key not in data:
+            return MISSING
+        data = data[key]
+    return data
+
+
+def put(data: dict[str, Any], path: Path, value: Any) -> None:
+    """Place a value, making the objects on the way."""
+    for key in path[:-1]:
+        data = data.setdefault(key, {})
+    data[path[-1]] = value
+
+
+def placed(data: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """A copy of ``data`` with ``value`` at ``path``; only the objects on the way are copied."""
+    result = dict(data)
+    inner = data.get(path[0])
+    result[path[0]] = value if len(path) == 1 else placed(inner if isinstance(inner, Mapping) else {}, path[1:], value)
+    return result
+
+
+def overlaid(data: Mapping[str, Any], at: Path, over: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``data`` with the keys of ``over`` laid over the object at a path."""
+    if not over:
+        return data
+    current = get(data, at) if at else data
+    merged = {**current, **over}
+    return placed(data, at, merged) if at else merged
+
+
+def leaves(data: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every value that is no object with entries, with its path."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key), value
+
+
+def layer_index(key: Any) -> int | None:
+    """The index of the layer that a key such as ``"05"`` names; None if it names none."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else None
+
+
+def same_number(left: Any, right: Any) -> bool:
+    """Equality of JSON values in which 1 and 1.0 are the same number, and true and 1 are not."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(same_number(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(same_number, left, right))
+    return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
+
+
+class Names:
+    """What names mean in expressions over ``data``: keys of the object at ``at``, absent ones by their defaults.
+
+    ``root`` is what ``root.`` names see where ``data`` is what a single layer reads; by default ``data`` itself.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        defaults: Mapping[Path, Any],
+        holes: Mapping[str, str],
+        root: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.data, self.defaults, self.holes = data, defaults, holes
+        self.root = data if root is None else root
+        self.active: list[Path] = []
+
+    def evaluate(self, value: Any, at: Path) -> Any:
+        """A literal as it is; an expression over the object at ``at`` evaluated."""
+        if not isinstance(value, Expression):
+            return value
+        return value.evaluate(lambda name: self.lookup(name, at), lambda name: self.exists(name, at))
+
+    def lookup(self, name: Path, at: Path) -> Any:
+        """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""
+        path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
+        value = get(data, fill(path, self.holes))
+        default = self.defaults.get(path, MISSING)
+        if value is not MISSING and (value is not None or default is MISSING):
+            return value
+        if default is MISSING:
+            raise fail("config/missing-key", f"`{'.'.join(fill(path, self.holes))}` is needed and not there")
+        if path in self.active:
+            raise fail("config/cycle", f"the default of `{'.'.join(path)}` depends on itself")
+        self.active.append(path)
+        try:
+            return self.evaluate(default, path[:-1])
+        finally:
+            self.active.pop()
+
+    def exists(self, name: Path, at: Path) -> bool:
+        path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
+        return get(data, fill(path, self.holes)) is not MISSING

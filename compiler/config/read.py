@@ -1,0 +1,397 @@
+"""Read a Hugging Face config through a compiled mapping: the import direction of every relation.
+
+One method for each node and rule of :mod:`.relations`; :mod:`.exporting` mirrors it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from crosswalk.compiler.layout.differences import same_value
+from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.layout.scope import Scope, Unresolved, misfit, normalize, widened
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.relations.tree import (
+    CheckRule,
+    Choice,
+    CompiledMapping,
+    Entries,
+    FieldRule,
+    Layers,
+    Node,
+    Optional,
+    OursFact,
+    PartNode,
+    Path,
+    Struct,
+    TheirsFact,
+    part_mapping,
+)
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+from .checks import at_rule, run_check
+from .dialects import read_dialects
+from .fields import scope_at
+from .keys import Names, fill, get, layer_index, overlaid, placed, put, same_number
+
+
+def import_config(
+    mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool = False, otherwise: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """The native config, complete and checked, and notes on what was read from an unusual place. ``otherwise``: absent
+    keys mean what is under ``otherwise:`` where a rule has that.
+
+    Raises ``CrosswalkError`` with every problem of the config, each at the rule that it breaks.
+    """
+    reading = _Import(mapping, allow_lossy, otherwise)
+    native: dict[str, Any] = {}
+    data = reading.prepare(mapping, config)
+    for fact in mapping.header:
+        reading.theirs_fact(fact, Names(data, mapping.defaults, {}))
+    reading.node(mapping.root, _View(mapping, data, {}), native, ())
+    reading.finish_facts(native)
+    if reading.problems:
+        raise CrosswalkError(dict.fromkeys(reading.problems))
+    result = normalize(mapping.layout, native, mapping.root.type.name)
+    reading.finish_checks(result)
+    if reading.problems:
+        raise CrosswalkError(dict.fromkeys(reading.problems))
+    return result, reading.notes
+
+
+class _View:
+    """The object that rules read: the root of a mapping or part, as seen from one layer or dict entry."""
+
+    def __init__(
+        self,
+        mapping: CompiledMapping,
+        data: Mapping[str, Any],
+        holes: Mapping[str, str],
+        root: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.mapping, self.data, self.holes, self.root = mapping, data, holes, root
+        self.names = Names(data, mapping.defaults, holes, root)
+
+
+class _Import:
+    def __init__(self, mapping: CompiledMapping, allow_lossy: bool, otherwise: bool) -> None:
+        self.mapping, self.allow_lossy, self.otherwise = mapping, allow_lossy, otherwise
+        self.problems: list[Diagnostic] = []
+        self.notes: list[str] = []
+        self.facts: dict[Path, tuple[OursFact, Path]] = {}
+        self.checks: list[tuple[CheckRule, Path, _View]] = []
+
+    def prepare(self, mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
+        data, notes, problems = read_dialects(mapping, config)
+        self.notes += notes
+        self.problems += problems
+        return data
+
+    def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
+        self.problems.append(Diagnostic(code, message, position, hint))
+
+    # ---- nodes ------------------------------------------------------------------------------------------------------
+
+    def node(self, node: Node, view: _View, out: dict[str, Any], anchor: Path) -> None:
+        match node:
+            case Struct():
+                self.struct(node, view, out, anchor)
+            case Choice():
+                self.choice(node, view, out, anchor)
+            case Optional():
+                self.optional(node, view, out, anchor)
+            case Layers():
+                self.layers(node, view, out, anchor)
+            case Entries():
+                self.entries(node, view, out, anchor)
+            case PartNode():
+                self.part(node, view, out, anchor)
+
+    def struct(self, node: Struct, view: _View, out: dict[str, Any], anchor: Path) -> None:
+        if node.type.registered:
+            put(out, (*node.ours, "type"), node.type.registered)
+        for rule in node.rules:
+            try:
+                match rule:
+                    case FieldRule():
+                        self.set(out, rule.ours, self.read(rule, view), rule.position)
+                    case TheirsFact():
+                        self.theirs_fact(rule, view.names)
+                    case OursFact():
+                        self.ours_fact(rule, out, anchor)
+                    case CheckRule():
+                        self.checks.append((rule, anchor, view))
+            except CrosswalkError as error:
+                self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
+        for child in node.children:
+            self.node(child, view, out, anchor)
+
+    def choice(self, node: Choice, view: _View, out: dict[str, Any], anchor: Path) -> None:
+        path = fill(node.key, view.holes)
+        value = get(view.data, path)
+        if value is MISSING or (value is None and node.default is not MISSING):
+            value = node.default
+        for case in node.cases:
+            if same_value(case.value, value):
+                return self.node(case.node, view, out, anchor)
+        known = ", ".join(str(case.value) for case in node.cases)
+        key = ".".join(path)
+        for refused in node.refused:
+            if same_value(refused.value, value):
+                return self.error("config/refused", f"`{key}` is {value!r}: {refused.why}", node.position)
+        found = f"it is {value!r}" if value is not MISSING else "it is absent"
+        return self.error("config/choice", f"`{key}` must be one of {known}; {found}", node.position)
+
+    def optional(self, node: Optional, view: _View, out: dict[str, Any], anchor: Path) -> None:
+        path = fill(node.theirs, view.holes)
+        value = get(view.data, path)
+        if value is None and node.nullable:
+            return put(out, node.ours, None)
+        if value is None or value is MISSING:
+            if node.default is None:
+                return put(out, node.ours, None)
+            value = node.default if node.default is not MISSING else {}
+            view = _View(view.mapping, placed(view.data, path, value), view.holes, view.root)
+        if not isinstance(value, Mapping):
+            return self.error("config/type", f"`{'.'.join(path)}` must be an object, it is {value!r}", node.position)
+        return self.node(node.node, view, out, anchor)
+
+    def layers(self, node: Layers, view: _View, out: dict[str, Any], anchor: Path) -> None:
+        try:
+            count = view.names.lookup(("root", *node.count), ())
+            listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
+        except CrosswalkError as error:
+            self.problems += [at_rule(problem, node.position) for problem in error.diagnostics]
+            return
+        for rule in node.rules:
+            if isinstance(rule, TheirsFact):
+                self.theirs_fact(rule, view.names)
+            elif isinstance(rule, CheckRule):
+                self.checks.append((rule, (*anchor, *node.ours), view))
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
+            self.error(
+                "config/type", f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}", node.position
+            )
+            return
+        put(out, (*node.ours, "num_blocks"), count)
+        if node.each is None:
+            put(out, (*node.ours, "type"), "fixed")
+            self.block(node.kinds[0].node, view, out, anchor, (*node.ours, "block"))
+            return
+        self.listed_layers(node, view, out, anchor, count, listed)
+
+    def listed_layers(
+        self, node: Layers, view: _View, out: dict[str, Any], anchor: Path, count: int, listed: Any
+    ) -> None:
+        assert node.each is not None
+        key = ".".join(node.each)
+        nodes = {kind.name: kind.node for kind in node.kinds}
+        if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+            self.error("config/type", f"`{key}` must be a list of kinds of layers, it is {listed!r}", node.position)
+            return
+        if len(listed) != count and not (node.repeats and len(listed) < count):
+            self.error("config/length", f"`{key}` has {len(listed)} entries for {count} layers", node.position)
+            return
+        unknown = sorted({name for name in listed if name not in nodes})
+        if unknown:
+            known = ", ".join(str(name) for name in nodes)
+            self.error("config/choice", f"`{key}` has {', '.join(unknown)}; this mapping knows {known}", node.position)
+            return
+        overrides = self.overrides(node, view, [listed[index % len(listed)] for index in range(count)])
+        names: dict[int, str] = {}
+        groups: list[tuple[str, Any, str]] = []
+        for index in range(count if overrides else len(listed)):
+            kind, override = listed[index % len(listed)], overrides.get(index, {})
+            found = [n for k, o, n in groups if k == kind and same_value(o, override)]
+            if not found:
+                taken = sum(k == kind for k, _, _ in groups)
+                found = [kind if not taken else f"{kind}_{taken + 1}"]
+                groups.append((kind, override, found[0]))
+            names[index] = found[0]
+        if len(groups) == 1:
+            put(out, (*node.ours, "type"), "fixed")
+        else:
+            put(out, (*node.ours, "type"), "pattern")
+            put(out, (*node.ours, "pattern"), [names[index] for index in range(len(names))])
+        for kind, override, name in groups:
+            seen = overlaid(view.data, node.theirs, override)
+            merged = _View(view.mapping, seen, view.holes, view.data)
+            where = (*node.ours, "block") if len(groups) == 1 else (*node.ours, "blocks", name)
+            self.block(nodes[kind], merged, out, anchor, where)
+
+    def overrides(self, node: Layers, view: _View, kinds: list[str]) -> dict[int, Mapping[str, Any]]:
+        """What differs from the object that all layers read, by index."""
+        given = get(view.data, node.overrides) if node.overrides else MISSING
+        if given is MISSING or given is None:
+            return {}
+        where, result = ".".join(node.overrides or ()), dict[int, Mapping[str, Any]]()
+        if not isinstance(given, Mapping):
+            self.error("config/type", f"`{where}` must be an object, it is {given!r}", node.position)
+            return {}
+        for key, value in given.items():
+            index = layer_index(key)
+            if index is None or index >= len(kinds) or index in result or not isinstance(value, Mapping):
+                wrong = f"`{where}.{key}`: {'named twice' if index in result else 'no such layer, or not an object'}"
+                self.error("config/type", wrong, node.position)
+            else:
+                common = {name: get(view.data, (*node.theirs, name)) for name in value}
+                result[index] = {name: item for name, item in value.items() if not same_value(item, common[name])}
+        if node.overridable is not None:
+            for kind in dict.fromkeys(kinds):
+                alike = [index for index, other in enumerate(kinds) if other == kind]
+                for index in alike:
+                    if not same_value(result.get(index, {}), result.get(alike[0], {})):
+                        message = f"`{where}`: layers {alike[0]} and {index} are both `{kind}`, and they differ"
+                        self.error("config/conflict", message, node.position)
+                        break
+        return {index: value for index, value in result.items() if value}
+
+    def block(self, node: Node, view: _View, out: dict[str, Any], anchor: Path, where: Path) -> None:
+        block: dict[str, Any] = {}
+        put(out, where, block)
+        self.node(node, view, block, (*anchor, *where))
+
+    def entries(self, node: Entries, view: _View, out: dict[str, Any], anchor: Path) -> None:
+        path = fill(node.theirs, view.holes)
+        value = get(view.data, path)
+        if not isinstance(value, Mapping) or not value:
+            self.error(
+                "config/type", f"`{'.'.join(path)}` must be an object with entries, it is {value!r}", node.position
+            )
+            return
+        for key in value:
+            inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key}, view.root)
+            self.block(node.node, inner, out, anchor, (*node.ours, key))
+
+    def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: Path) -> None:
+        value = get(view.data, node.part.theirs)
+        key = ".".join(node.part.theirs)
+        if value is None or value is MISSING:
+            if node.part.optional:
+                put(out, node.ours, None)
+            else:
+                self.error("config/missing-key", f"`{key}` is required", node.part.position)
+            return
+        if not isinstance(value, Mapping):
+            self.error("config/type", f"`{key}` must be an object, it is {value!r}", node.part.position)
+            return
+        try:
+            mapping = part_mapping(node, value)
+        except CrosswalkError as error:
+            self.problems += error.diagnostics
+            return
+        target = get(out, node.ours) if node.ours else out
+        if target is MISSING:
+            put(out, node.ours, target := {})
+        data = self.prepare(mapping, value)
+        self.node(mapping.root, _View(mapping, data, {}), target, (*anchor, *node.ours))
+        self.node(node.beside, view, out, anchor)
+
+    # ---- rules ------------------------------------------------------------------------------------------------------
+
+    def read(self, rule: FieldRule, view: _View) -> Any:
+        path = fill(rule.theirs, view.holes)
+        present: list[tuple[Path, Any]] = []
+        for place in (path, *(fill(alias, view.holes) for alias in rule.alias)):
+            value = get(view.data, place)
+            if value is not MISSING and not any(same_value(value, unset) for unset in rule.unset):
+                present.append((place, value))
+        for place, value in present[1:]:
+            if not same_number(value, present[0][1]):
+                raise fail(
+                    "config/conflict",
+                    f"`{'.'.join(present[0][0])}` is {present[0][1]!r}, and `{'.'.join(place)}`, which means the same,"
+                    f" is {value!r}",
+                )
+        value = present[0][1] if present else MISSING
+        nullable = (rule.field.nullable and not rule.required) or rule.field.of == "any"
+        if value is MISSING or (value is None and not nullable):
+            default = rule.otherwise if self.otherwise and rule.otherwise is not MISSING else rule.default
+            value = view.names.evaluate(default, rule.theirs[:-1])
+            if value is MISSING:
+                found = "null" if present else "absent"
+                raise fail("config/missing-key", f"`{'.'.join(path)}` is required, it is {found}")
+        if rule.read is not None:
+            value = view.names.evaluate(rule.read, rule.theirs[:-1])
+        if rule.table is not None and value is not None:
+            return self.from_table(rule, path, value)
+        value = widened(rule.field, value)
+        if (wanted := misfit(rule.field, value)) is not None:
+            raise fail("config/type", f"`{'.'.join(path)}` must be {wanted}, it is {value!r}")
+        return value
+
+    def from_table(self, rule: FieldRule, path: Path, value: Any) -> Any:
+        for row in rule.table or ():
+            if same_value(row.theirs, value):
+                if row.lossy and not self.allow_lossy:
+                    raise fail(
+                        "config/lossy",
+                        f"`{'.'.join(path)}` is {value!r}: {row.lossy}",
+                        hint="allow it with --allow-lossy (allow_lossy=True), or train with another value",
+                    )
+                return row.ours
+        known = ", ".join(str(row.theirs) for row in rule.table or ())
+        raise fail("config/choice", f"`{'.'.join(path)}` must be one of {known}; it is {value!r}")
+
+    def theirs_fact(self, rule: TheirsFact, names: Names) -> None:
+        value = get(names.data, fill(rule.theirs, names.holes))
+        if value is MISSING:
+            value = rule.default
+        if value is MISSING:
+            return
+        allowed = [names.evaluate(v, rule.theirs[:-1]) for v in rule.values]
+        if not any(same_number(value, v) for v in allowed):
+            key = ".".join(fill(rule.theirs, names.holes))
+            wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
+            self.error(
+                "config/unsupported",
+                f"`{key}` must be {wanted} to be converted, it is {value!r}",
+                rule.position,
+                rule.why or "the trainer has nothing that would hold it",
+            )
+
+    def ours_fact(self, rule: OursFact, out: dict[str, Any], anchor: Path) -> None:
+        if isinstance(rule.value, Expression):
+            self.facts[(*anchor, *rule.ours)] = (rule, (*anchor, *rule.scope))
+        else:
+            self.set(out, rule.ours, widened(rule.field, rule.value), rule.position)
+
+    def set(self, out: dict[str, Any], path: Path, value: Any, position: Position) -> None:
+        old = get(out, path)
+        if old is not MISSING and not same_value(old, value):
+            raise fail("config/conflict", f"`{'.'.join(path)}` would be both {old!r} and {value!r}", position)
+        put(out, path, value)
+
+    def finish_facts(self, native: dict[str, Any]) -> None:
+        """Facts that are computed from other fields, in an order in which each finds its operands."""
+        if self.problems:
+            return
+        waiting = dict(self.facts)
+        while waiting:
+            before = len(waiting)
+            for path, (rule, at) in list(waiting.items()):
+                pending = waiting.keys() - {path}
+                root = Scope(self.mapping.layout, self.mapping.root.type, native, pending=set(pending))
+                try:
+                    value = scope_at(root, at).evaluate(rule.value)
+                except Unresolved:
+                    continue
+                except CrosswalkError as error:
+                    self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
+                else:
+                    put(native, path, widened(rule.field, value))
+                del waiting[path]
+            if len(waiting) == before:
+                for rule, _ in waiting.values():
+                    self.error("mapping/cycle", f"`{'.'.join(rule.ours)}` depends on itself", rule.position)
+                return
+
+    def finish_checks(self, native: dict[str, Any]) -> None:
+        root = Scope(self.mapping.layout, self.mapping.root.type, native)
+        for rule, anchor, view in self.checks:
+            for found in run_check(rule, scope_at(root, (*anchor, *rule.scope)), view.names):
+                if found.severity == "error":
+                    self.problems.append(found)
+                else:
+                    self.notes.append(found.message)

@@ -1,0 +1,368 @@
+"""Write a native config through a compiled mapping: the export direction of every relation.
+
+The mirror of :mod:`.importing`. Where several nodes could hold an object (cases of one type, kinds of layers, parts),
+each is tried and the first that holds it without an error is taken; what was chosen decides the tensors too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.layout.scope import Scope, simple
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.relations.tree import (
+    Carried,
+    Case,
+    CheckRule,
+    Choice,
+    CompiledMapping,
+    Entries,
+    FieldRule,
+    Kind,
+    Layers,
+    Node,
+    Optional,
+    OursFact,
+    PartNode,
+    Path,
+    Struct,
+    TheirsFact,
+    Unused,
+)
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+
+from .checks import run_check
+from .dialects import write_dialects
+from .exported import Chosen, Exported, none_fits
+from .fields import below, is_default, object_at, shown
+from .keys import Names, fill, leaves, put, same_number
+
+
+def export_config(
+    mapping: CompiledMapping,
+    native: Mapping[str, Any],
+    dialects: Iterable[str] | None = None,
+    allow_lossy: bool = False,
+) -> tuple[dict[str, Any], Exported]:
+    """config.json of a native config that :func:`~.scope.normalize` has completed, and what was chosen on the way.
+
+    Raises ``CrosswalkError`` with everything in the config that the format cannot hold.
+    """
+    writing = _Export(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy)
+    scope = Scope(mapping.layout, mapping.root.type, native)
+    config, result = writing.whole(scope, (), "")
+    for fact in mapping.header:
+        put(config, fact.theirs, fact.values[0])
+    if result.problems:
+        raise CrosswalkError(dict.fromkeys(result.problems))
+    return config, result
+
+
+class _Export:
+    def __init__(self, mapping: CompiledMapping, dialects: tuple[str, ...], allow_lossy: bool) -> None:
+        self.mapping, self.dialects, self.allow_lossy = mapping, dialects, allow_lossy
+        self.tensors = ""
+
+    def whole(self, scope: Scope, anchor: Path, tensors: str) -> tuple[dict[str, Any], Exported]:
+        """The object of a mapping (config.json, or a part's) in the dialects asked for."""
+        self.tensors = tensors
+        out = Exported()
+        self.node(self.mapping.root, scope, anchor, {}, out)
+        config: dict[str, Any] = {}
+        for path, (value, _) in out.values.items():
+            if value is not MISSING:
+                put(config, path, value)
+        for path, value in out.overrides.items():
+            put(config, path, value)
+        for path, expression, at, holes in out.computed:
+            try:
+                put(config, path, Names(config, self.mapping.defaults, holes).evaluate(expression, at))
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+        if not out.problems:
+            for rule, where, holes, layer in out.checks:
+                seen: dict[str, Any] = copy.deepcopy(config) if layer else config
+                for path, value in layer.items():
+                    put(seen, path, value)
+                for found in run_check(rule, where, Names(seen, self.mapping.defaults, holes, config)):
+                    if found.severity == "error":
+                        out.problems.append(found)
+                    else:
+                        out.notes.append(found.message)
+        if not out.problems:
+            try:
+                config = write_dialects(self.mapping, config, self.dialects, out.effective)
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+        return config, out
+
+    # ---- nodes ------------------------------------------------------------------------------------------------------
+
+    def node(self, node: Node, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        match node:
+            case Struct():
+                self.struct(node, scope, anchor, holes, out)
+            case Choice():
+                self.choice(node, scope, anchor, holes, out)
+            case Optional():
+                if below(scope, node.ours, raw=True) is None and node.nullable:
+                    out.put(fill(node.theirs, holes), None, node.position)
+                else:
+                    self.node(node.node, scope, anchor, holes, out)
+            case Layers():
+                self.layers(node, scope, anchor, holes, out)
+            case Entries():
+                parent = object_at(scope, node.ours[:-1])
+                for key in parent.raw(node.ours[-1]):
+                    entry = parent.entry(node.ours[-1], key)
+                    self.node(node.node, entry, (*anchor, *node.ours, key), {**holes, node.ours[-1]: key}, out)
+            case PartNode():
+                self.part(node, scope, anchor, holes, out)
+
+    def attempt(self, node: Node, scope: Scope, anchor: Path, holes: Mapping[str, str]) -> Exported:
+        out = Exported()
+        self.node(node, scope, anchor, holes, out)
+        return out
+
+    def struct(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        where = ".".join((*anchor, *node.ours))
+        actual = below(scope, node.ours)
+        if not isinstance(actual, Scope) or (actual.kind != node.type and node.type.name not in actual.kind.bases):
+            found = f"`{actual.kind}`" if isinstance(actual, Scope) else "null"
+            out.problems.append(
+                Diagnostic(
+                    "export/type", f"`{where}` must be `{node.type}` in this format, it is {found}", node.position
+                )
+            )
+            return
+        if actual.kind != node.type and node.type.family:
+            out.problems.append(
+                Diagnostic(
+                    "export/type",
+                    f"`{where}` must be `{node.type}` in this format, it is `{actual.kind}`",
+                    node.position,
+                )
+            )
+            return
+        out.chosen.setdefault((*anchor, *node.ours), []).append(Chosen(node, self.mapping, self.tensors))
+        self.body(node, scope, anchor, holes, out)
+
+    def body(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        for rule in node.rules:
+            match rule:
+                case FieldRule():
+                    self.field(rule, scope, anchor, holes, out)
+                case TheirsFact():
+                    if rule.written:
+                        self.written(rule.theirs, rule.values[0], holes, rule.position, out)
+                case Carried():
+                    if rule.write is not None:
+                        self.written(rule.theirs, rule.write, holes, rule.position, out)
+                case OursFact():
+                    self.ours_fact(rule, scope, anchor, out)
+                case Unused():
+                    self.unused(rule, scope, anchor, out)
+                case CheckRule():
+                    out.checks.append((rule, object_at(scope, rule.scope), holes, {}))
+        for child in node.children:
+            self.node(child, scope, anchor, holes, out)
+
+    def choice(self, node: Choice, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        actual = below(scope, node.ours)
+        fitting = [
+            case
+            for case in node.cases
+            if not isinstance(case.node, Struct) or (isinstance(actual, Scope) and case.node.type == actual.kind)
+        ]
+        where = ".".join((*anchor, *node.ours))
+        if not fitting:
+            found = str(actual.kind) if isinstance(actual, Scope) else "null"
+            known = ", ".join(dict.fromkeys(str(c.node.type) for c in node.cases if isinstance(c.node, Struct)))
+            why = next((f": {refused.why}" for refused in node.refused if refused.type == found), "")
+            message = f"`{where}` is `{found}`, which this format cannot hold; it can hold {known}{why}"
+            out.problems.append(Diagnostic("export/type", message, node.position))
+            return
+        attempts = [(case, self.attempt(case.node, scope, anchor, holes)) for case in fitting[:1]]
+        for case in fitting[1:]:
+            if not attempts[-1][1].problems:
+                break
+            attempts.append((case, self.attempt(case.node, scope, anchor, holes)))
+        taken, best = attempts[-1]
+        if best.problems and len(attempts) > 1:
+            best.problems = none_fits([(str(c.value), a.problems) for c, a in attempts], where, node.position)
+        out.absorb(best)
+        assert isinstance(taken, Case)
+        out.put(fill(node.key, holes), taken.value, node.position)
+
+    def layers(self, node: Layers, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        layers = object_at(scope, node.ours[:-1]).blocks(node.ours[-1])
+        blocks = dict(layers)
+        attempts: dict[Path, tuple[Kind, Exported]] = {}
+        for path, block in blocks.items():
+            at = (*anchor, *node.ours[:-1], *path)
+            attempts[path] = self.fitting_kind(node, block, at, holes)
+        for rule in node.rules:
+            if isinstance(rule, Carried) and rule.write is not None:
+                self.written(rule.theirs, rule.write, holes, rule.position, out)
+            elif isinstance(rule, TheirsFact) and rule.written:
+                self.written(rule.theirs, rule.values[0], holes, rule.position, out)
+            elif isinstance(rule, CheckRule):
+                out.checks.append((rule, object_at(scope, node.ours), holes, {}))
+        out.put(node.count, len(layers), node.position)
+        if node.each is not None:
+            out.put(node.each, [attempts[path][0].name for path, _ in layers], node.position)
+        order = [kind.name for kind in node.kinds]
+        for path in sorted(blocks, key=lambda p: order.index(attempts[p][0].name)):
+            kind, attempt = attempts[path]
+            indices = [index for index, (other, _) in enumerate(layers) if other == path]
+            self.merge_layer(node, kind, attempt, indices, out)
+        if node.overrides is not None:
+            depth = len(node.overrides)
+            width = max((len(path[depth]) for path in out.overrides), default=1)
+            out.overrides = {
+                (*path[:depth], path[depth].zfill(width), *path[depth + 1 :]): value
+                for path, value in out.overrides.items()
+            } or {node.overrides: {}}  # an absent key may stand for overrides that the class fills in
+
+    def fitting_kind(self, node: Layers, block: Scope, at: Path, holes: Mapping[str, str]) -> tuple[Kind, Exported]:
+        failed: list[tuple[str, list[Diagnostic]]] = []
+        for kind in node.kinds:
+            attempt = self.attempt(kind.node, block, at, holes)
+            if not attempt.problems:
+                return kind, attempt
+            failed.append((str(kind.name), attempt.problems))
+        if len(failed) > 1:
+            attempt.problems = none_fits(failed, ".".join(at), node.position)
+        return kind, attempt
+
+    def merge_layer(self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], out: Exported) -> None:
+        """Lay one block's places beside those of the others; what differs goes to the overrides that may hold it."""
+        depth = len(node.theirs)
+        overridden: dict[Path, Any] = {}
+        for path, (value, position) in list(attempt.values.items()):
+            key = (str(kind.name), path[depth:])
+            alike = key not in out.effective or same_number(out.effective[key], value)
+            out.effective[key] = value if alike else MISSING
+            if node.overridable is not None and not alike:
+                message = f"`{'.'.join(path)}` must be the same for all layers that are `{kind.name}`"
+                out.problems.append(Diagnostic("export/conflict", message, position))
+            known = out.values.get(path)
+            if known is None or node.overrides is None or same_number(known[0], value):
+                continue
+            if node.overridable is not None and path[depth] not in node.overridable:
+                continue
+            del attempt.values[path]
+            overridden[path] = value
+            for index in indices:
+                out.overrides[(*node.overrides, str(index), *path[depth:])] = value
+        attempt.checks = [(rule, where, holes, overridden) for rule, where, holes, _ in attempt.checks]
+        out.absorb(attempt)
+
+    def part(self, node: PartNode, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        actual = below(scope, node.ours)
+        if actual is None:
+            if node.part.optional:
+                out.put(node.part.theirs, None, node.part.position)
+            else:
+                where = ".".join(node.ours)
+                out.problems.append(
+                    Diagnostic("export/type", f"`{where}` must not be null in this format", node.part.position)
+                )
+            return
+        prefix = ".".join(filter(None, (self.tensors, node.part.tensors)))
+        failed: list[tuple[str, list[Diagnostic]]] = []
+        for mapping in node.mappings:
+            inner = Scope(mapping.layout, mapping.root.type, actual.config, None, ())
+            config, attempt = _Export(mapping, self.dialects, self.allow_lossy).whole(inner, node.ours, prefix)
+            if not attempt.problems:
+                break
+            failed.append((mapping.name, attempt.problems))
+        else:
+            out.problems += none_fits(failed, ".".join(node.part.theirs), node.part.position)
+            return
+        for path, value in leaves(config):
+            out.put((*node.part.theirs, *path), value, node.part.position)
+        for path, chosen in attempt.chosen.items():
+            out.chosen.setdefault((*anchor, *path), []).extend(chosen)
+        out.notes += attempt.notes
+        self.body(node.beside, scope, anchor, holes, out)
+
+    # ---- rules ------------------------------------------------------------------------------------------------------
+
+    def field(self, rule: FieldRule, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+        path = fill(rule.theirs, holes)
+        raw = below(scope, rule.ours, raw=True)
+        value = simple(below(scope, rule.ours))
+        if rule.table is not None and value is not None:
+            rows = [row for row in rule.table if row.ours == value and (self.allow_lossy or not row.lossy)]
+            if not rows:
+                known = ", ".join(dict.fromkeys(str(row.ours) for row in rule.table))
+                where = ".".join((*anchor, *rule.ours))
+                out.problems.append(
+                    Diagnostic("export/choice", f"`{where}` must be one of {known}; it is {value!r}", rule.position)
+                )
+                return
+            value = rows[0].theirs
+            raw = value if raw is not None else None
+        if rule.required and value is None:
+            where = ".".join((*anchor, *rule.ours))
+            out.problems.append(Diagnostic("export/required", f"`{where}` must not be null here", rule.position))
+            return
+        if rule.omit is not MISSING and same_number(raw, rule.omit):
+            out.put(path, MISSING, rule.position)
+            return
+        if rule.write is not None:
+            self.written(rule.theirs, rule.write, holes, rule.position, out)
+            return
+        for place in (path, *(fill(alias, holes) for alias in rule.alias)):
+            out.put(place, value, rule.position)
+
+    def written(self, theirs: Path, value: Any, holes: Mapping[str, str], position: Position, out: Exported) -> None:
+        if isinstance(value, Expression):
+            out.computed.append((fill(theirs, holes), value, theirs[:-1], holes))
+        else:
+            out.put(fill(theirs, holes), value, position)
+
+    def ours_fact(self, rule: OursFact, scope: Scope, anchor: Path, out: Exported) -> None:
+        if rule.field.group == "training":
+            return
+        actual = simple(below(scope, rule.ours))
+        expected = rule.value
+        if isinstance(expected, Expression):
+            try:
+                expected = object_at(scope, rule.scope).evaluate(expected)
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+                return
+            close = isinstance(actual, float) and isinstance(expected, (int, float))
+            fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_number(actual, expected)
+        elif expected is None and rule.field.is_config:
+            fits = is_default(scope, rule.ours, rule.field, None)
+        else:
+            fits = same_number(actual, expected)
+        if not fits:
+            out.problems.append(
+                Diagnostic(
+                    "export/fact",
+                    f"`{'.'.join((*anchor, *rule.ours))}` must be {expected!r} in this format, it is {shown(actual)}",
+                    rule.position,
+                )
+            )
+
+    def unused(self, rule: Unused, scope: Scope, anchor: Path, out: Exported) -> None:
+        default = rule.field.default if rule.field.default is not MISSING else None
+        if rule.field.kind == "type" and not rule.field.nullable:
+            default = {}
+        if not is_default(scope, rule.ours, rule.field, default):
+            where = ".".join((*anchor, *rule.ours))
+            out.problems.append(
+                Diagnostic(
+                    "export/unused-feature",
+                    f"`{where}` is {shown(below(scope, rule.ours))}: this format has no place for it",
+                    rule.position,
+                    f"it can be exported only at its default, {default!r}",
+                )
+            )

@@ -1,0 +1,172 @@
+"""Parameters sharded by named axes: which indices of each dimension a shard of some axes is, by the layout's patterns.
+
+An axis is cut wherever a pattern has it: in every branch of a sum for itself, in a product for every index of what
+stands left of it, and where an axis that is made of it is written (``group`` in ``head``), unless that one is cut
+itself. A module may call an axis by a name of its own (``width``), and an axis may be defined as another one (``output:
+hidden``): each of its names means it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from crosswalk.compiler.notation.axes import Axis, ParameterPattern, Product, Sum, Term, axes_of
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.templates import Template, join
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.training.intervals import Interval, chunk, joined, within
+
+from .cells import expand, ours_shape, term_size
+from .modules import AxisSizes, parameters, walk
+from .scope import Scope
+
+#: Axis -> which shard of it, counted from 0, of how many.
+AxisShards = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a rank holds of a parameter of ``shape``: in each dimension some ``intervals``, which stand one after the
+    other in its memory. ``cut`` are the axes that shard it, by the names that were given."""
+
+    pattern: ParameterPattern
+    shape: tuple[int, ...]
+    intervals: tuple[tuple[Interval, ...], ...]
+    cut: tuple[str, ...]
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        return tuple(sum(stop - start for start, stop in dimension) for dimension in self.intervals)
+
+
+def held_parameters(root: Scope, axes: AxisShards) -> dict[str, Held]:
+    """What a rank holds of every parameter of the config at ``root``, by name, if each of the ``axes`` is cut as
+    ``torch.chunk`` cuts a dimension.
+
+    Raises ``CrosswalkError`` (``shards/index``, ``shards/axis``) with everything that is wrong with ``axes``.
+    """
+    problems = {name: problem for name, shard in axes.items() if (problem := _check_index(name, shard))}
+    valid = {name: shard for name, shard in axes.items() if name not in problems}
+    cutters: dict[Scope, _Cutter] = {}
+    held: dict[Scope, list[tuple[Template, Held]]] = {}
+    result: dict[str, Held] = {}
+    for module, scope in walk(root):
+        if scope not in held:
+            cutter = cutters[scope] = _Cutter(scope, valid)
+            held[scope] = [(name, cutter.held(pattern)) for name, _, pattern in parameters(scope)]
+        result |= {str(join(module, name)): found for name, found in held[scope]}
+    cut = {axis for found in result.values() for axis in found.cut}
+    if problems or cut != axes.keys():
+        there = {axis for s, found in held.items() for _, h in found for axis in cutters[s].all_names(h.pattern.dims)}
+        unused = (_unused(name, there, root) for name in axes if name not in cut | (problems.keys() & there))
+        raise CrosswalkError((*problems.values(), *unused))
+    return result
+
+
+def _check_index(axis: str, shard: object) -> Diagnostic | None:
+    match shard:
+        case (int(index), int(count)) if 0 <= index < count:
+            return None
+    hint = "give the number of the shard, counted from 0, and how many there are: (0, 2) is the first half"
+    return Diagnostic("shards/index", f"axis `{axis}`: {shard!r} is no shard of it", None, hint)
+
+
+def _unused(axis: str, there: Iterable[str], root: Scope) -> Diagnostic:
+    """``there``: the names of all axes of the parameters."""
+    if axis in there:
+        message = f"axis `{axis}` shards nothing: wherever it is, an axis that is made of it is sharded itself"
+        return Diagnostic("shards/axis", message, None, "give the one or the other")
+    listed = f"axes of its parameters: {', '.join(sorted(there))}"
+    if any(axis.rstrip("'") in kind.axes for kind in root.layout.all_types()):
+        return Diagnostic("shards/axis", f"no parameter of this config has the axis `{axis}`", None, listed)
+    message = f"layout `{root.layout.name}` has no axis `{axis}`"
+    return Diagnostic("shards/axis", message, None, did_you_mean(axis, sorted(there)) or listed)
+
+
+class _Cutter:
+    """Cuts the patterns of one module. ``cut``: the given axes that the last pattern has."""
+
+    def __init__(self, scope: Scope, axes: AxisShards) -> None:
+        self.scope, self.axes = scope, axes
+        self.sizes = AxisSizes(scope)
+        self.cut: dict[str, None] = {}
+
+    def held(self, pattern: ParameterPattern) -> Held:
+        self.cut = {}
+        shape = ours_shape(pattern, self.sizes)
+        intervals = tuple(tuple(self.intervals(dim)) for dim in pattern.dims)
+        return Held(pattern, shape, intervals, tuple(self.cut))
+
+    def intervals(self, term: Term) -> list[Interval]:
+        """What is held of a term, in the order of its elements."""
+        match term:
+            case Axis(name):
+                return self.axis(name)
+            case Product(terms):
+                return self.product(terms)
+            case Sum(branches):
+                found: list[Interval] = []
+                begin = 0
+                for branch in branches:
+                    terms = branch.terms or ()
+                    found += [(begin + start, begin + stop) for start, stop in self.product(terms)]
+                    begin += self.size(Product(terms))
+                return joined(found)
+        return [(0, 1)]
+
+    def axis(self, name: str) -> list[Interval]:
+        whole = joined([(0, self.size(Axis(name)))])
+        for called in self.names(name):
+            if called in self.axes:
+                self.cut[called] = None
+                return chunk(whole, *self.axes[called])
+        made_of = self.made_of(name)
+        return self.product(map(Axis, made_of)) if made_of else whole
+
+    def product(self, terms: Iterable[Term]) -> list[Interval]:
+        found: list[Interval] = [(0, 1)]
+        for term in terms:
+            found = within(found, self.intervals(term), self.size(term))
+        return found
+
+    def size(self, term: Term) -> int:
+        return term_size(expand(term, self.sizes), self.sizes)
+
+    def made_of(self, axis: str) -> tuple[str, ...]:
+        """The axes that an axis is the product of; none for an atom."""
+        factors = self.sizes[axis]
+        return () if isinstance(factors, int) else tuple(factor + _primes(axis) for factor in factors)
+
+    def names(self, axis: str) -> Iterator[str]:
+        """What an axis is called: by the module, by those around it, and by what it is defined as."""
+        yield axis
+        name, scope = axis.rstrip("'"), self.scope
+        while scope.parent is not None or name in scope.kind.axes:
+            value = scope.kind.axes.get(name)
+            if scope.parent is not None and name in scope.axis_names:
+                name, scope = scope.axis_names[name], scope.parent
+            elif isinstance(value, Expression) and value.names == {(value.text,)} and _is_axis(value.text, scope):
+                name = value.text
+            elif value is None and scope.parent is not None:
+                scope = scope.parent
+                continue
+            else:
+                return
+            yield name + _primes(axis)
+
+    def all_names(self, terms: Iterable[Term]) -> Iterator[str]:
+        """The names of all axes of some terms, and of those that they are made of."""
+        for axis in axes_of(terms):
+            yield from self.names(axis)
+            yield from self.all_names(map(Axis, self.made_of(axis)))
+
+
+def _primes(axis: str) -> str:
+    return axis[len(axis.rstrip("'")) :]
+
+
+def _is_axis(name: str, scope: Scope) -> bool:
+    """Whether a name in a formula is an axis, and no field or argument."""
+    return name not in scope.kind.fields and name not in scope.arguments

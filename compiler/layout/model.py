@@ -1,0 +1,350 @@
+"""A layout: the trainer's config types and the parameters that a config gives rise to, as frozen data.
+
+``load_layout`` reads a layout document (``mappings/layouts/*.yaml``) once; everything else only consumes the model.
+What a layout says about one config (effective values, axis sizes, parameter names) is in :mod:`.scope`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from crosswalk.compiler.notation.axes import ParameterPattern, bias_of, parse_parameter
+from crosswalk.compiler.notation.expressions import Expression, compile_expression
+from crosswalk.compiler.notation.templates import Template
+from crosswalk.compiler.text.documents import Map, scalar_of
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+Group = Literal["fields", "features", "training"]
+Kind = Literal["scalar", "enum", "type", "family", "dict", "list"]
+GROUPS: tuple[Group, ...] = ("fields", "features", "training")
+SCALARS = ("int", "float", "bool", "str", "list", "dict", "any")
+
+
+class _Missing:
+    """The absence of a value: a field without a default, or a key that is not in a file. Not the same as null."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a config type. ``of`` is the scalar, enum, type or family; for ``dict``, what the entries are."""
+
+    name: str
+    kind: Kind
+    of: str
+    group: Group
+    nullable: bool
+    default: Any
+    null_means: Expression | None
+    bound: tuple[str, float] | None
+    arguments: Mapping[str, Expression]
+    position: Position
+
+    @property
+    def is_config(self) -> bool:
+        return self.kind in ("type", "family")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A module below a module: its config is at ``config`` (a path with holes), ``axes`` renames axes for it."""
+
+    name: Template
+    config: tuple[str, ...]
+    axes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A tensor of the trainer; present if ``condition`` holds (None: always), never stored if ``same_as`` and its
+    condition hold."""
+
+    name: Template
+    pattern: ParameterPattern
+    group: str
+    condition: Expression | None = None
+    same_as: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    parameter: str
+    same_as: str
+    condition: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    expression: Expression
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A config type, with what it inherits already in it. ``family`` is None for one without a ``type`` key, unless
+    ``registered`` gives it one of its own. ``pads``: axes that may be longer than in a checkpoint."""
+
+    name: str
+    registered: str | None
+    family: str | None
+    bases: tuple[str, ...]
+    takes: tuple[str, ...]
+    stands_for: str | None
+    fields: Mapping[str, Field]
+    axes: Mapping[str, int | Expression | tuple[str, ...]]
+    holes: Mapping[str, str]
+    children: tuple[Child, ...]
+    parameters: tuple[Parameter, ...]
+    ties: tuple[Tie, ...]
+    checks: tuple[Check, ...]
+    model: str | None
+    position: Position
+    pads: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A typed choice: the ``type`` key of a config says which of ``types`` it is, ``default`` if it is absent."""
+
+    name: str
+    default: str
+    sequence: bool
+    types: Mapping[str, Type]
+    aliases: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    name: str
+    root: str
+    enums: Mapping[str, tuple[str, ...]]
+    types: Mapping[str, Type]
+    families: Mapping[str, Family]
+    file: str = field(compare=False)
+
+    def type_of(self, name: str) -> Type | None:
+        """A type by the name of its section: a plain type, or one that is in exactly one family."""
+        if name in self.types:
+            return self.types[name]
+        found = [family.types[name] for family in self.families.values() if name in family.types]
+        return found[0] if len(found) == 1 else None
+
+    def all_types(self) -> Iterator[Type]:
+        yield from self.types.values()
+        for family in self.families.values():
+            yield from family.types.values()
+
+    def roots(self) -> dict[str, str]:
+        """Model name (``gpt``) -> the type that its base model is."""
+        return {t.model: t.name for t in self.types.values() if t.model}
+
+
+_FIELD = re.compile(
+    r"^(?P<container>dict of |list of )?(?P<of>\w+)(?:\((?P<arguments>[^)]*)\))?(?P<nullable>\?)?"
+    r"(?:\s*(?P<relation>>=|>)\s*(?P<bound>-?[\d.]+))?(?:\s*=\s*(?P<default>.*?))?(?:\s+else\s+(?P<null>.*))?$"
+)
+
+
+def load_layout(document: Map) -> Layout:
+    """The layout that a document declares. Raises ``CrosswalkError`` with every problem found."""
+    reader = _Reader(document)
+    layout = reader.read()
+    if reader.problems:
+        raise CrosswalkError(reader.problems)
+    return layout
+
+
+class _Reader:
+    """One pass over the document; problems are collected."""
+
+    def __init__(self, document: Map) -> None:
+        self.document = document
+        self.problems: list[Diagnostic] = []
+        self.enums = {name: tuple(values) for name, values in document.get("enums", {}).items()}
+        self.family_names = set(document.get("families", {}))
+        self.type_names = set(document["types"])
+
+    def read(self) -> Layout:
+        types: dict[str, Type] = {}
+        for name, body in self.document["types"].items():
+            self._attempt(types, name, body, None, types, self.document["types"].key_position(name))
+        families = {}
+        for name, body in self.document.get("families", {}).items():
+            members: dict[str, Type] = {}
+            aliases: dict[str, str] = {}
+            for member, member_body in body["types"].items():
+                position = body["types"].key_position(member)
+                self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
+                aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
+            families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
+        layout = Layout(
+            self.document["layout"], self.document["root"], self.enums, types, families, self.document.position.file
+        )
+        self.problems += _unpaddable(layout)
+        return layout
+
+    def _attempt(
+        self, into: dict[str, Type], name: str, body: Map, family: str | None, known: Mapping[str, Type], at: Position
+    ) -> None:
+        try:
+            into[name] = self._type(name, body, family, known, at)
+        except CrosswalkError as error:
+            self.problems.extend(error.diagnostics)
+
+    def _type(self, name: str, body: Map, family: str | None, known: Mapping[str, Type], at: Position) -> Type:
+        base: Type | None = None
+        if "extends" in body:
+            base = known.get(body["extends"])
+            if base is None:
+                raise fail(
+                    "layout/extends",
+                    f"type `{name}` extends `{body['extends']}`, which is not declared above it",
+                    body.value_position("extends"),
+                )
+        fields = dict(base.fields) if base else {}
+        for group in GROUPS:
+            for key, text in body.get(group, {}).items():
+                fields[key] = self._field(key, text, group, body[group].value_position(key))
+        own = self._parameters(body)
+        replaced = {parameter.group for parameter in own}
+        inherited = [p for p in (base.parameters if base else ()) if p.group not in replaced]
+        children = {str(c.name): c for c in (base.children if base else ())}
+        children |= {str(c.name): c for c in self._children(body)}
+        return Type(
+            name=name,
+            registered=name if family else body.get("name"),
+            family=family,
+            bases=(*base.bases, base.name) if base else (),
+            takes=tuple(body.get("takes", base.takes if base else ())),
+            stands_for=body.get("stands_for", base.stands_for if base else None),
+            fields=fields,
+            axes={**(base.axes if base else {}), **self._axes(body)},
+            holes={**(base.holes if base else {}), **body.get("holes", {})},
+            children=tuple(children.values()),
+            parameters=(*inherited, *own),
+            ties=(*(base.ties if base else ()), *self._ties(body)),
+            checks=(*(base.checks if base else ()), *self._checks(body)),
+            model=body.get("model"),
+            position=at,
+            pads=tuple(dict.fromkeys((*(base.pads if base else ()), *body.get("pads", ())))),
+        )
+
+    def _field(self, name: str, text: str, group: Group, position: Position) -> Field:
+        match = _FIELD.match(text)
+        if match is None:
+            raise fail("layout/field", f"`{text}` is no field: TYPE [?] [> N] [= DEFAULT] [else EXPRESSION]", position)
+        of, container = match["of"], match["container"]
+        if container:
+            kind: Kind = "dict" if container.startswith("dict") else "list"
+        elif of in SCALARS:
+            kind = "scalar"
+        elif of in self.enums:
+            kind = "enum"
+        elif of in self.family_names:
+            kind = "family"
+        elif of in self.type_names or any(of in body["types"] for body in self.document.get("families", {}).values()):
+            kind = "type"
+        else:
+            raise fail("layout/type", f"field `{name}`: there is no type, family or enum `{of}`", position)
+        default: Any = MISSING
+        if match["default"] is not None:
+            text_default = match["default"]
+            default = json.loads(text_default) if text_default[:1] in "[{" else scalar_of(text_default)
+        arguments = {}
+        for item in filter(None, (match["arguments"] or "").split(",")):
+            key, _, value = item.partition("=")
+            arguments[key.strip()] = compile_expression(value.strip(), position)
+        bound = (match["relation"], float(match["bound"])) if match["relation"] else None
+        null = compile_expression(match["null"], position) if match["null"] else None
+        return Field(name, kind, of, group, bool(match["nullable"]), default, null, bound, arguments, position)
+
+    def _axes(self, body: Map) -> dict[str, int | Expression | tuple[str, ...]]:
+        axes: dict[str, int | Expression | tuple[str, ...]] = {}
+        for name, value in body.get("axes", {}).items():
+            if isinstance(value, int):
+                axes[name] = value
+            elif value.startswith("("):
+                axes[name] = tuple(value.strip("()").split())
+            else:
+                axes[name] = compile_expression(value, body["axes"].value_position(name))
+        return axes
+
+    def _children(self, body: Map) -> list[Child]:
+        result = []
+        for name, value in body.get("children", {}).items():
+            position = body["children"].key_position(name)
+            options = dict(value) if isinstance(value, Mapping) else {"is": value}
+            config = tuple(options.pop("is").split("."))
+            result.append(Child(Template.parse(name, position), config, options))
+        return result
+
+    def _parameters(self, body: Map) -> list[Parameter]:
+        result = []
+        for name, value in body.get("parameters", {}).items():
+            position = body["parameters"].value_position(name)
+            if isinstance(value, str):
+                group = name.removesuffix(".weight")
+                result.append(Parameter(Template.parse(name, position), parse_parameter(value, position), group))
+            elif "axes" in value:
+                condition = compile_expression(value["if"], value.value_position("if")) if "if" in value else None
+                pattern = parse_parameter(str(value["axes"]), value.value_position("axes"))
+                result.append(Parameter(Template.parse(name, position), pattern, name, condition, value.get("same_as")))
+            else:
+                pattern = parse_parameter(value["weight"], value.value_position("weight"))
+                result.append(Parameter(Template.parse(f"{name}.weight", position), pattern, name))
+                if "bias" in value:
+                    flag = compile_expression(f"{value['bias']}.bias", value.value_position("bias"))
+                    result.append(Parameter(Template.parse(f"{name}.bias", position), bias_of(pattern), name, flag))
+        return result
+
+    def _ties(self, body: Map) -> list[Tie]:
+        return [
+            Tie(name, value["same_as"], compile_expression(value["if"], value.value_position("if")))
+            for name, value in body.get("ties", {}).items()
+        ]
+
+    def _checks(self, body: Map) -> list[Check]:
+        checks = body.get("checks", Map())
+        return [Check(compile_expression(text, checks.key_position(text)), message) for text, message in checks.items()]
+
+
+def _unpaddable(layout: Layout) -> Iterator[Diagnostic]:
+    """Axes that a type declares to be padded and whose size is not one field of its config."""
+    for kind in layout.all_types():
+        for axis in kind.pads:
+            size = kind.axes.get(axis)
+            if size is None:
+                reason = f"the type has no such axis; its axes are {', '.join(kind.axes) or 'none'}"
+            elif not isinstance(size, Expression) or size.text not in map(".".join, size.names):
+                reason = "its size is not one field of the config"
+            elif not _is_size(layout, kind, size.text.split(".")):
+                reason = f"its size `{size.text}` is no field of whole numbers"
+            else:
+                continue
+            yield Diagnostic("layout/pads", f"axis `{axis}` of type `{kind}` cannot be padded: {reason}", kind.position)
+
+
+def _is_size(layout: Layout, kind: Type, path: list[str]) -> bool:
+    """Whether a path of fields, none of them a choice, ends at a whole number that is never null."""
+    declared = kind.fields.get(path[0])
+    if declared is None or declared.nullable:
+        return False
+    if len(path) == 1:
+        return (declared.kind, declared.of) == ("scalar", "int")
+    inner = layout.type_of(declared.of) if declared.kind == "type" else None
+    return inner is not None and _is_size(layout, inner, path[1:])

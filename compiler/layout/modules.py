@@ -1,0 +1,127 @@
+"""The modules and parameters that a layout gives one config: names, and what each pattern means there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from crosswalk.compiler.notation.axes import ParameterPattern, resolve
+from crosswalk.compiler.notation.expressions import compile_expression
+from crosswalk.compiler.notation.templates import Hole, Template, join
+from crosswalk.runtime.errors import CrosswalkError
+
+from .model import Child, Parameter
+from .scope import Path, Scope
+
+
+class Present(NamedTuple):
+    """A parameter of a module: its name below the module, its declaration, and its pattern without absent branches."""
+
+    name: Template
+    parameter: Parameter
+    pattern: ParameterPattern
+
+
+def instances(scope: Scope, child: Child) -> Iterator[tuple[dict[str, object], Scope]]:
+    """The modules that a child stands for: the values of its holes, and the config of each, with its axes renamed."""
+    for values, found in _configs(scope, child.name, child.config):
+        if child.axes:
+            found = Scope(
+                found.layout, found.kind, found.config, scope, found.path, found.arguments, axis_names=child.axes
+            )
+        yield values, found
+
+
+def _configs(scope: Scope, name: Template, config: Path) -> Iterator[tuple[dict[str, object], Scope]]:
+    holes = [hole.name for hole in name.holes if isinstance(hole, Hole)]
+    if not holes:
+        found = config_of(scope, config)
+        if found is not None:
+            yield {}, found
+        return
+    (hole,) = holes
+    domain = scope.kind.holes[hole]
+    declared = scope.kind.fields.get(domain)
+    if declared is not None and declared.kind == "dict":
+        for key in scope.raw(domain):
+            yield {hole: key}, scope.entry(domain, key)
+    elif declared is not None:
+        for index, (_, block) in enumerate(scope.blocks(domain)):
+            yield {hole: index}, block
+    else:
+        for index in range(scope.count(compile_expression(domain, None))):
+            found = config_of(scope, config)
+            if found is not None:
+                yield {hole: index}, found
+
+
+def config_of(scope: Scope, config: Path) -> Scope | None:
+    """The config that a child is made from: a path of fields; ``decoder.{last}`` is the last layer."""
+    if config[-1] == "{last}":
+        blocks = scope.blocks(config[0])
+        return blocks[-1][1] if blocks else None
+    value: object = scope
+    for name in config:
+        if not isinstance(value, Scope):
+            return None
+        value = value.field(name)
+    return value if isinstance(value, Scope) else None
+
+
+def parameters(scope: Scope) -> Iterator[Present]:
+    """The parameters of one module, without those of the modules below it."""
+    for parameter in scope.kind.parameters:
+        for name in _names(scope, parameter):
+            if parameter.condition is None or scope.holds(parameter.condition):
+                pattern = resolve(parameter.pattern, lambda text: scope.holds(compile_expression(text, None)))
+                yield Present(name, parameter, pattern)
+
+
+def _names(scope: Scope, parameter: Parameter) -> Iterator[Template]:
+    """The names of a parameter: one, or one for each value of the hole in it."""
+    holes = [hole.name for hole in parameter.name.holes if isinstance(hole, Hole)]
+    if not holes:
+        yield parameter.name
+        return
+    for index in range(scope.count(compile_expression(scope.kind.holes[holes[0]], None))):
+        yield parameter.name.render({holes[0]: index})
+
+
+def walk(scope: Scope) -> Iterator[tuple[Template, Scope]]:
+    """This module and all below it, by name. Layers of one config share the scopes of what is in them."""
+    yield Template.parse(""), scope
+    for child in scope.kind.children:
+        known: dict[Path, list[tuple[Template, Scope]]] = {}
+        for values, inner in instances(scope, child):
+            if inner.path not in known:
+                known[inner.path] = list(walk(inner))
+            for below, found in known[inner.path]:
+                yield join(child.name.render(values), below), found
+
+
+class AxisSizes(Mapping[str, "int | tuple[str, ...]"]):
+    """The axes in scope of a module, looked up when needed; those of the root that are in ``lengths`` are that long."""
+
+    def __init__(self, scope: Scope, lengths: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.scope, self.lengths = scope, lengths
+        self.known: dict[str, int | tuple[str, ...]] = {}
+
+    def __getitem__(self, name: str) -> int | tuple[str, ...]:
+        if name not in self.known:
+            try:
+                self.known[name] = self.scope.axis_entry(name.rstrip("'"), self.lengths)
+            except CrosswalkError as error:
+                if error.diagnostics[0].code != "layout/no-axis":
+                    raise
+                raise KeyError(name) from None
+        return self.known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        scope: Scope | None = self.scope
+        while scope is not None:
+            yield from scope.kind.axes
+            scope = scope.parent
+
+    def __len__(self) -> int:
+        return len(set(iter(self)))

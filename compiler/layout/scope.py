@@ -1,0 +1,383 @@
+"""What a layout says about one config: defaults, effective values, validity, axis sizes.
+
+A :class:`Scope` is one object of a native config seen as its type. A field's *raw* value is what is stored (or its
+default); its *effective* value resolves a null that stands for something else (``bias.enabled`` null means
+``add_linear_biases``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+
+from .model import MISSING, Field, Layout, Type
+
+Path = tuple[str, ...]
+
+#: Most layers of a sequence: an absurd number is an error, not a list that fills the memory.
+MAX_BLOCKS = 100_000
+
+#: Sizes and numbers that are not known, where they are assumed.
+ASSUMED = 2
+
+
+class Unresolved(Exception):
+    """A name whose value is not known yet: it is itself to be computed from others."""
+
+
+class Scope:
+    """One config object. ``path`` is where it stands below the root; ``pending`` are paths not known yet. With
+    ``assumes``, for checks before there is a config, all axes have some size and conditions that are not known hold."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        kind: Type,
+        config: Mapping[str, Any],
+        parent: Scope | None = None,
+        path: Path = (),
+        arguments: Mapping[str, Callable[[], Any]] | None = None,
+        pending: frozenset[Path] | set[Path] = frozenset(),
+        axis_names: Mapping[str, str] | None = None,
+        assumes: bool = False,
+    ) -> None:
+        self.layout, self.kind, self.config, self.parent, self.path = layout, kind, config, parent, path
+        self.arguments = arguments or {}
+        self.pending: frozenset[Path] | set[Path] = parent.pending if parent else pending
+        self.assumes: bool = parent.assumes if parent else assumes
+        self.axis_names = axis_names or {}
+        self.root: Scope = parent.root if parent else self
+
+    def raw(self, name: str) -> Any:
+        """The stored value of a field, or its default; MISSING if it has neither."""
+        if (*self.path, name) in self.pending:
+            raise Unresolved(".".join((*self.path, name)))
+        value = self.config.get(name, MISSING)
+        if value is MISSING:
+            value = self.kind.fields[name].default
+            if value is MISSING and self.kind.fields[name].kind == "type":
+                value = {}
+            elif value is MISSING and self.kind.fields[name].nullable:
+                value = None
+        return value
+
+    def field(self, name: str) -> Any:
+        """The effective value of a field; a :class:`Scope` for a sub-config."""
+        declared = self.kind.fields[name]
+        value = self.raw(name)
+        if value is None and declared.null_means is not None:
+            return self.evaluate(declared.null_means)
+        if declared.is_config and value is not None:
+            return self.sub(name)
+        return value
+
+    def sub(self, name: str) -> Scope:
+        """The sub-config of a field, as its type. The field must not be null."""
+        declared = self.kind.fields[name]
+        value = self.raw(name)
+        kind = config_type(self.layout, declared, value)
+        arguments = {
+            key: functools.partial(self.evaluate, e) for key, e in declared.arguments.items() if key in kind.takes
+        }
+        body = value if isinstance(value, Mapping) else {}
+        return Scope(self.layout, kind, body, self, (*self.path, name), arguments)
+
+    def entry(self, name: str, key: str) -> Scope:
+        """One entry of a field that is a dict of configs."""
+        declared = self.kind.fields[name]
+        value = self.raw(name)[key]
+        kind = config_type(self.layout, declared, value)
+        return Scope(self.layout, kind, value, self, (*self.path, name, key))
+
+    def resolve(self, path: Path) -> Any:
+        """The value of a dotted name in an expression: a field, an argument, an axis, or ``root.`` and one of those."""
+        if path[0] == "root":
+            return self.root.resolve(path[1:]) if len(path) > 1 else self.root
+        head: Any
+        if path[0] in self.kind.fields:
+            head = self.field(path[0])
+        elif path[0] in self.arguments:
+            head = self.arguments[path[0]]()
+        else:
+            head = self.axis(path[0])
+        for name in path[1:]:
+            if isinstance(head, Scope):
+                head = head.field(name)
+            elif isinstance(head, Mapping) and name in head:
+                head = head[name]
+            elif head is None:
+                return None
+            else:
+                raise fail("layout/name", f"`{'.'.join(path)}`: there is no `{name}` in {head!r}")
+        return simple(head)
+
+    def evaluate(self, expression: Expression) -> Any:
+        """The value of an expression over the names of this object; a Scope if it names a sub-config."""
+        if len(expression.names) == 1 and expression.text == ".".join(next(iter(expression.names))):
+            (path,) = expression.names
+            if len(path) == 1 and path[0] in self.kind.fields:
+                return self.field(path[0])
+        return expression.evaluate(self.resolve)
+
+    def axis(self, name: str) -> int:
+        """The size of an axis in scope here."""
+        factors = self.axis_entry(name)
+        if isinstance(factors, int):
+            return factors
+        size = 1
+        for factor in factors:
+            size *= self.axis(factor)
+        return size
+
+    def axis_entry(self, name: str, lengths: Mapping[str, int] = MappingProxyType({})) -> int | tuple[str, ...]:
+        """An axis as the lowering wants it: its size, or the axes that it is made of. ``lengths``: axes of the root
+        that have other sizes than its config says."""
+        if name in self.axis_names and self.parent is not None:
+            return self.parent.axis_entry(self.axis_names[name], lengths)
+        if self.parent is None and name in lengths:
+            return lengths[name]
+        value = self.kind.axes.get(name)
+        if value is None:
+            if self.parent is None:
+                if self.assumes and any(name in kind.axes for kind in self.layout.all_types()):
+                    return ASSUMED  # of a type around this one, where the check starts at a part
+                raise fail("layout/no-axis", f"no axis `{name}` in scope of type `{self.kind}`")
+            return self.parent.axis_entry(name, lengths)
+        if isinstance(value, Expression):
+            size = ASSUMED if self.assumes else value.evaluate(self.resolve)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+                raise fail("layout/axis", f"axis `{name}` = `{value.text}` is {size!r}, not a size")
+            return size
+        return value
+
+    def holds(self, condition: Expression) -> bool:
+        """Whether a condition holds; one that is not known does, where unknown values are assumed."""
+        try:
+            return bool(simple(self.evaluate(condition)))
+        except Unresolved:
+            if not self.assumes:
+                raise
+            return True
+
+    def count(self, number: Expression) -> int:
+        """A number of modules; ``ASSUMED`` if it is not known where unknown values are assumed."""
+        try:
+            found = self.evaluate(number)
+        except Unresolved:
+            if not self.assumes:
+                raise
+            return ASSUMED
+        assert isinstance(found, int), number.text
+        return found
+
+    def blocks(self, name: str) -> list[tuple[Path, Scope]]:
+        """The layers of a sequence field: (path below this object, block) in order, patterns written out."""
+        sequence = self.sub(name)
+        count = sequence.raw("num_blocks")
+        if "block" in sequence.kind.fields:
+            block = sequence.sub("block")
+            return [((name, "block"), block)] * count
+        names = sequence.raw("pattern")
+        entries = {key: ((name, "blocks", key), sequence.entry("blocks", key)) for key in set(names)}
+        return [entries[names[index % len(names)]] for index in range(count)]
+
+    def walk(self) -> Iterator[tuple[Path, Scope]]:
+        """This object and every sub-config below it that is not null."""
+        yield self.path, self
+        for name, declared in self.kind.fields.items():
+            if declared.is_config and self.raw(name) is not None:
+                yield from self.sub(name).walk()
+            elif declared.kind == "dict":
+                for key in self.raw(name) or {}:
+                    yield from self.entry(name, key).walk()
+
+
+def simple(value: Any) -> Any:
+    """A sub-config that stands for one of its fields (an optional bias: ``enabled``) as that field's value."""
+    if isinstance(value, Scope) and value.kind.stands_for:
+        return value.field(value.kind.stands_for)
+    return value
+
+
+def config_type(layout: Layout, declared: Field, value: Any) -> Type:
+    """The type of a sub-config: by its ``type`` key in a family, fixed otherwise. A string is the name of a type."""
+    if declared.of in layout.families:
+        family = layout.families[declared.of]
+        name = value if isinstance(value, str) else value.get("type", family.default)
+        return family.types[family.aliases.get(name, name)]
+    kind = layout.type_of(declared.of)
+    assert kind is not None, declared.of
+    return kind
+
+
+def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None) -> dict[str, Any]:
+    """The config with every default filled in, checked: unknown fields, types, bounds, choices, the layout's checks.
+
+    ``root``: the type of the config, by default that of the layout. Raises ``CrosswalkError`` with all problems, each
+    naming the dotted path of the field.
+    """
+    problems: list[Diagnostic] = []
+    kind = layout.types.get(root or layout.root)
+    if kind is None:
+        roots = sorted(layout.roots().values())
+        hint = did_you_mean(str(root), roots) or f"there are {', '.join(roots)}"
+        raise fail("native/root", f"layout `{layout.name}` has no type `{root}`", None, hint)
+    if not isinstance(config, Mapping):
+        raise fail("native/type", f"a config must be an object, it is {config!r}")
+    result = _fill(layout, kind, config, (), problems)
+    if problems:
+        raise CrosswalkError(problems)
+    for path, scope in Scope(layout, kind, result).walk():
+        _check(path, scope, problems)
+    if problems:
+        raise CrosswalkError(problems)
+    return result
+
+
+def _check(path: Path, scope: Scope, problems: list[Diagnostic]) -> None:
+    for check in scope.kind.checks:
+        if not scope.holds(check.expression):
+            where = ".".join(path) or str(scope.kind)
+            text = f"`{where}`: {check.message} ({check.expression.text})"
+            problems.append(Diagnostic("layout/check", text, path=path))
+    for name, declared in scope.kind.fields.items():
+        if declared.of in scope.layout.families and scope.layout.families[declared.of].sequence:
+            sequence = scope.raw(name)
+            if sequence.get("num_blocks", 0) > MAX_BLOCKS:
+                at = (*path, name, "num_blocks")
+                text = f"`{'.'.join(at)}` must be at most {MAX_BLOCKS}, it is {sequence['num_blocks']}"
+                problems.append(Diagnostic("layout/blocks", text, path=at))
+            unknown = sorted(set(sequence.get("pattern", ())) - set(sequence.get("blocks", ())))
+            where = ".".join((*path, name))
+            if "pattern" in sequence and not sequence["pattern"]:
+                problems.append(Diagnostic("layout/pattern", f"`{where}.pattern` is empty", path=(*path, name)))
+            elif unknown:
+                known = ", ".join(sequence["blocks"])
+                problems.append(
+                    Diagnostic(
+                        "layout/pattern",
+                        f"`{where}.pattern` names {unknown}, the blocks are: {known}",
+                        path=(*path, name, "pattern"),
+                    )
+                )
+
+
+def _fill(
+    layout: Layout, kind: Type, config: Mapping[str, Any], path: Path, problems: list[Diagnostic]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"type": kind.registered} if kind.registered else {}
+    for key in config:
+        if key not in kind.fields and not (key == "type" and kind.registered):
+            near = difflib.get_close_matches(str(key), kind.fields, 1)
+            problems.append(
+                Diagnostic(
+                    "native/unknown-field",
+                    f"`{'.'.join((*path, str(key)))}`: type `{kind}` of layout `{layout.name}` has no field `{key}`",
+                    hint=f"did you mean `{near[0]}`?" if near else None,
+                    path=(*path, str(key)),
+                )
+            )
+    scope = Scope(layout, kind, config, None, path)
+    for name, declared in kind.fields.items():
+        value = scope.raw(name)
+        if value is MISSING:
+            problems.append(Diagnostic("native/missing-field", f"`{'.'.join((*path, name))}` is required", path=path))
+            continue
+        result[name] = _fill_value(layout, declared, value, (*path, name), problems)
+    return result
+
+
+def misfit(declared: Field, value: Any) -> str | None:
+    """What a value of a scalar or list field had to be, if it is not; None for one that fits, and for null."""
+    if value is None or declared.is_config or declared.kind in ("enum", "dict"):
+        return None
+    if declared.kind == "list":
+        fits = isinstance(value, (list, tuple)) and all(map(_SCALARS[declared.of], value))
+        return None if fits else f"a list of {declared.of}"
+    if not _SCALARS[declared.of](value):
+        return f"of type {declared.of}"
+    if declared.bound is not None:
+        relation, bound = declared.bound
+        if not (value > bound if relation == ">" else value >= bound):
+            return f"{relation} {bound:g}"
+    return None
+
+
+def widened(declared: Field, value: Any) -> Any:
+    """An int for a field of floats as a float. One beyond all floats stays as it is, and does not fit."""
+    if declared.of == "float" and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    return value
+
+
+def _fill_value(layout: Layout, declared: Field, value: Any, path: Path, problems: list[Diagnostic]) -> Any:
+    where = ".".join(path)
+
+    def wrong(expected: str) -> Any:
+        problems.append(Diagnostic("native/type", f"`{where}` must be {expected}, it is {value!r}", path=path))
+        return value
+
+    if value is None:
+        return None if declared.nullable or declared.of == "any" else wrong(f"{declared.of}, not null")
+    if declared.kind == "dict":
+        if not isinstance(value, Mapping) or not value:
+            return wrong(f"a dict of {declared.of} with at least one entry")
+        return {
+            str(key): _fill_config(layout, declared, body, (*path, str(key)), problems) for key, body in value.items()
+        }
+    if declared.is_config:
+        return _fill_config(layout, declared, value, path, problems)
+    if declared.kind == "enum":
+        choices = layout.enums[declared.of]
+        return value if value in choices else wrong(f"one of {', '.join(choices)}")
+    value = widened(declared, value)
+    if (wanted := misfit(declared, value)) is not None:
+        return wrong(wanted)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _fill_config(layout: Layout, declared: Field, value: Any, path: Path, problems: list[Diagnostic]) -> Any:
+    where = ".".join(path)
+    named = isinstance(value, str) and declared.of in layout.families and value == declared.default
+    if not isinstance(value, Mapping) and not named:
+        problems.append(Diagnostic("native/type", f"`{where}` must be an object, it is {value!r}", path=path))
+        return value
+    name = value if isinstance(value, str) else value.get("type")
+    if declared.of in layout.families:
+        family = layout.families[declared.of]
+        known = {*family.types, *family.aliases}
+    else:
+        kind = config_type(layout, declared, {})
+        known = {kind.registered} if kind.registered else set()
+    if name is not None and (not isinstance(name, str) or name not in known):
+        problems.append(
+            Diagnostic(
+                "native/type",
+                f"`{where}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {name!r}",
+                path=(*path, "type"),
+            )
+        )
+        return value
+    body = value if isinstance(value, Mapping) else {}
+    return _fill(layout, config_type(layout, declared, value), body, path, problems)
+
+
+_SCALARS: Mapping[str, Callable[[Any], bool]] = {
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    "float": lambda v: isinstance(v, float) and math.isfinite(v),
+    "bool": lambda v: isinstance(v, bool),
+    "str": lambda v: isinstance(v, str),
+    "list": lambda v: isinstance(v, (list, tuple)),
+    "dict": lambda v: isinstance(v, Mapping),
+    "any": lambda v: True,
+}

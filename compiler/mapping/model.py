@@ -1,0 +1,250 @@
+"""A mapping file as frozen data: sections of entries, enums, dialects and parts, with ``extends`` already resolved.
+
+:mod:`.parse` makes it from documents and :mod:`.overlay` lays one over another. Nothing here knows a layout: names are
+resolved when the sections are expanded over the layout's types (:mod:`.expand`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.notation.axes import Term
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.templates import Template
+from crosswalk.runtime.errors import Position
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of ``config:``. ``theirs`` is a path of keys below the object that the section is applied to.
+
+    ``kind``: ``field`` relates it to ``ours``; ``const`` and ``only`` state its value; ``keep`` carries it;
+    ``drop`` has no counterpart; ``mirror`` is written and never read. ``default`` is the value meant when absent,
+    ``otherwise`` the one meant if that does not fit the tensors; ``why`` says why no other value can be converted.
+    """
+
+    theirs: Path
+    kind: str
+    position: Position
+    ours: Path | None = None
+    default: Any = MISSING
+    omit: Any = MISSING
+    unset: tuple[Any, ...] = ()
+    alias: tuple[Path, ...] = ()
+    read: Expression | None = None
+    write: Expression | None = None
+    values: tuple[Any, ...] = ()
+    cases: tuple[str, ...] | None = None
+    required: bool = False
+    ours_at: Position | None = None
+    otherwise: Any = MISSING
+    why: str | None = None
+
+    @property
+    def right(self) -> Position:
+        """Where the right side is written."""
+        return self.ours_at or self.position
+
+    def __str__(self) -> str:
+        key = ".".join(self.theirs)
+        return f"{key}: {'.'.join(self.ours)}" if self.ours else f"{key} ({self.kind})"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of ``sets:``: ``ours`` has ``value`` (a literal, the name of a type, or an expression)."""
+
+    ours: Path
+    value: Any
+    position: Position
+    value_at: Position | None = None
+
+    @property
+    def right(self) -> Position:
+        """Where the field is written: on the left, as a fact has only a field."""
+        return self.position
+
+    def __str__(self) -> str:
+        value = f"= {self.value.text}" if isinstance(self.value, Expression) else self.value
+        return f"sets {'.'.join(self.ours)}: {value}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One line of ``tensors:``; ``ours`` is empty for a tensor that may be in the file and is not needed. ``encoded``:
+    its dimensions where it is stored encoded, if they are not ``dims`` then."""
+
+    theirs: Template
+    ours: tuple[Path, ...]
+    types: tuple[str, ...] | None
+    dims: tuple[Term, ...] | None
+    position: Position
+    ours_at: tuple[Position, ...] = ()
+    dims_at: Position | None = None
+    encoded: tuple[Term, ...] | None = None
+    encoded_at: Position | None = None
+
+    def __str__(self) -> str:
+        ours = ", ".join(".".join(path) for path in self.ours) or "~"
+        return f"{self.theirs}: {ours}"
+
+
+Line: TypeAlias = Entry | Fact | TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class CheckEntry:
+    expression: Expression
+    message: str
+    severity: str
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """An inherited line that an overlay replaced."""
+
+    old: Line
+    new: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    name: str
+    position: Position
+    config: tuple[Entry, ...] = ()
+    sets: tuple[Fact, ...] = ()
+    tensors: tuple[TensorEntry, ...] = ()
+    same_names: bool = False
+    has_tensors: bool = False
+    checks: tuple[CheckEntry, ...] = ()
+    by: Path | None = None
+    by_default: Any = MISSING
+    cases: Mapping[str, Section] = field(default_factory=dict)
+    of: str | None = None
+    count: Path | None = None
+    each: Path | None = None
+    repeats: bool = False
+    kinds: Mapping[str, Mapping[str, Section]] = field(default_factory=dict)
+    overrides: Path | None = None
+    overridable: frozenset[str] | None = None
+    refused: str | None = None
+    transposed: bool | None = None
+    replaced: tuple[Replaced, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Where else files keep a thing: ``old`` place, ``new`` place. ``legacy``: read, never written. ``yields``: may
+    differ from the new place, which wins. ``unset``: values of the old place that mean it is not there. ``default``:
+    meant where a file has neither the old place nor the object of the new. ``when``: the old place counts only then."""
+
+    old: Path
+    new: Path
+    position: Position
+    unset: tuple[Any, ...] = ()
+    legacy: bool = False
+    yields: bool = False
+    default: Any = MISSING
+    when: Expression | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    name: str
+    config: tuple[Move, ...] = ()
+    tensors: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingCase:
+    """One way to store a tensor as others: a ``kind`` of ``runtime.plan.encodings``, what else the config may
+    say of it, and names: of the ``tensor`` that is meant, of what is stored for it, and of what may stand beside it and
+    is not needed. Each has the same hole, ``{name}``."""
+
+    kind: str
+    config: tuple[Entry, ...]
+    tensor: Template
+    payload: Template
+    scales: Template
+    ignores: tuple[Template, ...]
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Encodings:
+    """The object under ``key`` of config.json says how tensors are stored; its key ``by`` tells which case it is."""
+
+    key: str
+    by: str
+    cases: Mapping[str, EncodingCase]
+
+
+@dataclass(frozen=True, slots=True)
+class EnumRow:
+    theirs: Any
+    ours: Any
+    lossy: str | None
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An object of config.json and a tensor prefix with a mapping of their own."""
+
+    theirs: Path
+    ours: Path
+    mappings: tuple[str, ...]
+    tensors: str
+    default: str | None
+    optional: bool
+    position: Position
+    is_at: Position
+    with_at: Position
+
+
+@dataclass(frozen=True)
+class MappingFile:
+    """One architecture, or an abstract base of several. ``other_model_types`` are read beside ``model_type``."""
+
+    name: str
+    file: str
+    position: Position
+    layout: str | None = None
+    root: str | None = None
+    architecture: str | None = None
+    model_type: str | None = None
+    other_model_types: tuple[str, ...] = ()
+    config_class: str | None = None
+    description: str = ""
+    abstract: bool = False
+    newest: str | None = None
+    files: tuple[str, ...] = ()
+    optional_files: tuple[str, ...] = ()
+    derived_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    auto_map: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    write_dialects: tuple[str, ...] = ()
+    keeps: tuple[Entry, ...] = ()
+    enums: Mapping[str, tuple[EnumRow, ...]] = field(default_factory=dict)
+    dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    encodings: Mapping[str, Encodings] = field(default_factory=dict)
+    sections: Mapping[str, Section] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    ancestors: tuple[str, ...] = ()
+    places: Mapping[str, Position] = field(default_factory=dict)
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """Every ``model_type`` that is read; the first is written."""
+        return (self.model_type, *self.other_model_types) if self.model_type else ()
+
+    def place(self, word: str) -> Position:
+        """Where the value of a word of the header is written, in this file or one that it extends."""
+        return self.places.get(word, self.position)

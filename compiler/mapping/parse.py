@@ -1,0 +1,354 @@
+"""From a document to a mapping: every line becomes an entry, a fact or a tensor line that knows where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.notation.axes import parse_dims
+from crosswalk.compiler.notation.expressions import Expression, compile_expression
+from crosswalk.compiler.notation.templates import Template
+from crosswalk.compiler.notation.versions import version_numbers
+from crosswalk.compiler.text.documents import Map, Seq, scalar_of
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+from .encodings import parse_encodings
+from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Path, Section, TensorEntry
+from .overlay import overlay
+
+#: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
+ENTRY_WORDS = frozenset(
+    (
+        *("is", "default", "otherwise", "omit", "unset", "required", "alias"),
+        *("read", "write", "const", "only", "why", "cases"),
+    )
+)
+#: The same for ``tensors:``.
+TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
+
+
+HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
+RESERVED = frozenset(
+    (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
+     "versions", "write_dialects", "keeps", "enums", "dialects", "encodings", "parts", "elsewhere")
+)  # fmt: skip
+
+
+def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position], MappingFile]) -> MappingFile:
+    """The mapping of a document, laid over the one that it extends. ``load_base(name, position)`` gives that one.
+
+    Raises ``CrosswalkError`` with every problem found in the document.
+    """
+    problems: list[Diagnostic] = []
+    base = MappingFile(name, document.position.file, document.position)
+    if "extends" in document:
+        base = load_base(document["extends"], document.value_position("extends"))
+    sections = dict(base.sections)
+    for key in document:
+        if key not in RESERVED:
+            try:
+                section = parse_section(key, document[key] or Map(), document.key_position(key))
+                sections[key] = overlay(sections[key], section) if key in sections else section
+            except CrosswalkError as error:
+                problems.extend(error.diagnostics)
+    if problems:
+        raise CrosswalkError(problems)
+    parts = {part.theirs: part for part in (*base.parts, *_parts(document))}
+    header = {key: document.get(key, getattr(base, key)) for key in HEADER}
+    others = list(base.other_model_types) if "model_type" not in document else []
+    if isinstance(header["model_type"], list):
+        header["model_type"], *others = header["model_type"]  # the first is written, all are read
+    return MappingFile(
+        name=name,
+        file=document.position.file,
+        position=document.position,
+        **header,
+        other_model_types=tuple(others),
+        abstract=bool(document.get("abstract", False)),
+        files=tuple(document.get("files", base.files)),
+        optional_files=tuple(document.get("optional_files", base.optional_files)),
+        derived_files={name: tuple(keys) for name, keys in document.get("derived_files", base.derived_files).items()},
+        auto_map=dict(document.get("auto_map", base.auto_map)),
+        versions=_versions(document, base),
+        write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
+        keeps=(*base.keeps, *_keeps(document)),
+        enums=_enums(document, base),
+        dialects=_dialects(document, base),
+        encodings=parse_encodings(document, base, _entries),
+        sections=sections,
+        parts=tuple(parts.values()),
+        elsewhere=tuple(document.get("elsewhere", base.elsewhere)),
+        ancestors=(*base.ancestors, base.name) if "extends" in document else (),
+        places={**base.places, **{key: document.value_position(key) for key in document if key in RESERVED}},
+    )
+
+
+def parse_section(name: str, body: Map, position: Position) -> Section:
+    """One section, or the overlay of a case or kind."""
+    config: list[Entry] = []
+    for index, path in enumerate(body.get("same", ())):
+        config.append(Entry(_path(path), "field", body["same"].item_position(index), ours=_path(path)))
+    config += _entries(body.get("config", Map()), ())
+    config += _keeps(body)
+    by, by_default = _by(body)
+    each = body.get("each")
+    tensors = body.get("tensors")
+    cases = body.get("cases", Map())
+    if isinstance(cases, list):
+        case_sections = {str(case): Section(str(case), position) for case in cases}
+    else:
+        case_sections = {case: _case(name, cases[case], cases.key_position(case)) for case in cases}
+    overrides = body.get("overrides")
+    kinds = {
+        kind: {
+            key: parse_section(key, overlays[key] or Map(), overlays.key_position(key))
+            for overlays in [body["kinds"][kind] or Map()]
+            for key in overlays
+        }
+        for kind in body.get("kinds", ())
+    }
+    lines = _tensors(tensors or Map(), "")
+    _check_distinct(config, lines)
+    return Section(
+        name=name,
+        position=position,
+        config=tuple(config),
+        sets=tuple(_facts(body.get("sets", Map()), ())),
+        tensors=tuple(lines),
+        same_names="*" in (tensors or ()),
+        has_tensors=tensors is not None,
+        checks=tuple(_checks(body.get("checks", Map()))),
+        by=by,
+        by_default=by_default,
+        cases=case_sections,
+        of=body.get("of"),
+        count=_path(body["count"]) if "count" in body else None,
+        each=_path(next(iter(each)) if isinstance(each, Mapping) else each) if each else None,
+        repeats=isinstance(each, Mapping),
+        kinds=kinds,
+        overrides=_path(next(iter(overrides)) if isinstance(overrides, Mapping) else overrides) if overrides else None,
+        overridable=frozenset(*overrides.values()) if isinstance(overrides, Mapping) else None,
+        transposed={"in -> out": True, "out <- in": False, None: None}[body.get("linear")],
+    )
+
+
+def _case(name: str, body: Any, position: Position) -> Section:
+    """One case: an overlay, or the text that says why there is none."""
+    if isinstance(body, str):
+        return Section(name, position, refused=body)
+    return parse_section(name, body or Map(), position)
+
+
+def _check_distinct(config: list[Entry], tensors: list[TensorEntry]) -> None:
+    """A left side stands once in a section, however it is nested."""
+    seen: dict[str, Position] = {}
+    problems = []
+    named = [("key", ".".join(e.theirs), e.position) for e in config]
+    named += [("tensor", f"{line.theirs} {line.types}", line.position) for line in tensors]
+    for what, name, position in named:
+        first = seen.setdefault(f"{what} {name}", position)
+        if first is not position:
+            message = f"{what} `{name.partition(' ')[0]}` is already written at {first}"
+            problems.append(Diagnostic("mapping/key-twice", message, position, "keep one of the two"))
+    if problems:
+        raise CrosswalkError(problems)
+
+
+def _path(text: str) -> Path:
+    return tuple(text.split("."))
+
+
+def value_of(value: Any, position: Position) -> Any:
+    """A literal, or the expression that a string starting with ``= `` holds."""
+    if isinstance(value, str) and value.startswith("= "):
+        return compile_expression(value[2:].strip(), position)
+    return value
+
+
+def _entries(body: Map, prefix: Path) -> list[Entry]:
+    result: list[Entry] = []
+    for key, value in body.items():
+        theirs = (*prefix, *_path(key))
+        if isinstance(value, Mapping) and not ENTRY_WORDS & value.keys():
+            result += _entries(body[key], theirs)
+        else:
+            entry = _entry(theirs, value, body.key_position(key))
+            at = body.value_position(key) if isinstance(value, str) else value.value_position("is") if value else None
+            result.append(dataclasses.replace(entry, ours_at=at) if entry.ours else entry)
+    return result
+
+
+def _entry(theirs: Path, value: Any, position: Position) -> Entry:
+    if value is None:
+        return Entry(theirs, "drop", position)
+    if isinstance(value, str):
+        return Entry(theirs, "field", position, ours=_path(value))
+    options: dict[str, Any] = {}
+    if "default" in value:
+        options["default"] = value_of(value["default"], value.value_position("default"))
+    for word in ("read", "write"):
+        if word in value:
+            expression = value_of(value[word], value.value_position(word))
+            if not isinstance(expression, Expression):
+                at = value.value_position(word)
+                raise fail("mapping/expression", f"`{word}` takes an expression: `{word}: = ...`", at)
+            options[word] = expression
+    if "is" in value:
+        alias = value.get("alias", [])
+        unset = value.get("unset", MISSING)
+        return Entry(
+            theirs,
+            "field",
+            position,
+            ours=_path(value["is"]),
+            omit=value.get("omit", MISSING),
+            unset=() if unset is MISSING else tuple(unset) if isinstance(unset, list) else (unset,),
+            alias=tuple((*theirs[:-1], *_path(a)) for a in ([alias] if isinstance(alias, str) else alias)),
+            cases=tuple(value["cases"]) if "cases" in value else None,
+            required=bool(value.get("required", False)),
+            otherwise=value.get("otherwise", MISSING),
+            **{"default": value.get("omit", MISSING), **options},
+        )
+    for word in ("const", "only"):
+        if word in value:
+            given = value[word]
+            values = tuple(given) if isinstance(given, list) and word == "only" else (given,)
+            values = tuple(value_of(v, value.value_position(word)) for v in values)
+            return Entry(theirs, word, position, values=values, why=value.get("why"), **options)
+    return Entry(theirs, "mirror" if "write" in options else "drop", position, **options)
+
+
+def _keeps(body: Map) -> list[Entry]:
+    keeps = body.get("keeps", ())
+    return [Entry(_path(key), "keep", keeps.item_position(i)) for i, key in enumerate(keeps)]
+
+
+def _facts(body: Map, prefix: Path) -> list[Fact]:
+    result: list[Fact] = []
+    for key, value in body.items():
+        ours = (*prefix, *_path(key))
+        if isinstance(value, Map):
+            result += _facts(value, ours)
+        else:
+            at = body.value_position(key)
+            result.append(Fact(ours, value_of(value, at), body.key_position(key), at))
+    return result
+
+
+def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
+    result: list[TensorEntry] = []
+    for key, value in body.items():
+        position, at = body.key_position(key), body.value_position(key)
+        name = f"{prefix}.{key}" if prefix else key
+        if key == "*" and not prefix:
+            continue
+        if isinstance(value, Map) and not TENSOR_WORDS & value.keys():
+            result += _tensors(value, name)
+            continue
+        dims = dims_at = encoded = encoded_at = None
+        if isinstance(value, Map):
+            if "axes" in value:
+                dims_at = value.value_position("axes")
+                dims = parse_dims(value["axes"], dims_at)
+            if "encoded" in value:
+                encoded_at = value.value_position("encoded")
+                encoded = parse_dims(value["encoded"], encoded_at)
+            value, at = value["is"], value.value_position("is")
+        refs = [value] if isinstance(value, str) else list(value or ())
+        places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
+        types: tuple[str, ...] | None = None
+        ours = []
+        for ref in refs:
+            path, _, filtered = ref.partition("(")
+            if filtered:
+                types = tuple(filtered.removesuffix(")").split("|"))
+            ours.append(_path(path))
+        template = Template.parse(name, position)
+        result.append(TensorEntry(template, tuple(ours), types, dims, position, places, dims_at, encoded, encoded_at))
+    return result
+
+
+def _checks(body: Map) -> list[CheckEntry]:
+    result = []
+    for text, message in body.items():
+        position = body.key_position(text)
+        severity = "error"
+        if isinstance(message, Mapping):
+            severity, message = "warning", message["warn"]
+        result.append(CheckEntry(compile_expression(text, position), message or "", severity, position))
+    return result
+
+
+def _by(body: Map) -> tuple[Path | None, Any]:
+    by = body.get("by")
+    if by is None:
+        return None, MISSING
+    if isinstance(by, Mapping):
+        ((key, default),) = by.items()
+        return _path(key), default
+    return _path(by), MISSING
+
+
+def _enums(document: Map, base: MappingFile) -> dict[str, tuple[EnumRow, ...]]:
+    result = dict(base.enums)
+    for name, rows in document.get("enums", {}).items():
+        own = []
+        for theirs, ours in rows.items():
+            lossy = None
+            if isinstance(ours, Mapping):
+                lossy, ours = ours.get("lossy"), ours["is"]
+            own.append(EnumRow(scalar_of(theirs, rows.key_position(theirs)), ours, lossy, rows.key_position(theirs)))
+        replaced = {row.theirs for row in own}
+        result[name] = (*own, *(row for row in base.enums.get(name, ()) if row.theirs not in replaced))
+    return result
+
+
+def _versions(document: Map, base: MappingFile) -> dict[str, dict[str, tuple[int, ...]]]:
+    given = document.get("versions")
+    if given is None:
+        return {key: dict(firsts) for key, firsts in base.versions.items()}
+    return {key: {name: version_numbers(first) for name, first in firsts.items()} for key, firsts in given.items()}
+
+
+def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:
+    result = dict(base.dialects)
+    for name, body in document.get("dialects", {}).items():
+        if body is None:
+            result.pop(name, None)
+            continue
+        moves = []
+        config = body.get("config", Map())
+        for old, new in config.items():
+            at = config.key_position(old)
+            if isinstance(new, Map):
+                unset = (new["unset"],) if "unset" in new else ()
+                legacy, yields = bool(new.get("legacy")), bool(new.get("yields"))
+                when = compile_expression(new["when"], new.value_position("when")) if "when" in new else None
+                default = new.get("default", MISSING)
+                moves.append(Move(_path(old), _path(new["is"]), at, unset, legacy, yields, default, when))
+            else:
+                moves.append(Move(_path(old), _path(new), at))
+        result[name] = Dialect(name, tuple(moves), tuple(body.get("tensors", {}).items()))
+    return result
+
+
+def _parts(document: Map) -> list[Part]:
+    result = []
+    for key, body in document.get("parts", {}).items():
+        names = body["with"]
+        result.append(
+            Part(
+                _path(key),
+                () if body["is"] == "." else _path(body["is"]),
+                (names,) if isinstance(names, str) else tuple(names),
+                body.get("tensors", ""),
+                body.get("default"),
+                bool(body.get("optional", False)),
+                document["parts"].key_position(key),
+                body.value_position("is"),
+                body.value_position("with"),
+            )
+        )
+    return result

@@ -1,0 +1,86 @@
+"""A mapping bound to one native config: the tensors of both sides with their shapes, before there are files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from crosswalk.compiler.config.write import export_config
+from crosswalk.compiler.layout.cells import Box
+from crosswalk.compiler.layout.padded_axes import resized
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.mapping.model import TensorEntry
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+
+from .weights import Related, Weights, relate_weights
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A mapping bound to one native config: both sides' tensors with shapes, before there are dtypes or files.
+
+    ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
+    if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
+    ``notes``: what a user should know, though nothing is wrong. ``padding``: name -> the elements of a tensor of ours
+    that theirs does not have, as disjoint boxes.
+    """
+
+    mapping: CompiledMapping
+    config: Mapping[str, Any]
+    ours: Mapping[str, tuple[int, ...]]
+    theirs: Mapping[str, tuple[int, ...]]
+    duplicates: Mapping[str, str]
+    ignored: Mapping[str, TensorEntry]
+    related: Sequence[Related] = field(repr=False)
+    notes: Sequence[str] = ()
+    padding: Mapping[str, Sequence[Box]] = field(default_factory=dict)
+
+
+def bind(
+    mapping: CompiledMapping,
+    native: Mapping[str, Any],
+    dialects: Sequence[str] | None = None,
+    allow_lossy: bool = False,
+    lengths: Mapping[str, int] = MappingProxyType({}),
+) -> Bound:
+    """Bind a mapping to a native config that :func:`~.scope.normalize` has completed. ``lengths``: axes that are
+    shorter on their side, whose config then says so; what is beyond is padding (:mod:`.padding`).
+
+    Raises ``CrosswalkError`` if the format cannot hold the config, or a parameter has no tensor.
+    """
+    config, exported = export_config(mapping, resized(mapping.root.type, native, lengths), dialects, allow_lossy)
+    scope = Scope(mapping.layout, mapping.root.type, native)
+    weights = relate_weights(mapping.layout, scope, exported.chosen, lengths)
+    related, duplicates = _split_ties(weights)
+    theirs: dict[str, tuple[int, ...]] = {}
+    problems = []
+    for entry in related:
+        if entry.tensor.name in theirs:
+            problems.append(
+                Diagnostic("plan/name-twice", f"two rules make the tensor `{entry.tensor.name}`", entry.line.position)
+            )
+        theirs[entry.tensor.name] = entry.tensor.shape
+    if problems:
+        raise CrosswalkError(problems)
+    natives = {name: native for name, native in weights.natives.items() if native.tied_to is None}
+    stored = {name: native.shape for name, native in natives.items()}
+    padding = {name: native.padding for name, native in natives.items() if native.padding}
+    return Bound(mapping, config, stored, theirs, duplicates, weights.ignored, related, exported.notes, padding)
+
+
+def _split_ties(weights: Weights) -> tuple[list[Related], dict[str, str]]:
+    """Tensors that are stored, and those of tied parameters with the tensor of theirs that has the storage."""
+    owners = {piece.parameter: r.tensor.name for r in weights.related for piece in r.tensor.pieces}
+    related, duplicates = [], {}
+    for entry in weights.related:
+        ties = {weights.natives[piece.parameter].tied_to for piece in entry.tensor.pieces}
+        if ties == {None} or not ties:
+            related.append(entry)
+        else:
+            (owner,) = ties
+            assert owner is not None
+            duplicates[entry.tensor.name] = owners[owner]
+    return related, duplicates

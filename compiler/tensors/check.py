@@ -1,0 +1,311 @@
+"""Checks of ``tensors:`` before there is a config.
+
+Names on the right are looked up in the types of the layout. The rest is found by lowering the mapping for a config made
+up for it: every kind of layer, every case and every entry of a dict that the mapping can reach is in it once, what a
+mapping states has its value, conditions over anything else hold, and all axes have some size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crosswalk.compiler.config.exported import Chosen
+from crosswalk.compiler.layout.model import Field, Layout, Type
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.mapping.model import TensorEntry
+from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.relations.tree import (
+    Choice,
+    CompiledMapping,
+    Entries,
+    FieldRule,
+    Layers,
+    Node,
+    Optional,
+    OursFact,
+    PartNode,
+    Path,
+    Struct,
+    nodes_of,
+)
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+
+from .weights import relate_weights
+
+
+def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
+    """Every problem of the tensor side that can be found without a config; parts are checked on their own too."""
+    if mapping.source.abstract:
+        return []
+    problems = [*_check_names(mapping), *_check_claims(mapping)]
+    if problems:
+        return problems
+    found: list[Diagnostic] = []
+    for model in _Models(mapping).all():
+        scope = Scope(mapping.layout, mapping.root.type, model.config, pending=model.pending, assumes=True)
+        try:
+            related = relate_weights(mapping.layout, scope, model.chosen).related
+        except CrosswalkError as error:
+            found += (problem for problem in error.diagnostics if problem.code != "mapping/one-sided")
+            continue
+        seen: dict[str, TensorEntry] = {}
+        for entry in related:
+            line = seen.setdefault(entry.tensor.name, entry.line)
+            if line is not entry.line:
+                message = f"the tensor `{entry.tensor.name}` is already named at {line.position}"
+                found.append(Diagnostic("mapping/name-twice", message, entry.line.position))
+    # What is wrong with a weight is wrong with its bias, and with the same line in every layer.
+    return list({(p.code, p.position, _BIAS_OR_INDEX.sub("", p.message.split("\n")[0])): p for p in found}.values())
+
+
+_BIAS_OR_INDEX = re.compile(r"\.(?:bias|weight)\b|\b\d+\b")
+
+
+# ---- names on the right -------------------------------------------------------------------------------------------
+
+
+def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    layout = mapping.layout
+    structs = [node for node in nodes_of(mapping.root) if isinstance(node, Struct)]
+    reached = {node.type.name for node in structs}
+    decided = {kind.name for node in structs for kind in _types_of(node.type.family or "", layout)}
+    for node in structs:
+        for line in node.section.tensors:
+            for index, path in enumerate(line.ours):
+                at = line.ours_at[index] if index < len(line.ours_at) else line.position
+                yield from _check_path(path, node.type, line, at, layout)
+                yield from _check_holes(path, node.type, line)
+            known = {kind.name for kind in layout.all_types()}
+            for name in line.types or ():
+                at = line.ours_at[0]
+                if name not in known:
+                    message = f"there is no type `{name}`"
+                    yield Diagnostic("mapping/no-such-type", message, at, did_you_mean(name, known))
+                elif name in decided - reached and at.file == mapping.source.file:
+                    message = f"no rule makes `{'.'.join(line.ours[0])}` a `{name}`"
+                    yield Diagnostic("mapping/unreachable", message, at)
+
+
+def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    """Two lines of one section that claim one parameter: only the first would be heard."""
+    sections = {id(node.section): node.section for node in nodes_of(mapping.root) if isinstance(node, Struct)}
+    for section in sections.values():
+        claimed: dict[tuple[Path, str | None], TensorEntry] = {}
+        for line in section.tensors:
+            for path in line.ours:
+                for kind in line.types or (None,):
+                    first = claimed.setdefault((path, kind), line)
+                    if first is not line:
+                        key = ".".join(path)
+                        message = f"`{line.theirs}` and `{first.theirs}` ({first.position}) both hold `{key}`"
+                        yield Diagnostic("mapping/parameter-twice", message, line.position, "keep one of the two")
+
+
+def _check_path(path: Path, kind: Type, line: TensorEntry, at: Position, layout: Layout) -> Iterator[Diagnostic]:
+    owners, done = [kind], 0
+    while done < len(path):
+        below = [found for owner in owners for found in _step(path[done:], owner, layout)]
+        if not below:
+            names = " or ".join(f"`{name}`" for name in dict.fromkeys(owner.name for owner in owners))
+            known = sorted({name for owner in owners for name in _members(owner)})
+            hint = did_you_mean(".".join(path[done:]), known) or f"it has {', '.join(known) or 'none'}"
+            message = f"type {names} has no module or parameter `{'.'.join(path[done:])}`"
+            yield Diagnostic("mapping/no-such-parameter", message, at, hint)
+            return
+        length = max(length for length, _ in below)
+        owners = [owner for found, types in below if found == length for owner in types]
+        done += length
+
+
+def _step(path: Path, kind: Type, layout: Layout) -> Iterator[tuple[int, list[Type]]]:
+    """How many parts of the path name a module or a parameter (group) of the type, and the types of the module."""
+    for child in kind.children:
+        name = tuple(str(child.name).split("."))
+        if path[: len(name)] == name:
+            yield len(name), _types_at(kind, child.config, layout)
+    for parameter in kind.parameters:
+        name = tuple(str(parameter.name).split("."))
+        if path and name[: len(path)] == path:
+            yield len(path), []
+
+
+def _types_at(kind: Type, config: Path, layout: Layout) -> list[Type]:
+    """The types that the config of a module can have."""
+    owners = [kind]
+    for name in config:
+        if name.startswith("{"):  # an entry of what stands before: a layer or an entry of a dict
+            blocks = [owner.fields[part] for owner in owners for part in ("block",) if part in owner.fields]
+            owners = [found for block in blocks for found in _types_of(block.of, layout)] or owners
+        else:
+            owners = [t for owner in owners if name in owner.fields for t in _types_of(owner.fields[name].of, layout)]
+    return owners
+
+
+def _types_of(name: str, layout: Layout) -> list[Type]:
+    if name in layout.families:
+        return list(layout.families[name].types.values())
+    kind = layout.type_of(name)
+    return [] if kind is None else [kind]
+
+
+def _members(kind: Type) -> Iterator[str]:
+    yield from (str(child.name) for child in kind.children)
+    for parameter in kind.parameters:
+        yield from (parameter.group, str(parameter.name))
+
+
+def _check_holes(path: Path, kind: Type, line: TensorEntry) -> Iterator[Diagnostic]:
+    """Holes that count modules are the same on both sides; others are axes, which lowering knows."""
+    ours = {part[1:-1] for part in path if part.startswith("{")}
+    theirs = {getattr(hole, "name", "") for hole in line.theirs.holes}
+    for hole in sorted(ours - theirs):
+        message = f"`{line.theirs}` has no hole {{{hole}}}, so all of `{'.'.join(path)}` would have one name"
+        yield Diagnostic("mapping/hole", message, line.position, f"the hole is written {{{hole}}} on both sides")
+
+
+# ---- a config made up for the check -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Model:
+    """An object of ours: what is known of it, which of its fields are not, and the structs that speak for its objects.
+    Paths start at the object."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    pending: set[Path] = field(default_factory=set)
+    chosen: dict[Path, list[Chosen]] = field(default_factory=dict)
+
+    def put(self, path: Path, value: Any) -> None:
+        target = self.config
+        for name in path[:-1]:
+            target = target.setdefault(name, {})
+        target[path[-1]] = value
+
+    def place(self, path: Path, other: _Model) -> None:
+        """Lay another object into this one."""
+        target = self.config
+        for name in path:
+            target = target.setdefault(name, {})
+        _merge(target, other.config)
+        self.pending |= {(*path, *below) for below in other.pending}
+        for below, chosen in other.chosen.items():
+            self.chosen.setdefault((*path, *below), []).extend(chosen)
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+class _Models:
+    def __init__(self, mapping: CompiledMapping, tensors: str = "") -> None:
+        self.mapping, self.layout, self.tensors = mapping, mapping.layout, tensors
+
+    def all(self) -> Iterator[_Model]:
+        for model in self.node(self.mapping.root, ()):
+            for name in self.mapping.source.elsewhere:
+                model.put((name,), None)
+            yield model
+
+    def node(self, node: Node, at: Path) -> list[_Model]:
+        """The models of a node; their paths start at the object at ``at``."""
+        match node:
+            case Struct():
+                return self.struct(node, at)
+            case Choice():
+                if not any(_has_modules(case.node) for case in node.cases):
+                    return self.node(node.cases[0].node, at) if node.cases else [_Model()]
+                return [model for case in node.cases for model in self.node(case.node, at)]
+            case Optional():
+                return self.node(node.node, at)
+            case Layers():
+                return [
+                    self.layers([model for kind in node.kinds for model in self.node(kind.node, ())], node.ours, at)
+                ]
+            case Entries():
+                model = _Model()
+                for index, entry in enumerate(self.node(node.node, ())):
+                    model.place((*node.ours[len(at) :], f"entry_{index}"), entry)
+                return [model]
+            case PartNode():
+                return self.part(node, at)
+
+    def struct(self, node: Struct, at: Path) -> list[_Model]:
+        base, where = _Model(), node.ours[len(at) :]
+        if node.type.registered:
+            base.put((*where, "type"), node.type.registered)
+        base.chosen[where] = [Chosen(node, self.mapping, self.tensors)]
+        for rule in node.rules:
+            if isinstance(rule, OursFact) and not isinstance(rule.value, Expression):
+                base.put(rule.ours[len(at) :], rule.value)
+            elif isinstance(rule, (OursFact, FieldRule)):
+                base.pending.add(rule.ours[len(at) :])
+        family = self.layout.families.get(node.type.family or "")
+        if family is not None and family.sequence:
+            return [self.sequence(node, at, base)]
+        alternatives = [self.node(child, at) for child in node.children]
+        alternatives += [self.free(field, where) for field in node.type.fields.values() if field.group == "training"]
+        result = []
+        for choice in itertools.product(*filter(None, alternatives)):
+            model = _Model()
+            for part in (base, *choice):
+                model.place((), part)
+            result.append(model)
+        return result
+
+    def free(self, declared: Field, where: Path) -> list[_Model]:
+        """A typed choice that is no part of the stored model, but of how it is stored."""
+        types = _types_of(declared.of, self.layout) if declared.kind == "family" else []
+        if not any(kind.parameters or kind.children for kind in types):
+            return []
+        result = [_Model() for _ in types]
+        for model, kind in zip(result, types, strict=True):
+            model.put((*where, declared.name), {"type": kind.name})
+        return result
+
+    def sequence(self, node: Struct, at: Path, base: _Model) -> _Model:
+        """A list of layers that is related as an object: all alternatives of its blocks become layers."""
+        blocks: list[_Model] = []
+        for child in node.children:
+            inner = child.node if isinstance(child, (Entries, Optional)) else child
+            blocks += self.node(inner, () if isinstance(child, Entries) else (*node.ours, "block"))
+        model = self.layers(blocks, node.ours, at)
+        model.chosen.update({path: chosen for path, chosen in base.chosen.items() if path not in model.chosen})
+        return model
+
+    def layers(self, blocks: list[_Model], ours: Path, at: Path) -> _Model:
+        model, where = _Model(), ours[len(at) :]
+        names = [f"block_{index}" for index in range(len(blocks))]
+        for name, block in zip(names, blocks, strict=True):
+            model.place((*where, "blocks", name), block)
+        for key, value in (("type", "pattern"), ("pattern", names), ("num_blocks", len(names))):
+            model.put((*where, key), value)
+        return model
+
+    def part(self, node: PartNode, at: Path) -> list[_Model]:
+        where = node.ours[len(at) :]
+        prefix = ".".join(filter(None, (self.tensors, node.part.tensors)))
+        result = []
+        for mapping in node.mappings:
+            for inside in _Models(mapping, prefix).node(mapping.root, ()):
+                for beside in self.struct(node.beside, at):
+                    beside.chosen.pop(where, None)
+                    model = _Model()
+                    model.place(where, inside)
+                    model.place((), beside)
+                    result.append(model)
+        return result
+
+
+def _has_modules(node: Node) -> bool:
+    return any(
+        not isinstance(below, Struct) or below.type.children or below.type.parameters for below in nodes_of(node)
+    )

@@ -1,0 +1,151 @@
+"""The dimensions of a tensor of theirs, over atoms: as a mapping writes them, or as they follow from the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from crosswalk.compiler.layout.cells import AxisTable, Cell, atoms_of, cells_of, expand
+from crosswalk.compiler.notation.axes import (
+    Axis,
+    Branch,
+    One,
+    ParameterPattern,
+    Product,
+    Sum,
+    Term,
+    absent_labels_of,
+    axes_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parameter of ours, by its name relative to whatever the caller iterates, and its resolved pattern."""
+
+    name: str
+    pattern: ParameterPattern
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A parameter over atoms. Its cells also carry a label that no mapping can write, ``tag``."""
+
+    source: Source
+    tag: str
+    dims: tuple[Term, ...]
+    cells: list[Cell]
+    atoms: frozenset[str]
+
+    @staticmethod
+    def of(tag: str, source: Source, sizes: AxisTable) -> Stored:
+        dims = tuple(expand(dim, sizes) for dim in source.pattern.dims)
+        cells = [Cell(cell.labels | {tag}, cell.offset, cell.strides) for cell in cells_of(dims, sizes)]
+        return Stored(source, tag, dims, cells, frozenset(axes_of(dims)))
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What went into the name: atoms, the labels it tells apart, and those it has in the tensor at hand."""
+
+    atoms: frozenset[str]
+    labels: frozenset[str]
+    chosen: frozenset[str]
+
+    def strip(self, term: Term) -> Term | None:
+        """The expanded term without what is gone, or None if nothing is left of it."""
+        match term:
+            case Axis(name):
+                return None if name in self.atoms else term
+            case Product(terms):
+                kept = self.strip_all(terms)
+                return Product(kept) if kept else None
+            case Sum(branches):
+                if self.labels.isdisjoint(branch.label for branch in branches):
+                    return Sum(tuple(Branch(b.label, None, self.strip_all(b.terms or ())) for b in branches))
+                return self.strip(Product(tuple(t for b in branches if b.label in self.chosen for t in b.terms or ())))
+        return term
+
+    def strip_all(self, terms: Sequence[Term]) -> tuple[Term, ...]:
+        return tuple(left for term in terms if (left := self.strip(term)) is not None)
+
+
+def default_dims(sources: Sequence[Stored], gone: Gone, transposed: bool) -> tuple[Term, ...] | None:
+    """The dims of the layout without what is gone, outputs first (inputs first if ``transposed``; as stored without an
+    arrow). Several parameters are put together along their first output; None if they differ beside it."""
+    orders = [_order(ours.source.pattern, transposed) for ours in sources]
+    leads = [order.index(ours.source.pattern.outputs[0]) for ours, order in zip(sources, orders, strict=True)]
+    columns = [[gone.strip(ours.dims[i]) for i in order] for ours, order in zip(sources, orders, strict=True)]
+    dims, lead = columns[0], leads[0]
+    if len(sources) > 1:
+        around = [(column[:at], column[at + 1 :]) for column, at in zip(columns, leads, strict=True)]
+        if any(other != around[0] for other in around):
+            return None
+        segments = [tuple(term for term in (column[lead],) if term is not None) for column in columns]
+        joined = Sum(tuple(Branch(ours.tag, None, terms) for ours, terms in zip(sources, segments, strict=True)))
+        dims = [*dims[:lead], joined, *dims[lead + 1 :]]
+    return tuple(dim for dim in dims if dim is not None)
+
+
+def _order(pattern: ParameterPattern, transposed: bool) -> tuple[int, ...]:
+    if pattern.arrow is None:
+        return tuple(range(len(pattern.dims)))
+    return pattern.inputs + pattern.outputs if transposed else pattern.outputs + pattern.inputs
+
+
+def written_dims(
+    dims: tuple[Term, ...], stored: list[Stored], sizes: AxisTable, gone: Gone, drop: bool
+) -> tuple[Term, ...]:
+    """The dims of a mapping over atoms, with bare labels filled in. Of a sum that the name tells apart, what is written
+    for the label at hand is left."""
+    own = {b.label: b.terms or () for ours in stored for b in branches_of(ours.dims)}
+    absent = {label for ours in stored for label in absent_labels_of(ours.source.pattern.dims)}
+
+    def fill(terms: Sequence[Term], outside: frozenset[str]) -> tuple[Term, ...]:
+        beside = [_plain_atoms(term, sizes) for term in terms]
+        result = []
+        for index, term in enumerate(terms):
+            around = outside.union(*beside[:index], *beside[index + 1 :])
+            if isinstance(term, Product):
+                term = Product(fill(term.terms, around))
+            elif isinstance(term, Sum):
+                kept = [fill_branch(branch, around) for branch in term.branches if branch.label not in absent]
+                if gone.labels.isdisjoint(branch.label for branch in kept):
+                    term = Sum(tuple(kept))
+                else:
+                    term = Product(tuple(t for b in kept if b.label in gone.chosen for t in b.terms or ()))
+            else:
+                term = expand(term, sizes)
+            result.append(term)
+        return tuple(result)
+
+    def fill_branch(branch: Branch, outside: frozenset[str]) -> Branch:
+        if branch.terms is not None:
+            return Branch(branch.label, None, fill(branch.terms, outside))
+        return Branch(branch.label, None, replace(gone, atoms=gone.atoms | outside).strip_all(own[branch.label]))
+
+    tree = fill(dims, frozenset())
+    if not drop:
+        return tree
+    had = frozenset[str]().union(*(ours.atoms for ours in stored))
+    if not any(isinstance(dim, One) for ours in stored for dim in ours.dims):
+        tree = tuple(dim for dim in tree if not isinstance(dim, One))
+    return Gone(frozenset(axes_of(tree)) - had, frozenset(), frozenset()).strip_all(tree)
+
+
+def branches_of(terms: Sequence[Term]) -> Iterator[Branch]:
+    """Every branch of every sum, nested ones included."""
+    for term in terms:
+        if isinstance(term, Product):
+            yield from branches_of(term.terms)
+        elif isinstance(term, Sum):
+            for branch in term.branches:
+                yield branch
+                yield from branches_of(branch.terms or ())
+
+
+def _plain_atoms(term: Term, sizes: AxisTable) -> frozenset[str]:
+    """The atoms of a term that are in no brackets."""
+    if isinstance(term, Product):
+        return frozenset[str]().union(*(_plain_atoms(inner, sizes) for inner in term.terms))
+    return frozenset(atoms_of(term.name, sizes)) if isinstance(term, Axis) else frozenset()

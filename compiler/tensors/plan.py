@@ -1,0 +1,286 @@
+"""From a mapping and one config to a flat plan, checked against what is really in the files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Container, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
+
+from crosswalk.compiler.config.dialects import dialect_of_names, rename
+from crosswalk.compiler.mapping.model import TensorEntry
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
+
+from .bind import Bound
+from .folding import fold
+
+Direction = Literal["import", "export"]
+
+
+def plan_import(
+    bound: Bound,
+    files: Mapping[str, TensorSpec] | None = None,
+    dtype: str | None = None,
+    default_dtype: str = "F32",
+    protect: Sequence[str] = (),
+    encodings: Sequence[Encoding] = (),
+    unused: Mapping[str, str] = MappingProxyType({}),
+) -> Plan:
+    """The plan from Hugging Face tensors to the trainer's. ``files``: what the checkpoint holds, from its headers;
+    without it, every tensor has ``default_dtype``. ``dtype`` casts all float tensors but those that ``protect`` names.
+    ``encodings``: how some of ``files`` are stored; they are decoded to ``dtype`` at once. ``unused``: names in
+    ``files`` that are not needed, and why.
+
+    Raises ``CrosswalkError`` listing every missing, unexpected and misshapen tensor.
+    """
+    moves: tuple[tuple[str, str], ...] = ()
+    if files is not None:
+        dialect = dialect_of_names(bound.mapping, files)
+        moves = tuple((new, old) for old, new in dialect.tensors) if dialect else ()
+    names = {name: rename(name, moves) for name in (*bound.theirs, *bound.duplicates, *bound.ignored)}
+    bound = _as_encoded(bound, names, encodings)
+    exemptions: list[Exemption] = []
+    sources: dict[str, TensorSpec] = {}
+    if files is None:
+        sources = {names[name]: TensorSpec(names[name], shape, default_dtype) for name, shape in bound.theirs.items()}
+    else:
+        sources = dict(files)
+        expected = {names[name]: shape for name, shape in bound.theirs.items()}
+        for name, owner in bound.duplicates.items():
+            if names[name] in files:
+                exemptions.append(Exemption("tied", names[name], names[owner]))
+                expected[names[name]] = bound.theirs[owner]
+        dropped = {names[name]: f"not needed ({line.position})" for name, line in bound.ignored.items()} | dict(unused)
+        for name, reason in dropped.items():
+            if name in files:
+                exemptions.append(Exemption("dropped", name, None, reason))
+                expected[name] = files[name].shape
+        if dtype is not None:
+            sources |= _decoded(bound, names, sources, encodings, dtype, protect)
+        lines = {names[entry.tensor.name]: entry.line for entry in bound.related}
+        hint = "add a line for it under `tensors:`; `NAME: ~` if it is not needed"
+        _compare(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, dropped)
+    feeding: dict[str, list[str]] = {}
+    for entry in bound.related:
+        for piece in entry.tensor.pieces:
+            feeding.setdefault(piece.parameter, []).append(sources[names[entry.tensor.name]].dtype)
+    made = ((name, shape, feeding.get(name, [default_dtype])) for name, shape in bound.ours.items())
+    targets = _targets(made, dtype, protect)
+    return _assemble(bound, names, list(sources.values()), targets, exemptions, "import", files is None, encodings)
+
+
+def _as_encoded(bound: Bound, names: Mapping[str, str], encodings: Sequence[Encoding]) -> Bound:
+    """The same with the dimensions that encoded tensors have where they differ."""
+    encoded = {encoding.tensor for encoding in encodings}
+    related = [
+        dataclasses.replace(entry, tensor=entry.encoded)
+        if entry.encoded is not None and names[entry.tensor.name] in encoded
+        else entry
+        for entry in bound.related
+    ]
+    theirs = {**bound.theirs, **{entry.tensor.name: entry.tensor.shape for entry in related}}
+    return dataclasses.replace(bound, related=related, theirs=theirs)
+
+
+def _decoded(
+    bound: Bound,
+    names: Mapping[str, str],
+    sources: Mapping[str, TensorSpec],
+    encodings: Sequence[Encoding],
+    dtype: str,
+    protect: Sequence[str],
+) -> dict[str, TensorSpec]:
+    """The encoded sources, decoded to ``dtype``; as they are where all that is made of them is protected. A duplicate
+    is decoded to the dtype of the tensor that it is compared with."""
+    made = {names[entry.tensor.name]: {p.parameter for p in entry.tensor.pieces} for entry in bound.related}
+    owners = {names[name]: names[owner] for name, owner in bound.duplicates.items()}
+    encoded = {e.tensor for e in encodings}
+    decoded = {
+        name: dataclasses.replace(sources[name], dtype=dtype)
+        for name in encoded - owners.keys()
+        if not made.get(name) or not all(protects(protect, parameter) for parameter in made[name])
+    }
+    for name in encoded & owners.keys():
+        owner = decoded.get(owners[name], sources.get(owners[name]))
+        if owner is not None:
+            decoded[name] = dataclasses.replace(sources[name], dtype=owner.dtype)
+    return decoded
+
+
+def plan_export(
+    bound: Bound,
+    files: Mapping[str, TensorSpec] | None = None,
+    dtype: str | None = None,
+    default_dtype: str = "F32",
+    protect: Sequence[str] = (),
+    tensor_dialect: str | None = None,
+) -> Plan:
+    """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``tensor_dialect``: names as that
+    dialect writes them."""
+    moves: tuple[tuple[str, str], ...] = ()
+    if tensor_dialect is not None:
+        moves = tuple((new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors)
+    names = {name: rename(name, moves) for name in bound.theirs}
+    if files is None:
+        sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.ours.items()]
+    else:
+        hint = "the config of this checkpoint says that there is no such parameter"
+        _compare(bound.ours, files, f"layout `{bound.mapping.layout.name}`", hint)
+        sources = list(files.values())
+    dtypes = {tensor.name: tensor.dtype for tensor in sources}
+    made = (
+        (names[t.name], t.shape, [dtypes[piece.parameter] for piece in t.pieces] or [default_dtype])
+        for t in (entry.tensor for entry in bound.related)
+    )
+    targets = _targets(made, dtype, protect)
+    return _assemble(bound, names, sources, targets, [], "export", files is None)
+
+
+def _assemble(
+    bound: Bound,
+    names: Mapping[str, str],
+    sources: list[TensorSpec],
+    targets: list[TensorSpec],
+    exemptions: list[Exemption],
+    direction: Direction,
+    assumed: bool,
+    encodings: Sequence[Encoding] = (),
+) -> Plan:
+    rules: dict[Position, int] = {}
+    listed: list[Rule] = []
+    copies: list[RawCopy] = []
+    lines: dict[str, int] = {}
+    for entry in bound.related:
+        index = rules.get(entry.line.position)
+        if index is None:
+            index = rules[entry.line.position] = len(listed)
+            listed.append(Rule(entry.mapping, str(entry.line), str(entry.line.position)))
+        name = names[entry.tensor.name]
+        for p in entry.tensor.pieces:
+            lines.setdefault(p.parameter, index)
+            ours, theirs = (p.parameter, p.ours_offset, p.ours_strides), (name, p.theirs_offset, p.theirs_strides)
+            first, second = (theirs, ours) if direction == "import" else (ours, theirs)
+            copies.append((first[0], second[0], p.extents, first[1], first[2], second[1], second[2], index))
+    metadata = {"mapping": bound.mapping.name, "layout": bound.mapping.layout.name, "direction": direction}
+    if assumed:
+        metadata["dtypes"] = "assumed"  # from the config: the tensors may have others
+    padding = [(name, *box, lines[name]) for name, boxes in bound.padding.items() for box in boxes]
+    padded, truncated = (padding, []) if direction == "import" else ([], padding)
+    return make_plan(sources, targets, copies, listed, exemptions, metadata, padded, truncated, encodings)
+
+
+def _targets(
+    made: Iterable[tuple[str, tuple[int, ...], Sequence[str]]], dtype: str | None, protect: Sequence[str]
+) -> list[TensorSpec]:
+    """The tensors ``made`` (name, shape, dtypes of what they are made from), each of the dtype asked for, or else of
+    the one among its own that holds all the others exactly."""
+    targets: list[TensorSpec] = []
+    mixed: dict[tuple[str, ...], list[str]] = {}
+    for name, shape, feeding in made:
+        if dtype is not None and not protects(protect, name):
+            targets.append(TensorSpec(name, shape, dtype))
+            continue
+        widest = next((w for w in feeding if all(cast_is_exact(other, w) for other in feeding)), None)
+        if widest is None:
+            mixed.setdefault(tuple(sorted(set(feeding))), []).append(name)
+        else:
+            targets.append(TensorSpec(name, shape, widest))
+    if mixed:
+        raise CrosswalkError(
+            Diagnostic(
+                "plan/mixed-dtypes",
+                f"`{pattern}` is made from tensors of {' and '.join(dtypes)}, and none holds the others exactly",
+                hint="ask for one dtype with --dtype",
+            )
+            for dtypes, names in mixed.items()
+            for pattern, _ in fold(names)
+        )
+    return targets
+
+
+def protects(protect: Sequence[str], name: str) -> bool:
+    """Whether a tensor is among names and prefixes (``PREFIX*``)."""
+    return any(name == p or (p.endswith("*") and name.startswith(p.rstrip("*"))) for p in protect)
+
+
+def check_dtype(dtype: str | None) -> str | None:
+    """A dtype as users write it (``bfloat16``, ``BF16``, ``torch.bfloat16``) by its safetensors name; floats only."""
+    if dtype is None:
+        return None
+    by_name = {name.lower(): name for name in DTYPES} | {attribute: name for name, (_, attribute) in DTYPES.items()}
+    found = by_name.get(str(dtype).lower().removeprefix("torch."))
+    if found not in FLOATS:
+        raise fail("usage/dtype", f"`{dtype}` is no float dtype", hint="one of float32, bfloat16, float16, float64")
+    return found
+
+
+def _compare(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, TensorSpec],
+    who: str,
+    unexpected_hint: str,
+    lines: Mapping[str, TensorEntry] = MappingProxyType({}),
+    ignored: Container[str] = (),
+) -> None:
+    """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is; all differences in
+    one error, layers folded. ``lines``: the rule of each tensor, if there is one."""
+    problems = []
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    wrong = [name for name, shape in expected.items() if name in found and found[name].shape != shape]
+    no_floats = [n for n in expected if n in found and n not in ignored and found[n].dtype not in FLOATS]
+    for pattern, names in fold(missing, expected.__getitem__):
+        near = difflib.get_close_matches(names[0], unexpected, 1, 0.8)
+        shape = list(expected[names[0]])
+        line = lines.get(names[0])
+        problems.append(
+            Diagnostic(
+                "tensors/missing",
+                f"tensor `{pattern}` {shape} is missing ({len(names)} in all): {who} needs it",
+                line.position if line else None,
+                f"there is `{near[0]}`, which nothing needs" if near else None,
+            )
+        )
+    for pattern, names in fold(unexpected, lambda name: found[name].shape):
+        problems.append(
+            Diagnostic(
+                "tensors/unexpected",
+                f"tensor `{pattern}` {list(found[names[0]].shape)} has no counterpart in {who} ({len(names)} in all)",
+                None,
+                unexpected_hint,
+            )
+        )
+    for pattern, names in fold(wrong, lambda name: (found[name].shape, expected[name])):
+        line = lines.get(names[0])
+        problems.append(
+            Diagnostic(
+                "tensors/shape",
+                f"tensor `{pattern}` is {list(found[names[0]].shape)} in the file,"
+                f" {list(expected[names[0]])} by the config",
+                line.position if line else None,
+            )
+        )
+    for pattern, names in fold(no_floats, lambda name: found[name].dtype):
+        line = lines.get(names[0])
+        problems.append(
+            Diagnostic(
+                "tensors/dtype",
+                f"tensor `{pattern}` has the dtype {found[names[0]].dtype}, parameters are floats",
+                line.position if line else None,
+                "a checkpoint that is quantised in another way has to be dequantised first",
+            )
+        )
+    if problems:
+        raise CrosswalkError(problems)
+
+
+def tensor_dialect(mapping: CompiledMapping, dialects: Sequence[str]) -> str | None:
+    """The one among the dialects to write that has tensor names of its own."""
+    named = [d for d in dialects if d in mapping.source.dialects and mapping.source.dialects[d].tensors]
+    if len(named) > 1:
+        raise fail("usage/dialect", f"tensors have one name each: choose one of {', '.join(named)}")
+    return named[0] if named else None

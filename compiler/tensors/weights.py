@@ -1,0 +1,328 @@
+"""The tensor side of a compiled mapping, for one config: which copies relate the trainer's parameters to theirs.
+
+The layout gives the modules and parameters of a config; the structs that :mod:`.exporting` chose give the names on the
+other side. Equal layers are lowered once and shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from crosswalk.compiler.config.exported import Chosen
+from crosswalk.compiler.layout.cells import AxisTable, Box, outside
+from crosswalk.compiler.layout.model import Child, Layout, Parameter
+from crosswalk.compiler.layout.modules import AxisSizes, config_of, instances, parameters
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.mapping.model import TensorEntry
+from crosswalk.compiler.notation.templates import Template, join
+from crosswalk.compiler.relations.tree import Path
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+
+from .lower import Piece, Source, Tensor, lower, ours_shape
+
+EMPTY = Template.parse("")
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A parameter of the trainer; ``tied_to`` is the one that has the storage. ``padding``: the elements that theirs
+    does not have, as disjoint boxes."""
+
+    name: str
+    shape: tuple[int, ...]
+    tied_to: str | None = None
+    padding: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """A tensor of theirs with the copies that relate it to parameters of ours, and the line that says so. ``encoded``:
+    the same tensor as it is where it is stored encoded, if its dimensions are others then."""
+
+    tensor: Tensor
+    line: TensorEntry
+    mapping: str
+    encoded: Tensor | None = None
+
+
+@dataclass
+class Weights:
+    """``natives``: every parameter; ``related``: every tensor of theirs, those of tied parameters included;
+    ``ignored``: names that may be in a file and are not needed."""
+
+    natives: dict[str, Native] = field(default_factory=dict)
+    related: list[Related] = field(default_factory=list)
+    ignored: dict[str, TensorEntry] = field(default_factory=dict)
+    problems: list[Diagnostic] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A line that speaks of ``ours`` below the current module; names below ``theirs`` are its left side."""
+
+    ours: tuple[Path, ...]
+    theirs: Template
+    line: TensorEntry
+    chosen: Chosen | None
+    transposed: bool
+
+
+def relate_weights(
+    layout: Layout,
+    root: Scope,
+    chosen: Mapping[Path, list[Chosen]],
+    lengths: Mapping[str, int] = MappingProxyType({}),
+) -> Weights:
+    """The tensors of both sides for the config at ``root``; axes in ``lengths`` are that long on their side. Raises
+    ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered."""
+    weights = _Walk(layout, root, chosen, lengths).run()
+    if weights.problems:
+        raise CrosswalkError(dict.fromkeys(weights.problems))
+    return weights
+
+
+class _Walk:
+    def __init__(
+        self, layout: Layout, root: Scope, chosen: Mapping[Path, list[Chosen]], lengths: Mapping[str, int]
+    ) -> None:
+        self.layout, self.root, self.chosen, self.lengths = layout, root, chosen, lengths
+
+    def run(self) -> Weights:
+        out = Weights()
+        self.module(self.root, EMPTY, None, (), out, [])
+        ties = {tie.parameter: tie.same_as for tie in self.root.kind.ties if self.root.holds(tie.condition)}
+        for name, native in list(out.natives.items()):
+            owner = ties.get(native.tied_to or name, native.tied_to)
+            if owner is not None:
+                out.natives[name] = Native(name, native.shape, owner)
+        return out
+
+    # ---- modules ----------------------------------------------------------------------------------------------------
+
+    def module(
+        self,
+        scope: Scope,
+        ours: Template,
+        theirs: Template | None,
+        outer: tuple[_Claim, ...],
+        out: Weights,
+        around: list[Chosen],
+    ) -> None:
+        """One module: ``theirs`` is the prefix of its tensors, None if nothing gives it one; ``around`` speaks for the
+        nearest module around it that anything speaks for."""
+        here = [
+            c
+            for c in self.chosen.get(scope.path, ())
+            if c.struct.type == scope.kind or c.struct.type.name in scope.kind.bases
+        ]
+        own: list[_Claim] = []
+        default: Template | None = None if here else theirs
+        for chosen in here:
+            section = chosen.struct.section
+            whole = chosen.struct is chosen.mapping.root
+            prefix = Template.parse(chosen.tensors) if whole else theirs
+            for line in section.tensors:
+                name = line.theirs if prefix is None else join(prefix, line.theirs)
+                if line.ours and (line.types is None or self.fits(scope, line)):
+                    own.append(_Claim(line.ours, name, line, chosen, bool(section.transposed)))
+                elif not line.ours and prefix is not None:
+                    out.ignored[str(name)] = line
+            if section.same_names or not section.has_tensors:
+                default = prefix
+        claims = (*outer, *own)
+        for child in scope.kind.children:
+            self.children(scope, child, ours, claims, default, out, here or around)
+        self.parameters(scope, ours, claims, default, here, out, () if theirs is not None else around)
+
+    def fits(self, scope: Scope, line: TensorEntry) -> bool:
+        """Whether the child of a line like ``mixer(attention|mamba)`` or ``mixer.query(attention)`` has one of these
+        types."""
+        names = ((child, tuple(str(child.name).split("."))) for child in scope.kind.children)
+        child = next((child for child, name in names if line.ours[0][: len(name)] == name), None)
+        found = config_of(scope, child.config) if child else None
+        return found is not None and line.types is not None and found.kind.name in line.types
+
+    def children(
+        self,
+        scope: Scope,
+        child: Child,
+        ours: Template,
+        claims: tuple[_Claim, ...],
+        default: Template | None,
+        out: Weights,
+        around: list[Chosen],
+    ) -> None:
+        name = child.name
+        own = tuple(str(name).split("."))
+        exact = next((c for c in claims if own in c.ours), None)
+        deeper = tuple(
+            _Claim((path[len(own) :],), c.theirs, c.line, c.chosen, c.transposed)
+            for c in claims
+            for path in c.ours
+            if len(path) > len(own) and path[: len(own)] == own and len(c.ours) == 1
+        )
+        cache: dict[Path, Weights] = {}
+        for values, inner in instances(scope, child):
+            if exact is not None:
+                prefix: Template | None = exact.theirs.render(values)
+            else:
+                prefix = None if default is None else join(default, name.render(values))
+            relative = bool(values) and not deeper
+            if not relative:
+                filled = tuple(_Claim(c.ours, c.theirs.render(values), c.line, c.chosen, c.transposed) for c in deeper)
+                self.module(inner, join(ours, name.render(values)), prefix, filled, out, around)
+                continue
+            if inner.path not in cache:
+                cache[inner.path] = Weights()
+                below = None if prefix is None else EMPTY
+                self.module(inner, EMPTY, below, (), cache[inner.path], around)
+            _add_prefixed(out, cache[inner.path], str(join(ours, name.render(values))), prefix)
+
+    # ---- parameters -------------------------------------------------------------------------------------------------
+
+    def parameters(
+        self,
+        scope: Scope,
+        ours: Template,
+        claims: tuple[_Claim, ...],
+        default: Template | None,
+        here: list[Chosen],
+        out: Weights,
+        around: Sequence[Chosen],
+    ) -> None:
+        present: dict[str, tuple[Parameter, Source]] = {}
+        sizes = AxisSizes(scope)
+        lengths = AxisSizes(scope, self.lengths) if self.lengths else sizes
+        for name, parameter, pattern in parameters(scope):
+            source = Source(str(join(ours, name)), pattern)
+            present[str(name)] = (parameter, source)
+            padding = tuple(outside(pattern.dims, sizes, lengths)) if self.lengths else ()
+            out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), parameter.same_as, padding)
+        spoken: set[str] = set()
+        # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
+        for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
+            groups = [self.leaves(path, present) for path in claim.ours]
+            leaves = {suffix for group in groups for suffix in group}
+            for suffix in sorted(leaves):
+                members = [group[suffix] for group in groups if suffix in group]
+                if any(name in spoken for name in members):
+                    continue
+                if len(members) < len(groups):
+                    out.problems.append(_one_sided(claim, suffix, members))
+                    continue
+                spoken.update(members)
+                self.lower(claim, suffix, [present[name][1] for name in members], sizes, lengths, out)
+        for stored, (parameter, source) in present.items():
+            if stored in spoken or parameter.same_as is not None:
+                continue
+            if default is None:
+                self.unclaimed(source, ours, here, scope, out, around)
+                continue
+            same = Template.parse(stored)
+            line = TensorEntry(same, ((stored,),), None, None, self.position(scope, here))
+            self.lower(
+                _Claim(((stored,),), join(default, same), line, here[0] if here else None, False),
+                "",
+                [source],
+                sizes,
+                lengths,
+                out,
+            )
+
+    def leaves(self, path: Path, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
+        """The parameters that a path names: itself, or as a group all below it, by what is added to its name."""
+        name = ".".join(path)
+        if name in present:
+            return {"": name}
+        return {key[len(name) + 1 :]: key for key in present if key.startswith(name + ".")}
+
+    def lower(
+        self,
+        claim: _Claim,
+        suffix: str,
+        sources: list[Source],
+        sizes: AxisTable,
+        lengths: AxisTable,
+        out: Weights,
+    ) -> None:
+        template = join(claim.theirs, Template.parse(suffix))
+        is_bias = suffix != "" and not any(source.pattern.inputs for source in sources)
+        line = claim.line
+        ways = [(line.dims, line.dims_at)] + ([(line.encoded, line.encoded_at)] if line.encoded is not None else [])
+        found: list[dict[str, Tensor]] = []
+        for dims, at in ways:
+            try:
+                tensors = lower(
+                    template,
+                    sources,
+                    sizes,
+                    dims,
+                    claim.transposed,
+                    "drop" if is_bias else "error",
+                    at or line.position,
+                    show_sizes=not self.root.assumes,
+                    lengths=lengths,
+                )
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+                return
+            found.append({tensor.name: tensor for tensor in tensors})
+        mapping = claim.chosen.mapping.name if claim.chosen else ""
+        encoded: dict[str, Tensor] = found[-1] if len(found) > 1 else {}
+        out.related += [Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()]
+
+    def position(self, scope: Scope, here: list[Chosen]) -> Position:
+        return here[0].struct.position if here else scope.kind.position
+
+    def unclaimed(
+        self,
+        source: Source,
+        ours: Template,
+        here: list[Chosen],
+        scope: Scope,
+        out: Weights,
+        around: Sequence[Chosen],
+    ) -> None:
+        """``around``: where the module has no name itself, what could give it one."""
+        section = (around or here)[0].struct.section.name if around or here else str(scope.kind)
+        position = around[0].struct.position if around else self.position(scope, here)
+        message = f"no line of section `{section}` says which tensor holds `{source.name}` ({source.pattern})"
+        hint = 'add it under `tensors:`, or `"*": same` if all others keep their names'
+        if around:
+            message = f"no line of section `{section}` names the module `{ours}`, which has `{source.name}`"
+            hint = "add its name under `tensors:`"
+        out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
+
+
+def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
+    return Diagnostic(
+        "mapping/one-sided",
+        f"`{claim.theirs}.{suffix}` is to hold {' and '.join('.'.join((*path, suffix)) for path in claim.ours)}, of"
+        f" which this config has only {', '.join(members)}",
+        claim.line.position,
+        "either all parts of a fused tensor have it, or none",
+    )
+
+
+def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | None) -> None:
+    """Put the prefixes of one layer in front of the names of a shared result."""
+    prefix = "" if theirs is None else f"{theirs}."
+    for native in below.natives.values():
+        name = f"{ours}.{native.name}"
+        out.natives[name] = replace(native, name=name)
+    for related in below.related:
+        encoded = None if related.encoded is None else _prefixed(related.encoded, ours, prefix)
+        out.related.append(Related(_prefixed(related.tensor, ours, prefix), related.line, related.mapping, encoded))
+    for name, line in below.ignored.items():
+        out.ignored[prefix + name] = line
+    out.problems += below.problems
+
+
+def _prefixed(tensor: Tensor, ours: str, prefix: str) -> Tensor:
+    pieces = tuple(
+        Piece(f"{ours}.{p.parameter}", p.extents, p.ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
+        for p in tensor.pieces
+    )
+    return Tensor(prefix + tensor.name, tensor.shape, pieces)

@@ -1,0 +1,132 @@
+"""A Hugging Face checkpoint on disk: config.json, the tensors, and the small files that go along with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crosswalk.compiler.text.documents import MAX_DEPTH, parse_document
+from crosswalk.runtime.checkpoint.header import parse_json
+from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+CONFIG = "config.json"
+MAX_CONFIG = 64 << 20
+#: Endings of files that hold weights or training state in one framework or another: never carried along.
+WEIGHTS = (
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf", ".ggml",
+    ".h5", ".h5.index.json", ".msgpack", ".msgpack.index.json", ".onnx", ".onnx_data", ".npz", ".tflite", ".mlmodel",
+    ".ot",
+)  # fmt: skip
+
+
+#: Folders whose files are carried along: where transformers keeps further chat templates.
+CARRIED_FOLDERS = ("additional_chat_templates",)
+
+
+@dataclass(frozen=True)
+class HuggingFaceCheckpoint:
+    """``text`` is config.json as it is in the file; ``files`` are the small files that are carried along, by name."""
+
+    path: Path
+    text: str
+    config: Mapping[str, Any]
+    files: Mapping[str, Path]
+    tensors: Checkpoint
+
+
+def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
+    """Open a checkpoint from config.json and headers. Raises ``CrosswalkError`` with everything wrong with it."""
+    problems: list[Diagnostic] = []
+    try:
+        text = read_config_text(path / CONFIG)
+        config = parse_config(text, path / CONFIG)
+    except CrosswalkError as error:
+        problems += error.diagnostics
+    try:
+        tensors = open_checkpoint(path)
+    except CrosswalkError as error:
+        problems += error.diagnostics
+    if problems:
+        raise CrosswalkError(problems)
+    return HuggingFaceCheckpoint(path, text, config, carried_files(path), tensors)
+
+
+def read_config_text(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_CONFIG + 1)
+        if len(data) > MAX_CONFIG:
+            raise fail("config/size", f"larger than {MAX_CONFIG >> 20} MiB: this is no config", Position(str(file)))
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise fail("config/encoding", "this is not UTF-8 text", Position(str(file))) from error
+    except OSError as error:
+        raise fail(
+            "config/read", f"cannot read it: {error.strerror or error}", Position(str(file)),
+            "a Hugging Face checkpoint is a directory with config.json and safetensors files",
+        ) from error  # fmt: skip
+
+
+def parse_config(text: str, file: Path) -> dict[str, Any]:
+    try:
+        config = parse_json(text.encode(), file)
+    except CrosswalkError as error:
+        reason = error.__cause__
+        if isinstance(reason, json.JSONDecodeError):
+            where = Position(str(file), reason.lineno, reason.colno)
+            raise fail("config/json", f"not valid JSON: {reason.msg}", where) from error
+        parse_document(text, str(file))  # names both places of a key that stands twice
+        raise
+    if not isinstance(config, dict):
+        raise fail("config/type", "config.json must be an object", Position(str(file)))
+    if _levels(config) > MAX_DEPTH:
+        raise fail("config/json", f"more than {MAX_DEPTH} levels of nesting", Position(str(file)))
+    return config
+
+
+def _levels(config: dict[str, Any]) -> int:
+    """How many objects and lists of a JSON document stand in each other at most."""
+    count = 0
+    level: list[Iterable[Any]] = [config.values()]
+    while level:
+        inside = [value for values in level for value in values]
+        level = [v.values() if isinstance(v, dict) else v for v in inside if isinstance(v, (dict, list))]
+        count += 1
+    return count
+
+
+def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> dict[str, Path]:
+    """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code."""
+    if not path.is_dir():
+        raise fail("files/not-a-directory", "there is no such directory", Position(str(path)))
+    candidates = {file.name: file for file in sorted(path.iterdir())}
+    for folder in CARRIED_FOLDERS:
+        if (path / folder).is_dir():
+            candidates |= {f"{folder}/{file.name}": file for file in sorted((path / folder).iterdir())}
+    return {
+        name: file
+        for name, file in candidates.items()
+        if file.is_file()
+        and name not in beside
+        and not name.endswith(WEIGHTS)
+        and not file.name.startswith(".")
+        and name != "ok"
+    }
+
+
+def folders_left_behind(path: Path) -> list[str]:
+    """Folders of a checkpoint that are not carried along: earlier checkpoints of a run, logs."""
+    return [
+        entry.name
+        for entry in sorted(path.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in CARRIED_FOLDERS
+    ]
+
+
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    """config.json as transformers writes it: sorted keys, two spaces, a final newline."""
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()

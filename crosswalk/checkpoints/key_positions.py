@@ -1,0 +1,47 @@
+"""Where the keys of a config stand in the file that it was read from, for messages about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from crosswalk.compiler.text.documents import Map, parse_document
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+
+
+def locator(text: str, file: str, root: tuple[str, ...] = ()) -> Callable[[tuple[str, ...]], Position]:
+    """A function from a path of keys, below ``root``, to the deepest of them that stands in a JSON or YAML text."""
+    try:
+        document = parse_document(text, file)
+    except CrosswalkError:  # too large, or fine for its own reader only
+        return lambda path: Position(file)
+
+    def locate(path: tuple[str, ...]) -> Position:
+        position, container = Position(file), document
+        for key in (*root, *path):
+            if not isinstance(container, Map) or key not in container:
+                break
+            position, container = container.key_position(key), container[key]
+        return position
+
+    return locate
+
+
+def located(problems: Iterable[Diagnostic], text: str, file: Path, root: tuple[str, ...] = ()) -> list[Diagnostic]:
+    """The problems, those without a position at the key of the file that they are about."""
+    listed = list(problems)
+    if all(problem.position for problem in listed):
+        return listed
+    locate = locator(text, str(file), root)
+    return [problem if problem.position else replace(problem, position=locate(problem.path)) for problem in listed]
+
+
+@contextmanager
+def read_from(file: Path, text: str = "", root: tuple[str, ...] = ()) -> Iterator[None]:
+    """Problems of this block that have no position are those of ``file``, at their keys if its ``text`` is given."""
+    try:
+        yield
+    except CrosswalkError as error:
+        raise CrosswalkError(located(error.diagnostics, text, file, root)) from error

@@ -1,0 +1,197 @@
+"""The trainer's own checkpoint on disk: ``metadata.yaml`` and data files with keys ``NAME/weights``.
+
+The trainer's loader opens exactly the files that ``metadata.state_index`` names. What makes the checkpoint
+self-describing is under ``metadata.crosswalk``, where the trainer allows further keys.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+
+from crosswalk.compiler.layout.model import Layout
+from crosswalk.compiler.layout.scope import config_type
+from crosswalk.compiler.text.documents import parse_document
+from crosswalk.runtime.checkpoint.header import shorten
+from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+from .key_positions import locator
+
+METADATA = "metadata.yaml"
+SHARD = "weights"
+#: What is written. A reader refuses versions newer than its own, so this is the oldest that has every field used here.
+FAST_LLM_VERSION = "0.4.0"
+MAX_METADATA = 256 << 20
+
+
+@dataclass(frozen=True)
+class NativeCheckpoint:
+    """``config``: the base-model config as stored. ``root``: its type in the layout. ``origin``: what was recorded of
+    the Hugging Face checkpoint that it came from, empty if it came from elsewhere. ``tensors``: without suffix.
+    ``text``: the metadata as stored."""
+
+    path: Path
+    config: Mapping[str, Any]
+    root: str
+    origin: Mapping[str, Any]
+    tensors: Checkpoint
+    text: str
+
+
+def is_native(path: Path) -> bool:
+    return (path / METADATA).is_file()
+
+
+def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
+    """Open a native checkpoint from its metadata and headers. Raises ``CrosswalkError`` with what is wrong with it."""
+    text = _read_text(path / METADATA)
+    document = _parse(text, path / METADATA)
+    roots = layout.roots()
+    problems = list(_problems(document, roots))
+    if problems:
+        locate = locator(text, str(path / METADATA))
+        raise CrosswalkError(
+            Diagnostic("native/metadata", f"`{'.'.join(keys)}` {what}", locate(keys)) for keys, what in problems
+        )
+    metadata = document["metadata"]
+    stored = open_checkpoint(path, metadata["state_index"])
+    suffix = f"/{SHARD}"
+    # A training checkpoint holds optimizer shards beside the weights; they are no part of the model.
+    names = {key: key.removesuffix(suffix) for key in stored.tensors if key.endswith(suffix)}
+    origin = metadata.get("crosswalk") or {}
+    return NativeCheckpoint(
+        path, document["config"]["base_model"], roots[document["model"]], origin, stored.select(names), text
+    )
+
+
+def _read_text(file: Path) -> str:
+    where = Position(str(file))
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_METADATA + 1)
+        if len(data) > MAX_METADATA:
+            raise fail("native/metadata", f"larger than {MAX_METADATA >> 20} MiB", where)
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise fail("native/metadata", "this is not UTF-8 text", where) from error
+    except OSError as error:
+        raise fail("native/metadata", f"cannot read it: {error.strerror or error}", where) from error
+
+
+def _parse(text: str, file: Path) -> Mapping[str, Any]:
+    """The document, which may be large: it lists every tensor. Aliases are refused: they can multiply its size."""
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text)):
+            parse_document(text, str(file))  # says where they are
+            raise fail("native/metadata", "aliases are not allowed here", Position(str(file)))
+        document = yaml.load(text)
+    except (YAMLError, RecursionError, ValueError, TypeError) as error:
+        parse_document(text, str(file))  # says where and what to do, for all that it knows
+        raise fail("native/metadata", f"not valid YAML: {str(error)[:300]}", Position(str(file))) from error
+    if not isinstance(document, Mapping):
+        raise fail("native/metadata", "this is not a mapping of keys to values", Position(str(file)))
+    return document
+
+
+def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is needed of the document and is not there or of the wrong kind: keys and what is the matter with them."""
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, str)
+
+    def index(value: Any) -> bool:
+        return isinstance(value, Mapping) and bool(value) and all(map(texts, (*value, *value.values())))
+
+    def padding(value: Any) -> bool:
+        return isinstance(value, Mapping) and all(texts(axis) and sizes(found) for axis, found in value.items())
+
+    def sizes(value: Any) -> bool:
+        numbers: list[Any] = list(map(value.get, ("from", "to"))) if isinstance(value, Mapping) else []
+        return bool(numbers) and {*map(type, numbers)} == {int} and bool(1 <= numbers[0] < numbers[1])
+
+    wanted: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+        (("model",), f"one of {', '.join(roots)}", lambda value: texts(value) and value in roots),
+        (("format",), "fast_llm: the trainer's other formats are not read", lambda value: value == "fast_llm"),
+        (("config",), "a mapping", lambda value: isinstance(value, Mapping)),
+        (("config", "base_model"), "a mapping", lambda value: isinstance(value, Mapping)),
+        (("metadata",), "a mapping", lambda value: isinstance(value, Mapping)),
+        (("metadata", "state_index"), "a mapping of tensors to files", index),
+        (("metadata", "crosswalk"), "a mapping", lambda value: isinstance(value, Mapping)),
+        *((("metadata", "crosswalk", key), "text", texts) for key in ("format", "config", "tensor_dialect", "dtype")),
+        (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
+        (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
+        (
+            ("metadata", "crosswalk", "files"),
+            "a list of file names",
+            lambda value: isinstance(value, list) and all(map(texts, value)),
+        ),
+    )
+    for keys, expected, fits in wanted:
+        *parents, key = keys
+        container: Any = document
+        for parent in parents:
+            container = container.get(parent) if isinstance(container, Mapping) else None
+        value = container.get(key) if isinstance(container, Mapping) else None
+        optional = key == "format" or "crosswalk" in keys
+        if value is None and not optional and isinstance(container, Mapping):
+            yield keys, "is missing"
+        elif value is not None and not fits(value):
+            yield keys, f"must be {expected}; it is {shorten(repr(value), 60)}"
+
+
+def metadata_yaml(
+    layout: Layout, config: Mapping[str, Any], root: str, weight_map: Mapping[str, str], origin: Mapping[str, Any]
+) -> bytes:
+    """The text of ``metadata.yaml`` for a complete native config. ``origin`` goes under ``metadata.crosswalk``."""
+    model = layout.types[root].model
+    document = {
+        "fast_llm_version": FAST_LLM_VERSION,
+        "model": model,
+        "format": "fast_llm",
+        "config": {"type": model, "base_model": stored_config(layout, config, root)},
+        "shards": [SHARD],
+        "metadata": {"state_index": dict(sorted(weight_map.items())), "crosswalk": dict(origin)},
+    }
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.allow_unicode = True
+    yaml.width = 4096
+    text = io.StringIO()
+    yaml.dump(document, text)
+    return text.getvalue().encode()
+
+
+def stored_config(layout: Layout, config: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """A complete config without what is at its default and no part of the architecture's own fields, as the trainer
+    stores it: some defaults of ``training`` fields are not values that its loader accepts when given."""
+    result: dict[str, Any] = {}
+    kind = config_type_of(layout, root, config)
+    if "type" in config:
+        result["type"] = config["type"]
+    for name, declared in kind.fields.items():
+        value = config[name]
+        if declared.group != "fields" and value == declared.default and not declared.is_config:
+            continue
+        if declared.is_config and isinstance(value, Mapping):
+            value = stored_config(layout, value, config_type(layout, declared, value).name)
+            if declared.group != "fields" and not value:
+                continue
+        elif declared.kind == "dict":
+            value = {k: stored_config(layout, v, config_type(layout, declared, v).name) for k, v in value.items()}
+        result[name] = value
+    return result
+
+
+def config_type_of(layout: Layout, name: str, config: Mapping[str, Any]) -> Any:
+    """The type called ``name``; where several families have one of that name, the one with the config's fields."""
+    found = [t for t in layout.all_types() if t.name == name]
+    return next(t for t in found if set(config) - {"type"} == set(t.fields))

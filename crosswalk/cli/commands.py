@@ -1,0 +1,238 @@
+"""The command line. Exit codes: 0 done, 1 a problem with the input, 2 wrong usage, 130 interrupted.
+
+Everything heavy is imported inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from crosswalk.runtime.files.workers import Progress
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+SOURCE = click.argument("src", type=click.Path(path_type=Path))
+
+
+def planning_options(command: Command) -> Command:
+    """The options that decide a plan, shared by all commands that make one."""
+    for option in reversed(
+        (
+            click.option("--to", metavar="fast_llm|hf", help="What to convert to. Default: the other side of SRC."),
+            click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected."),
+            click.option("--dialect", metavar="NAME", help="transformers-4, transformers-5, or both with a comma."),
+            click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
+            click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
+            click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
+            click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
+            click.option(
+                "--truncate", multiple=True, metavar="AXIS=SIZE",
+                help="Cut an axis on the way back. Default: what --pad added.",
+            ),
+            click.option(
+                "--model-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+                help="Where the model code of a custom architecture is, if SRC does not carry it.",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def engine_options(command: Command) -> Command:
+    """The options of commands that read or write data."""
+    for option in reversed(
+        (
+            click.option("--workers", type=click.IntRange(1, 256), help="Threads. Default: one per core, at most 4."),
+            click.option("--memory", metavar="SIZE", help="Most memory to allocate, e.g. 200MiB."),
+            click.option("--quiet", "-q", is_flag=True, help="No progress bar."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="crosswalk")
+def cli() -> None:
+    """Convert model checkpoints between Hugging Face and a trainer's layout, both ways, by compiled mappings."""
+
+
+@cli.command()
+@SOURCE
+@click.argument("dst", type=click.Path(path_type=Path))
+@planning_options
+@click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest data file.")
+@click.option("--checksum", type=click.Choice(["none", "xxh3", "sha256"]), default="xxh3", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace DST, in one step, once the conversion is complete.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted conversion, and be continuable if interrupted.")
+@engine_options
+def convert(
+    src: Path, dst: Path, max_shard_size: str, checksum: str, overwrite: bool, resume: bool, workers: int | None,
+    memory: str | None, quiet: bool, **planning: Any,
+) -> None:  # fmt: skip
+    """Convert the checkpoint SRC into the new directory DST."""
+    from crosswalk import convert as run
+
+    from .tables import show_report
+
+    options = _options(workers, memory, checksum, overwrite, resume)
+    with _progress(quiet, "converting") as progress:
+        report = run(
+            src, dst, **_planned(planning), max_shard_size=max_shard_size, options=options, on_progress=progress
+        )
+    show_report(report)
+
+
+@cli.command()
+@SOURCE
+@planning_options
+def check(src: Path, **planning: Any) -> None:
+    """Check SRC against its mapping: config.json and headers only, no weights are read."""
+    from crosswalk import check as run
+
+    from .tables import show_report
+
+    show_report(run(src, **_planned(planning)))
+
+
+@cli.command()
+@SOURCE
+@planning_options
+@click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Threads to state the peak memory for.")
+def plan(src: Path, as_json: bool, workers: int | None, **planning: Any) -> None:
+    """Show what a conversion of SRC would do: bytes, peak memory, verdict, and the rules with layers folded."""
+    from crosswalk.jobs.prepare import prepare
+
+    from .tables import show_plan
+
+    prepared = prepare(src, **_planned(planning))
+    if as_json:
+        click.echo(prepared.plan.to_json())
+    else:
+        show_plan(prepared, workers)
+
+
+@cli.command()
+@SOURCE
+@click.argument("tensor")
+@planning_options
+def explain(src: Path, tensor: str, **planning: Any) -> None:
+    """Show where TENSOR comes from: source tensors, axes, rule, and the line of the mapping that says so."""
+    from crosswalk.jobs.prepare import prepare
+
+    from .tables import show_explanation
+
+    prepared = prepare(src, **_planned(planning))
+    show_explanation(prepared, tensor)
+
+
+@cli.command()
+@SOURCE
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected.")
+@click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact.")
+@engine_options
+def verify(
+    src: Path, dst: Path, format_: str | None, allow_lossy: bool, workers: int | None, memory: str | None, quiet: bool
+) -> None:
+    """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
+    from crosswalk import verify as run
+
+    from .tables import show_report
+
+    with _progress(quiet, "verifying") as progress:
+        report = run(
+            src, dst, format_, allow_lossy=allow_lossy, options=_options(workers, memory), on_progress=progress
+        )
+    show_report(report)
+
+
+@cli.command()
+@click.argument("name", required=False)
+def formats(name: str | None) -> None:
+    """List the formats; with NAME, its flattened mapping and what replaced what."""
+    from .tables import show_format, show_formats
+
+    if name is None:
+        show_formats()
+    else:
+        show_format(name)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``crosswalk``."""
+    sys.exit(run_command(cli, arguments))
+
+
+def run_command(command: click.Command, arguments: list[str] | None) -> int:
+    """Run a command and turn every problem into one message and an exit code."""
+    from crosswalk.runtime.errors import CrosswalkError
+
+    try:
+        result = command.main(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except CrosswalkError as error:
+        from .render import render
+
+        click.echo(render(error.diagnostics), err=True)
+        return 2 if all(found.code.startswith(("usage/", "options/")) for found in error.diagnostics) else 1
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output is gone: there is nobody to tell
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"{where}error: {error.strerror or error}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return 130
+
+
+def _planned(options: dict[str, Any]) -> dict[str, Any]:
+    from crosswalk.jobs.sizes import parse_sizes
+
+    options["format"] = options.pop("format_")
+    if "protect" in options:
+        options["protect"] = tuple(options["protect"])
+    for option in ("pad", "truncate"):
+        options[option] = parse_sizes(options[option], option)
+    return options
+
+
+def _options(
+    workers: int | None, memory: str | None, checksum: str = "xxh3", overwrite: bool = False, resume: bool = False
+) -> Any:
+    from crosswalk.jobs.convert import parse_size
+    from crosswalk.runtime.files.convert import Options
+
+    bytes_ = parse_size(memory, "--memory") if memory else None
+    return Options(workers=workers, memory=bytes_, checksum=checksum, overwrite=overwrite, resume=resume)
+
+
+@contextmanager
+def _progress(quiet: bool, what: str) -> Iterator[Progress | None]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total, name: bars.update(task, completed=done, total=total)

@@ -1,0 +1,111 @@
+"""Diagnostics as people read them: position, message, the line it is about, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from crosswalk.compiler.text.documents import MAX_BYTES
+from crosswalk.runtime.errors import Diagnostic, Position
+
+_WIDTH = 120  # of the part of a source line that is shown
+
+
+def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | None] | None = None) -> str:
+    """Plain text for a terminal, one paragraph a problem, in the order of the files; duplicates appear once.
+
+        mappings/llama.yaml:37:26: error: type `attention` has no field `head_group`
+          37 |     num_key_value_heads: head_group
+             |                          ^^^^^^^^^^
+          hint: did you mean `head_groups`? (layouts/fast_llm.yaml:169)
+
+    ``sources(file)`` gives the text of a file named in a position, or None if there is none to show; by default it is
+    read from disk. A message's further lines follow the excerpt. Problems without a position come last.
+    """
+    lines_of = lru_cache(maxsize=None)(lambda file: _lines((sources or _read)(file)))
+    return "\n\n".join(_paragraph(found, lines_of) for found in sorted(dict.fromkeys(diagnostics), key=_order))
+
+
+def _order(found: Diagnostic) -> tuple[bool, str, int, int]:
+    at = found.position
+    return (False, at.file, at.line, at.column) if at else (True, "", 0, 0)
+
+
+def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:
+    where = f"{found.position}: " if found.position else ""
+    first, *more = _visible(found.message).split("\n")
+    parts = [f"{_visible(where)}{found.severity}: {first}"]
+    if found.position:
+        parts += _excerpt(found.position, lines_of)
+    parts += [f"  {line}".rstrip() for line in more]
+    if found.hint:
+        parts.append("  hint: " + _visible(found.hint).replace("\n", "\n        "))
+    return "\n".join(parts)
+
+
+def _excerpt(position: Position, lines_of: Callable[[str], list[str]]) -> list[str]:
+    """The source line with its number, and a line that underlines what starts at the column."""
+    lines = lines_of(position.file) if position.line else []
+    if not 0 < position.line <= len(lines):
+        return []
+    line = lines[position.line - 1].rstrip()
+    number = str(position.line)
+    if not 0 < position.column <= len(line) + 1:
+        return [f"  {number} | {_cut(line, 0, _WIDTH)}"]
+    start = position.column - 1
+    length = extent(line, start)
+    left = max(0, start - _WIDTH // 2) if len(line) > _WIDTH else 0
+    shown = _cut(line, left, left + _WIDTH)
+    caret = "^" * max(1, min(length, left + _WIDTH - start))
+    return [f"  {number} | {shown}", f"  {' ' * len(number)} | {' ' * (start - left)}{caret}"]
+
+
+_END = re.compile(r":(?=\s|$)|\s#")
+
+
+def extent(line: str, start: int) -> int:
+    """Length of the YAML key or value that starts at ``start``: to its closing quote or bracket, or its last word."""
+    if line[start : start + 1] in ("'", '"'):
+        end = line.find(line[start], start + 1)
+        return (end + 1 if end > 0 else len(line)) - start
+    depth = 0
+    end = start
+    while end < len(line):
+        character = line[end]
+        if character in "]})":
+            depth -= 1
+            if depth < 0:
+                break
+        elif depth == 0 and (character == "," or _END.match(line, end)):
+            break
+        elif character in "[{(":
+            depth += 1
+        end += 1
+        if depth == 0 and character in "]}" and line[start] in "[{":
+            break
+    return len(line[start:end].rstrip())
+
+
+def _cut(line: str, left: int, right: int) -> str:
+    """A window of the line, every character one column wide; the ends are marked where something is left out."""
+    shown = re.sub(r"[^ -~\xa0-\U0010ffff]", " ", line)[left:right]
+    return ("…" + shown[1:] if left else shown) + ("…" if right < len(line) else "")
+
+
+def _visible(text: str) -> str:
+    """Names out of a checkpoint may hold control characters; a terminal must not act on them."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda found: repr(found[0])[1:-1], text)
+
+
+def _lines(text: str | None) -> list[str]:
+    return re.split(r"\r\n|\r|\n", text) if text else []
+
+
+def _read(file: str) -> str | None:
+    try:
+        with Path(file).open("rb") as stream:
+            return stream.read(MAX_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError):
+        return None

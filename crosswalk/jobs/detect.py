@@ -1,0 +1,91 @@
+"""Which format a Hugging Face checkpoint has: by its config, and where that leaves a choice, by its tensor names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from crosswalk.compiler.mapping.model import MappingFile
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.tensors.bind import bind
+from crosswalk.compiler.tensors.encoded import read_encodings
+from crosswalk.compiler.tensors.plan import plan_import
+from crosswalk.compiler.tensors.read_config import import_with_tensors
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.plan.model import TensorSpec
+
+from .formats import catalog, format_named
+
+#: The layout of formats that are detected without one being named.
+DEFAULT_LAYOUT = "fast_llm"
+
+
+def detect_format(
+    config: Mapping[str, Any], tensors: Iterable[TensorSpec] | None = None, layout: str = DEFAULT_LAYOUT
+) -> CompiledMapping:
+    """The format that a config.json says it has, among those of a layout.
+
+    ``model_type`` decides, then ``architectures``; if several formats are left, or the config says neither, the one
+    whose tensors these are. Raises ``CrosswalkError`` if none or more than one is left, naming what was found and what
+    there is.
+    """
+    mappings = [catalog().mapping(name) for name in catalog().formats()]
+    known = [mapping for mapping in mappings if mapping.layout == layout]
+    if not known:
+        layouts = sorted({str(mapping.layout) for mapping in mappings})
+        hint = did_you_mean(layout, layouts) or f"there are {', '.join(layouts)}"
+        raise fail("format/layout", f"there is no layout `{layout}`", None, hint)
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    if not isinstance(architectures, list):
+        architectures = []
+    if model_type is not None:
+        found = [m for m in known if model_type in m.model_types]
+    else:
+        found = [m for m in known if m.architecture in architectures]
+    if len(found) > 1:
+        found = [m for m in found if m.architecture in architectures] or found
+    if len(found) > 1 and tensors is not None:
+        specs = {tensor.name: tensor for tensor in tensors}
+        found = [m for m in found if _holds(m, config, specs)] or found
+    elif model_type is None and not architectures and tensors is not None:
+        specs = {tensor.name: tensor for tensor in tensors}
+        found = [m for m in known if _holds(m, config, specs)]
+    if len(found) == 1:
+        return catalog().compiled(found[0].name)
+    said = f"model_type {model_type!r}, architectures {architectures!r}"
+    listed = ", ".join(f"{m.name} ({m.model_type})" for m in (found or known))
+    if found:
+        raise fail(
+            "format/ambiguous", f"several formats fit this config.json ({said}): {listed}", None, "pass --format"
+        )
+    near = did_you_mean(str(model_type), [name for m in known for name in m.model_types])
+    message, hint = f"no format fits this config.json ({said})", near or f"there are {listed}"
+    raise CrosswalkError(Diagnostic("format/undetected", message, None, hint, path=("model_type",)))
+
+
+def chosen_format(
+    name: str | None, config: Mapping[str, Any], tensors: Iterable[TensorSpec] | None = None, layout: str | None = None
+) -> CompiledMapping:
+    """The format asked for, which must be one of ``layout`` if that is given; without a name (or ``auto``), the one
+    detected among those of the layout, by default ``fast_llm``."""
+    if not isinstance(config, Mapping):
+        raise fail("config/type", f"a config must be an object, it is {config!r}")
+    if name is None or name == "auto":
+        return detect_format(config, tensors, layout or DEFAULT_LAYOUT)
+    mapping = format_named(name)
+    if layout not in (None, mapping.layout.name):
+        message = f"format `{name}` converts to layout `{mapping.layout.name}`, not to `{layout}`"
+        raise fail("format/layout", message, None, "name one of the two only, or one of each that belong together")
+    return mapping
+
+
+def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> bool:
+    compiled = catalog().compiled(mapping.name)
+    read = read_encodings(mapping, config, specs.values())
+    try:
+        native, _ = import_with_tensors(compiled, read.config, read.names)
+        plan_import(bind(compiled, native), read.specs, encodings=read.encodings, unused=read.unused)
+    except CrosswalkError:
+        return False
+    return True

@@ -1,0 +1,36 @@
+"""The catalog of mappings that a process uses: the shipped ones, and those of the folders in ``CROSSWALK_MAPPINGS``."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+from crosswalk.compiler.catalog import Catalog
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.runtime.errors import fail
+
+
+@functools.cache
+def catalog() -> Catalog:
+    """The mappings of this process, compiled once."""
+    return fresh_catalog()
+
+
+def fresh_catalog(folders: tuple[Path, ...] = ()) -> Catalog:
+    """Mappings as they are on disk now. ``folders`` come first, then those of the environment (joined by
+    ``os.pathsep``), then what is shipped."""
+    listed = os.environ.get("CROSSWALK_MAPPINGS", "")
+    return Catalog((*folders, *(Path(folder) for folder in listed.split(os.pathsep) if folder)))
+
+
+def format_named(name: str) -> CompiledMapping:
+    """The compiled mapping of a format; an error lists the formats."""
+    found = catalog()
+    if name not in found.formats():
+        from crosswalk.compiler.text.documents import did_you_mean
+
+        formats = found.formats()
+        hint = did_you_mean(name, formats) or f"the formats are {', '.join(formats)}"
+        raise fail("usage/format", f"there is no format `{name}`", None, hint)
+    return found.compiled(name)

@@ -1,0 +1,52 @@
+"""The files that a class needs beside config.json: its code, which is carried or given, and those made from config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crosswalk.checkpoints.huggingface import CONFIG, carried_files, config_bytes
+from crosswalk.checkpoints.native import METADATA, NativeCheckpoint
+from crosswalk.compiler.mapping.model import MappingFile
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+
+
+def files_to_write(mapping: MappingFile, checkpoint: NativeCheckpoint, model_files: Path | None) -> dict[str, Path]:
+    """The files that a native checkpoint carries, and what the format needs of those in ``model_files``.
+
+    Raises ``CrosswalkError`` for carried files that are gone, and for model code that is nowhere.
+    """
+    listed = checkpoint.origin.get("files") or []
+    there = carried_files(checkpoint.path, frozenset((CONFIG, METADATA)))
+    files = {name: path for name, path in there.items() if name in listed}
+    problems = []
+    for name in listed:
+        if name not in there:
+            problems.append(
+                Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(checkpoint.path)))
+            )
+    given = carried_files(model_files) if model_files is not None else {}
+    files |= {name: path for name, path in given.items() if name in (*mapping.files, *mapping.derived_files)}
+    missing = [name for name in mapping.files if name not in files]
+    if missing:
+        problems.append(
+            Diagnostic(
+                "files/model-code",
+                f"format `{mapping.name}` needs its model files {', '.join(missing)}: it cannot be loaded without",
+                Position(str(checkpoint.path)),
+                "pass --model-files DIR, a directory that holds them",
+            )
+        )
+    if problems:
+        raise CrosswalkError(problems)
+    return files
+
+
+def derived_files(mapping: MappingFile, config: Mapping[str, Any], there: Iterable[str]) -> dict[str, bytes]:
+    """The files that the class cannot be loaded without, made from config.json where they are not ``there``."""
+    return {
+        name: config_bytes({key: config[key] for key in keys if key in config})
+        for name, keys in mapping.derived_files.items()
+        if name not in there
+    }

@@ -1,0 +1,277 @@
+"""Hugging Face checkpoints in training jobs: into a live model and out of it, sharded or not, without a stop between.
+
+If torch.distributed is initialised, every function is a collective of the ranks of ``group`` (by default all): every
+rank must call it, all agree before anything moves, and a problem of one rank is raised on every rank.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from crosswalk.checkpoints.huggingface import (
+    CONFIG,
+    carried_files,
+    config_bytes,
+    open_hugging_face,
+    parse_config,
+    read_config_text,
+)
+from crosswalk.compiler.config.coverage import restore_kept
+from crosswalk.compiler.config.dialects import choose_dialects, without_stale_versions
+from crosswalk.compiler.layout.padded_axes import cut_to
+from crosswalk.compiler.layout.scope import normalize
+from crosswalk.compiler.tensors.bind import Bound, bind
+from crosswalk.compiler.tensors.plan import check_dtype, plan_export, plan_import, tensor_dialect
+from crosswalk.runtime.checkpoint.output import hugging_face_layout
+from crosswalk.runtime.checkpoint.source import Checkpoint
+from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.training import load as live
+from crosswalk.runtime.training import save as saving
+from crosswalk.runtime.training import stream as streaming
+from crosswalk.runtime.training.dcp import Reader, Writer
+from crosswalk.runtime.training.load import LoadReport, Model
+from crosswalk.runtime.training.ranks import TIMEOUT, team
+from crosswalk.runtime.training.save import Output, SaveReport
+
+from .convert import DEFAULT_SHARD, parse_size
+from .detect import chosen_format
+from .formats import format_named
+from .model_files import derived_files
+from .plans import model_config, read_config, read_stored
+from .prepare import main_dtype, state_dtype
+from .sizes import Sizes, padded
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What :func:`load` found and did: the native config, complete, the name of the format, and this rank's report.
+    ``truncate``: what :func:`save` and :func:`stream` need to cut off what was padded, empty if nothing was."""
+
+    config: Config
+    format: str
+    report: LoadReport
+    truncate: Sizes = field(default_factory=dict)
+
+
+def load(
+    hf_dir: str | Path,
+    model: Model,
+    format: str | None = None,
+    *,
+    native_config: Config | None = None,
+    device: torch.device | str | None = None,
+    group: dist.ProcessGroup | None = None,
+    timeout: float = TIMEOUT,
+    allow_lossy: bool = False,
+    layout: str | None = None,
+    pad: Sizes | None = None,
+) -> Loaded:
+    """Fill a model's parameters with a Hugging Face checkpoint, in place.
+
+    ``model`` is a module or a state dict whose names and shapes are those of the native layout; its parameters may be
+    on any device, sharded as ``DTensor`` in any way, or ``Shards``. Parameters on the meta device get memory: where
+    their mesh is, or on ``device``. Floats are cast to the dtype of the parameter. Each rank reads only the bytes of
+    its shards.
+
+    Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found. ``pad``:
+    axis -> multiple that its size in the model is rounded up to, as ``{"vocab": 128}``; what is new becomes zeros. The
+    model is the one of ``native_config``, by default the one that the checkpoint is imported as. They may differ in
+    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not).
+
+    Raises ``CrosswalkError``, on every rank and before anything is changed, with every field of ``native_config`` that
+    is not the checkpoint's, or every parameter that is missing, unexpected or has another shape; and within ``timeout``
+    seconds if a rank is gone.
+    """
+    ranks = team(group, timeout)
+    with ranks.step("reading the checkpoint's headers") as step:
+        imported = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config)
+        checkpoint, plan, config, name, lengths = imported
+        step.agree |= {"format": name, "config": config}
+    report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
+    return Loaded(config, name, report, lengths)
+
+
+def save(
+    model: Model,
+    native_config: Config,
+    hf_dir: str | Path,
+    format: str,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    blocking: bool = True,
+    *,
+    carry_from: str | Path | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    group: dist.ProcessGroup | None = None,
+    timeout: float = TIMEOUT,
+    allow_lossy: bool = False,
+    truncate: Sizes | None = None,
+) -> SaveReport | Future[SaveReport]:
+    """Write a model's parameters as the Hugging Face checkpoint ``hf_dir``, which appears complete or not at all.
+
+    ``native_config`` is the model's base-model config, as :func:`load` returns it. Each rank writes only its own bytes;
+    the files are the same for any number of ranks and any sharding. ``dtype`` casts all floats. ``carry_from`` is a
+    Hugging Face checkpoint of the same model: its tokenizer and other small files are copied, and what its config says
+    that means nothing to the trainer is kept. ``truncate``: axis -> size in the files, as ``Loaded.truncate`` has it
+    for a padded model; what is beyond is taken for padding, unread.
+
+    With ``blocking=False`` the parameters are copied to host memory and written in the background; they may change as
+    soon as this returns. The future's result must be asked for before the process group is destroyed.
+
+    Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
+    """
+    ranks = team(group, timeout)
+    with ranks.step("planning the checkpoint") as step:
+        step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
+        step.agree["truncate"] = truncate
+        export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate, carry_from)
+        plan, bound = export.plan(live.untied(live.collect(model)))
+        output = export.output(plan, bound, max_shard_size, overwrite)
+    background = None if blocking else (lambda: team(group, timeout, "background"))
+    return saving.save(plan, model, Path(hf_dir), ranks, background, output)
+
+
+def stream(
+    model: Model,
+    native_config: Config,
+    format: str,
+    bucket_bytes: int = 1 << 30,
+    *,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    group: dist.ProcessGroup | None = None,
+    timeout: float = TIMEOUT,
+    allow_lossy: bool = False,
+    truncate: Sizes | None = None,
+) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """The tensors of a Hugging Face checkpoint, made from live parameters where they are: lists of ``(name, tensor)``
+    of at most ``bucket_bytes`` bytes each, for an inference engine that runs beside the trainer.
+
+    Tensors are whole on every rank; some are views of parameters. ``truncate``: see :func:`save`.
+    See :func:`crosswalk.runtime.training.stream.stream`.
+    """
+    ranks = team(group, timeout)
+    with ranks.step("planning the stream") as step:
+        step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
+        step.agree["truncate"] = truncate
+        export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
+        plan, _ = export.plan(live.untied(live.collect(model)))
+    return streaming.stream(plan, model, ranks, bucket_bytes, group)
+
+
+def reader(
+    hf_dir: str | Path,
+    format: str | None = None,
+    *,
+    native_config: Config | None = None,
+    allow_lossy: bool = False,
+    layout: str | None = None,
+    pad: Sizes | None = None,
+) -> Reader:
+    """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
+    files. Options are those of :func:`load`."""
+    checkpoint, plan, *_ = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config)
+    return Reader(plan, checkpoint)
+
+
+def writer(
+    hf_dir: str | Path,
+    native_config: Config,
+    format: str,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    *,
+    carry_from: str | Path | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    allow_lossy: bool = False,
+    truncate: Sizes | None = None,
+) -> Writer:
+    """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
+    files. Options are those of :func:`save`."""
+    export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate, carry_from)
+
+    def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
+        plan, bound = export.plan(specs)
+        return plan, export.output(plan, bound, max_shard_size, overwrite)
+
+    return Writer(Path(hf_dir), make_plan)
+
+
+def _import(
+    path: Path,
+    format: str | None,
+    allow_lossy: bool,
+    layout: str | None,
+    pad: Sizes | None,
+    native_config: Config | None,
+) -> tuple[Checkpoint, Plan, Config, str, Sizes]:
+    opened = open_hugging_face(path)
+    specs = opened.tensors.specs()
+    mapping = chosen_format(format, opened.config, specs, layout)
+    read = read_stored(mapping, opened.config, specs)
+    found = read_config(mapping, read.config, allow_lossy, read.names, read.problems)
+    imported, lengths = padded(mapping.root.type, found, pad)
+    config = model_config(mapping, imported, native_config)
+    bound = bind(mapping, config, allow_lossy=True, lengths=lengths)
+    plan = plan_import(bound, read.specs, encodings=read.encodings, unused=read.unused)
+    return opened.tensors, plan, config, mapping.name, lengths
+
+
+class _Export:
+    """From a native config to a plan, once the parameters are known, and to the files beside the tensors."""
+
+    def __init__(
+        self,
+        native_config: Config,
+        format: str,
+        dialect: str | None,
+        dtype: str | None,
+        allow_lossy: bool,
+        truncate: Sizes | None,
+        carry_from: str | Path | None = None,
+    ) -> None:
+        self._mapping = format_named(format)
+        self._config = normalize(self._mapping.layout, native_config, self._mapping.root.type.name)
+        self._lengths = cut_to(self._mapping.root.type, self._config, truncate or {})
+        self._carry_from = Path(carry_from) if carry_from is not None else None
+        self._old: dict[str, Any] | None = None
+        if self._carry_from is not None:
+            file = self._carry_from / CONFIG
+            self._old = parse_config(read_config_text(file), file)
+        self._dialects = choose_dialects(self._mapping, dialect, self._old)
+        self._dtype, self._allow_lossy = check_dtype(dtype), allow_lossy
+
+    def plan(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Bound]:
+        bound = bind(self._mapping, self._config, self._dialects, self._allow_lossy, self._lengths)
+        names = tensor_dialect(self._mapping, self._dialects)
+        return plan_export(bound, dict(specs), self._dtype, tensor_dialect=names), bound
+
+    def output(
+        self,
+        plan: Plan,
+        bound: Bound,
+        max_shard_size: int | str | None,
+        overwrite: bool,
+    ) -> Output:
+        config: dict[str, Any] = copy.deepcopy(dict(bound.config))
+        carried: dict[str, Path] = {}
+        if self._carry_from is not None and self._old is not None:
+            carried = carried_files(self._carry_from)
+            restore_kept(self._mapping, config, self._old)
+            config = without_stale_versions(self._mapping, config, self._dialects)
+        state_dtype(config, main_dtype(plan.targets))
+        size = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
+        made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
+        return Output(hugging_face_layout(size), made, carried, overwrite)

@@ -1,0 +1,83 @@
+"""The last steps before an output is put in place: its small files, and a look at what lies on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.plan.model import Plan
+
+from .header import open_regular, read_header
+from .output import DataFile, OutputLayout, Written, check_names, stored
+from .staging import Staging, copy_file, write_file
+
+
+def add_small_files(
+    staging: Staging,
+    plan: Plan,
+    files: Sequence[DataFile],
+    layout: OutputLayout,
+    extra: Mapping[str, bytes],
+    carried: Mapping[str, Path],
+    checksums: Mapping[str, str],
+) -> dict[str, bytes]:
+    """Write and sync the carried files, the ``extra`` ones and those of the layout, which know where each tensor is and
+    the ``checksums`` (tensor -> checksum) there are. The content of all but the carried ones, by name."""
+    keys = {plan.targets[t].name: plan.targets[t].name + layout.key_suffix for file in files for t in file.targets}
+    last = layout.finish(
+        Written(
+            {keys[plan.targets[t].name]: file.name for file in files for t in file.targets},
+            {keys[name]: checksum for name, checksum in checksums.items()},
+            sum(target.nbytes for target in plan.targets),
+        )
+    )
+    contents = {**extra, **last}
+    check_names([file.name for file in files], [*extra, *last], carried)
+    with staging.errors("written"):
+        for name, origin in carried.items():
+            copy_file(staging, name, origin)
+        for name, content in contents.items():
+            write_file(staging, name, content)
+    return contents
+
+
+def check_output(
+    staging: Staging, plan: Plan, files: Sequence[DataFile], layout: OutputLayout, contents: Mapping[str, bytes]
+) -> None:
+    """Open what was written as anybody would, and compare it with the plan: size and header of every data file, name,
+    dtype, shape and place of every tensor, and the small files byte for byte, the index among them. Raises
+    ``CrosswalkError`` for every file that the file system does not give back as it was written."""
+    problems = []
+    for file in files:
+        path = staging.path / file.name
+        wanted = {
+            plan.targets[target].name + layout.key_suffix: place
+            for target, place in stored(file, plan.targets, staging.path).items()
+        }
+        try:
+            status, found = read_header(path)
+            differs = status.size != file.size or status.metadata != layout.header_metadata or found != wanted
+            reason = "its header is not the one that was written" if differs else None
+        except CrosswalkError as error:
+            reason = error.diagnostics[0].message
+        if reason:
+            problems.append(_torn(staging, file.name, reason))
+    with staging.errors("read back"):
+        for name, content in contents.items():
+            descriptor = open_regular(staging.path / name)
+            with os.fdopen(descriptor, "rb") as stream:
+                if stream.read(len(content) + 1) != content:
+                    problems.append(_torn(staging, name, "it has other bytes than were written"))
+    if problems:
+        raise CrosswalkError(problems)
+
+
+def _torn(staging: Staging, name: str, reason: str) -> Diagnostic:
+    return Diagnostic(
+        "output/torn",
+        f"the file system does not give back {name} as it was written: {reason}",
+        Position(str(staging.destination)),
+        "the disk may be full or failing; nothing was put in place",
+    )

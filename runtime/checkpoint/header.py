@@ -1,0 +1,242 @@
+"""The safetensors header: parsed as hostile input, built for output.
+
+A file is ``u64 length (little endian) | JSON header, space padded | data``. The JSON maps tensor names to
+``{"dtype", "shape", "data_offsets": [begin, end]}``, offsets counted from the start of the data, which they cover
+without holes or overlap; ``__metadata__`` maps strings to strings. No torch import.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from crosswalk.runtime.dtypes import DTYPES, size_of
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.plan.model import TensorSpec
+
+from .extents import BLOCK
+
+#: Longest header that the format allows, in bytes.
+MAX_HEADER = 100_000_000
+#: Most dimensions a torch tensor can have.
+MAX_RANK = 64
+#: Problems shown for one file; a hostile header could have a million.
+MAX_PROBLEMS = 50
+
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+#: Fills a buffer with the bytes of a file from an offset on.
+ReadFile = Callable[[Path, int, memoryview], None]
+
+
+class Content(Protocol):
+    """The bytes of a tensor that no file holds as they are: made when they are read."""
+
+    def fill(self, start: int, view: memoryview, read: ReadFile) -> None:
+        """Fill ``view`` with the bytes of the tensor from byte ``start`` on, in whole elements. Called by several
+        threads at once."""
+
+
+@runtime_checkable
+class ContentOfRuns(Content, Protocol):
+    """One for which many short runs are less work together."""
+
+    def fill_runs(self, starts: Iterable[int], nbytes: int, view: memoryview, read: ReadFile) -> None:
+        """Fill ``view`` with runs of ``nbytes`` bytes that begin at the bytes ``starts``, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A row-major tensor in a file: ``nbytes`` bytes from byte ``offset`` of ``file``. With ``content`` the bytes are
+    made when they are read; offsets then only say in which order."""
+
+    file: Path
+    offset: int
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    content: Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file as it was when its header was read: what must not change until its data is read."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
+    """The file and its tensors in the order of their offsets. Raises ``CrosswalkError`` with every problem found."""
+    where = Position(str(path))
+    try:
+        descriptor = open_regular(path)
+        try:
+            status = os.fstat(descriptor)
+            length = int.from_bytes(os.pread(descriptor, 8, 0), "little") if status.st_size >= 8 else -1
+            if length < 2 or length > min(MAX_HEADER, status.st_size - 8):
+                raise fail(
+                    "header/length",
+                    f"not a safetensors file: it has {status.st_size} bytes and "
+                    + ("no header" if length < 0 else f"states a header of {length} bytes"),
+                    where,
+                    "the download may be incomplete, or a Git LFS pointer stands in for the file",
+                )
+            raw = os.pread(descriptor, length, 8)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise fail("header/unreadable", f"cannot be read: {error.strerror or error}", where) from error
+    if len(raw) != length:
+        raise fail("header/length", f"the file ended inside its header, at byte {8 + len(raw)}", where)
+    tensors, metadata = parse_header(raw, status.st_size - 8 - length, path)
+    return SourceFile(status.st_size, status.st_mtime_ns, status.st_ino, metadata), tensors
+
+
+def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors in the order of their offsets, and the metadata, from the JSON bytes ``raw`` of a header that precedes
+    ``data_size`` bytes of data. Raises ``CrosswalkError`` with every problem found (at most ``MAX_PROBLEMS``)."""
+    where = Position(str(path))
+    document = parse_json(raw, path)
+    if not isinstance(document, dict):
+        raise fail("header/json", "the header is not a JSON object", where)
+    problems: list[Diagnostic] = []
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        problems.append(Diagnostic("header/metadata", "`__metadata__` does not map strings to strings", where))
+        metadata = {}
+    data_start = 8 + len(raw)
+    tensors: list[tuple[int, int, str, StoredTensor]] = []
+    for name, entry in document.items():
+        problem = _entry_problem(entry)
+        if problem:
+            problems.append(Diagnostic(problem[0], f"tensor `{shorten(name)}` {problem[1]}", where))
+            continue
+        begin, end = entry["data_offsets"]
+        stored = StoredTensor(path, data_start + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
+        tensors.append((begin, end, name, stored))
+    tensors.sort(key=lambda item: item[:3])
+    beyond = sum(end > data_size for _, end, _, _ in tensors)
+    if beyond:
+        needed = max(end for _, end, _, _ in tensors)
+        which = "a tensor is" if beyond == 1 else f"{beyond} tensors are"
+        text = f"the file is cut off: it has {data_size} of {needed} bytes of data, {which} not complete"
+        problems.append(Diagnostic("header/offsets", text, where, "the download may be incomplete"))
+    # Holes and overlaps around an entry that is already reported would be noise.
+    if not problems:
+        position = 0
+        for begin, end, name, _ in tensors:
+            if begin != position:
+                what = "leaves a hole of" if begin > position else "overlaps the one before by"
+                text = f"tensor `{shorten(name)}` at byte {begin} {what} {abs(begin - position)} bytes"
+                problems.append(Diagnostic("header/offsets", text, where))
+            position = max(position, end)
+        if position != data_size:
+            text = f"{data_size - position} bytes after the last tensor belong to none"
+            problems.append(Diagnostic("header/offsets", text, where))
+    if problems:
+        raise CrosswalkError(limited(problems, where))
+    return {name: stored for _, _, name, stored in tensors}, metadata
+
+
+def _entry_problem(entry: Any) -> tuple[str, str] | None:
+    """Code and message of what is wrong with one tensor's entry."""
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
+        return "header/entry", "is not described by exactly `dtype`, `shape` and `data_offsets`"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return "header/dtype", f"has the dtype {shorten(repr(dtype))}, which is not supported"
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not _all_sizes(shape):
+        return "header/shape", f"has the shape {shorten(repr(shape))}, which is not a list of at most {MAX_RANK} sizes"
+    if not isinstance(offsets, list) or len(offsets) != 2 or {*map(type, offsets)} != {int}:
+        return "header/offsets", f"has the offsets {shorten(repr(offsets))}, which are not two integers"
+    begin, end = offsets
+    if not 0 <= begin <= end:
+        return "header/offsets", f"lies at bytes {begin} to {end}"
+    needed = math.prod(shape) * size_of(dtype)
+    if needed != end - begin:
+        return "header/size", f"of dtype {dtype} and shape {shape} needs {needed} bytes but has {end - begin}"
+    return None
+
+
+def _all_sizes(shape: list[Any]) -> bool:
+    return {*map(type, shape)} <= {int} and min(shape, default=0) >= 0 and max(shape, default=0) < 2**63
+
+
+def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str], phase: int | None = None) -> bytes:
+    """Everything that stands before the data of a file with ``tensors`` stored in the given order, without gaps. Its
+    length is a multiple of 8, and with ``phase`` that many bytes more than a multiple of ``BLOCK``. Raises
+    ``CrosswalkError`` for a repeated name or a header beyond the format's limit."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        if tensor.name in entries or tensor.name == "__metadata__":
+            raise fail("output/name", f"the output would have two entries named `{shorten(tensor.name)}`")
+        end = position + tensor.nbytes
+        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    body = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    body += b" " * (-len(body) % 8 if phase is None else (phase - 8 - len(body)) % BLOCK)
+    if len(body) > MAX_HEADER:
+        raise fail("output/header", f"the header would have {len(body)} bytes; the format allows {MAX_HEADER}")
+    return len(body).to_bytes(8, "little") + body
+
+
+def parse_json(raw: bytes, path: Path) -> Any:
+    """JSON in UTF-8 in which no object names a key twice and every number is finite. Raises ``CrosswalkError``."""
+    try:
+        text = raw.decode("utf-8")
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if "\\u" in text:  # half of a surrogate pair has no UTF-8: it could not be printed or written again
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else shorten(str(error), 200)
+        raise fail("header/json", f"not valid JSON: {reason}", Position(str(path))) from error
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor for reading; OSError unless ``path`` is (a link to) a regular file, so that no pipe can block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is not a regular file")
+    return descriptor
+
+
+def limited(problems: Iterable[Diagnostic], where: Position) -> list[Diagnostic]:
+    """At most ``MAX_PROBLEMS`` of the problems, and how many more there are."""
+    every = list(problems)
+    if len(every) <= MAX_PROBLEMS:
+        return every
+    more = Diagnostic("header/more", f"and {len(every) - MAX_PROBLEMS} more problems", where)
+    return [*every[:MAX_PROBLEMS], more]
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    """Text from an untrusted file for use in a message: printable, and of bounded length."""
+    text = text if len(text) <= limit else text[:limit] + "…"
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        repeated = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {shorten(repr(repeated))} stands twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,110 @@
+"""Reading the tensors of a checkpoint by position, from several threads."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from crosswalk.runtime.errors import CrosswalkError, Position, fail
+
+from .header import ContentOfRuns, SourceFile, StoredTensor, open_regular
+
+
+class Reader:
+    """Reads the tensors of a checkpoint by position. A file that is not what its header was read from is an error."""
+
+    def __init__(self, names: Sequence[str], tensors: Sequence[StoredTensor], files: Mapping[Path, SourceFile]):
+        self.names, self.tensors = names, tensors
+        self._files = files
+        self._descriptors: dict[Path, int] = {}
+        self._advised: set[int] = set()
+        self._lock = threading.Lock()
+
+    def descriptor(self, source: int) -> int:
+        """The open file that holds the tensor; there is none for a tensor whose bytes are made."""
+        return self._open(source, self.tensors[source].file)
+
+    def _open(self, source: int, path: Path) -> int:
+        found = self._descriptors.get(path)
+        if found is None:
+            with self._lock:
+                if path not in self._descriptors:
+                    try:
+                        descriptor = open_regular(path)
+                    except OSError as error:
+                        raise self._failed(source, path, error.strerror or str(error)) from error
+                    self._descriptors[path] = descriptor
+                    self._check(path)
+                found = self._descriptors[path]
+        return found
+
+    def read(self, source: int, offset: int, view: memoryview) -> None:
+        """Fill ``view`` from byte ``offset`` of the file that holds the tensor."""
+        stored = self.tensors[source]
+        if stored.content is not None:
+            stored.content.fill(offset - stored.offset, view, functools.partial(self._read, source))
+        else:
+            self._read(source, stored.file, offset, view)
+
+    def _read(self, source: int, path: Path, offset: int, view: memoryview) -> None:
+        descriptor = self._open(source, path)
+        try:
+            while view:
+                count = os.preadv(descriptor, (view,), offset)
+                if not count:
+                    raise self._failed(source, path, f"it ends at byte {offset}")
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise self._failed(source, path, error.strerror or str(error)) from error
+
+    def read_runs(
+        self, source: int, offset: int, starts: Iterable[int], count: int, width: int, view: memoryview
+    ) -> None:
+        """Fill ``view`` with runs of ``count`` elements of ``width`` bytes, one after the other."""
+        size = count * width
+        place = 0
+        stored = self.tensors[source]
+        if isinstance(stored.content, ContentOfRuns):
+            begins = (offset - stored.offset + start * width for start in starts)
+            stored.content.fill_runs(begins, size, view, functools.partial(self._read, source))
+            return
+        if stored.content is not None:
+            for start in starts:
+                self.read(source, offset + start * width, view[place : place + size])
+                place += size
+            return
+        descriptor, preadv = self.descriptor(source), os.preadv
+        if source not in self._advised:
+            # Short runs far apart defeat the kernel's readahead.
+            self._advised.add(source)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, stored.offset, stored.nbytes, os.POSIX_FADV_WILLNEED)
+        try:
+            for start in starts:
+                part = view[place : place + size]
+                if preadv(descriptor, (part,), offset + start * width) != size:
+                    self.read(source, offset + start * width, part)
+                place += size
+        except OSError as error:
+            raise self._failed(source, stored.file, error.strerror or str(error)) from error
+
+    def check(self) -> None:
+        """Raise ``CrosswalkError`` if a file that was read has changed since its header was."""
+        for path in self._descriptors:
+            self._check(path)
+
+    def close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def _check(self, path: Path) -> None:
+        status, known = os.fstat(self._descriptors[path]), self._files[path]
+        if (status.st_size, status.st_mtime_ns, status.st_ino) != (known.size, known.mtime_ns, known.inode):
+            raise fail("read/changed", "the file was changed after the conversion began", Position(str(path)))
+
+    def _failed(self, source: int, path: Path, reason: str) -> CrosswalkError:
+        return fail("read/failed", f"reading tensor `{self.names[source]}`: {reason}", Position(str(path)))

@@ -1,0 +1,345 @@
+"""Execute a plan from checkpoint files to checkpoint files, and check or checksum what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crosswalk.runtime.checkpoint.checksum import KINDS, Checksums
+from crosswalk.runtime.checkpoint.finishing import add_small_files, check_output
+from crosswalk.runtime.checkpoint.header import SourceFile, StoredTensor
+from crosswalk.runtime.checkpoint.output import (
+    DataFile,
+    OutputLayout,
+    check_names,
+    hugging_face_layout,
+    lay_out,
+    stored,
+)
+from crosswalk.runtime.checkpoint.reading import Reader
+from crosswalk.runtime.checkpoint.source import Checkpoint, bind
+from crosswalk.runtime.checkpoint.staging import Staging, check_space
+from crosswalk.runtime.checkpoint.writing import set_size, sync, write_at
+from crosswalk.runtime.checkpoint.zeros import with_zeros
+from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.plan.model import Plan
+
+from .schedule import Lowering
+from .sinks import CompareSink, HashSink, WriteSink, differences
+from .tasks import Task
+from .workers import Progress, Sink, Worker, fit_memory, peak_memory, run, whole
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``workers``: threads, by default one per core and at most 4. ``memory``: most bytes to allocate; by default what
+    ``engine.peak_memory(workers)`` states. ``checksum``: ``none``, ``xxh3`` or ``sha256``, per target tensor (see
+    ``checkpoint.checksum``). ``overwrite``: replace an existing destination. ``resume``: continue an
+    interrupted conversion, and leave one that can be continued if this is interrupted."""
+
+    workers: int | None = None
+    memory: int | None = None
+    checksum: str = "xxh3"
+    overwrite: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was done. ``files``: data file -> size in bytes. ``checksums``: target tensor -> checksum. ``resumed``: data
+    files that an earlier conversion had completed. ``peak_memory``: bytes that the workers could allocate."""
+
+    files: Mapping[str, int]
+    checksums: Mapping[str, str]
+    total_size: int
+    seconds: float
+    workers: int
+    peak_memory: int
+    resumed: tuple[str, ...] = ()
+
+
+def write_checkpoint(
+    plan: Plan,
+    source: Checkpoint,
+    destination: Path,
+    *,
+    layout: OutputLayout | None = None,
+    extra: Mapping[str, bytes] | None = None,
+    carried: Mapping[str, Path] | None = None,
+    options: Options | None = None,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Convert ``source`` into the new directory ``destination``, which appears complete or not at all.
+
+    ``layout`` is that of Hugging Face by default. ``extra`` (file name -> content) and ``carried`` (file name -> file
+    to copy) are added. ``on_progress(bytes done, bytes in total, tensor)`` is called about ten times a second.
+
+    Before anything is written: the plan is proved, the source and its ties are compared with it, and free space is
+    checked. Raises ``CrosswalkError`` for whatever fails, naming file and tensor; the destination is then as it was.
+    """
+    started = time.monotonic()
+    layout, options = layout or hugging_face_layout(), options or Options()
+    extra, carried = extra or {}, carried or {}
+    workers, panel = _resources(options)
+    lowering = Lowering(*with_zeros(plan, _bind(plan, source)), panel)
+    files = lay_out(plan.targets, _reading_order(lowering), layout, lowering.sources)
+    check_names([file.name for file in files], extra, carried)
+    _check_apart(source, destination)
+    _check_ties(lowering, source, workers)
+
+    identity = _identity(plan, source, files, options.checksum)
+    stage = Staging(destination, plan.digest, identity, overwrite=options.overwrite, resume=options.resume)
+    try:
+        checksums = _completed(plan, stage, files, options.checksum, workers)
+        pending = [file for file in files if file.name not in checksums]
+        small = sum(map(len, extra.values())) + sum(path.stat().st_size for path in carried.values())
+        check_space(stage, sum(file.size for file in pending) + small)
+        resumed = tuple(checksums)
+        checksums |= _write_data(lowering, source, stage, files, pending, options.checksum, workers, on_progress)
+        tensors = {name: checksum for found in checksums.values() for name, checksum in found.items()}
+        contents = add_small_files(stage, plan, files, layout, extra, carried, tensors)
+        check_output(stage, plan, files, layout, contents)
+        stage.commit()
+    except BaseException:
+        stage.abandon()
+        raise
+    return Report(
+        {file.name: file.size for file in files},
+        tensors,
+        sum(target.nbytes for target in plan.targets),
+        time.monotonic() - started,
+        workers,
+        peak_memory(workers, panel),
+        resumed,
+    )
+
+
+def verify_checkpoint(
+    plan: Plan,
+    source: Checkpoint,
+    output: Checkpoint,
+    *,
+    options: Options | None = None,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Prove, by reading both, that the tensors of ``output`` (named as the plan's targets) are the conversion of
+    ``source``. Raises ``CrosswalkError`` with every tensor that is missing, unexpected, or differs."""
+    started = time.monotonic()
+    workers, panel = _resources(options or Options())
+    lowering = Lowering(*with_zeros(plan, _bind(plan, source)), panel)
+    found = output.match(plan.targets, "the plan makes")
+    _check_ties(lowering, source, workers)
+    total = sum(target.nbytes for target in plan.targets)
+    names = [target.name for target in plan.targets]
+    with contextlib.closing(Reader(names, found, output.files)) as reader:
+        sink = CompareSink(reader)
+        _execute(lowering, source, lowering.tasks(_reading_order(lowering)), sink, workers, total, on_progress)
+        reader.check()
+    if sink.differing:
+        text = "of the output is not the conversion of the source: it differs"
+        raise CrosswalkError(differences(sink.differing, [f"`{name}`" for name in names], "verify/differs", text))
+    sizes = {os.path.relpath(path, output.path): file.size for path, file in output.files.items()}
+    return Report(sizes, {}, total, time.monotonic() - started, workers, peak_memory(workers, panel))
+
+
+def checksum_checkpoint(
+    checkpoint: Checkpoint, kind: str = "xxh3", *, options: Options | None = None, on_progress: Progress | None = None
+) -> dict[str, str]:
+    """The checksum of every tensor of a checkpoint, as ``write_checkpoint`` reports them for what it writes."""
+    workers, _ = _resources(options or Options())
+    return _hash(checkpoint.tensors, checkpoint.files, kind, workers, on_progress)
+
+
+def _resources(options: Options) -> tuple[int, int]:
+    """Workers and bytes per panel; raises for options that make no sense."""
+    problems = []
+    if options.checksum not in KINDS:
+        text = f"the checksum is one of {', '.join(KINDS)}, not `{options.checksum}`"
+        problems.append(Diagnostic("options/checksum", text))
+    if options.workers is not None and options.workers < 1:
+        problems.append(Diagnostic("options/workers", f"{options.workers} workers cannot do anything"))
+    if options.resume and options.checksum == "none":
+        text = "a conversion cannot be continued without checksums: they prove what was completed"
+        problems.append(Diagnostic("options/resume", text, None, "choose the checksum xxh3"))
+    if problems:
+        raise CrosswalkError(problems)
+    return fit_memory(options.workers or min(4, os.cpu_count() or 1), options.memory)
+
+
+def _bind(plan: Plan, source: Checkpoint) -> list[StoredTensor]:
+    """Where the plan's sources are stored. Raises unless the plan is proved and the checkpoint is what it is for."""
+    problems = plan.verify().problems
+    if problems:
+        raise CrosswalkError(problems)
+    return bind(plan, source)
+
+
+def _reading_order(lowering: Lowering) -> list[int]:
+    """The targets, in the order in which what they are made of is stored: reading and writing are then sequential."""
+
+    def first_read(target: int) -> tuple[str, int]:
+        places = ((lowering.sources[copy.source], copy.source_offset) for copy in lowering.copies(target))
+        return min(((str(s.file), s.offset + first * size_of(s.dtype)) for s, first in places), default=("", 0))
+
+    return sorted(range(len(lowering.plan.targets)), key=first_read)
+
+
+def _check_ties(lowering: Lowering, source: Checkpoint, workers: int) -> None:
+    """Compare tied duplicates with what they are tied to, byte by byte. Raises for every one that differs."""
+    plan, panel = lowering.plan, lowering.panel
+    pairs = {exemption.tensor: exemption.of for exemption in plan.exemptions if exemption.kind == "tied"}
+    names = list(pairs)
+    tied = [lowering.sources[plan.source_index[name]] for name in names]
+    others = [lowering.sources[plan.source_index[of]] for of in pairs.values() if of is not None]
+    with (
+        contextlib.closing(Reader(names, tied, source.files)) as reader,
+        contextlib.closing(Reader(names, others, source.files)) as other,
+        _one_torch_thread(plan),
+    ):
+        sink = CompareSink(other)
+        run(whole(tied), names, sink, [Worker(reader, (), (), panel) for _ in range(workers)], 0)
+    if sink.differing:
+        labels = [f"`{name}`, tied to `{of}`," for name, of in pairs.items()]
+        raise CrosswalkError(differences(sink.differing, labels, "tie/differs", "is not equal to what it is tied to"))
+
+
+def _check_apart(source: Checkpoint, destination: Path) -> None:
+    """Raise if the destination holds a file of the source, which overwriting would remove."""
+    home = Path(os.path.realpath(destination))
+    if home == Path(os.path.realpath(source.path)) or any(
+        home in Path(os.path.abspath(f)).parents for f in source.files
+    ):
+        raise fail("output/is-source", "the source is inside the destination", Position(str(destination)))
+
+
+def _identity(plan: Plan, source: Checkpoint, files: Sequence[DataFile], checksum: str) -> dict[str, Any]:
+    """What must be the same for an interrupted conversion to be continued."""
+    read = {os.path.abspath(path): [f.size, f.mtime_ns, f.inode] for path, f in source.files.items()}
+    return {"plan": plan.digest, "checksum": checksum, "source": read, "files": [[f.name, f.size] for f in files]}
+
+
+def _completed(
+    plan: Plan, stage: Staging, files: Sequence[DataFile], kind: str, workers: int
+) -> dict[str, dict[str, str]]:
+    """The data files that the journal lists and that still are what it says: file -> checksum of each target."""
+    recorded = {record["file"]: record["checksums"] for record in stage.records}
+    result = {}
+    for file in files:
+        path = stage.path / file.name
+        if file.name not in recorded or not path.is_file() or path.stat().st_size != file.size:
+            continue
+        with open(path, "rb") as stream:
+            if stream.read(len(file.header)) != file.header:
+                continue
+        status = path.stat()
+        tensors = {plan.targets[target].name: place for target, place in stored(file, plan.targets, stage.path).items()}
+        files_now = {path: SourceFile(status.st_size, status.st_mtime_ns, status.st_ino, {})}
+        found = _hash(tensors, files_now, kind, workers)
+        if found == recorded[file.name]:
+            result[file.name] = found
+    return result
+
+
+def _write_data(
+    lowering: Lowering,
+    source: Checkpoint,
+    stage: Staging,
+    files: Sequence[DataFile],
+    pending: Sequence[DataFile],
+    kind: str,
+    workers: int,
+    on_progress: Progress | None,
+) -> dict[str, dict[str, str]]:
+    """Write and sync the pending data files: file -> checksum of each of its targets."""
+    targets = lowering.plan.targets
+    sizes = [target.nbytes for target in targets]
+    checksums = None if kind == "none" else Checksums(kind, sizes)
+    result: dict[str, dict[str, str]] = {file.name: {} for file in pending}
+    places = {target: place for file in pending for target, place in stored(file, targets, stage.path).items()}
+    descriptors: dict[Path, int] = {}
+
+    def completed(file: DataFile) -> None:
+        with stage.errors("written"):
+            sync(descriptors[stage.path / file.name])
+            if checksums:
+                result[file.name] = {targets[target].name: checksums.pop(target) for target in file.targets}
+            stage.record({"file": file.name, "checksums": result[file.name]})
+
+    try:
+        with stage.errors("written"):
+            for file in pending:
+                descriptor = descriptors[stage.path / file.name] = stage.create(file.name)
+                set_size(descriptor, 0)
+                set_size(descriptor, file.size)
+                write_at(descriptor, file.header, 0)
+        by_path = {stage.path / file.name: file for file in pending}
+        sink = WriteSink(
+            [target.name for target in targets], places, descriptors, checksums, lambda path: completed(by_path[path])
+        )
+        total, left = sum(sizes), sum(sizes[target] for target in places)
+        tasks = lowering.tasks(target for file in pending for target in file.targets)
+        _execute(lowering, source, tasks, sink, workers, total, on_progress, total - left)
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+    return result
+
+
+def _execute(
+    lowering: Lowering,
+    source: Checkpoint,
+    tasks: Iterator[Task],
+    sink: Sink,
+    workers: int,
+    total: int,
+    on_progress: Progress | None,
+    done: int = 0,
+) -> None:
+    plan = lowering.plan
+    with (
+        contextlib.closing(Reader([spec.name for spec in plan.sources], lowering.sources, source.files)) as reader,
+        _one_torch_thread(plan),
+    ):
+        team = [Worker(reader, plan.sources, plan.targets, lowering.panel) for _ in range(workers)]
+        run(tasks, [spec.name for spec in plan.targets], sink, team, total, on_progress, done)
+        reader.check()
+
+
+def _hash(
+    tensors: Mapping[str, StoredTensor],
+    files: Mapping[Path, SourceFile],
+    kind: str,
+    workers: int,
+    on_progress: Progress | None = None,
+) -> dict[str, str]:
+    names, places = list(tensors), list(tensors.values())
+    sizes = [place.nbytes for place in places]
+    checksums = Checksums(kind, sizes)
+    with contextlib.closing(Reader(names, places, files)) as reader:
+        team = [Worker(reader, (), (), 0) for _ in range(workers)]
+        run(whole(places), names, HashSink(checksums), team, sum(sizes), on_progress)
+        reader.check()
+    return {name: checksums.pop(target) for target, name in enumerate(names)}
+
+
+@contextlib.contextmanager
+def _one_torch_thread(plan: Plan) -> Iterator[None]:
+    """The workers are the parallelism: torch must not start a pool for each. Plans of ranges need no torch at all."""
+    ranges = all(len(copy.extents) < 2 for copy in plan.copies) and not plan.encodings
+    if ranges and {t.dtype for t in plan.sources} == {t.dtype for t in plan.targets}:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

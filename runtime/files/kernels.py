@@ -1,0 +1,127 @@
+"""Strided copies between buffers in memory: exact for every bit pattern, cast when the dtypes differ.
+
+``copy_`` is as fast as memory for everything but transposes. Those are cut into tiles that stay in the cache. On x86
+``torch.native_channel_shuffle`` is a vectorised transpose of 32-bit words, which two 16-bit elements share. That is a
+choice inside torch that nobody promises, so it is tested once, for equality and for speed, before it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+
+import torch
+
+from crosswalk.runtime.dtypes import size_of, torch_dtype
+
+from .tasks import Piece
+
+#: Bytes of a tile.
+_TILE = 1 << 20
+#: A transposed plane with a shorter edge is left to ``copy_``.
+_SHORTEST = 32
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_local = threading.local()
+
+
+def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
+    """Copy the elements of a piece between two ``uint8`` buffers, which are longer than they have to be."""
+    cast = target_dtype != source_dtype
+    reading, writing = elements(source, source_dtype, not cast), elements(target, target_dtype, not cast)
+    reading = reading.as_strided(piece.extents, piece.source_strides, reading.storage_offset() + piece.source_offset)
+    writing = writing.as_strided(piece.extents, piece.strides, writing.storage_offset() + piece.offset)
+    plane = None if cast else _transposed_plane(piece.extents, piece.source_strides, piece.strides)
+    if plane is None:
+        writing.copy_(reading)
+        return
+    rows, columns = plane
+    others = [axis for axis in range(len(piece.extents)) if axis not in plane]
+    reading, writing = (tensor.permute(*others, rows, columns) for tensor in (reading, writing))
+    for index in itertools.product(*(range(piece.extents[axis]) for axis in others)):
+        transpose(reading[index], writing[index])
+
+
+def elements(buffer: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor:
+    """The whole elements that a buffer of bytes holds; as integers, they are moved with all their bits."""
+    width = size_of(dtype)
+    return buffer[: len(buffer) // width * width].view(_INTEGERS[width] if as_integers else torch_dtype(dtype))
+
+
+def _transposed_plane(
+    extents: Sequence[int], source_strides: Sequence[int], strides: Sequence[int]
+) -> tuple[int, int] | None:
+    """The axes ``(rows, columns)`` that are contiguous in the target and in the source, if they differ and are long."""
+    if 1 not in strides or 1 not in source_strides:
+        return None
+    rows, columns = strides.index(1), source_strides.index(1)
+    if rows == columns or min(extents[rows], extents[columns]) < _SHORTEST:
+        return None
+    return rows, columns
+
+
+def transpose(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy a matrix of integers with contiguous rows to one of the same shape with contiguous columns."""
+    rows, columns = source.shape
+    if source.dtype == torch.int16 and columns % 2:  # pairs of columns become words
+        target[:, -1].copy_(source[:, -1])
+        source, target, columns = source[:, :-1], target[:, :-1], columns - 1
+    elements = _TILE // source.element_size()
+    whole_rows = source.stride(0) == columns <= elements // _SHORTEST
+    width = columns if whole_rows else 512
+    height = elements // max(width, 1)
+    tile_transpose = _tile_by_shuffle if shuffle_is_faster(source.dtype) else _tile_by_copy
+    for top, left in itertools.product(range(0, rows, height), range(0, columns, width)):
+        tile = source[top : top + height, left : left + width]
+        if not whole_rows:
+            tile = _scratch(0, tile.shape, tile.dtype).copy_(tile)
+        tile_transpose(tile, target[top : top + height, left : left + width].t())
+
+
+def _tile_by_copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    """``target.copy_(source.t())`` for a contiguous source, by way of a contiguous target: torch blocks only those."""
+    target.copy_(_scratch(1, target.shape, target.dtype).copy_(source.t()))
+
+
+def _tile_by_shuffle(source: torch.Tensor, target: torch.Tensor) -> None:
+    """``target.copy_(source.t())`` for a contiguous source of 32-bit elements, or an even number of 16-bit columns."""
+    words = source.view(torch.float32)
+    rows, columns = words.shape
+    # One "pixel" of rows * columns channels, with the strides by which torch tells channels-last memory.
+    size = rows * columns
+    pixel = words.as_strided((1, size, 1, 1), (size, 1, size, size), words.storage_offset())
+    turned = torch.native_channel_shuffle(pixel, rows).as_strided((columns, rows), (rows, 1)).view(torch.int32)
+    if target.dtype == torch.int32:
+        target.copy_(turned)
+        return
+    # A word holds two columns, the first in its low half; the narrowing copy keeps the low half.
+    target[0::2].copy_(turned)
+    target[1::2].copy_(turned.bitwise_right_shift_(16))
+
+
+def _scratch(number: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """This thread's memory for one tile: touching new memory takes longer than a transpose."""
+    if not hasattr(_local, "scratch"):
+        _local.scratch = torch.empty(2, _TILE, dtype=torch.uint8)
+    scratch: torch.Tensor = _local.scratch[number, : shape.numel() * dtype.itemsize]
+    return scratch.view(dtype).view(shape)
+
+
+@functools.cache
+def shuffle_is_faster(dtype: torch.dtype) -> bool:
+    """Whether the shuffle transposes this torch's tensors exactly, and faster than ``copy_``. Takes a few ms."""
+    if dtype not in (torch.int16, torch.int32):
+        return False
+    source = torch.arange(128 * 2048, dtype=torch.int32).mul_(0x9E3779B1 - 2**32).to(dtype).view(128, 2048)
+    source[0, :4] = torch.tensor([0x7F81, -0x7E, 0x7FC1, -1]).to(dtype)  # not-a-numbers of every kind, as half words
+    found, expected = torch.zeros(2, 2048, 128, dtype=dtype)
+    times = {_tile_by_shuffle: 1.0, _tile_by_copy: 1.0}
+    for _ in range(5):
+        for function, target in ((_tile_by_shuffle, found), (_tile_by_copy, expected)):
+            started = time.perf_counter()
+            function(source, target)
+            times[function] = min(times[function], time.perf_counter() - started)
+    return torch.equal(found, expected) and times[_tile_by_shuffle] < times[_tile_by_copy]

@@ -1,0 +1,210 @@
+"""Workers that execute the tasks of a plan between files.
+
+The workers are alike: each takes the next task, reads, rearranges, and hands the bytes on in the order of the target.
+A worker owns a few buffers, used again for every task, so that memory is bounded by construction: see ``peak_memory``.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from crosswalk.runtime.checkpoint.header import StoredTensor
+from crosswalk.runtime.checkpoint.reading import Reader
+from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.errors import fail
+from crosswalk.runtime.plan.model import TensorSpec
+
+from .schedule import MIB, SMALLEST_PANEL, STRIPE, TASK
+from .tasks import Block, Panel, Range, Runs, Segment, Task, consecutive
+
+if TYPE_CHECKING:
+    import torch
+
+#: Bytes that a range is copied by; they stay in a core's cache between reading and writing.
+STEP = 1 * MIB
+#: Bytes that a worker reads at a time for a panel: a transpose of a wide matrix reads runs of ``PANEL / rows`` bytes.
+PANEL = 32 * MIB
+#: What a worker needs besides its buffers: tiles of a transpose, ``decoding.SCRATCH``, and the allocator's slack.
+_SLACK = 8 * MIB
+#: What they need together: the tasks being made, and the self-test of the kernels.
+_SHARED = 16 * MIB
+_PROGRESS_SECONDS = 0.1
+
+Progress = Callable[[int, int, str], None]
+
+
+def peak_memory(workers: int, panel: int = PANEL) -> int:
+    """Most bytes that ``workers`` with panels of ``panel`` bytes allocate, whatever the model."""
+    return _SHARED + workers * (2 * STEP + panel + STRIPE + _SLACK)
+
+
+def fit_memory(workers: int, memory: int | None) -> tuple[int, int]:
+    """Workers (at most those asked for) and bytes per panel that stay within ``memory`` bytes. Raises
+    ``CrosswalkError`` if not even one worker does."""
+    if memory is None:
+        return workers, PANEL
+    for count in range(workers, 0, -1):
+        panel = PANEL
+        while panel >= SMALLEST_PANEL:
+            if peak_memory(count, panel) <= memory:
+                return count, panel
+            panel //= 2
+    least = peak_memory(1, SMALLEST_PANEL)
+    raise fail("options/memory", f"a conversion needs {least} bytes of memory, {memory} are allowed")
+
+
+class Worker:
+    """One worker's buffers, and what it does with them."""
+
+    def __init__(self, reader: Reader, sources: Sequence[TensorSpec], targets: Sequence[TensorSpec], panel: int):
+        self.reader, self._sources, self._targets = reader, sources, targets
+        self.step, self.other = memoryview(_anonymous(STEP)), memoryview(_anonymous(STEP))
+        self._panel_size = panel
+        self._buffers: tuple[memoryview, torch.Tensor, memoryview, torch.Tensor] | None = None
+
+    def blocks(self, target: int, operations: Iterable[Range | Panel]) -> Iterator[memoryview]:
+        """The bytes of consecutive operations, in order; each block is valid until the next is asked for."""
+        step, filled = self.step, 0
+        for operation in operations:
+            if isinstance(operation, Panel):
+                if filled:
+                    yield step[:filled]
+                    filled = 0
+                yield from self._panel(target, operation)
+                continue
+            source, offset, left = operation
+            while left:
+                count = min(left, STEP - filled)
+                self.reader.read(source, offset, step[filled : filled + count])
+                filled, offset, left = filled + count, offset + count, left - count
+                if filled == STEP:
+                    yield step
+                    filled = 0
+        if filled:
+            yield step[:filled]
+
+    def _panel(self, target: int, panel: Panel) -> Iterator[memoryview]:
+        """Read the blocks of a panel, then yield its stripes."""
+        from .kernels import move
+
+        if self._buffers is None:
+            import torch
+
+            raw = _anonymous(self._panel_size), _anonymous(STRIPE)
+            tensors = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in raw]
+            self._buffers = memoryview(raw[0]), tensors[0], memoryview(raw[1]), tensors[1]
+        staging_view, staging, output_view, output = self._buffers
+        dtype = self._targets[target].dtype
+        staged = []
+        for block in panel.blocks:
+            block_dtype = self._sources[block.source].dtype
+            self._stage(block, size_of(block_dtype), staging_view[block.at :])
+            staged.append((staging[block.at :], block_dtype))
+        for stripe in panel.stripes:
+            for piece in stripe.moves:
+                move(*staged[piece.source], output, dtype, piece)
+            yield output_view[: stripe.nbytes]
+
+    def _stage(self, block: Block, width: int, view: memoryview) -> None:
+        offset, (start, length, axes) = self.reader.tensors[block.source].offset, block.runs
+        if not axes:
+            self.reader.read(block.source, offset + start * width, view[: length * width])
+        elif not block.together:
+            self.reader.read_runs(block.source, offset, block.runs.starts(), length, width, view)
+        else:
+            extent, step = axes[-1]
+            for first in Runs(start, length, axes[:-1]).starts():
+                at = offset + first * width
+                self._pick(block.source, at, extent, step * width, length * width, view)
+                view = view[extent * length * width :]
+
+    def _pick(self, source: int, offset: int, count: int, step: int, length: int, view: memoryview) -> None:
+        """Fill ``view`` with the first ``length`` of every ``step`` bytes, ``count`` times, reading all."""
+        import torch
+
+        rows = STEP // step
+        read, kept = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (self.step, view))
+        for row in range(0, count, rows):
+            now = min(rows, count - row)
+            self.reader.read(source, offset + row * step, self.step[: (now - 1) * step + length])
+            kept[row * length : (row + now) * length].view(now, length).copy_(read.as_strided((now, length), (step, 1)))
+
+
+class Sink(Protocol):
+    """Takes the bytes of the targets."""
+
+    def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
+        """Consume one segment, yielding the number of bytes after every step."""
+
+
+def run(
+    tasks: Iterator[Task],
+    names: Sequence[str],
+    sink: Sink,
+    workers: Sequence[Worker],
+    total: int,
+    on_progress: Progress | None = None,
+    done: int = 0,
+) -> None:
+    """Let the workers consume all tasks. ``on_progress(bytes done, bytes in total, target)`` is called from this thread
+    about ten times a second. The first exception, of a worker or of ``on_progress``, stops all workers and is raised.
+    """
+    lock, stopped, finished = threading.Lock(), threading.Event(), threading.Event()
+    counts, current = [0] * len(workers), [""]
+    errors: list[BaseException] = []
+    alive = [len(workers)]
+
+    def work(number: int) -> None:
+        try:
+            while not stopped.is_set():
+                with lock:
+                    task = next(tasks, None)
+                if task is None:
+                    break
+                for segment in task:
+                    current[0] = names[segment.target]
+                    for count in sink.take(segment, workers[number]):
+                        counts[number] += count
+                        if stopped.is_set():
+                            return
+        except BaseException as error:
+            errors.append(error)
+            stopped.set()
+        finally:
+            with lock:
+                alive[0] -= 1
+                if not alive[0]:
+                    finished.set()
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(workers))]
+    try:
+        for thread in threads:
+            thread.start()
+        while not finished.wait(_PROGRESS_SECONDS if on_progress else None):
+            if on_progress:
+                on_progress(done + sum(counts), total, current[0])
+    finally:
+        stopped.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    if errors:
+        raise errors[0]
+    if on_progress:
+        on_progress(done + sum(counts), total, current[0])
+
+
+def whole(tensors: Sequence[StoredTensor]) -> Iterator[Task]:
+    """Tasks that read every tensor as it is stored."""
+    for target, stored in enumerate(tensors):
+        for start in range(0, stored.nbytes, TASK):
+            stop = min(start + TASK, stored.nbytes)
+            yield [consecutive(target, start, stop - start, [Range(target, stored.offset + start, stop - start)])]
+
+
+def _anonymous(nbytes: int) -> mmap.mmap:
+    """Zeroed private memory that takes no room until it is used."""
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,0 +1,246 @@
+"""Ranks that act together: they agree before anything moves, fail together, and share out what is written.
+
+Control messages go through gloo groups of their own, so that they neither need a device nor mix with the collectives of
+the training loop, even from a background thread. Every wait ends after the timeout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+
+from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.plan.affine import make_piece, tiling_faults
+from crosswalk.runtime.plan.algebra import Box
+from crosswalk.runtime.plan.model import TensorSpec
+
+from .placement import Placed, subtract, volume
+
+#: Seconds that a rank waits for the others, as in torch.distributed.
+TIMEOUT = 1800.0
+
+#: Boxes that a rank holds, by parameter.
+Table = Mapping[str, Sequence[Box]]
+
+
+class Team:
+    """The ranks of a process group, or this process alone. ``rank`` counts inside the group."""
+
+    def __init__(self, group: dist.ProcessGroup | None, timeout: float):
+        self._group, self.timeout = group, timeout
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.size = dist.get_world_size(group) if group is not None else 1
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        """The values of all ranks, by rank. Raises ``CrosswalkError`` if a rank is gone or does not answer in time;
+        ``what`` says in the message what was being done."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        try:
+            dist.all_gather_object(values, value, group=self._group)
+        except (RuntimeError, ValueError) as error:
+            _forget(self._group)
+            reason = str(error).strip().splitlines()
+            raise fail(
+                "distributed/lost",
+                f"rank {self.rank} was left alone while {what}: a rank is gone, or did not answer within "
+                f"{self.timeout:g} s ({reason[-1] if reason else type(error).__name__})",
+                hint="the first error of the rank that failed says why",
+            ) from error
+        return values
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[Step]:
+        """A part that every rank does; if one fails, all raise ``CrosswalkError`` with the problems of all. What is put
+        into the step's ``agree`` must be equal on all ranks, and they learn of each other's ``value``."""
+        step = Step()
+        problems: tuple[Diagnostic, ...] = ()
+        cause: Exception | None = None
+        try:
+            yield step
+        except CrosswalkError as error:
+            problems, cause = error.diagnostics, error
+            if any(problem.code == "distributed/lost" for problem in problems):
+                raise
+        except Exception as error:
+            problems = (Diagnostic("distributed/failed", f"{what}: {type(error).__name__}: {error}"),)
+            cause = error
+        texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in step.agree.items()}
+        digests = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
+        found = self.gather(what, (problems, digests, step.value))
+        step.values = [value for _, _, value in found]
+        failed = _merged([problems for problems, _, _ in found])
+        # A rank that failed early has fewer fields to compare.
+        keys = sorted({key for _, seen, _ in found for key in seen})
+        different = [key for key in keys if len({seen[key] for _, seen, _ in found if key in seen}) > 1]
+        if different:
+            failed += _disagreements(self.gather(what, {key: texts.get(key) for key in different}))
+        if failed:
+            raise CrosswalkError(failed) from cause
+
+
+@dataclass
+class Step:
+    """What a rank brings to a step: ``agree``, plain JSON that must be equal on all ranks, and a ``value``. ``values``
+    are those of all ranks, by rank, once the step is done."""
+
+    agree: dict[str, Any] = field(default_factory=dict)
+    value: Any = None
+    values: list[Any] = field(default_factory=list)
+
+
+def _disagreements(every: Sequence[Mapping[str, str | None]]) -> list[Diagnostic]:
+    """A problem for each field that differs, down to the entry of a nested one; None where a rank has no such field."""
+    problems = []
+    for key in every[0]:
+        groups: dict[str, list[int]] = defaultdict(list)
+        for rank, other in enumerate(every):
+            text = other[key]
+            if text is not None:
+                groups[text].append(rank)
+        for path, texts in _compare(key, [json.loads(text) for text in groups]):
+            said = "; ".join(
+                f"{_ranks(ranks)} {'have' if len(ranks) > 1 else 'has'} {text}"
+                for ranks, text in zip(groups.values(), texts, strict=True)
+            )
+            problems.append(Diagnostic("distributed/differs", f"the ranks do not agree on `{path}`: {said}"))
+    return problems
+
+
+def _merged(found: Sequence[Sequence[Diagnostic]]) -> list[Diagnostic]:
+    """The problems of all ranks, each once, with the ranks that have it."""
+    ranks: dict[Diagnostic, list[int]] = defaultdict(list)
+    for rank, problems in enumerate(found):
+        for problem in problems:
+            ranks[problem].append(rank)
+    if len(found) == 1:
+        return list(ranks)
+    return [dataclasses.replace(p, message=f"{_ranks(where)}: {p.message}") for p, where in ranks.items()]
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 2 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks))}"
+
+
+def _compare(path: str, values: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
+    """The innermost entries in which JSON documents differ, with what each document has there."""
+    if all(value == values[0] for value in values):
+        return
+    if all(isinstance(value, dict) for value in values):
+        for key in sorted({key for value in values for key in value}):
+            yield from _compare(f"{path}.{key}", [value.get(key) for value in values])
+        return
+    texts = [json.dumps(value) for value in values]
+    # Long values are shown from shortly before where they part.
+    parting = next((i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
+    start = max(0, parting - 30) if max(map(len, texts)) > 80 else 0
+    yield path, [f"{'…' if start else ''}{t[start : start + 80]}{'…' if len(t) > start + 80 else ''}" for t in texts]
+
+
+_teams: dict[tuple[Any, float, str], Team] = {}
+_lock = threading.Lock()
+
+
+def team(group: dist.ProcessGroup | None = None, timeout: float = TIMEOUT, purpose: str = "foreground") -> Team:
+    """The ranks of ``group`` (by default all), with a control group of their own for each purpose. Every rank must call
+    it alike. Without torch.distributed, this process alone. Raises ``CrosswalkError`` if a rank does not show up."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Team(None, timeout)
+    base = group if group is not None else dist.group.WORLD
+    assert base is not None
+    key = (base, timeout, purpose)
+    with _lock:
+        found = _teams.get(key)
+        if found is None:
+            try:
+                control = dist.new_group(
+                    dist.get_process_group_ranks(base),
+                    timeout=datetime.timedelta(seconds=timeout),
+                    backend="gloo",
+                    use_local_synchronization=group is not None,
+                )
+            except (RuntimeError, ValueError) as error:
+                raise fail("distributed/lost", f"not every rank showed up within {timeout:g} s: {error}") from error
+            assert isinstance(control, dist.ProcessGroup)
+            found = _teams[key] = Team(control, timeout)
+    return found
+
+
+def _forget(control: dist.ProcessGroup) -> None:
+    """A group in which a message was lost cannot be used again."""
+    with _lock:
+        for key in [key for key, found in _teams.items() if found._group is control]:
+            del _teams[key]
+
+
+def table(placed: Mapping[str, Placed]) -> Table:
+    """What a rank tells the others about its boxes."""
+    return {name: [part.box for part in value.parts if volume(part.box)] for name, value in placed.items()}
+
+
+def share_out(tables: Sequence[Table], specs: Iterable[TensorSpec]) -> list[dict[str, list[Box]]]:
+    """Which boxes each rank writes, by rank: every element of every tensor once, by one of the ranks that hold it, and
+    replicas evenly. The same on every rank. Raises ``CrosswalkError`` for every tensor of which a part is held by no
+    rank."""
+    load = [0] * len(tables)
+    result: list[dict[str, list[Box]]] = [{} for _ in tables]
+    problems = []
+    for spec in specs:
+        holders: dict[Box, list[int]] = defaultdict(list)
+        for rank, held in enumerate(tables):
+            for box in held.get(spec.name, ()):
+                holders[box].append(rank)
+        width = size_of(spec.dtype)
+        disjoint = _tiles(holders, spec)
+        taken: list[Box] = []
+        covered = 0
+        # Large boxes first: what overlaps them is cut, and stays in fewer pieces.
+        for box in sorted(holders, key=lambda box: (-volume(box), box)):
+            parts = [box] if disjoint else subtract(box, taken)
+            taken.append(box)
+            rank = min(holders[box], key=lambda rank: (load[rank], rank))
+            for part in parts:
+                covered += volume(part)
+                load[rank] += volume(part) * width
+                result[rank].setdefault(spec.name, []).append(part)
+        if covered != spec.elements:
+            problems.append(
+                Diagnostic(
+                    "distributed/uncovered",
+                    f"{spec.elements - covered} of {spec.elements} elements of `{spec.name}` {list(spec.shape)} are "
+                    f"held by none of the {len(tables)} ranks",
+                    hint="every rank of the model's mesh must take part",
+                )
+            )
+    if problems:
+        raise CrosswalkError(problems)
+    return result
+
+
+def _tiles(boxes: Iterable[Box], spec: TensorSpec) -> bool:
+    strides, size = [], 1
+    for extent in reversed(spec.shape):
+        strides.append(size)
+        size *= extent
+    pieces = []
+    for number, box in enumerate(boxes):
+        corner = sum(start * stride for (start, _), stride in zip(box, reversed(strides), strict=True))
+        extents = tuple(stop - start for start, stop in box)
+        pieces.append(make_piece(corner, tuple(reversed(strides)), number, (0,) * len(box), extents))
+    return next(tiling_faults(pieces, 0, spec.elements), None) is None

@@ -1,0 +1,332 @@
+"""Write live parameters as the files of a checkpoint: each rank its own bytes, at offsets known from the plan.
+
+Rank 0 makes a staging directory with files of their final sizes; every rank writes its regions; when all are on disk,
+rank 0 writes the headers, the index and the small files, and one rename makes the directory the checkpoint. Until then
+no file in it has a header, so that nothing a failure leaves looks like a checkpoint. Which rank writes a region does
+not change a byte of the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from crosswalk.runtime.checkpoint.finishing import add_small_files, check_output
+from crosswalk.runtime.checkpoint.header import StoredTensor
+from crosswalk.runtime.checkpoint.output import (
+    DataFile,
+    OutputLayout,
+    check_names,
+    hugging_face_layout,
+    lay_out,
+    stored,
+)
+from crosswalk.runtime.checkpoint.staging import Staging, check_space
+from crosswalk.runtime.checkpoint.writing import set_size, sync, write_at
+from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.files.sinks import start_writeback
+from crosswalk.runtime.plan.algebra import Box
+from crosswalk.runtime.plan.model import Plan, TensorSpec
+
+from .load import Model, collect, place_all
+from .moves import Moves, moves
+from .placement import Part, Placed
+from .ranks import Team, share_out, table
+from .transfer import (
+    BUCKET,
+    Bucket,
+    Memory,
+    Slot,
+    buckets,
+    host_buffer,
+    host_view,
+    run,
+    worker_count,
+)
+
+#: Regions of at least this many bytes are handed to the disk as soon as they are written.
+_WRITEBACK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReport:
+    """What this rank did. ``files``: data file -> size in bytes, of the whole checkpoint; ``bytes_written``: by this
+    rank; ``seconds``: until the checkpoint was in place, of which ``blocked`` kept the caller waiting."""
+
+    rank: int
+    destination: Path
+    files: Mapping[str, int]
+    bytes_written: int
+    seconds: float
+    blocked: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """What goes into the checkpoint besides the tensors, and how. ``extra`` (file name -> content) and ``carried``
+    (file name -> file to copy) are written by rank 0, and may be empty on the others."""
+
+    layout: OutputLayout = field(default_factory=hugging_face_layout)
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+    carried: Mapping[str, Path] = field(default_factory=dict)
+    overwrite: bool = False
+
+
+def save(
+    plan: Plan,
+    model: Model,
+    destination: Path,
+    team: Team,
+    background: Callable[[], Team] | None = None,
+    output: Output | None = None,
+    bucket_bytes: int = BUCKET,
+) -> SaveReport | Future[SaveReport]:
+    """Write the targets of ``plan``, whose sources ``model`` holds, into the new directory ``destination``.
+
+    Every rank of the team must call this. With ``background``, which makes the team for another thread, the parameters
+    are converted and copied to (pinned) host memory, and the rest happens while the caller goes on: the result is a
+    future. Raises ``CrosswalkError`` on every rank for what any of them finds, or lets the future raise it.
+    """
+    started = time.monotonic()
+    output = output or Output()
+    destination = Path(os.path.abspath(destination))
+    with team.step("checking the model") as step:
+        step.agree |= {"destination": str(destination), "overwrite": output.overwrite, "plan": plan.digest}
+        step.agree |= {"background": background is not None, "metadata": plan.metadata}
+        problems = plan.verify().problems
+        if problems:
+            raise CrosswalkError(problems)
+        files = lay_out(plan.targets, natural_order(plan.targets), output.layout)
+        check_names([file.name for file in files], output.extra, output.carried)
+        step.agree["files"] = {file.name: file.size for file in files}
+        placed = place_all(collect(model), plan.sources)
+        step.value = table(placed)
+    mine = share_out(step.values, plan.sources)[team.rank]
+    planned = moves(plan, {name: owned(placed[name], boxes) for name, boxes in mine.items()}, "source")
+    other = background() if background is not None else None
+    draft = Draft(plan, files, output, destination) if team.rank == 0 else None
+    with _discarding(draft):
+        with team.step("creating the output") as step:
+            if draft is not None:
+                draft.create()
+                step.value = str(draft.path)
+        regions = Regions(plan, files, Path(step.values[0]))
+        sizes = {file.name: file.size for file in files}
+        if other is None:
+            with team.step("writing"), regions.writer() as write:
+                written = write_all(planned, regions, write, bucket_bytes)
+            with team.step("completing the checkpoint"):
+                if draft is not None:
+                    draft.complete()
+            seconds = time.monotonic() - started
+            return SaveReport(team.rank, destination, sizes, written, seconds, seconds)
+        with team.step("copying the parameters"):
+            snapshot = _snapshot(planned, regions, bucket_bytes)
+    blocked = time.monotonic() - started
+
+    def finish() -> SaveReport:
+        total = 0
+        with _discarding(draft):
+            with other.step("writing"), regions.writer() as write:
+                while snapshot:
+                    slot, bucket, host = snapshot.popleft()
+                    slot.wait()
+                    write(bucket, host, ())
+                    total += bucket.moved
+            with other.step("completing the checkpoint"):
+                if draft is not None:
+                    draft.complete()
+        return SaveReport(other.rank, destination, sizes, total, time.monotonic() - started, blocked)
+
+    return _background.submit(finish)
+
+
+#: One thread, so that saves finish in the order in which they began, which is the same on every rank.
+_background = ThreadPoolExecutor(1, "crosswalk-save")
+
+#: Writes the stretches of a bucket from a buffer, and its direct bytes from memories.
+Write = Callable[[Bucket, torch.Tensor, Sequence[Memory]], None]
+
+
+@dataclass
+class Draft:
+    """A checkpoint in the making, on the one rank that makes the directory. ``path`` is where the files are."""
+
+    plan: Plan
+    files: Sequence[DataFile]
+    output: Output
+    destination: Path
+    path: Path = field(init=False, default=Path())
+    _staging: Staging | None = field(init=False, default=None)
+
+    def create(self) -> None:
+        """Make the staging directory, with data files of their final sizes and without headers. They are all zeros, so
+        what the plan pads is there already."""
+        sizes = {file.name: file.size for file in self.files}
+        overwrite = self.output.overwrite
+        staging = Staging(self.destination, self.plan.digest, sizes, overwrite=overwrite, resume=False)
+        self._staging, self.path = staging, staging.path
+        check_space(staging, sum(sizes.values()))
+        with staging.errors("created"):
+            for file in self.files:
+                descriptor = staging.create(file.name)
+                try:
+                    set_size(descriptor, file.size)
+                finally:
+                    os.close(descriptor)
+
+    def complete(self) -> None:
+        """Add what makes the directory a checkpoint, and put it in place. All regions must have been synced."""
+        assert self._staging is not None
+        staging, output, plan = self._staging, self.output, self.plan
+        contents = add_small_files(staging, plan, self.files, output.layout, output.extra, output.carried, {})
+        with staging.errors("written"):
+            for file in self.files:
+                descriptor = staging.create(file.name)
+                try:
+                    write_at(descriptor, file.header, 0)
+                    sync(descriptor)
+                finally:
+                    os.close(descriptor)
+        check_output(staging, plan, self.files, output.layout, contents)
+        staging.commit()
+        self._staging = None
+
+    def discard(self) -> None:
+        """Remove what was made, unless it is complete."""
+        if self._staging is not None:
+            self._staging.abandon()
+            self._staging = None
+
+
+@contextlib.contextmanager
+def _discarding(draft: Draft | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if draft is not None:
+            draft.discard()
+        raise
+
+
+class Regions:
+    """Where the targets of a plan lie in the data files below ``path``."""
+
+    def __init__(self, plan: Plan, files: Sequence[DataFile], path: Path) -> None:
+        found = {target: place for file in files for target, place in stored(file, plan.targets, path).items()}
+        self.places: list[StoredTensor] = [found[target] for target in range(len(plan.targets))]
+        self._names = [spec.name for spec in plan.targets]
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[Write]:
+        """A function that writes buckets, from any thread; at the end, what was written is synced."""
+        descriptors: dict[Path, int] = {}
+        lock = threading.Lock()
+
+        def descriptor_of(path: Path) -> int:
+            with lock:
+                if path not in descriptors:
+                    descriptors[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                return descriptors[path]
+
+        def write_region(tensor: int, offsets: Sequence[int], view: memoryview) -> None:
+            """Equal stretches of a tensor, which stand one after the other in ``view``."""
+            path = self.places[tensor].file
+            length = len(view) // len(offsets)
+            try:
+                descriptor = descriptor_of(path)
+                for number, offset in enumerate(offsets):
+                    write_at(descriptor, view[number * length : (number + 1) * length], offset)
+                    if length >= _WRITEBACK:
+                        start_writeback(descriptor, offset, length)
+            except OSError as error:
+                text = f"writing tensor `{self._names[tensor]}`: {error.strerror or error}"
+                hint = "every rank must see the same file system" if error.errno == errno.ENOENT else None
+                raise fail("write/failed", text, Position(str(path)), hint) from error
+
+        def write(bucket: Bucket, host: torch.Tensor, memories: Sequence[Memory]) -> None:
+            view = host_view(host)
+            for tensor, offsets, length, position in bucket.stretches:
+                write_region(tensor, offsets, view[position : position + len(offsets) * length])
+            for tensor, offset, memory, start, nbytes in bucket.direct:
+                write_region(tensor, (offset,), host_view(memories[memory].flat[start : start + nbytes]))
+
+        try:
+            yield write
+            for path, descriptor in descriptors.items():
+                try:
+                    sync(descriptor)
+                except OSError as error:
+                    raise fail("write/failed", f"cannot be synced: {error.strerror}", Position(str(path))) from error
+        finally:
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+
+
+def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int = BUCKET) -> int:
+    """Write what the moves hold to its regions; the bytes written."""
+    total = 0
+    for device, placements in planned.by_device():
+
+        def work(slot: Slot, bucket: Bucket) -> None:
+            slot.fill_buffer(bucket, regions.places, planned.memories, slot.host)
+            slot.wait()
+            write(bucket, slot.host, planned.memories)
+
+        slots = [Slot(device, bucket_bytes) for _ in range(worker_count(device))]
+        total += run(buckets(regions.places, placements, planned.memories, exact=True, size=bucket_bytes), slots, work)
+    return total
+
+
+def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tuple[Slot, Bucket, torch.Tensor]]:
+    """The final bytes of every bucket in host memory; each is complete once its slot has been waited for."""
+    result: deque[tuple[Slot, Bucket, torch.Tensor]] = deque()
+    for device, placements in planned.by_device():
+
+        def work(slot: Slot, bucket: Bucket, device: torch.device = device) -> None:
+            host = host_buffer(bucket.nbytes, device)
+            slot.fill_buffer(bucket, regions.places, planned.memories, host)
+            result.append((slot, bucket, host))
+
+        slots = [Slot(device, bucket_bytes, hosts=0) for _ in range(worker_count(device))]
+        tasks = buckets(regions.places, placements, planned.memories, exact=True, size=bucket_bytes, direct=False)
+        run(tasks, slots, work)
+    return result
+
+
+def owned(placed: Placed, boxes: Sequence[Box]) -> list[tuple[Part, str]]:
+    """The given boxes, each inside a part that is held here, with the memory behind them."""
+    whole = {part.box: part for part in placed.parts}
+    result = []
+    for box in boxes:
+        part = whole.get(box)
+        if part is None:
+            around = next(
+                p for p in placed.parts if all(a <= c and d <= b for (a, b), (c, d) in zip(p.box, box, strict=True))
+            )
+            view = around.tensor
+            for axis, ((start, stop), (base, _)) in enumerate(zip(box, around.box, strict=True)):
+                view = view.narrow(axis, start - base, stop - start)
+            part = Part(box, view)
+        result.append((part, placed.dtype))
+    return result
+
+
+def natural_order(specs: Sequence[TensorSpec]) -> list[int]:
+    """Tensors by name, with the numbers in names in the order of numbers."""
+    return sorted(range(len(specs)), key=lambda i: [_part(text) for text in re.split(r"(\d+)", specs[i].name)])
+
+
+def _part(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdigit() else (0, text)

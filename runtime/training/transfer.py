@@ -1,0 +1,319 @@
+"""Moving bytes between files and tensors, bucket by bucket, on any device.
+
+A bucket is what fits a buffer: stretches of files, and the strided copies between the buffer and tensors. Each worker
+owns a slot: a host buffer. When the tensors are on an accelerator it is pinned, there may be two that take turns, and
+a buffer and a stream on the device, where all element work happens, belong to the slot too. While one worker reads or
+writes, the copies of another are under way; nobody waits for the device as a whole. On a CPU the same code runs without
+the device buffer, and bytes that stand together on both ends go straight between file and tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from crosswalk.runtime.checkpoint.header import StoredTensor
+from crosswalk.runtime.checkpoint.zeros import Zeros
+from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.files import kernels, tasks
+from crosswalk.runtime.plan.affine import Piece
+
+from .stretches import GAP, Block, Placement, blocks
+
+#: Bytes of a bucket.
+BUCKET = 16 << 20
+#: Where a block begins in a bucket, so that its elements can be viewed with any dtype.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The whole storage behind a tensor as bytes, and the safetensors name of the tensor's dtype."""
+
+    flat: torch.Tensor
+    dtype: str
+
+    @staticmethod
+    def of(tensor: torch.Tensor, dtype: str) -> Memory:
+        with torch.no_grad():
+            flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+        return Memory(flat, dtype)
+
+
+class Stretch(NamedTuple):
+    """``length`` bytes at each of ``offsets`` of the file that holds tensor ``tensor``; in the buffer they stand one
+    after the other from byte ``position`` on."""
+
+    tensor: int
+    offsets: Sequence[int]
+    length: int
+    position: int
+
+
+class Direct(NamedTuple):
+    """Bytes that stand together in a file and in a tensor, and need no buffer."""
+
+    tensor: int
+    offset: int
+    memory: int
+    start: int
+    nbytes: int
+
+
+class Strided(NamedTuple):
+    """One piece of tensor ``tensor`` in the buffer, counted from byte ``position`` on."""
+
+    tensor: int
+    position: int
+    placement: Placement
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What moves at once; ``nbytes`` of the buffer are used. ``zeros`` are bytes that no file holds."""
+
+    nbytes: int = 0
+    stretches: list[Stretch] = field(default_factory=list)
+    copies: list[Strided] = field(default_factory=list)
+    direct: list[Direct] = field(default_factory=list)
+    direct_bytes: int = 0
+    zeros: int = 0
+
+    @property
+    def moved(self) -> int:
+        """Bytes read from or written to files."""
+        return sum(s.length * len(s.offsets) for s in self.stretches) + self.direct_bytes - self.zeros
+
+
+def buckets(
+    tensors: Sequence[StoredTensor],
+    placements: Mapping[int, Sequence[Placement]],
+    memories: Sequence[Memory],
+    *,
+    exact: bool,
+    size: int = BUCKET,
+    direct: bool = True,
+) -> Iterator[Bucket]:
+    """Buckets of at most ``size`` bytes that move the pieces between ``tensors`` and ``memories``, in the order of the
+    files. ``exact``: stretches hold nothing but the pieces, as they must to be written. ``direct``: bytes that stand
+    together on both ends may bypass the buffer (if the memory is on a CPU)."""
+    bucket = Bucket()
+    for number in sorted(placements, key=lambda n: (str(tensors[n].file), tensors[n].offset)):
+        stored = tensors[number]
+        width = size_of(stored.dtype)
+        for block in blocks(placements[number], max(1, size // width), GAP // width, exact):
+            nbytes = block.elements * width
+            if bucket.nbytes + nbytes + _ALIGNMENT > size or bucket.direct_bytes >= size:
+                yield bucket
+                bucket = Bucket()
+            if isinstance(stored.content, Zeros):
+                bucket.zeros += nbytes
+            found = _direct(number, stored, block, memories) if direct else None
+            if found is not None:
+                bucket.direct.append(found)
+                bucket.direct_bytes += nbytes
+                continue
+            _add(bucket, number, tensors, block)
+    if bucket.stretches or bucket.direct:
+        yield bucket
+
+
+def _direct(number: int, stored: StoredTensor, block: Block, memories: Sequence[Memory]) -> Direct | None:
+    if block.outer or len(block.placements) != 1:
+        return None
+    memory, piece = block.placements[0]
+    dense = not piece.axes or (len(piece.axes) == 1 and piece.axes[0][1:] == (1, 1))
+    if not dense or memories[memory].dtype != stored.dtype or not on_host(memories[memory].flat.device):
+        return None
+    width = size_of(stored.dtype)
+    return Direct(number, stored.offset + block.start * width, memory, piece.there * width, block.elements * width)
+
+
+def _add(bucket: Bucket, number: int, tensors: Sequence[StoredTensor], block: Block) -> None:
+    stored = tensors[number]
+    width = size_of(stored.dtype)
+    nbytes = block.elements * width
+    offsets = [stored.offset + start * width for start in block.runs()]
+    last = bucket.stretches[-1] if bucket.stretches else None
+    if (
+        last is not None
+        and tensors[last.tensor].content is stored.content is None
+        and tensors[last.tensor].file == stored.file
+        and len(last.offsets) == len(offsets) == 1
+        and last.offsets[0] + last.length == offsets[0]
+        and bucket.nbytes % width == 0
+    ):
+        position = bucket.nbytes
+        bucket.stretches[-1] = last._replace(length=last.length + nbytes)
+    else:
+        position = -(-bucket.nbytes // _ALIGNMENT) * _ALIGNMENT
+        bucket.stretches.append(Stretch(number, offsets, block.length * width, position))
+    bucket.copies += [Strided(number, position, placed) for placed in block.placements]
+    bucket.nbytes = position + nbytes
+
+
+class Slot:
+    """The buffers of one worker. ``device`` is that of the tensors."""
+
+    def __init__(self, device: torch.device, size: int = BUCKET, hosts: int = 1):
+        """``hosts``: buffers on the host; none for buckets that bring their own, two to fill one from a file while the
+        other is on its way to an accelerator. A CPU needs one."""
+        count = min(hosts, 1) if on_host(device) else hosts
+        self._hosts = [host_buffer(size, device) for _ in range(count)]
+        self._events: list[Any] = [None] * max(1, count)
+        self._turn = 0
+        self._staging: torch.Tensor | None = None
+        self._stream: Any = None
+        if not on_host(device):
+            self._module = torch.get_device_module(device)
+            self._stream = self._module.Stream(device)
+            # The tensors may still be in the making on the stream of the caller.
+            self._stream.wait_stream(self._module.current_stream(device))
+            with self._on_stream():
+                self._staging = torch.empty(size, dtype=torch.uint8, device=device)
+
+    @property
+    def host(self) -> torch.Tensor:
+        """The host buffer whose turn it is."""
+        return self._hosts[self._turn]
+
+    def turn(self) -> None:
+        """The turn of the next host buffer, once no copy needs what is in it."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        if self._events[self._turn] is not None:
+            self._events[self._turn].synchronize()
+
+    def wait(self) -> None:
+        """Until the copies no longer need the buffers, and have filled those that they fill."""
+        for event in self._events:
+            if event is not None:
+                event.synchronize()
+
+    def finish(self) -> None:
+        """What the caller puts on its stream from now on happens after the copies of this slot."""
+        if self._stream is not None:
+            self._module.current_stream(self._stream.device).wait_stream(self._stream)
+
+    def fill_tensors(self, bucket: Bucket, sources: Sequence[StoredTensor], memories: Sequence[Memory]) -> None:
+        """From the host buffer into the tensors."""
+        with self._on_stream():
+            buffer = self.host
+            if self._staging is not None:
+                buffer = self._staging
+                buffer[: bucket.nbytes].copy_(self.host[: bucket.nbytes], non_blocking=True)
+            for tensor, position, (memory, piece) in bucket.copies:
+                dtype, target = sources[tensor].dtype, memories[memory]
+                _copy(buffer[position : bucket.nbytes], dtype, target.flat, target.dtype, piece.swapped)
+
+    def fill_buffer(
+        self, bucket: Bucket, targets: Sequence[StoredTensor], memories: Sequence[Memory], host: torch.Tensor
+    ) -> None:
+        """From the tensors into ``host``, which is complete after ``wait``."""
+        with self._on_stream():
+            buffer = host if self._staging is None else self._staging
+            for tensor, position, (memory, piece) in bucket.copies:
+                source, dtype = memories[memory], targets[tensor].dtype
+                _copy(source.flat, source.dtype, buffer[position : bucket.nbytes], dtype, piece)
+            if self._staging is not None:
+                host[: bucket.nbytes].copy_(self._staging[: bucket.nbytes], non_blocking=True)
+
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        with self._module.stream(self._stream):
+            yield
+            self._events[self._turn] = self._stream.record_event()
+
+
+def on_host(device: torch.device) -> bool:
+    """Whether the host's threads read and write the memory of the device themselves."""
+    return device.type == "cpu"
+
+
+def host_buffer(size: int, device: torch.device) -> torch.Tensor:
+    """Bytes on the host, pinned if they are for an accelerator."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=not on_host(device))
+
+
+def host_view(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous ``uint8`` tensor on the host; the tensor must outlive the view."""
+    if not tensor.numel():
+        return memoryview(b"")
+    return memoryview((ctypes.c_ubyte * tensor.numel()).from_address(tensor.data_ptr())).cast("B")
+
+
+def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
+    """Copy a piece between buffers of bytes; its ``here`` end is in ``target``, its ``there`` end in ``source``."""
+    extents, strides, others = (tuple(axis[k] for axis in piece.axes) for k in range(3))
+    if on_host(source.device):
+        flat = tasks.Piece(0, extents, piece.there, others, piece.here, strides)
+        kernels.move(source, source_dtype, target, target_dtype, flat)
+        return
+    same = source_dtype == target_dtype
+    reading, writing = kernels.elements(source, source_dtype, same), kernels.elements(target, target_dtype, same)
+    writing.as_strided(extents, strides, writing.storage_offset() + piece.here).copy_(
+        reading.as_strided(extents, others, reading.storage_offset() + piece.there), non_blocking=True
+    )
+
+
+def run(todo: Iterable[Bucket], slots: Sequence[Slot], work: Callable[[Slot, Bucket], None]) -> int:
+    """Let one worker per slot take buckets until there are none; the bytes that they moved to or from files. The first
+    exception stops all and is raised."""
+    queue, lock = iter(todo), threading.Lock()
+    errors: list[BaseException] = []
+    moved = [0]
+
+    def worker(slot: Slot) -> None:
+        try:
+            with torch.no_grad():
+                while not errors:
+                    with lock:
+                        bucket = next(queue, None)
+                        if bucket is None:
+                            return
+                        moved[0] += bucket.moved
+                    work(slot, bucket)
+        except BaseException as error:
+            errors.append(error)
+
+    with one_torch_thread():
+        threads = [threading.Thread(target=worker, args=(slot,), daemon=True) for slot in slots[1:]]
+        for thread in threads:
+            thread.start()
+        worker(slots[0])
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+    for slot in slots:
+        slot.finish()
+    return moved[0]
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """The workers are the parallelism on a CPU: torch must not start a pool for each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def worker_count(device: torch.device) -> int:
+    """Threads that keep storage and the memory of the device busy, for one process on this machine. A thread reads at
+    about 8 GB/s from the page cache: four are enough for the memory of a CPU, the link to an accelerator takes more."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(4 if on_host(device) else 8, math.ceil(available / local)))

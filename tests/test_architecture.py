@@ -1,0 +1,55 @@
+"""Reading order is folder order: a module imports only what stands before it, and every folder is small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = (
+    "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint",
+    "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
+    "crosswalk.compiler.text", "crosswalk.compiler.notation", "crosswalk.compiler.layout", "crosswalk.compiler.mapping",
+    "crosswalk.compiler.relations", "crosswalk.compiler.config", "crosswalk.compiler.tensors",
+    "crosswalk.compiler.compile", "crosswalk.compiler.catalog",
+    "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.cli",
+)  # fmt: skip
+FOLDERS = {"crosswalk.runtime": "runtime", "crosswalk.compiler": "compiler", "crosswalk": "crosswalk"}
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in FOLDERS.items():
+        for file in (ROOT / folder).rglob("*.py"):
+            if file.name != "__init__.py":
+                found[".".join((package, *file.relative_to(ROOT / folder).with_suffix("").parts))] = file
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(name: str) -> set[str]:
+    result = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: -node.level] if node.level else []
+            module = ".".join((*base, *filter(None, [node.module])))
+            result |= {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return {found for found in result if found in MODULES}
+
+
+def _place(name: str) -> int:
+    return next(index for index, folder in enumerate(ORDER) if f"{name}.".startswith(f"{folder}."))
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_imports_only_what_stands_before_it(name: str) -> None:
+    late = [found for found in _imports(name) if _place(found) > _place(name)]
+    assert not late, f"{name} imports {', '.join(late)}, which stands after it"
+
+
+def test_folders_say_what_lives_there_and_are_small() -> None:
+    for folder in {file.parent for file in MODULES.values()}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "", folder
+        assert len(list(folder.glob("*.py"))) <= 13, folder
