@@ -40,6 +40,8 @@ def _class_of(kind: str) -> type[PretrainedConfig]:
             given["num_key_value_heads"] = given["num_attention_heads"]
         if "head_dim" in defaults and given["head_dim"] is None:
             given["head_dim"] = given["hidden_size"] // given["num_attention_heads"]
+        if not given.get("use_sliding_window", True):
+            given["sliding_window"] = None
         PretrainedConfig.__init__(self, **kwargs)
         for key in defaults:
             setattr(self, key, given[key])
@@ -55,7 +57,7 @@ class _AprielHybrid(MistralConfig):
             kwargs.pop(key, None)
         super().__init__(**kwargs)
         self.hybrid_block_layout = list(hybrid_block_layout)
-        self.ssm_cfg = ssm_cfg
+        self.ssm_cfg = {"expand": 1, **(ssm_cfg or {})}  # the class fills in all that is absent; the rest is written
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
 
 

@@ -22,20 +22,23 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import crosswalk
 from crosswalk.compiler.catalog import Catalog
 
-#: Of the file, not of the model; and what is said in two dialects, which is compared apart.
+#: Of the file, not of the model; and what is said in two ways: rotary embeddings, compared apart, and the first layer
+#: with a window, which ``layer_types`` says.
 _APART = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "auto_map", "type",
-          "rope_parameters", "rope_theta", "rope_scaling", "rope_type")  # fmt: skip
+          "rope_parameters", "rope_theta", "rope_scaling", "rope_type", "max_window_layers")  # fmt: skip
 #: Known from the source alone.
 _CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "max_position_embeddings", "use_cache",
             "initializer_range", "pretraining_tp", "image_size", "image_seq_length", "use_sliding_window",
-            "max_window_layers", "layer_types", "router_jitter_noise", "router_aux_loss_coef", "ssm_cfg",
+            "layer_types", "router_jitter_noise", "router_aux_loss_coef", "ssm_cfg",
             "vocab_size_per_layer_input", "output_router_logits", "projection_dim", "initializer_factor")  # fmt: skip
 _PARTS = ("text_config", "vision_config")
 
 
 def _class(config: Mapping[str, Any]) -> Any:
-    kind = str(config["model_type"]).lower()
-    return custom_configs.CLASSES.get(kind) or CONFIG_MAPPING.get(kind, None)
+    kind = config["model_type"]
+    if kind in custom_configs.CLASSES:
+        return custom_configs.CLASSES[kind]
+    return CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None  # noqa: SIM401  (its `get` finds nothing)
 
 
 def _known(case: Case) -> bool:
@@ -61,6 +64,8 @@ def _flat(read: Any, without: tuple[str, ...]) -> dict[str, Any]:
     rope = {key: value for key, value in rope.items() if key != "type"}
     result = {key: value for key, value in read.to_dict().items() if key not in (*_APART, *_PARTS, *without)}
     parts = {name: _flat(getattr(read, name), without) for name in _PARTS if hasattr(read, name)}
+    if parts and oracles.TRANSFORMERS_MAJOR < 5:
+        del result["tie_word_embeddings"]  # not looked at: the text model ties by its own
     return {**result, "rope": rope, **parts}
 
 
@@ -119,3 +124,47 @@ def test_with_a_source_its_dialect_is_kept_and_the_class_reads_the_same(case: Ca
     saved = tmp_path / "saved"
     crosswalk.save(case.native_tensors(), case.native_config(), saved, case.format, carry_from=source)
     assert effective(json.loads((saved / "config.json").read_text())) == effective(config)
+
+
+LLAMA = next(case for case in CASES if case.name == "llama_rope_llama3")
+OLD, NEW = _in_both_forms(LLAMA.hf_config()), _in_both_forms(LLAMA.hf_config())
+del OLD["rope_parameters"], NEW["rope_theta"], NEW["rope_scaling"]
+
+
+@pytest.mark.parametrize(
+    ("source", "version", "dialect", "written", "left"),
+    [
+        (OLD, "4.51.3", None, {"rope_theta"}, "4.51.3"),
+        (OLD, "4.51.3", "transformers-5", {"rope_parameters"}, None),
+        (OLD, "4.51.3", "transformers-5,transformers-4", {"rope_parameters", "rope_theta"}, "4.51.3"),
+        (NEW, "5.0.0.dev0", None, {"rope_parameters"}, "5.0.0.dev0"),
+        (NEW, "4.57.1", None, {"rope_parameters"}, None),
+        (NEW, "5.24.0", "transformers-4", {"rope_theta"}, None),
+    ],
+)
+def test_the_version_of_another_dialect_is_not_left_in_the_file(
+    source: dict[str, Any], version: str, dialect: str | None, written: set[str], left: str | None, tmp_path: Path
+) -> None:
+    folder = _folder(tmp_path / "source", LLAMA, source | {"transformers_version": version})
+    crosswalk.convert(folder, tmp_path / "native")
+    crosswalk.convert(tmp_path / "native", tmp_path / "back", dialect=dialect, dtype="float16")
+    back = json.loads((tmp_path / "back/config.json").read_text())
+    assert (_rope_keys(back), back.get("transformers_version")) == (written, left)
+
+
+@pytest.mark.parametrize(("version", "written"), [("4.31.0", {"rope_theta"}), ("5.3.0", {"rope_parameters"})])
+def test_a_file_that_says_nothing_of_positions_is_in_the_dialect_of_its_version(
+    version: str, written: set[str], tmp_path: Path
+) -> None:
+    config = {key: value for key, value in NEW.items() if key != "rope_parameters"}
+    folder = _folder(tmp_path / "source", LLAMA, config | {"transformers_version": version})
+    crosswalk.convert(folder, tmp_path / "native")
+    crosswalk.convert(tmp_path / "native", tmp_path / "back", dtype="float16")
+    assert _rope_keys(json.loads((tmp_path / "back/config.json").read_text())) == written
+
+
+def test_the_dialect_of_the_source_is_given_back_byte_for_byte(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "source", LLAMA, OLD)
+    crosswalk.convert(folder, tmp_path / "native")
+    crosswalk.convert(tmp_path / "native", tmp_path / "back", dialect="transformers-4")
+    assert (tmp_path / "back/config.json").read_bytes() == (folder / "config.json").read_bytes()
