@@ -243,6 +243,21 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
     return result
 
 
+def stored_type(layout: Layout, kind: Type, config: Mapping[str, Any]) -> Type:
+    """The type as which the trainer stores a complete config of type ``kind``."""
+    scope = Scope(layout, kind, config)
+    return next((layout.types[name] for name, condition in kind.stored_as if scope.holds(condition)), kind)
+
+
+def as_stored(layout: Layout, kind: Type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete config of type ``kind`` as it is read again: without what its stored type has no field for."""
+    stored = stored_type(layout, kind, config)
+    if stored is kind:
+        return dict(config)
+    kept = {"type", *stored.fields}
+    return normalize(layout, {name: value for name, value in config.items() if name in kept}, kind.name)
+
+
 def _check(path: Path, scope: Scope, problems: list[Diagnostic]) -> None:
     for check in scope.kind.checks:
         if not scope.holds(check.expression):

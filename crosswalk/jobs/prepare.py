@@ -24,7 +24,7 @@ from crosswalk.compiler.config.read import import_config
 from crosswalk.compiler.config.write import export_config
 from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.padded_axes import resized
-from crosswalk.compiler.layout.scope import normalize
+from crosswalk.compiler.layout.scope import as_stored, normalize
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound, bind
 from crosswalk.compiler.tensors.plan import check_dtype, plan_export, plan_import, protects, tensor_dialect
@@ -138,6 +138,7 @@ def _prepare_import(
         raise CrosswalkError(problems)
     try:
         with read_from(path):
+            native = as_stored(mapping.layout, mapping.root.type, native)
             native, lengths = padded(mapping.root.type, native, pad)
             bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
             plan = plan_import(bound, read.specs, asked, protect=protect, encodings=read.encodings, unused=read.unused)
@@ -305,6 +306,7 @@ def _origin_config(checkpoint: NativeCheckpoint) -> dict[str, Any]:
 def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
     try:
         imported, _ = import_config(mapping, config, allow_lossy=True)
+        imported = as_stored(mapping.layout, mapping.root.type, imported)
         return same_value(
             export_config(mapping, imported, None, True)[0], export_config(mapping, native, None, True)[0]
         )
