@@ -16,7 +16,7 @@ LIMITS = {
     "llama": 95,
     "mistral": 20,
     "qwen2": 45,
-    "qwen3": 35,
+    "qwen3": 45,
     "mixtral": 35,
     "mtp_llama": 30,
     "dream": 30,

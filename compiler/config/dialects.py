@@ -197,7 +197,9 @@ def choose_dialects(
         kept = dialects_of(mapping, origin) if origin is not None else ()
         if kept:
             return kept
-        return tuple(newest if name == "newest" else name for name in mapping.source.write_dialects) or (newest,)
+        named = [newest if name == "newest" else name for name in mapping.source.write_dialects]
+        # One that this mapping has removed may be named by the mapping that it extends.
+        return tuple(name for name in named if name in (newest, *mapping.source.dialects)) or (newest,)
     names = asked.split(",") if isinstance(asked, str) else list(asked)
     result = []
     known = (newest, *mapping.source.dialects)

@@ -301,7 +301,7 @@ def _circles(edges: Mapping[Path, Iterable[Path]]) -> Iterator[list[Path]]:
 def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     source = mapping.source
     known = ("newest", *filter(None, [source.newest]), *source.dialects)
-    for name in source.write_dialects:
+    for name in source.write_dialects if source.place("write_dialects").file == source.file else ():
         if name not in known:
             hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
             message = f"there is no dialect `{name}` to write"
