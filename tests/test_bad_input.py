@@ -151,7 +151,7 @@ TENSORS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "missing in every layer": (
         drop(*(f"model.layers.{i}.mlp.up_proj.weight" for i in range(3))),
-        ("llama.yaml:81:5: error: tensor `model.layers.{0..2}.mlp.up_proj.weight` [37, 30] is missing (3 in all)",),
+        ("llama.yaml:83:5: error: tensor `model.layers.{0..2}.mlp.up_proj.weight` [37, 30] is missing (3 in all)",),
     ),
     "unexpected": (
         put(model__layers__1__foo__weight=torch.zeros(3), model__layers__2__foo__weight=torch.zeros(3)),
@@ -263,7 +263,7 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("`quantization_config.quant_method` must be fp8 or mxfp4, it is absent",),
     ),
     "three unknown keys and a bad value": (
-        lambda path: (config(foo=1, bar={"x": None}, hidden_act="swish")(path), rope(baz=True)(path)),
+        lambda path: (config(foo=1, bar={"x": None}, hidden_act="softplus")(path), rope(baz=True)(path)),
         ("`foo` = 1", "`bar` = {'x': None}", "`rope_parameters.baz` = true", "`hidden_act` must be one of silu"),
     ),
     "unknown model_type": (config(model_type="lama"), ("no format fits this config.json (model_type 'lama'",)),
@@ -276,11 +276,18 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         config(architectures=["LlamaForTokens"]),
         ("`architectures` must be ['LlamaForCausalLM']",),
     ),
-    "absent": (
-        without("hidden_size", "vocab_size", "rms_norm_eps"),
-        ("`hidden_size` is required, it is absent", "`vocab_size` is required", "`rms_norm_eps` is required"),
+    "absent, of which the class has another default": (
+        without("hidden_size", "vocab_size"),
+        ("tensor `model.embed_tokens.weight` is [71, 30] in the file, [32000, 4096] by the config",),
     ),
-    "null": (config(num_attention_heads=None), ("`num_attention_heads` is required, it is null",)),
+    "absent": (
+        rope(rope_type="llama3", factor=4.0),
+        ("`rope_parameters.low_freq_factor` is required, it is absent", "`rope_parameters.high_freq_factor` is"),
+    ),
+    "null": (
+        rope(rope_type="llama3", factor=None),
+        ("`rope_parameters.factor` is required, it is null",),
+    ),
     "text for a number": (config(num_attention_heads="6"), ("`num_attention_heads` must be of type int, it is '6'",)),
     "a float for a number": (config(hidden_size=30.0), ("`hidden_size` must be of type int, it is 30.0",)),
     "a number for a switch": (
