@@ -24,7 +24,7 @@ def moe(config: Config, parameters: Parameters, x: torch.Tensor) -> torch.Tensor
     * `experts`: how many there are in all
     * `experts_per_token`: how many of the experts that are not shared an element sees
     * `shared_experts`: how many are seen by every element, with a score of 1 each; they have no row in W_r
-    * `routing`: how r becomes E and s, below
+    * `routing`: how r becomes E and s
     * `router_normalization`: null is none
     * `router_input_scale`: a factor
     * `router_scale`: a factor for each channel, if enabled
@@ -37,11 +37,6 @@ def moe(config: Config, parameters: Parameters, x: torch.Tensor) -> torch.Tensor
     * `add_linear_biases`: must be false
     * `pre_norm`: of what the experts see; the router sees x itself. Null is none
     * `post_norm`: null is none
-
-    What a value of `routing` means:
-
-    * `aux_loss`: {aux_loss}
-    * `sinkhorn`: {sinkhorn}
     """
     router_input = normalize(config["router_normalization"], parameters.under("router_normalization"), x)
     if config["router_scale"]["enabled"]:

@@ -15,7 +15,9 @@ from .parameters import Config, Parameters, unknown
 def none(config: Config, parameters: Parameters, x: torch.Tensor) -> torch.Tensor:
     """No normalization.
 
-    y = x
+        y = x
+
+    It has no fields.
     """
     return x
 

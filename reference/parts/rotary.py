@@ -25,7 +25,9 @@ class Positions:
 def none(config: Config, x: torch.Tensor, positions: Positions) -> torch.Tensor:
     """No position embedding.
 
-    y = x
+        y = x
+
+    It has no fields.
     """
     return x
 
