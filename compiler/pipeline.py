@@ -285,7 +285,7 @@ def _config_to_write(
     asked: tuple[str, ...] | None,
 ) -> tuple[dict[str, Any], bool]:
     """config.json to write, and whether it is that of the origin. It is if that still says what the native config says,
-    in the dialects ``asked`` for; else it is a new one, with what means nothing to the trainer restored from the old one."""
+    in the dialects ``asked`` for; else a new one, with what means nothing to the trainer restored from the old one."""
     result: dict[str, Any] = copy.deepcopy(dict(bound.config))
     stated = main_dtype(plan.targets)
     if origin is not None and origin.config is not None:

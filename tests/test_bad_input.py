@@ -277,8 +277,11 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("`architectures` must be ['LlamaForCausalLM']",),
     ),
     "absent, of which the class has another default": (
-        without("hidden_size", "vocab_size"),
-        ("tensor `model.embed_tokens.weight` is [71, 30] in the file, [32000, 4096] by the config",),
+        without("vocab_size"),
+        (
+            "tensor `model.embed_tokens.weight` is [71, 30] in the file, [32000, 30] by the config",
+            "tensor `lm_head.weight` is [71, 30] in the file, [32000, 30] by the config",
+        ),
     ),
     "absent": (
         rope(rope_type="llama3", factor=4.0),
