@@ -284,11 +284,17 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ),
     ),
     "absent": (
-        rope(rope_type="llama3", factor=4.0),
+        rope(rope_type="llama3", factor=4.0, original_max_position_embeddings=64),
         ("`rope_parameters.low_freq_factor` is required, it is absent", "`rope_parameters.high_freq_factor` is"),
     ),
     "null": (
-        rope(rope_type="llama3", factor=None),
+        rope(
+            rope_type="llama3",
+            factor=None,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=64,
+        ),
         ("`rope_parameters.factor` is required, it is null",),
     ),
     "text for a number": (config(num_attention_heads="6"), ("`num_attention_heads` must be of type int, it is '6'",)),

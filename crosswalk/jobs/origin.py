@@ -11,7 +11,7 @@ from crosswalk.checkpoints.key_positions import locator
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint
 from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.layout.padded_axes import length
-from crosswalk.compiler.pipeline import Imported, Origin, inexact, main_dtype
+from crosswalk.compiler.pipeline import Imported, Origin, main_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 
@@ -25,7 +25,7 @@ def record(imported: Imported, text: str, files: Mapping[str, Path]) -> dict[str
         "config": text,
         "tensor_dialect": tensors.name if tensors else None,
         "dtype": main_dtype(plan.sources),
-        "lossy": bool(inexact(mapping, parse_config(text, Path(CONFIG)))),
+        "lossy": bool(imported.read.taken.lossy),
         "plan": plan.digest,
         "files": sorted(files),
         **({"padded": sizes} if sizes else {}),

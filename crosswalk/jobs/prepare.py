@@ -117,7 +117,7 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     mapping, plan, read = imported.mapping, imported.plan, imported.read
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*read.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    notes = (*read.taken.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
     text = checkpoint.text
     if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.stored.config.keys()):
         # Remembered as a checkpoint of floats, which the tensors are from now on.
@@ -145,7 +145,7 @@ def _prepare_export(path: Path, options: Options) -> Prepared:
     kind, lengths = mapping.root.type, exported.lengths
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     files = files_to_write(mapping.source, origin.files, options.model_files, path)
-    notes = (*dict.fromkeys(exported.bound.notes), *padding_notes(kind, exported.native, lengths, False))
+    notes = (*exported.notes, *padding_notes(kind, exported.native, lengths, False))
     return Prepared(
         to="hf", mapping=mapping, bound=exported.bound, plan=exported.plan, source=checkpoint.tensors,
         config=exported.native, text=text, files=files, dialects=exported.dialects, notes=notes, lengths=lengths,
