@@ -17,7 +17,7 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .config.coverage import restore_kept, unknown_keys
+from .config.coverage import kept_names, restore_kept, unknown_keys
 from .config.dialects import choose_dialects, dialects_of, without_stale_versions
 from .config.read import import_config
 from .config.taken import Cases, Taken, follow, related_training
@@ -43,7 +43,8 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
     ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
-    whether the native config is to be what a checkpoint of the trainer holds of it."""
+    whether the native config is to be what a checkpoint of the trainer holds of it; ``keep``: dotted keys of a
+    config.json that no mapping knows, to be carried along (one text may hold several, between commas)."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -53,6 +54,7 @@ class PlanOptions:
     truncate: Sizes = field(default_factory=dict)
     native_config: Mapping[str, Any] | None = None
     stored: bool = False
+    keep: str | Iterable[str] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Origin:
     """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
     ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
     tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size
-    ``from`` before and ``to`` after; ``files``: those that go along, by name."""
+    ``from`` before and ``to`` after; ``files``: those that go along, by name; ``kept``: keys of its config that were
+    carried along without being understood."""
 
     format: str | None = None
     text: str = ""
@@ -80,6 +83,7 @@ class Origin:
     lossy: bool = False
     padded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
 
     def is_of(self, mapping: CompiledMapping) -> bool:
         """Whether its config is one of this format."""
@@ -89,12 +93,20 @@ class Origin:
 @dataclass(frozen=True)
 class ConfigRead:
     """A config.json, read. ``native`` is complete; ``taken`` is what was decided on the way; ``stored`` is the
-    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more."""
+    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more; ``kept``
+    are the keys that were asked to be kept."""
 
     native: dict[str, Any]
     taken: Taken
     stored: Read
     problems: tuple[Diagnostic, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, though nothing is wrong."""
+        kept = [f"kept as it is, though not understood: {', '.join(f'`{k}`' for k in self.kept)}"] if self.kept else []
+        return tuple(dict.fromkeys((*self.stored.notes, *kept, *self.taken.notes)))
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ def import_checkpoint(
     Raises ``CrosswalkError`` with every problem of the config, of the tensors, and of the options.
     """
     dtype = check_dtype(options.dtype)
-    read = read_config(mapping, config, tensors, options.allow_lossy, places)
+    read = read_config(mapping, config, tensors, options.allow_lossy, places, options.keep)
     problems = list(read.problems)
     try:
         native, cases, lengths = _to_fill(mapping, read, options)
@@ -164,7 +176,7 @@ def import_checkpoint(
 
 def import_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The native config of a config.json alone. Raises ``CrosswalkError`` with every problem of it."""
-    read = read_config(mapping, config, None, options.allow_lossy)
+    read = read_config(mapping, config, None, options.allow_lossy, keep=options.keep)
     if read.problems:
         raise CrosswalkError(read.problems)
     return _to_fill(mapping, read, options)[0]
@@ -176,12 +188,14 @@ def read_config(
     tensors: Iterable[TensorSpec] | None = None,
     allow_lossy: bool = False,
     places: Places = Places(),
+    keep: str | Iterable[str] = (),
 ) -> ConfigRead:
     """Read a config.json, and the tensors beside it as they are decoded: in the dtype that it names, or BF16 if it
     names none, or one of 8 bits. Raises ``CrosswalkError`` if there is no native config for it."""
     stated = stated_dtype(config, "BF16")
     stored = read_encodings(mapping.source, config, tensors or (), stated if size_of(stated) > 1 else "BF16")
-    problems = [*stored.problems, *unknown_keys(mapping, stored.config)]
+    kept = kept_names(keep)
+    problems = [*stored.problems, *unknown_keys(mapping, stored.config, kept)]
     found: tuple[dict[str, Any], Taken] | None = None
     try:
         if tensors is None:
@@ -193,7 +207,7 @@ def read_config(
     located = tuple(places.config(problems))
     if found is None or not stored.understood:
         raise CrosswalkError(located)
-    return ConfigRead(*found, stored, located)
+    return ConfigRead(*found, stored, located, kept)
 
 
 def _to_fill(

@@ -95,6 +95,9 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
     def texts(value: Any) -> bool:
         return isinstance(value, str)
 
+    def names(value: Any) -> bool:
+        return isinstance(value, list) and all(map(texts, value))
+
     def index(value: Any) -> bool:
         return isinstance(value, Mapping) and bool(value) and all(map(texts, (*value, *value.values())))
 
@@ -116,11 +119,8 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
         *((("metadata", "crosswalk", key), "text", texts) for key in ("format", "config", "tensor_dialect", "dtype")),
         (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
         (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
-        (
-            ("metadata", "crosswalk", "files"),
-            "a list of file names",
-            lambda value: isinstance(value, list) and all(map(texts, value)),
-        ),
+        (("metadata", "crosswalk", "files"), "a list of file names", names),
+        (("metadata", "crosswalk", "kept"), "a list of keys", names),
     )
     for keys, expected, fits in wanted:
         *parents, key = keys

@@ -34,6 +34,10 @@ def planning_options(command: Command) -> Command:
             click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
             click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
             click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
+            click.option(
+                "--keep", multiple=True, metavar="KEY[,KEY]",
+                help="Carry unknown keys of config.json along; nested ones with dots.",
+            ),
             click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
             click.option(
                 "--truncate", multiple=True, metavar="AXIS=SIZE",

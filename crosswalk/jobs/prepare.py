@@ -18,6 +18,7 @@ from crosswalk.checkpoints.huggingface import (
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
+from crosswalk.compiler.config.architectures import right_architecture
 from crosswalk.compiler.layout.padded_axes import padding_notes, resized
 from crosswalk.compiler.pipeline import (
     Imported,
@@ -117,13 +118,15 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     mapping, plan, read = imported.mapping, imported.plan, imported.read
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*read.taken.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    notes = (*read.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
     text = checkpoint.text
-    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.stored.config.keys()):
+    right = dict(right_architecture(mapping.source, read.stored.config)[0])
+    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - right.keys()):
         # Remembered as a checkpoint of floats, which the tensors are from now on.
-        decoded = dict(read.stored.config)
-        state_dtype(decoded, main_dtype(plan.sources))
-        text = config_bytes(decoded).decode()
+        state_dtype(right, main_dtype(plan.sources))
+        text = config_bytes(right).decode()
+    elif right.get("architectures") != checkpoint.config.get("architectures"):
+        text = config_bytes(right).decode()
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
@@ -146,6 +149,8 @@ def _prepare_export(path: Path, options: Options) -> Prepared:
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     files = files_to_write(mapping.source, origin.files, options.model_files, path)
     notes = (*exported.notes, *padding_notes(kind, exported.native, lengths, False))
+    if origin.is_of(mapping) and origin.kept:
+        notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
     return Prepared(
         to="hf", mapping=mapping, bound=exported.bound, plan=exported.plan, source=checkpoint.tensors,
         config=exported.native, text=text, files=files, dialects=exported.dialects, notes=notes, lengths=lengths,
