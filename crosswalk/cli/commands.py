@@ -193,6 +193,9 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         click.echo("interrupted", err=True)
         return 130
     except click.ClickException as error:
+        from .render import visible
+
+        error.message = visible(error.message)
         error.show()
         return error.exit_code
     except CrosswalkError as error:
@@ -204,8 +207,13 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         sys.stderr.close()  # the reader of our output is gone: there is nobody to tell
         return 1
     except OSError as error:
+        from .render import visible
+
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"{where}error: {error.strerror or error}", err=True)
+        click.echo(visible(f"{where}error: {error.strerror or error}"), err=True)
+        return 1
+    except MemoryError:
+        click.echo("error: there is not enough memory", err=True)
         return 1
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
