@@ -67,12 +67,11 @@ def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
     names, wrapped = unwrapped(tensors.tensors)
     if wrapped:
         tensors = tensors.select(names)
-    notes = [
-        *tensors.notes,
-        *([wrapped] if wrapped else []),
-        *([f"folders are not carried along: {', '.join(left)}"] if left else ()),
-    ]
-    return HuggingFaceCheckpoint(path, text, config, carried, tensors, tuple(notes))
+    strangers = strangers_left_behind(path)
+    folders = f"folders are not carried along: {', '.join(left)}" if left else None
+    links = f"links that lead elsewhere and special files are left out: {', '.join(strangers)}" if strangers else None
+    notes = tuple(note for note in (*tensors.notes, wrapped, folders, links) if note)
+    return HuggingFaceCheckpoint(path, text, config, carried, tensors, notes)
 
 
 def _not_fetched(files: Mapping[str, Path]) -> list[Diagnostic]:
