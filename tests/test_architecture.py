@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint",
+    "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
+    "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint",
     "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
     "crosswalk.compiler.text", "crosswalk.compiler.notation", "crosswalk.compiler.layout", "crosswalk.compiler.mapping",
     "crosswalk.compiler.relations", "crosswalk.compiler.config", "crosswalk.compiler.tensors",

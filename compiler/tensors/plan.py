@@ -13,10 +13,10 @@ from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
 from .bind import Bound
-from .folding import fold
 
 Direction = Literal["import", "export"]
 

@@ -7,6 +7,7 @@ rank must call it, all agree before anything moves, and a problem of one rank is
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -28,7 +29,9 @@ from crosswalk.compiler.config.coverage import restore_kept
 from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.padded_axes import cut_to
 from crosswalk.compiler.layout.scope import normalize
+from crosswalk.compiler.layout.variants import variants
 from crosswalk.compiler.tensors.bind import Bound, bind
+from crosswalk.compiler.tensors.live import Advice, stored_as
 from crosswalk.compiler.tensors.plan import check_dtype, plan_export, plan_import, tensor_dialect
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import Checkpoint
@@ -37,7 +40,8 @@ from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training import stream as streaming
 from crosswalk.runtime.training.dcp import Reader, Writer
-from crosswalk.runtime.training.load import LoadReport, Model
+from crosswalk.runtime.training.load import LoadReport
+from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
 from crosswalk.runtime.training.ranks import TIMEOUT, team
 from crosswalk.runtime.training.save import Output, SaveReport
 
@@ -93,11 +97,14 @@ def load(
     seconds if a rank is gone.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(own(model), ranks, "loading")
     with ranks.step("reading the checkpoint's headers") as step:
-        imported = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config)
+        imported = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config, there)
         checkpoint, plan, config, name, lengths = imported
         step.agree |= {"format": name, "config": config}
-    report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
+    where = torch.device(device) if device is not None else None
+    advice = Advice(format_named(name), config)
+    report = live.load(plan, checkpoint, model, ranks, where, elsewhere=there, advice=advice)
     return Loaded(config, name, report, lengths)
 
 
@@ -132,14 +139,15 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(collect(model), ranks, "saving")
     with ranks.step("planning the checkpoint") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         step.agree["truncate"] = truncate
         export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
-        plan, bound = export.plan(live.untied(live.collect(model)))
+        plan, bound = export.plan(there)
         output = export.output(plan, bound, carry_from, max_shard_size, overwrite)
     background = None if blocking else (lambda: team(group, timeout, "background"))
-    return saving.save(plan, model, Path(hf_dir), ranks, background, output)
+    return saving.save(plan, model, Path(hf_dir), ranks, background, output, elsewhere=there)
 
 
 def stream(
@@ -162,12 +170,13 @@ def stream(
     See :func:`crosswalk.runtime.training.stream.stream`.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(collect(model), ranks, "streaming")
     with ranks.step("planning the stream") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         step.agree["truncate"] = truncate
         export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
-        plan, _ = export.plan(live.untied(live.collect(model)))
-    return streaming.stream(plan, model, ranks, bucket_bytes, group)
+        plan, _ = export.plan(there)
+    return streaming.stream(plan, model, ranks, bucket_bytes, group, there)
 
 
 def reader(
@@ -181,8 +190,16 @@ def reader(
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
-    checkpoint, plan, *_ = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config)
-    return Reader(plan, checkpoint)
+    path = Path(hf_dir)
+    checkpoint, plan, config, name, _ = _import(path, format, allow_lossy, layout, pad, native_config)
+    others = []
+    if native_config is None:
+        mapping = format_named(name)
+        others = [
+            _import(path, name, allow_lossy, layout, pad, other)[1]
+            for other in itertools.islice(variants(mapping.layout, mapping.root.type, config), 1, None)
+        ]
+    return Reader([plan, *others], checkpoint)
 
 
 def writer(
@@ -216,6 +233,7 @@ def _import(
     layout: str | None,
     pad: Sizes | None,
     native_config: Config | None,
+    there: Mapping[str, TensorSpec] | None = None,
 ) -> tuple[Checkpoint, Plan, Config, str, Sizes]:
     opened = open_hugging_face(path)
     specs = opened.tensors.specs()
@@ -224,6 +242,8 @@ def _import(
     found = read_config(mapping, read.config, allow_lossy, read.names, read.problems)
     imported, lengths = padded(mapping.root.type, found, pad)
     config = model_config(mapping, imported, native_config)
+    if native_config is None and there is not None:
+        config = stored_as(mapping, config, there)
     bound = bind(mapping, config, allow_lossy=True, lengths=lengths)
     plan = plan_import(bound, read.specs, encodings=read.encodings, unused=read.unused)
     return opened.tensors, plan, config, mapping.name, lengths
@@ -248,7 +268,8 @@ class _Export:
         self._dtype, self._allow_lossy = check_dtype(dtype), allow_lossy
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Bound]:
-        bound = bind(self._mapping, self._config, self._dialects, self._allow_lossy, self._lengths)
+        config = stored_as(self._mapping, self._config, specs)
+        bound = bind(self._mapping, config, self._dialects, self._allow_lossy, self._lengths)
         names = tensor_dialect(self._mapping, self._dialects)
         return plan_export(bound, dict(specs), self._dtype, tensor_dialect=names), bound
 

@@ -82,16 +82,18 @@ class Channel:
                 "distributed/lost", text, hint="the process that keeps it is gone: see its last error"
             ) from error
 
-    def leave(self, what: str) -> None:
+    def leave(self, what: str, new: bool) -> None:
         """Call the next meeting off: this rank is ended by something else, and the others need not wait for it."""
         try:
+            if new:
+                self._pass_over()
             self._decide(self._number, _CalledOff(self.rank, f"rank {self.rank} was broken off while {what}", ()))
         except RuntimeError:
             return  # nobody is left to tell
 
     def _meet(self, what: str, message: bytes, timeout: float, new: bool) -> list[bytes]:
-        while new and self._store.check([self._key("outcome")]):
-            self._number += 1
+        if new:
+            self._pass_over()
         brought = pickle.dumps((message, None if self._processes else _this_process()))
         self._store.set(self._key(f"from/{self.rank}"), brought)
         if self._store.add(self._key("count"), 1) == self.size:
@@ -109,6 +111,10 @@ class Channel:
                 if process is not None:
                     self._processes[rank] = process
         return messages
+
+    def _pass_over(self) -> None:
+        while self._store.check([self._key("outcome")]):
+            self._number += 1
 
     def _key(self, name: str, number: int | None = None) -> str:
         return f"{self._name}/{self._number if number is None else number}/{name}"

@@ -55,14 +55,12 @@ class Team:
         ranks are doing different things."""
         if self._group is None:
             return [value]
-        if self._channel is None:
-            self._channel = channel(self._group, self._purpose)
         content = pickle.dumps(value)
         large = len(content) > _SMALL and self._purpose == "foreground"
         known = _large_groups.get((self._group, self.timeout), (0, None))[0]
         message = pickle.dumps((what, known, None if large else content))
         try:
-            messages = self._channel.meet(what, message, self.timeout, self._new)
+            messages = self._meetings().meet(what, message, self.timeout, self._new)
         finally:
             self._new = False
         brought = [pickle.loads(text) for text in messages]
@@ -104,6 +102,12 @@ class Team:
             ) from error
         return values
 
+    def _meetings(self) -> Channel:
+        assert self._group is not None
+        if self._channel is None:
+            self._channel = channel(self._group, self._purpose)
+        return self._channel
+
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[Step]:
         """A part that every rank does; if one fails, all raise ``CrosswalkError`` with the problems of all. What is put
@@ -121,8 +125,8 @@ class Team:
             problems = (Diagnostic("distributed/failed", f"{what}: {type(error).__name__}: {error}"),)
             cause = error
         except BaseException:
-            if self._channel is not None:
-                self._channel.leave(what)
+            if self._group is not None:
+                self._meetings().leave(what, self._new)
             raise
         texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in step.agree.items()}
         digests = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}

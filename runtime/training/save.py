@@ -39,8 +39,8 @@ from crosswalk.runtime.files.sinks import start_writeback
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .load import Model, collect, place_all
 from .moves import Moves, moves
+from .parameters import Model, collect, place_all
 from .placement import Part, Placed
 from .ranks import Team, share_out, table
 from .transfer import (
@@ -91,12 +91,14 @@ def save(
     background: Callable[[], Team] | None = None,
     output: Output | None = None,
     bucket_bytes: int = BUCKET,
+    elsewhere: Mapping[str, TensorSpec] | None = None,
 ) -> SaveReport | Future[SaveReport]:
     """Write the targets of ``plan``, whose sources ``model`` holds, into the new directory ``destination``.
 
     Every rank of the team must call this. With ``background``, which makes the team for another thread, the parameters
     are converted and copied to (pinned) host memory, and the rest happens while the caller goes on: the result is a
-    future. Raises ``CrosswalkError`` on every rank for what any of them finds, or lets the future raise it.
+    future. ``elsewhere``: what other ranks have, which may be absent here. Raises ``CrosswalkError`` on every rank for
+    what any of them finds, or lets the future raise it.
     """
     started = time.monotonic()
     output = output or Output()
@@ -110,7 +112,7 @@ def save(
         files = lay_out(plan.targets, natural_order(plan.targets), output.layout)
         check_names([file.name for file in files], output.extra, output.carried)
         step.agree["files"] = {file.name: file.size for file in files}
-        placed = place_all(collect(model), plan.sources)
+        placed = place_all(collect(model), plan.sources, elsewhere=elsewhere)
         step.value = table(placed)
     mine = share_out(step.values, plan.sources)[team.rank]
     planned = moves(plan, {name: owned(placed[name], boxes) for name, boxes in mine.items()}, "source")
