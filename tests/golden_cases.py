@@ -9,6 +9,7 @@ fast_llm_config.yaml    the native base-model config; fields at their default ma
 fast_llm.safetensors    the native tensors (on disk the trainer appends ``/weights`` to each name)
 fast_llm_metadata.yaml  metadata.yaml of the trainer's own checkpoint
 hf_config_export.json   the config that the reference's exporter makes of the native config
+trainer.safetensors     the hidden states and logits of its forward pass, see ``reference/native_cases.py``
 """
 
 from __future__ import annotations

@@ -175,9 +175,9 @@ def test_native_problems_are_shown_where_they_stand(crosswalk: CommandLine, tmp_
     source = native(tmp_path, crosswalk)
     metadata(*MIXER, head=1)(source)
     assert crosswalk("check", source).err == (
-        f"{source}/metadata.yaml:7:11: error: `decoder.block.mixer.head`: type `attention` of layout `fast_llm` has no"
+        f"{source}/metadata.yaml:11:11: error: `decoder.block.mixer.head`: type `attention` of layout `fast_llm` has no"
         " field `head`\n"
-        "  7 |           head: 1\n"
-        "    |           ^^^^\n"
+        "  11 |           head: 1\n"
+        "     |           ^^^^\n"
         "  hint: did you mean `heads`?\n"
     )

@@ -67,7 +67,7 @@ NOWHERE: dict[str, Any] = {
 #: Types that no format has, with all their fields.
 NO_TYPES = {"layer_norm", "lora"}
 #: Types without any field or parameter of the stored model.
-TRAINING_TYPES = {"image_normalization", "parameter"}
+TRAINING_TYPES = {"bare_linear", "image_normalization", "parameter"}
 #: Parameters that no format has a tensor for.
 NO_PARAMETERS = {
     "embeddings.position_embeddings_weight",

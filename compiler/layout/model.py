@@ -94,7 +94,8 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class Type:
     """A config type, with what it inherits already in it. ``family`` is None for one without a ``type`` key, unless
-    ``registered`` gives it one of its own. ``pads``: axes that may be longer than in a checkpoint."""
+    ``registered`` gives it one of its own. ``pads``: axes that may be longer than in a checkpoint. ``stored_as``: types
+    that this one extends, and when a config of it is stored as one of them."""
 
     name: str
     registered: str | None
@@ -112,6 +113,7 @@ class Type:
     model: str | None
     position: Position
     pads: tuple[str, ...] = ()
+    stored_as: tuple[tuple[str, Expression], ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -242,6 +244,7 @@ class _Reader:
             model=body.get("model"),
             position=at,
             pads=tuple(dict.fromkeys((*(base.pads if base else ()), *body.get("pads", ())))),
+            stored_as=self._stored_as(name, body, (*base.bases, base.name) if base else ()),
         )
 
     def _field(self, name: str, text: str, group: Group, position: Position) -> Field:
@@ -321,6 +324,14 @@ class _Reader:
     def _checks(self, body: Map) -> list[Check]:
         checks = body.get("checks", Map())
         return [Check(compile_expression(text, checks.key_position(text)), message) for text, message in checks.items()]
+
+    def _stored_as(self, name: str, body: Map, bases: tuple[str, ...]) -> tuple[tuple[str, Expression], ...]:
+        stored = body.get("stored_as", Map())
+        for other in stored:
+            if other not in bases:
+                message = f"type `{name}` cannot be stored as `{other}`, which it does not extend"
+                raise fail("layout/stored-as", message, stored.key_position(other))
+        return tuple((other, compile_expression(text, stored.value_position(other))) for other, text in stored.items())
 
 
 def _unpaddable(layout: Layout) -> Iterator[Diagnostic]:

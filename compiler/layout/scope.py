@@ -252,6 +252,21 @@ def _hugging_face(config: object, kind: Type) -> str | None:
     return f"model_type `{name}`" if isinstance(name, str) and "model_type" not in kind.fields else None
 
 
+def stored_type(layout: Layout, kind: Type, config: Mapping[str, Any]) -> Type:
+    """The type as which the trainer stores a complete config of type ``kind``."""
+    scope = Scope(layout, kind, config)
+    return next((layout.types[name] for name, condition in kind.stored_as if scope.holds(condition)), kind)
+
+
+def as_stored(layout: Layout, kind: Type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete config of type ``kind`` as it is read again: without what its stored type has no field for."""
+    stored = stored_type(layout, kind, config)
+    if stored is kind:
+        return dict(config)
+    kept = {"type", *stored.fields}
+    return normalize(layout, {name: value for name, value in config.items() if name in kept}, kind.name)
+
+
 def _check(path: Path, scope: Scope, problems: list[Diagnostic]) -> None:
     for check in scope.kind.checks:
         if not scope.holds(check.expression):

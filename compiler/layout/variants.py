@@ -53,8 +53,7 @@ def fitting(layout: Layout, kind: Type, config: Mapping[str, Any], found: Shapes
 
 
 def variants(layout: Layout, kind: Type, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The config, and those that differ from it in one of the fields that decide how parameters are stored."""
-    yield dict(config)
+    """The configs that differ from a complete one in one of the fields that decide how parameters are stored."""
     for choice in choices(Scope(layout, kind, config)):
         for value in choice.values:
             changed = _changed(layout, kind, config, choice.path, value)

@@ -11,6 +11,7 @@ from typing import Literal
 from crosswalk.compiler.config.dialects import dialect_of_names, rename
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.folding import fold
@@ -205,6 +206,18 @@ def _targets(
 def protects(protect: Sequence[str], name: str) -> bool:
     """Whether a tensor is among names and prefixes (``PREFIX*``)."""
     return any(name == p or (p.endswith("*") and name.startswith(p.rstrip("*"))) for p in protect)
+
+
+def check_protected(protect: Sequence[str], plan: Plan) -> None:
+    """Raise for protected names that are no tensors: with a typo in one, its tensor would be cast."""
+    problems = []
+    names = [tensor.name for tensor in plan.targets]
+    for pattern in protect:
+        if not any(protects((pattern,), name) for name in names):
+            hint = did_you_mean(pattern, names) or "name a tensor of the output, or a prefix as PREFIX*"
+            problems.append(Diagnostic("usage/protect", f"no tensor of the output is called `{pattern}`", None, hint))
+    if problems:
+        raise CrosswalkError(problems)
 
 
 def check_dtype(dtype: str | None) -> str | None:

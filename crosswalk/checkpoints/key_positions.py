@@ -30,12 +30,17 @@ def locator(text: str, file: str, root: tuple[str, ...] = ()) -> Callable[[tuple
 
 
 def located(problems: Iterable[Diagnostic], text: str, file: Path, root: tuple[str, ...] = ()) -> list[Diagnostic]:
-    """The problems, those without a position at the key of the file that they are about."""
+    """The problems, those without a position at the key of the file that they are about. Problems with an option that
+    was given are in no file."""
     listed = list(problems)
-    if all(problem.position for problem in listed):
+
+    def is_elsewhere(problem: Diagnostic) -> bool:
+        return problem.position is not None or problem.code.startswith("usage/")
+
+    if all(map(is_elsewhere, listed)):
         return listed
     locate = locator(text, str(file), root)
-    return [problem if problem.position else replace(problem, position=locate(problem.path)) for problem in listed]
+    return [problem if is_elsewhere(problem) else replace(problem, position=locate(problem.path)) for problem in listed]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ self-describing is under ``metadata.crosswalk``, where the trainer allows furthe
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,14 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from crosswalk.compiler.layout.model import Layout
-from crosswalk.compiler.layout.scope import config_type
+from crosswalk.compiler.layout.scope import Scope, simple, stored_type
 from crosswalk.compiler.text.documents import parse_document
 from crosswalk.runtime.checkpoint.header import shorten
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .key_positions import locator
+from .portable_yaml import dump
 
 METADATA = "metadata.yaml"
 SHARD = "weights"
@@ -152,46 +152,33 @@ def metadata_yaml(
     layout: Layout, config: Mapping[str, Any], root: str, weight_map: Mapping[str, str], origin: Mapping[str, Any]
 ) -> bytes:
     """The text of ``metadata.yaml`` for a complete native config. ``origin`` goes under ``metadata.crosswalk``."""
-    model = layout.types[root].model
+    kind = stored_type(layout, layout.types[root], config)
     document = {
         "fast_llm_version": FAST_LLM_VERSION,
-        "model": model,
+        "model": kind.model,
         "format": "fast_llm",
-        "config": {"type": model, "base_model": stored_config(layout, config, root)},
+        "config": {"type": kind.model, "base_model": stored_config(Scope(layout, kind, config))},
         "shards": [SHARD],
         "metadata": {"state_index": dict(sorted(weight_map.items())), "crosswalk": dict(origin)},
     }
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.allow_unicode = True
-    yaml.width = 4096
-    text = io.StringIO()
-    yaml.dump(document, text)
-    return text.getvalue().encode()
+    return dump(document).encode()
 
 
-def stored_config(layout: Layout, config: Mapping[str, Any], root: str) -> dict[str, Any]:
-    """A complete config without what is at its default and no part of the architecture's own fields, as the trainer
-    stores it: some defaults of ``training`` fields are not values that its loader accepts when given."""
-    result: dict[str, Any] = {}
-    kind = config_type_of(layout, root, config)
-    if "type" in config:
-        result["type"] = config["type"]
+def stored_config(scope: Scope) -> dict[str, Any]:
+    """A complete config as it is stored: with every field that decides what the model computes, so that none follows
+    the defaults of its reader, and without what is at its default of the others. A null that stands for another value
+    is stored as that value: the trainer's loader does not accept each such null, nor each default of the others.
+    (``enabled: null`` stays: it says that the parameter is there if those of its layer are.)"""
+    kind, config = scope.kind, scope.config
+    result: dict[str, Any] = {"type": config["type"]} if "type" in config else {}
     for name, declared in kind.fields.items():
         value = config[name]
-        if declared.group != "fields" and value == declared.default and not declared.is_config:
-            continue
-        if declared.is_config and isinstance(value, Mapping):
-            value = stored_config(layout, value, config_type(layout, declared, value).name)
-            if declared.group != "fields" and not value:
-                continue
+        if declared.is_config:
+            value = None if value is None else stored_config(scope.sub(name))
         elif declared.kind == "dict":
-            value = {k: stored_config(layout, v, config_type(layout, declared, v).name) for k, v in value.items()}
-        result[name] = value
+            value = {key: stored_config(scope.entry(name, key)) for key in value}
+        elif value is None and name != kind.stands_for:
+            value = simple(scope.field(name))
+        if declared.group != "training" or value != ({} if declared.kind == "type" else declared.default):
+            result[name] = value
     return result
-
-
-def config_type_of(layout: Layout, name: str, config: Mapping[str, Any]) -> Any:
-    """The type called ``name``; where several families have one of that name, the one with the config's fields."""
-    found = [t for t in layout.all_types() if t.name == name]
-    return next(t for t in found if set(config) - {"type"} == set(t.fields))

@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from crosswalk.compiler.mapping.model import MappingFile
+from crosswalk.compiler.pipeline import PlanOptions, import_checkpoint
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.compiler.tensors.bind import bind
-from crosswalk.compiler.tensors.encoded import read_encodings
-from crosswalk.compiler.tensors.plan import plan_import
-from crosswalk.compiler.tensors.read_config import import_with_tensors
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan.model import TensorSpec
@@ -46,10 +43,10 @@ def detect_format(
     if len(found) > 1:
         found = [m for m in found if m.architecture in architectures] or found
     if len(found) > 1 and tensors is not None:
-        specs = {tensor.name: tensor for tensor in tensors}
+        specs = list(tensors)
         found = [m for m in found if _holds(m, config, specs)] or found
     elif model_type is None and not architectures and tensors is not None:
-        specs = {tensor.name: tensor for tensor in tensors}
+        specs = list(tensors)
         found = [m for m in known if _holds(m, config, specs)]
     if len(found) == 1:
         return catalog().compiled(found[0].name)
@@ -80,12 +77,14 @@ def chosen_format(
     return mapping
 
 
-def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> bool:
-    compiled = catalog().compiled(mapping.name)
-    read = read_encodings(mapping, config, specs.values())
+#: Codes of problems in what no format has to itself: they do not tell formats apart.
+_COMMON = frozenset(("config/unknown-key", "config/encoding", "config/value", "tensors/encoding"))
+
+
+def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> bool:
+    """Whether the tensors are those that the config has in this format."""
     try:
-        native, _ = import_with_tensors(compiled, read.config, read.names)
-        plan_import(bind(compiled, native), read.specs, encodings=read.encodings, unused=read.unused)
-    except CrosswalkError:
-        return False
+        import_checkpoint(catalog().compiled(mapping.name), config, specs, PlanOptions())
+    except CrosswalkError as error:
+        return all(found.code in _COMMON for found in error.diagnostics)
     return True

@@ -1,4 +1,4 @@
-"""How the parameters of a live model are stored, as its names and shapes say, and what to do where they fit nothing."""
+"""What a user should do where the parameters of a live model are not those of a config."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.layout.variants import absent, described, fitting
+from crosswalk.compiler.layout.variants import absent, described
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.runtime.plan.model import TensorSpec
 
 #: Parts of the names that adapters of a model have, or that adapters give to what they are put on.
 _ADAPTERS = ("lora_", "base_layer", "modules_to_save", "original_module", "base_model")
-
-
-def stored_as(mapping: CompiledMapping, config: dict[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """A complete native config with those values of ``training`` fields that the parameters of a model show."""
-    shapes = {name: spec.shape for name, spec in specs.items()}
-    return fitting(mapping.layout, mapping.root.type, config, shapes)
 
 
 class Advice:

@@ -1,0 +1,1 @@
+"""Mixers: what carries information from one element of a sequence to another."""

@@ -1,0 +1,1 @@
+"""MLPs, dense and of experts."""

@@ -1,0 +1,38 @@
+"""Parameters by name, seen from one module of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from crosswalk.runtime.errors import fail
+
+#: A native config, or a part of one, with every default filled in.
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Tensors by native name, below a prefix; in the dtype that everything is computed in."""
+
+    tensors: Mapping[str, torch.Tensor]
+    dtype: torch.dtype
+    prefix: str = ""
+
+    def under(self, name: str) -> Parameters:
+        return Parameters(self.tensors, self.dtype, f"{self.prefix}{name}.")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The tensor called ``name`` below the prefix. Raises ``CrosswalkError`` if there is none."""
+        try:
+            return self.tensors[self.prefix + name].detach().to(self.dtype)
+        except KeyError:
+            raise fail("reference/missing", f"the model has no parameter `{self.prefix}{name}`") from None
+
+
+def unknown(what: str, value: object) -> Exception:
+    """What to raise for a choice that no formula is known of."""
+    return fail("reference/type", f"there is no {what} called `{value}`")
