@@ -21,6 +21,7 @@ from crosswalk.compiler.config.coverage import restore_kept
 from crosswalk.compiler.layout.variants import variants
 from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint, main_dtype, state_dtype
 from crosswalk.compiler.tensors.advice import Advice
+from crosswalk.compiler.tensors.plan import check_published
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training import load as live
@@ -207,32 +208,37 @@ def writer(
     output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
                            overwrite=overwrite)  # fmt: skip
     export = _Export(native_config, format, options, output)
-
-    def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
-        exported = export.plan(specs)
-        return exported.plan, export.output(exported)
-
-    return Writer(Path(hf_dir), make_plan)
+    return Writer(Path(hf_dir), export)
 
 
+@dataclass(frozen=True)
 class _Export:
-    """From a native config to a plan, once the parameters are known, and to the files beside the tensors."""
+    """From a native config to a plan, once the parameters are known, and to the files beside the tensors. It goes to
+    other processes, which compile the format anew."""
 
-    def __init__(self, native_config: Config, format: str, options: Options, output: OutputOptions) -> None:
-        self._mapping, self._config = format_named(format), native_config
-        self._options, self._output = options, output
+    native_config: Config
+    format: str
+    options: Options
+    written: OutputOptions
+
+    def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
+        exported = self.plan(specs)
+        return exported.plan, self.output(exported)
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
-        return export_checkpoint(self._mapping, self._config, dict(specs), self._options)
+        mapping = format_named(self.format)
+        check_published(specs.values(), self.options.dtype)
+        return export_checkpoint(mapping, self.native_config, dict(specs), self.options)
 
     def output(self, exported: Exported) -> Output:
+        mapping = exported.mapping
         config: dict[str, Any] = dict(exported.config)
         carried: dict[str, Path] = {}
-        if self._output.carry_from is not None:
-            origin = self._output.carry_from
+        if self.written.carry_from is not None:
+            origin = self.written.carry_from
             carried = carried_files(origin)
             old = parse_config(read_config_text(origin / CONFIG), origin / CONFIG)
-            restore_kept(self._mapping, config, old)
+            restore_kept(mapping, config, old)
         state_dtype(config, main_dtype(exported.plan.targets))
-        made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
-        return Output(hugging_face_layout(self._output.max_shard_size), made, carried, self._output.overwrite)
+        made = {CONFIG: config_bytes(config), **derived_files(mapping.source, config, carried)}
+        return Output(hugging_face_layout(self.written.max_shard_size), made, carried, self.written.overwrite)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from crosswalk.runtime import background
 from crosswalk.runtime.dtypes import FLOATS
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .placement import Placed, Shards, local_tensor, named, place
-from .ranks import Team
+from .ranks import Step, Team
 
 #: What wrappers put into the names of parameters.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module"}
@@ -85,13 +86,21 @@ def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]
 def of_all_ranks(values: Mapping[str, torch.Tensor | Shards], team: Team, doing: str) -> dict[str, TensorSpec]:
     """:func:`untied` for the whole model, of which a rank may have a part only, as with pipeline stages: what any of
     the ranks has. ``doing`` is what it is for. Raises ``CrosswalkError`` for each tensor that is not the same on all
-    that have it."""
+    that have it; and for earlier work in the background that failed, if nobody has been told."""
     what = f"{doing}, comparing what the ranks have"
-    with team.step(what) as step:
-        specs = untied(values)
-        listed = [(spec.name, spec.shape, spec.dtype) for spec in specs.values()]
-        step.value = hashlib.sha256(repr(listed).encode()).hexdigest()
-    if len(set(step.values)) == 1:
+    failed = background.untold()
+    step = Step()
+    try:
+        with team.step(what) as step:
+            step.value = (list(failed), "")
+            if failed:
+                raise CrosswalkError(problem for problems in failed.values() for problem in problems)
+            specs = untied(values)
+            listed = [(spec.name, spec.shape, spec.dtype) for spec in specs.values()]
+            step.value = ([], hashlib.sha256(repr(listed).encode()).hexdigest())
+    finally:
+        background.tell(key for keys, _ in step.values for key in keys)
+    if len({digest for _, digest in step.values}) == 1:
         return specs
     with team.step(what) as step:
         step.value = listed

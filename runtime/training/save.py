@@ -16,12 +16,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from crosswalk.runtime import background as background_work
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.output import (
     DataFile,
@@ -37,6 +38,7 @@ from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.staging.directory import Staging, check_space
 from crosswalk.runtime.staging.finishing import add_small_files, check_output
+from crosswalk.runtime.staging.stale import owner, remove_stale
 from crosswalk.runtime.staging.writing import set_size, sync, write_at
 
 from .moves import Moves, moves
@@ -151,11 +153,8 @@ def save(
                     draft.complete()
         return SaveReport(other.rank, destination, sizes, total, time.monotonic() - started, blocked)
 
-    return _background.submit(finish)
+    return background_work.submit(f"saving {destination}", finish)
 
-
-#: One thread, so that saves finish in the order in which they began, which is the same on every rank.
-_background = ThreadPoolExecutor(1, "crosswalk-save")
 
 #: Writes the stretches of a bucket from a buffer, and its direct bytes from memories.
 Write = Callable[[Bucket, torch.Tensor, Sequence[Memory]], None]
@@ -177,8 +176,10 @@ class Draft:
         what the plan pads is there already."""
         sizes = {file.name: file.size for file in self.files}
         overwrite = self.output.overwrite
-        staging = Staging(self.destination, sizes, sizes, overwrite=overwrite, resume=False)
+        identity = {"owner": owner(), "sizes": sizes}
+        staging = Staging(self.destination, identity, sizes, overwrite=overwrite, resume=False)
         self._staging, self.path = staging, staging.path
+        remove_stale(self.destination)
         check_space(staging, sum(sizes.values()))
         with staging.errors("created"):
             for file in self.files:
