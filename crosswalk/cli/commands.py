@@ -30,6 +30,10 @@ def planning_options(command: Command) -> Command:
             click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
             click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
             click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
+            click.option(
+                "--keep", multiple=True, metavar="KEY[,KEY]",
+                help="Carry unknown keys of config.json along; nested ones with dots.",
+            ),
             click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
             click.option(
                 "--truncate", multiple=True, metavar="AXIS=SIZE",
@@ -185,6 +189,9 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         click.echo("interrupted", err=True)
         return 130
     except click.ClickException as error:
+        from .render import visible
+
+        error.message = visible(error.message)
         error.show()
         return error.exit_code
     except CrosswalkError as error:
@@ -196,8 +203,13 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         sys.stderr.close()  # the reader of our output is gone: there is nobody to tell
         return 1
     except OSError as error:
+        from .render import visible
+
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"{where}error: {error.strerror or error}", err=True)
+        click.echo(visible(f"{where}error: {error.strerror or error}"), err=True)
+        return 1
+    except MemoryError:
+        click.echo("error: there is not enough memory", err=True)
         return 1
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)

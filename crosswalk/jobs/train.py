@@ -6,7 +6,7 @@ rank must call it, all agree before anything moves, and a problem of one rank is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +63,7 @@ def load(
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Loaded:
     """Fill a model's parameters with a Hugging Face checkpoint, in place.
 
@@ -74,7 +75,8 @@ def load(
     Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found. ``pad``:
     axis -> multiple that its size in the model is rounded up to, as ``{"vocab": 128}``; what is new becomes zeros. The
     model is the one of ``native_config``, by default the one that the checkpoint is imported as. They may differ in
-    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not).
+    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not). ``keep``:
+    keys of config.json that the format does not know and the model does not depend on, nested ones with dots.
 
     Raises ``CrosswalkError``, on every rank and before anything is changed, with every field of ``native_config`` that
     is not the checkpoint's, or every parameter that is missing, unexpected or has another shape; and within ``timeout``
@@ -83,8 +85,13 @@ def load(
     ranks = team(group, timeout)
     there = of_all_ranks(own(model), ranks, "loading")
     with ranks.step("reading the checkpoint's headers") as step:
+<<<<<<< HEAD
         options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
                           parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
+=======
+        options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
+                          native_config=native_config, keep=keep)  # fmt: skip
+>>>>>>> main
         checkpoint, imported = open_import(Path(hf_dir), options)
         name, config = imported.mapping.name, imported.config
         step.agree |= {"format": name, "config": config}
@@ -177,10 +184,12 @@ def reader(
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
-    options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config)
+    options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
+                      keep=keep)  # fmt: skip
     checkpoint, imported = open_import(Path(hf_dir), options)
     mapping, plans = imported.mapping, [imported.plan]
     if native_config is None:
