@@ -43,15 +43,10 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
-<<<<<<< HEAD
     ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill, or else
     ``parameters``: name -> shape of what that model has; ``stored``: whether the native config is to be what a
-    checkpoint of the trainer holds of it."""
-=======
-    ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
-    whether the native config is to be what a checkpoint of the trainer holds of it; ``keep``: dotted keys of a
-    config.json that no mapping knows, to be carried along (one text may hold several, between commas)."""
->>>>>>> main
+    checkpoint of the trainer holds of it; ``keep``: dotted keys of a config.json that no mapping knows, to be carried
+    along (one text may hold several, between commas)."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -227,24 +222,17 @@ def _to_fill(
     Raises ``CrosswalkError`` (``native/differs``) with every field, those of ``training`` excepted, in which a given
     config is another model.
     """
-<<<<<<< HEAD
-    native = as_stored(mapping.layout, mapping.root.type, read.native) if options.stored else read.native
-    imported, lengths = padded(mapping.root.type, native, options.pad)
-    layout, kind = mapping.layout, mapping.root.type
-    if options.native_config is None:
-        return imported if options.parameters is None else fitting(layout, kind, imported, options.parameters), lengths
-    complete = normalize(layout, options.native_config, kind.name)
-=======
     layout, kind = mapping.layout, mapping.root.type
     native = as_stored(layout, kind, read.native) if options.stored else read.native
     imported, lengths = padded(kind, native, options.pad)
     if options.native_config is None:
+        if options.parameters is not None:
+            imported = fitting(layout, kind, imported, options.parameters)
         return imported, read.taken.cases, lengths
     found, complete = (
         Scope(layout, kind, imported),
         Scope(layout, kind, normalize(layout, options.native_config, kind.name)),
     )
->>>>>>> main
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
     for path, given, wanted in differing(complete, found):

@@ -18,11 +18,7 @@ from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
 from .bind import Bound
-<<<<<<< HEAD
-=======
-from .folding import fold
 from .quantised import looks_quantised, quantised_marks
->>>>>>> main
 
 Direction = Literal["import", "export"]
 

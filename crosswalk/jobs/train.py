@@ -85,13 +85,9 @@ def load(
     ranks = team(group, timeout)
     there = of_all_ranks(own(model), ranks, "loading")
     with ranks.step("reading the checkpoint's headers") as step:
-<<<<<<< HEAD
-        options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
-                          parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
-=======
         options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
-                          native_config=native_config, keep=keep)  # fmt: skip
->>>>>>> main
+                          native_config=native_config, keep=keep,
+                          parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
         checkpoint, imported = open_import(Path(hf_dir), options)
         name, config = imported.mapping.name, imported.config
         step.agree |= {"format": name, "config": config}
