@@ -225,14 +225,12 @@ def _to_fill(
     layout, kind = mapping.layout, mapping.root.type
     native = as_stored(layout, kind, read.native) if options.stored else read.native
     imported, lengths = padded(kind, native, options.pad)
-    if options.native_config is None:
-        if options.parameters is not None:
-            imported = fitting(layout, kind, imported, options.parameters)
-        return imported, read.taken.cases, lengths
-    found, complete = (
-        Scope(layout, kind, imported),
-        Scope(layout, kind, normalize(layout, options.native_config, kind.name)),
-    )
+    given = options.native_config
+    if given is None:
+        if options.parameters is None:
+            return imported, read.taken.cases, lengths
+        given = fitting(layout, kind, imported, options.parameters)
+    found, complete = Scope(layout, kind, imported), Scope(layout, kind, normalize(layout, given, kind.name))
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
     for path, given, wanted in differing(complete, found):
