@@ -76,7 +76,23 @@ def render() -> str:
     ]
     for row in notes["nowhere"]["rows"]:
         lines.append(f"| {', '.join(f'`{name}`' for name in row['what'])} | {row['why']} |")
+    lines += ["", "# What is refused", "", *_refused(found.mapping("huggingface"), notes["refused"])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _refused(common: MappingFile, notes: Mapping[str, Any]) -> list[str]:
+    """What no format has, by key, by model type and by tensor."""
+    lines = [notes["about"].strip(), "", "| feature | keys, and where they are harmless |", "|---|---|"]
+    keys: dict[str, list[str]] = {}
+    for entry in common.keeps:
+        if entry.values:
+            harmless = " or ".join(map(_value, entry.values))
+            keys.setdefault(entry.why or "", []).append(f"`{_dotted(entry.theirs)}` ({harmless})")
+    lines += [f"| {feature} | {', '.join(listed)} |" for feature, listed in keys.items()]
+    lines += ["", "| `model_type`, or ending of the class | what it has |", "|---|---|"]
+    lines += [f"| `{name}` | {what} |" for name, what in common.unmapped.items()]
+    lines += ["", notes["files"].strip(), "", "| tensor | made by |", "|---|---|"]
+    return lines + [f"| `{name}` | {', '.join(tools)} |" for name, tools in common.quantised]
 
 
 def _extends(mapping: MappingFile) -> str:
@@ -269,7 +285,8 @@ def _key(rule: Rule) -> Row:
         case Carried():
             absent = "" if rule.default is MISSING else _value(rule.default)
             export = _value(rule.write) if rule.write is not None else "as it was" if rule.kept else "never"
-            return f"`{_dotted(rule.theirs)}`", "", absent, export, "" if not rule.kept else "carried along"
+            hold = f"must be {' or '.join(map(_value, rule.only))}: no {rule.feature}" if rule.only else "carried along"
+            return f"`{_dotted(rule.theirs)}`", "", absent, export, hold if rule.kept else ""
     raise AssertionError(rule)
 
 

@@ -20,13 +20,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from crosswalk.runtime.checkpoint import staging
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.convert import Options, write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
+from crosswalk.runtime.staging import directory as staging
+from crosswalk.runtime.staging import placing
 
 #: Random kills; raise it to look for rare moments.
 KILLS = int(os.environ.get("CROSSWALK_KILLS", "25"))
@@ -116,7 +117,7 @@ def crash_at(number: int) -> None:
 
     for name in CHANGES:
         setattr(os, name, wrap(getattr(os, name)))
-    setattr(staging, "_exchange", wrap(staging._exchange))  # noqa: B010
+    setattr(placing, "_exchange", wrap(placing._exchange))  # noqa: B010
 
 
 @pytest.mark.parametrize("mode", ["new", "overwrite", "resume"])
@@ -214,7 +215,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, after: int, number: int)
         ("fsync", 3, errno.EIO, "output/failed"),
         ("ftruncate", 1, errno.EFBIG, "output/failed"),
         ("mkdir", 0, errno.EROFS, "output/failed"),
-        ("rename", 0, errno.EACCES, "output/failed"),
+        ("rename", 0, errno.EACCES, "output/rename"),
+        ("rename", 1, errno.EACCES, "output/failed"),
     ],
 )
 def test_errors_of_the_system(
@@ -297,7 +299,7 @@ def test_resume_writes_only_what_is_missing(
         with pytest.raises(CrosswalkError):
             write(model, destination, resume=True, workers=1)
     (stage,) = tmp_path.iterdir()
-    times = {path.name: path.stat().st_mtime_ns for path in stage.glob("model-*")}
+    times = {path.name: path.stat().st_mtime_ns for path in stage.glob("output/model-*")}
     report = write(model, destination, resume=True)
     assert len(report.resumed) == 2
     assert content(destination) == expected
@@ -322,7 +324,7 @@ def test_resume_trusts_nothing_that_is_not_proved(
             write(model, destination, resume=True, workers=1)
     (stage,) = tmp_path.glob(".out.*")
     journal = stage / staging.JOURNAL
-    first = stage / json_lines(journal)[1]["file"]
+    first = stage / staging.OUTPUT / json_lines(journal)[1]["file"]
     if damage in ("data", "header"):
         raw = bytearray(first.read_bytes())
         raw[-1 if damage == "data" else 20] ^= 1
@@ -367,7 +369,7 @@ def test_swap_without_renameat2(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.txt").write_text("old")
-    monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(placing.ctypes, "CDLL", lambda *_, **__: object())
     write(model, tmp_path / "out", overwrite=True)
     assert content(tmp_path / "out") == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -384,9 +386,8 @@ def test_the_source_is_never_the_destination(model: tuple[Plan, Path], tmp_path:
 
 
 def test_two_conversions_to_one_destination(model: tuple[Plan, Path], tmp_path: Path) -> None:
-    plan, _ = model
-    stage = tmp_path / f".out.crosswalk-{plan.digest[:8]}"
-    stage.mkdir()
+    stage = tmp_path / ".out.crosswalk"
+    stage.mkdir(0o700)
     other = os.open(stage, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(CrosswalkError, match="another conversion"):
@@ -419,13 +420,14 @@ def test_everything_is_synced_before_it_appears(
         record(name, of_descriptor)
     record("rename", lambda one, other: str(one))
     write(model, tmp_path / "out")
-    renamed = next(i for i, (name, _) in enumerate(events) if name == "rename")
-    stage = Path(events[renamed][1])
+    stage = tmp_path / ".out.crosswalk" / staging.OUTPUT
+    renamed = events.index(("rename", str(stage)))
     last: dict[str, str] = {}
     for name, path in events[:renamed]:
         last[path] = name
     for file in content(tmp_path / "out"):
         assert last[str(stage / file)] == "fsync", file
     assert last[str(stage)] == "fsync"
-    assert events[renamed - 1] == ("fsync", str(stage))
+    journal = str(stage.parent / staging.JOURNAL)
+    assert events[renamed - 3 : renamed] == [("fsync", str(stage)), ("pwrite", journal), ("fsync", journal)]
     assert events[renamed + 1] == ("fsync", str(tmp_path))

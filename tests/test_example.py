@@ -20,6 +20,7 @@ from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import bind
 from crosswalk.compiler.tensors.plan import plan_import
 from crosswalk.compiler.text.documents import parse_document
+from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import plan_for
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.memory import execute
@@ -49,7 +50,7 @@ def saved(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_names_and_shapes_are_those_of_the_real_class(gpt2: CompiledMapping, name: str) -> None:
-    plan = plan_for(gpt2, saved(name), "fast_llm", None, None, False)
+    plan = plan_for(gpt2, saved(name), Options())
     assert {tensor.name: tensor.shape for tensor in plan.sources} == oracles.names_and_shapes(CONFIGS[name])
     assert str(plan.verify()) == "bijective"
 
@@ -57,8 +58,8 @@ def test_names_and_shapes_are_those_of_the_real_class(gpt2: CompiledMapping, nam
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_config_comes_back(gpt2: CompiledMapping, name: str) -> None:
     config = saved(name)
-    native, notes = import_config(gpt2, config)
-    assert notes == []
+    native, taken = import_config(gpt2, config)
+    assert taken.notes == ()
     again = export_config(gpt2, native)[0]
     # An n_inner that was null is written: the trainer has the size alone.
     inner = config["n_inner"] or 4 * config["n_embd"]
@@ -69,7 +70,7 @@ def test_the_config_comes_back(gpt2: CompiledMapping, name: str) -> None:
 
 def test_each_line_has_the_values_that_the_class_means(gpt2: CompiledMapping) -> None:
     config = CONFIGS["wide-mlp"]
-    plan = plan_for(gpt2, saved("wide-mlp"), "fast_llm", None, None, False)
+    plan = plan_for(gpt2, saved("wide-mlp"), Options())
     count, theirs = 0, {}
     for tensor in plan.sources:
         size = torch.Size(tensor.shape).numel()
@@ -100,11 +101,11 @@ def test_each_line_has_the_values_that_the_class_means(gpt2: CompiledMapping) ->
 
 def test_files_of_the_first_release_are_read(gpt2: CompiledMapping) -> None:
     """Without the prefix, with the causal masks."""
-    native, _ = import_config(gpt2, saved("tied"))
+    native, taken = import_config(gpt2, saved("tied"))
     shapes = oracles.names_and_shapes(CONFIGS["tied"])
     files = {name.removeprefix("transformer."): shape for name, shape in shapes.items()}
     files |= {f"h.{layer}.attn.bias": (1, 1, 37, 37) for layer in range(3)}
-    plan = plan_import(bind(gpt2, native), {n: TensorSpec(n, shape, "F32") for n, shape in files.items()})
+    plan = plan_import(bind(gpt2, native, taken.cases), {n: TensorSpec(n, shape, "F32") for n, shape in files.items()})
     assert {exemption.tensor for exemption in plan.exemptions} == {f"h.{layer}.attn.bias" for layer in range(3)}
     assert plan.verify()
 
@@ -123,7 +124,7 @@ def test_what_the_trainer_cannot_hold_is_refused_where_the_mapping_says_so(gpt2:
 
 def test_an_axis_that_does_not_come_out_even_is_said_so(gpt2: CompiledMapping) -> None:
     with pytest.raises(CrosswalkError, match=re.escape("`head_size / 2`: 3 is not a multiple of 2")):
-        plan_for(gpt2, saved("tied") | {"n_embd": 21, "n_head": 7}, "fast_llm", None, None, False)
+        plan_for(gpt2, saved("tied") | {"n_embd": 21, "n_head": 7}, Options())
 
 
 # ---- the pages ------------------------------------------------------------------------------------------------------

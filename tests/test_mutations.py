@@ -33,8 +33,10 @@ from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.config.write import export_config
 from crosswalk.compiler.layout.model import Layout
+from crosswalk.compiler.pipeline import import_model
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.jobs.plans import plan_for, read_config
+from crosswalk.jobs.options import Options
+from crosswalk.jobs.plans import plan_for
 from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
 
@@ -157,7 +159,7 @@ def _options(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def judge(mapping: CompiledMapping, format: str, example: Example) -> str | None:
     """What is wrong with a compiled mapping, by one example; None if nothing is."""
     try:
-        native = read_config(mapping, example.config, allow_lossy=False)
+        native = import_model(mapping, example.config, Options())
         wrong = differences(normalized(native, format), example.native)
         if wrong:
             return f"import: {wrong[0]}"
@@ -166,7 +168,7 @@ def judge(mapping: CompiledMapping, format: str, example: Example) -> str | None
             wrong = differences(_said(exported), example.said)
             if wrong:
                 return f"export: {wrong[0]}"
-        plan = stored_as(plan_for(mapping, example.config, "fast_llm", None, None, False), "BF16")
+        plan = stored_as(plan_for(mapping, example.config, Options()), "BF16")
         wrong = differences(shapes(plan.sources), example.shapes)
         if wrong:
             return f"tensors: {wrong[0]}"
@@ -183,12 +185,12 @@ def judge(mapping: CompiledMapping, format: str, example: Example) -> str | None
 def _renamed(mapping: CompiledMapping, format: str, example: Example, native: Config) -> str | None:
     """The names that the class has in memory, and tensors of one shape that only their names tell apart."""
     if format == "llava" and oracles.TRANSFORMERS_MAJOR >= 5:
-        plan = plan_for(mapping, native, "hf", None, "in-memory", False)
+        plan = plan_for(mapping, native, Options(to="hf", dialect="in-memory"))
         wrong = differences(shapes(plan.targets), oracles.names_and_shapes(example.config, in_memory=True))
         if wrong:
             return f"names: {wrong[0]}"
     if format in COPIES:
-        plan = plan_for(mapping, example.config, "fast_llm", None, None, False)
+        plan = plan_for(mapping, example.config, Options())
         found = {(plan.sources[c.source].name, plan.targets[c.target].name) for c in plan.copies}
         missing = [pair for pair in COPIES[format] if pair not in found]
         if missing:
@@ -200,7 +202,7 @@ def refused(mapping: CompiledMapping, format: str) -> str | None:
     """What a mapping reads that it must not read; None if there is nothing."""
     for config, word in REFUSED.get(format, []):
         try:
-            read_config(mapping, config, allow_lossy=False)
+            import_model(mapping, config, Options())
         except CrosswalkError as error:
             if word not in str(error):
                 return f"refused, but not for {word}: {error}"

@@ -15,13 +15,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from crosswalk.runtime.checkpoint import staging
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import sinks
 from crosswalk.runtime.files.convert import Options, write_checkpoint
 from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
+from crosswalk.runtime.staging import placing
 from crosswalk.runtime.training.dcp import Writer
 from crosswalk.runtime.training.ranks import Team
 from crosswalk.runtime.training.save import Output, save
@@ -105,7 +105,7 @@ class Faults:
         self.kind, self.at, self.calls, self.hit, self._full = "none", -1, 0, "", False
         for name in CALLS:
             patch.setattr(os, name, self._wrap(name, getattr(os, name)))
-        patch.setattr(staging, "_exchange", self._wrap("_exchange", staging._exchange))
+        patch.setattr(placing, "_exchange", self._wrap("_exchange", placing._exchange))
 
     def arm(self, kind: str, at: int) -> None:
         self.kind, self.at, self.calls, self.hit, self._full = kind, at, 0, "", False

@@ -65,6 +65,68 @@ def cut_to(kind: Type, config: Mapping[str, Any], lengths: Mapping[str, int]) ->
     return {axis: size for axis, size in lengths.items() if size != length(kind, config, axis)}
 
 
+def padded(
+    kind: Type, native: Mapping[str, Any], multiples: Mapping[str, int]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The native config with every axis rounded up to its multiple, and the sizes before of those that are longer now.
+    Raises ``CrosswalkError``, see :func:`round_up`."""
+    wanted = round_up(kind, native, multiples)
+    lengths = {axis: length(kind, native, axis) for axis, size in wanted.items() if size > length(kind, native, axis)}
+    return resized(kind, native, {axis: wanted[axis] for axis in lengths}), lengths
+
+
+def truncated(
+    kind: Type,
+    native: Mapping[str, Any],
+    remembered: Mapping[str, Mapping[str, int]],
+    asked: Mapping[str, int],
+    allow_lossy: bool,
+) -> dict[str, int]:
+    """The sizes on the other side of the axes that are to be cut: those asked for, else those ``from`` which an axis
+    was padded, as a checkpoint remembers.
+
+    Raises ``CrosswalkError`` if what it remembers is not what its config says, and unless ``allow_lossy``, if more is
+    cut off than is known to be padding."""
+    problems: list[Diagnostic] = []
+    known: dict[str, int] = {}
+    for axis, sizes in remembered.items():
+        now = length(kind, native, axis) if axis in kind.pads else None
+        if now == sizes["to"]:
+            known[axis] = sizes["from"]
+        elif axis not in asked:
+            says = f"has the size {now} by the config" if now is not None else "is none that may be padded"
+            text = f"axis `{axis}` {says}; it was padded from {sizes['from']} to {sizes['to']}"
+            hint = f"say how much of it is not padding: --truncate {axis}=SIZE; {now} keeps all" if now else None
+            problems.append(Diagnostic("native/padded", text, None, hint))
+    try:
+        result = cut_to(kind, native, known | dict(asked))
+    except CrosswalkError as error:
+        raise CrosswalkError((*problems, *error.diagnostics)) from error
+    for axis, size in result.items():
+        least = known.get(axis, length(kind, native, axis))
+        if size < least and not allow_lossy:
+            text = f"axis `{axis}`: {least - size} of {length(kind, native, axis)} are not known to be padding"
+            hint = f"cut it to {least} or more, or allow it with --allow-lossy (allow_lossy=True)"
+            if axis not in known:
+                hint = "allow it with --allow-lossy (allow_lossy=True); the checkpoint does not say that it was padded"
+            problems.append(Diagnostic("lossy/truncate", text, None, hint))
+    if problems:
+        raise CrosswalkError(problems)
+    return result
+
+
+def padding_notes(kind: Type, native: Mapping[str, Any], lengths: Mapping[str, int], is_import: bool) -> list[str]:
+    """A sentence for each axis that has another size on the other side."""
+    result = []
+    for axis, size in lengths.items():
+        whole = length(kind, native, axis)
+        if is_import:
+            result.append(f"axis `{axis}` is padded from {size} to {whole} with zeros")
+        else:
+            result.append(f"axis `{axis}` is cut from {whole} to {size}: the last {whole - size} are left out, unread")
+    return result
+
+
 def _problems(kind: Type, numbers: Mapping[str, int], option: str, done: str) -> Iterator[Diagnostic]:
     what = "a multiple" if option == "pad" else "a size"
     may = f"axes that may be {done}: {', '.join(kind.pads) or 'none'}"

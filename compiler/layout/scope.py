@@ -212,7 +212,8 @@ def config_type(layout: Layout, declared: Field, value: Any) -> Type:
     """The type of a sub-config: by its ``type`` key in a family, fixed otherwise. A string is the name of a type."""
     if declared.of in layout.families:
         family = layout.families[declared.of]
-        name = value if isinstance(value, str) else value.get("type", family.default)
+        name = value if isinstance(value, str) else value.get("type")
+        name = family.default if name is None else name  # a null is an absent `type`, to the trainer too
         return family.types[family.aliases.get(name, name)]
     kind = layout.type_of(declared.of)
     assert kind is not None, declared.of
@@ -319,7 +320,7 @@ def misfit(declared: Field, value: Any) -> str | None:
         fits = isinstance(value, (list, tuple)) and all(map(_SCALARS[declared.of], value))
         return None if fits else f"a list of {declared.of}"
     if not _SCALARS[declared.of](value):
-        return f"of type {declared.of}"
+        return f"of type {declared.of}{' and finite' if isinstance(value, float) and declared.of == 'float' else ''}"
     if declared.bound is not None:
         relation, bound = declared.bound
         if not (value > bound if relation == ">" else value >= bound):

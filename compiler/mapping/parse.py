@@ -13,7 +13,7 @@ from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.text.documents import Map, Seq, scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
-from .encodings import parse_encodings
+from .encodings import parse_encodings, parse_signs
 from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Path, Section, TensorEntry
 from .overlay import overlay
 
@@ -31,7 +31,8 @@ TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
-     "write_dialects", "keeps", "enums", "dialects", "encodings", "parts", "elsewhere")
+     "write_dialects", "keeps", "harmless", "unmapped", "wrappers", "quantised",
+     "enums", "dialects", "encodings", "parts", "elsewhere")
 )  # fmt: skip
 
 
@@ -71,7 +72,10 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         derived_files={name: tuple(keys) for name, keys in document.get("derived_files", base.derived_files).items()},
         auto_map=dict(document.get("auto_map", base.auto_map)),
         write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
-        keeps=(*base.keeps, *_keeps(document)),
+        keeps=tuple({entry.theirs: entry for entry in (*base.keeps, *_keeps(document), *_harmless(document))}.values()),
+        wrappers=(*base.wrappers, *document.get("wrappers", ())),
+        quantised=parse_signs(document, base),
+        unmapped={**base.unmapped, **document.get("unmapped", {})},
         enums=_enums(document, base),
         dialects=_dialects(document, base),
         encodings=parse_encodings(document, base, _entries),
@@ -221,6 +225,17 @@ def _entry(theirs: Path, value: Any, position: Position) -> Entry:
 def _keeps(body: Map) -> list[Entry]:
     keeps = body.get("keeps", ())
     return [Entry(_path(key), "keep", keeps.item_position(i)) for i, key in enumerate(keeps)]
+
+
+def _harmless(document: Map) -> list[Entry]:
+    """Keys that are carried at some values alone."""
+    result = []
+    for key, body in document.get("harmless", Map()).items():
+        only = body["only"]
+        values = tuple(only) if isinstance(only, list) and only else (only,)
+        position = document["harmless"].key_position(key)
+        result.append(Entry(_path(key), "keep", position, values=values, why=body["feature"]))
+    return result
 
 
 def _facts(body: Map, prefix: Path) -> list[Fact]:

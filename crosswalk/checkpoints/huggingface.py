@@ -73,7 +73,7 @@ def read_config_text(file: Path) -> str:
 
 def parse_config(text: str, file: Path) -> dict[str, Any]:
     try:
-        config = parse_json(text.encode(), file)
+        config = parse_json(text.encode(), file, constants=True)
     except CrosswalkError as error:
         reason = error.__cause__
         if isinstance(reason, json.JSONDecodeError):

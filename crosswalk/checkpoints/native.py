@@ -11,19 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
-
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.scope import Scope, simple, stored_type
-from crosswalk.compiler.text.documents import parse_document
 from crosswalk.runtime.checkpoint.header import shorten
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .key_positions import locator
-from .portable_yaml import dump
+from .portable_yaml import dump, load
 
 METADATA = "metadata.yaml"
 SHARD = "weights"
@@ -87,16 +82,8 @@ def _read_text(file: Path) -> str:
 
 
 def _parse(text: str, file: Path) -> Mapping[str, Any]:
-    """The document, which may be large: it lists every tensor. Aliases are refused: they can multiply its size."""
-    try:
-        yaml = YAML(typ="safe", pure=True)
-        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text)):
-            parse_document(text, str(file))  # says where they are
-            raise fail("native/metadata", "aliases are not allowed here", Position(str(file)))
-        document = yaml.load(text)
-    except (YAMLError, RecursionError, ValueError, TypeError) as error:
-        parse_document(text, str(file))  # says where and what to do, for all that it knows
-        raise fail("native/metadata", f"not valid YAML: {str(error)[:300]}", Position(str(file))) from error
+    """The document, which may be large: it lists every tensor."""
+    document = load(text, str(file))
     if not isinstance(document, Mapping):
         raise fail("native/metadata", "this is not a mapping of keys to values", Position(str(file)))
     return document
@@ -107,6 +94,9 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
 
     def texts(value: Any) -> bool:
         return isinstance(value, str)
+
+    def names(value: Any) -> bool:
+        return isinstance(value, list) and all(map(texts, value))
 
     def index(value: Any) -> bool:
         return isinstance(value, Mapping) and bool(value) and all(map(texts, (*value, *value.values())))
@@ -129,11 +119,8 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
         *((("metadata", "crosswalk", key), "text", texts) for key in ("format", "config", "tensor_dialect", "dtype")),
         (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
         (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
-        (
-            ("metadata", "crosswalk", "files"),
-            "a list of file names",
-            lambda value: isinstance(value, list) and all(map(texts, value)),
-        ),
+        (("metadata", "crosswalk", "files"), "a list of file names", names),
+        (("metadata", "crosswalk", "kept"), "a list of keys", names),
     )
     for keys, expected, fits in wanted:
         *parents, key = keys

@@ -78,11 +78,12 @@ def _write_plan(
 ) -> None:
     from crosswalk.checkpoints.huggingface import parse_config, read_config_text
     from crosswalk.checkpoints.key_positions import read_from
+    from crosswalk.jobs.options import Options
     from crosswalk.jobs.plans import plan_for
 
     given = read_config_text(config)
     with read_from(config, given):
-        plan = plan_for(mapping, parse_config(given, config), to, dtype, None, allow_lossy)
+        plan = plan_for(mapping, parse_config(given, config), Options(to=to, dtype=dtype, allow_lossy=allow_lossy))
     text = plan.to_json()
     if output is None:
         click.echo(text)

@@ -32,6 +32,10 @@ def planning_options(command: Command) -> Command:
             click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
             click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
             click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
+            click.option(
+                "--keep", multiple=True, metavar="KEY[,KEY]",
+                help="Carry unknown keys of config.json along; nested ones with dots.",
+            ),
             click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
             click.option(
                 "--truncate", multiple=True, metavar="AXIS=SIZE",
@@ -111,11 +115,12 @@ def check(src: Path, **planning: Any) -> None:
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads to state the peak memory for.")
 def plan(src: Path, as_json: bool, workers: int | None, **planning: Any) -> None:
     """Show what a conversion of SRC would do: bytes, peak memory, verdict, and the rules with layers folded."""
+    from crosswalk.jobs.options import Options
     from crosswalk.jobs.prepare import prepare
 
     from .tables import show_plan
 
-    prepared = prepare(src, **_planned(planning))
+    prepared = prepare(src, Options(**_planned(planning)))
     if as_json:
         click.echo(prepared.plan.to_json())
     else:
@@ -128,11 +133,12 @@ def plan(src: Path, as_json: bool, workers: int | None, **planning: Any) -> None
 @planning_options
 def explain(src: Path, tensor: str, **planning: Any) -> None:
     """Show where TENSOR comes from: source tensors, axes, rule, and the line of the mapping that says so."""
+    from crosswalk.jobs.options import Options
     from crosswalk.jobs.prepare import prepare
 
     from .tables import show_explanation
 
-    prepared = prepare(src, **_planned(planning))
+    prepared = prepare(src, Options(**_planned(planning)))
     show_explanation(prepared, tensor)
 
 
@@ -208,7 +214,7 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
 
 
 def _planned(options: dict[str, Any]) -> dict[str, Any]:
-    from crosswalk.jobs.sizes import parse_sizes
+    from crosswalk.jobs.options import parse_sizes
 
     options["format"] = options.pop("format_")
     if "protect" in options:
@@ -221,7 +227,7 @@ def _planned(options: dict[str, Any]) -> dict[str, Any]:
 def _options(
     workers: int | None, memory: str | None, checksum: str = "xxh3", overwrite: bool = False, resume: bool = False
 ) -> Any:
-    from crosswalk.jobs.convert import parse_size
+    from crosswalk.jobs.options import parse_size
     from crosswalk.runtime.files.convert import Options
 
     bytes_ = parse_size(memory, "--memory") if memory else None

@@ -16,6 +16,7 @@ from crosswalk.compiler.relations.tree import (
     CompiledMapping,
     FieldRule,
     OursFact,
+    Rule,
     Struct,
     TheirsFact,
     Unused,
@@ -195,10 +196,15 @@ def show_coverage(compiled: Iterable[CompiledMapping]) -> None:
             str(len({rule.field.position for rule in rules if isinstance(rule, FieldRule)})),
             str(len({rule.position for rule in rules if isinstance(rule, (OursFact, TheirsFact))})),
             str(len({(rule.field.position) for rule in rules if isinstance(rule, Unused)})),
-            str(len({r.theirs for r in rules if isinstance(r, (FieldRule, TheirsFact, Carried))})),
+            str(len({r.theirs for r in rules if isinstance(r, (FieldRule, TheirsFact)) or _is_own(r, mapping)})),
             str(sum(len(section.tensors) for section in mapping.source.sections.values())),
         )
     console().print(rows)
+
+
+def _is_own(rule: Rule, mapping: CompiledMapping) -> bool:
+    """Whether a key is carried by a line of this file, and not because every config has it."""
+    return isinstance(rule, Carried) and rule.position.file == mapping.source.file
 
 
 def _structs(mapping: CompiledMapping) -> list[Struct]:

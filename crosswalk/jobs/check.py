@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.errors import CrosswalkError
 
+from .options import Options, as_path
 from .prepare import prepare
 from .report import Report
-from .sizes import Sizes
 
 
 def check(
@@ -23,12 +25,17 @@ def check(
     model_files: str | Path | None = None,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
-    shape, and the plan's proof. ``pad`` and ``truncate``: see :func:`crosswalk.convert`. Raises ``CrosswalkError`` with
-    all problems found."""
-    files = Path(model_files) if model_files else None
-    prepared = prepare(Path(src), to, format, dialect, dtype, protect, allow_lossy, files, pad, truncate)
+    shape, and the plan's proof. ``pad``, ``truncate`` and ``keep``: see :func:`crosswalk.convert`. Raises
+    ``CrosswalkError`` with all problems found."""
+    options = Options(
+        format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
+        model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
+        keep=keep,
+    )  # fmt: skip
+    prepared = prepare(Path(src), options)
     problems = prepared.plan.verify().problems
     if problems:
         raise CrosswalkError(problems)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from crosswalk.checkpoints.huggingface import CONFIG
 from crosswalk.checkpoints.native import metadata_yaml
+from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.checkpoint.output import Written, hugging_face_layout, native_layout
-from crosswalk.runtime.errors import Position, fail
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import Options as EngineOptions
+from crosswalk.runtime.files.convert import write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 
-from .prepare import Prepared, origin_of, prepare
+from .options import Options, as_path, parse_size
+from .prepare import Prepared, prepare
 from .report import Report
-from .sizes import Sizes
-
-DEFAULT_SHARD = 5_000_000_000
 
 
 def convert(
@@ -33,7 +33,8 @@ def convert(
     model_files: str | Path | None = None,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
-    options: Options | None = None,
+    keep: str | Iterable[str] = (),
+    options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Convert the checkpoint ``src`` into the new directory ``dst``, which appears complete or not at all.
@@ -47,12 +48,19 @@ def convert(
     and a conversion back cuts to it. ``truncate``: axis -> size, to cut to another one; to cut off more than is known
     to be padding takes ``allow_lossy``.
 
+    ``keep``: keys of config.json that the format does not know and the model does not depend on, nested ones with dots;
+    they are carried along, and restored on the way back.
+
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """
-    source, destination = Path(src), Path(dst)
-    files = Path(model_files) if model_files else None
-    prepared = prepare(source, to, format, dialect, dtype, protect, allow_lossy, files, pad, truncate)
-    shard = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
+    planning = Options(
+        format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
+        model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
+        keep=keep,
+    )  # fmt: skip
+    destination = Path(dst)
+    prepared = prepare(Path(src), planning)
+    shard = parse_size(max_shard_size)
     extra: dict[str, bytes] = {}
     if prepared.to == "hf":
         layout = hugging_face_layout(shard)
@@ -73,27 +81,7 @@ def convert(
 
 
 def _native_files(prepared: Prepared, written: Written) -> dict[str, bytes]:
-    origin: dict[str, Any] = {**origin_of(prepared), "checksums": dict(sorted(written.checksums.items()))}
+    origin: dict[str, Any] = {**prepared.origin, "checksums": dict(sorted(written.checksums.items()))}
     layout = prepared.mapping.layout
     text = metadata_yaml(layout, prepared.config, prepared.mapping.root.type.name, written.weight_map, origin)
     return {"metadata.yaml": text, "ok": b""}
-
-
-def parse_size(text: int | str, option: str = "--max-shard-size") -> int:
-    """Bytes of a size such as ``5GB``, ``500MiB`` or a number; ``option`` is what the user calls it."""
-    if isinstance(text, int):
-        size = text
-    else:
-        units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
-        number, unit = text.strip().upper(), ""
-        for name in sorted(units, key=len, reverse=True):
-            if number.endswith(name):
-                number, unit = number[: -len(name)], name
-                break
-        try:
-            size = int(float(number) * units.get(unit, 1))
-        except (ValueError, OverflowError):
-            size = 0
-    if size <= 0:
-        raise fail("usage/size", f"`{text}` is no size", Position(option), "write it as 5GB or 500MiB")
-    return size

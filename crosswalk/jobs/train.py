@@ -6,8 +6,7 @@ rank must call it, all agree before anything moves, and a problem of one rank is
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from crosswalk.checkpoints.huggingface import (
-    CONFIG,
-    carried_files,
-    config_bytes,
-    open_hugging_face,
-    parse_config,
-    read_config_text,
-)
+from crosswalk.checkpoints.huggingface import CONFIG, carried_files, config_bytes, parse_config, read_config_text
+from crosswalk.checkpoints.model_files import derived_files
 from crosswalk.compiler.config.coverage import restore_kept
-from crosswalk.compiler.config.dialects import choose_dialects
-from crosswalk.compiler.layout.padded_axes import cut_to
-from crosswalk.compiler.layout.scope import normalize
-from crosswalk.compiler.tensors.bind import Bound, bind
-from crosswalk.compiler.tensors.plan import check_dtype, plan_export, plan_import, tensor_dialect
+from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint, main_dtype, state_dtype
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
-from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
@@ -41,13 +29,9 @@ from crosswalk.runtime.training.load import LoadReport, Model
 from crosswalk.runtime.training.ranks import TIMEOUT, team
 from crosswalk.runtime.training.save import Output, SaveReport
 
-from .convert import DEFAULT_SHARD, parse_size
-from .detect import chosen_format
 from .formats import format_named
-from .model_files import derived_files
-from .plans import model_config, read_config, read_stored
-from .prepare import main_dtype, state_dtype
-from .sizes import Sizes, padded
+from .options import Options, OutputOptions, as_path, parse_size
+from .prepare import open_import
 
 Config = Mapping[str, Any]
 
@@ -75,6 +59,7 @@ def load(
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Loaded:
     """Fill a model's parameters with a Hugging Face checkpoint, in place.
 
@@ -86,7 +71,8 @@ def load(
     Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found. ``pad``:
     axis -> multiple that its size in the model is rounded up to, as ``{"vocab": 128}``; what is new becomes zeros. The
     model is the one of ``native_config``, by default the one that the checkpoint is imported as. They may differ in
-    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not).
+    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not). ``keep``:
+    keys of config.json that the format does not know and the model does not depend on, nested ones with dots.
 
     Raises ``CrosswalkError``, on every rank and before anything is changed, with every field of ``native_config`` that
     is not the checkpoint's, or every parameter that is missing, unexpected or has another shape; and within ``timeout``
@@ -94,11 +80,14 @@ def load(
     """
     ranks = team(group, timeout)
     with ranks.step("reading the checkpoint's headers") as step:
-        imported = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config)
-        checkpoint, plan, config, name, lengths = imported
+        options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
+                          native_config=native_config, keep=keep)  # fmt: skip
+        checkpoint, imported = open_import(Path(hf_dir), options)
+        name, config = imported.mapping.name, imported.config
         step.agree |= {"format": name, "config": config}
-    report = live.load(plan, checkpoint, model, ranks, torch.device(device) if device is not None else None)
-    return Loaded(config, name, report, lengths)
+    where = torch.device(device) if device is not None else None
+    report = live.load(imported.plan, checkpoint.tensors, model, ranks, where)
+    return Loaded(config, name, report, imported.lengths)
 
 
 def save(
@@ -135,11 +124,14 @@ def save(
     with ranks.step("planning the checkpoint") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         step.agree["truncate"] = truncate
-        export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
-        plan, bound = export.plan(live.untied(live.collect(model)))
-        output = export.output(plan, bound, carry_from, max_shard_size, overwrite)
+        options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
+        output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
+                               overwrite=overwrite)  # fmt: skip
+        export = _Export(native_config, format, options, output)
+        exported = export.plan(live.untied(live.collect(model)))
+        files = export.output(exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
-    return saving.save(plan, model, Path(hf_dir), ranks, background, output)
+    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files)
 
 
 def stream(
@@ -165,8 +157,9 @@ def stream(
     with ranks.step("planning the stream") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         step.agree["truncate"] = truncate
-        export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
-        plan, _ = export.plan(live.untied(live.collect(model)))
+        options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
+        export = _Export(native_config, format, options, OutputOptions())
+        plan = export.plan(live.untied(live.collect(model))).plan
     return streaming.stream(plan, model, ranks, bucket_bytes, group)
 
 
@@ -178,11 +171,14 @@ def reader(
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
-    checkpoint, plan, *_ = _import(Path(hf_dir), format, allow_lossy, layout, pad, native_config)
-    return Reader(plan, checkpoint)
+    options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
+                      keep=keep)  # fmt: skip
+    checkpoint, imported = open_import(Path(hf_dir), options)
+    return Reader(imported.plan, checkpoint.tensors)
 
 
 def writer(
@@ -200,74 +196,36 @@ def writer(
 ) -> Writer:
     """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
     files. Options are those of :func:`save`."""
-    export = _Export(native_config, format, dialect, dtype, allow_lossy, truncate)
+    options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
+    output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
+                           overwrite=overwrite)  # fmt: skip
+    export = _Export(native_config, format, options, output)
 
     def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
-        plan, bound = export.plan(specs)
-        return plan, export.output(plan, bound, carry_from, max_shard_size, overwrite)
+        exported = export.plan(specs)
+        return exported.plan, export.output(exported)
 
     return Writer(Path(hf_dir), make_plan)
-
-
-def _import(
-    path: Path,
-    format: str | None,
-    allow_lossy: bool,
-    layout: str | None,
-    pad: Sizes | None,
-    native_config: Config | None,
-) -> tuple[Checkpoint, Plan, Config, str, Sizes]:
-    opened = open_hugging_face(path)
-    specs = opened.tensors.specs()
-    mapping = chosen_format(format, opened.config, specs, layout)
-    read = read_stored(mapping, opened.config, specs)
-    found = read_config(mapping, read.config, allow_lossy, read.names, read.problems)
-    imported, lengths = padded(mapping.root.type, found, pad)
-    config = model_config(mapping, imported, native_config)
-    bound = bind(mapping, config, allow_lossy=True, lengths=lengths)
-    plan = plan_import(bound, read.specs, encodings=read.encodings, unused=read.unused)
-    return opened.tensors, plan, config, mapping.name, lengths
 
 
 class _Export:
     """From a native config to a plan, once the parameters are known, and to the files beside the tensors."""
 
-    def __init__(
-        self,
-        native_config: Config,
-        format: str,
-        dialect: str | None,
-        dtype: str | None,
-        allow_lossy: bool,
-        truncate: Sizes | None,
-    ) -> None:
-        self._mapping = format_named(format)
-        self._config = normalize(self._mapping.layout, native_config, self._mapping.root.type.name)
-        self._lengths = cut_to(self._mapping.root.type, self._config, truncate or {})
-        self._dialects = choose_dialects(self._mapping, dialect)
-        self._dtype, self._allow_lossy = check_dtype(dtype), allow_lossy
+    def __init__(self, native_config: Config, format: str, options: Options, output: OutputOptions) -> None:
+        self._mapping, self._config = format_named(format), native_config
+        self._options, self._output = options, output
 
-    def plan(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Bound]:
-        bound = bind(self._mapping, self._config, self._dialects, self._allow_lossy, self._lengths)
-        names = tensor_dialect(self._mapping, self._dialects)
-        return plan_export(bound, dict(specs), self._dtype, tensor_dialect=names), bound
+    def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
+        return export_checkpoint(self._mapping, self._config, dict(specs), self._options)
 
-    def output(
-        self,
-        plan: Plan,
-        bound: Bound,
-        carry_from: str | Path | None,
-        max_shard_size: int | str | None,
-        overwrite: bool,
-    ) -> Output:
-        config: dict[str, Any] = copy.deepcopy(dict(bound.config))
+    def output(self, exported: Exported) -> Output:
+        config: dict[str, Any] = dict(exported.config)
         carried: dict[str, Path] = {}
-        if carry_from is not None:
-            origin = Path(carry_from)
+        if self._output.carry_from is not None:
+            origin = self._output.carry_from
             carried = carried_files(origin)
             old = parse_config(read_config_text(origin / CONFIG), origin / CONFIG)
             restore_kept(self._mapping, config, old)
-        state_dtype(config, main_dtype(plan.targets))
-        size = parse_size(max_shard_size) if max_shard_size is not None else DEFAULT_SHARD
+        state_dtype(config, main_dtype(exported.plan.targets))
         made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
-        return Output(hugging_face_layout(size), made, carried, overwrite)
+        return Output(hugging_face_layout(self._output.max_shard_size), made, carried, self._output.overwrite)

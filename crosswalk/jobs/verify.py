@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crosswalk.checkpoints.huggingface import CONFIG, open_hugging_face
 from crosswalk.checkpoints.key_positions import locator, read_from
@@ -14,15 +14,19 @@ from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.padded_axes import length
 from crosswalk.compiler.layout.scope import Scope, normalize
+from crosswalk.compiler.pipeline import read_config
 from crosswalk.compiler.tensors.plan import plan_export
+from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
-from crosswalk.runtime.files.convert import Options, verify_checkpoint
+from crosswalk.runtime.files.convert import Options as EngineOptions
+from crosswalk.runtime.files.convert import verify_checkpoint
 from crosswalk.runtime.files.workers import Progress
+from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .detect import DEFAULT_LAYOUT
 from .formats import catalog
-from .plans import read_config, read_stored
-from .prepare import Prepared, prepare, require_checkpoint, with_dtypes_of
+from .options import Options
+from .prepare import Prepared, prepare, require_checkpoint
 from .report import Report
 
 
@@ -32,7 +36,7 @@ def verify(
     format: str | None = None,
     *,
     allow_lossy: bool = False,
-    options: Options | None = None,
+    options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Prove that ``dst`` holds the conversion of ``src``: the same model by its config, and every tensor bit for bit
@@ -43,49 +47,66 @@ def verify(
     if is_native(target) == is_native(source):
         what = f"{METADATA} is in both" if is_native(source) else f"{METADATA} is in neither"
         raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
-    if is_native(target):
-        layout = catalog().layout(DEFAULT_LAYOUT)
-        native = open_native(target, layout)
-        pads = layout.types[native.root].pads
-        # A multiple that is at least the size is the size to pad to.
-        sizes = {axis: found["to"] for axis, found in _remembered(native).items() if axis in pads}
-        prepared = prepare(source, None, format, allow_lossy=allow_lossy, pad=sizes)
-        with read_from(target / METADATA, native.text, ("config", "base_model")):
-            config = normalize(prepared.mapping.layout, native.config, native.root)
-        _check_remembered(prepared, config, native)
-        output, plan = native.tensors, prepared.plan
-    else:
-        # The model code that an export needs is at the destination already.
-        sizes = _changed(source)
-        prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target, truncate=sizes)
-        checkpoint = open_hugging_face(target)
-        with read_from(target / CONFIG, checkpoint.text):
-            stored = read_stored(prepared.mapping, checkpoint.config, checkpoint.tensors.specs())
-            if stored.encodings:
-                text = f"{len(stored.encodings)} tensors of the output are encoded, and no conversion writes such"
-                raise fail("verify/encoded", text, Position(str(target)))
-            config = read_config(prepared.mapping, checkpoint.config, True, stored.names, stored.problems)
-        cut = _cut_otherwise(prepared, config, allow_lossy)
-        if cut:
-            sizes |= cut
-            prepared = prepare(source, "hf", format, allow_lossy=allow_lossy, model_files=target, truncate=sizes)
-        output = checkpoint.tensors
-        dialect = dialect_of_names(prepared.mapping, output.tensors)
-        specs = {spec.name: spec for spec in prepared.source.specs()}
-        plan = plan_export(prepared.bound, specs, tensor_dialect=dialect.name if dialect else None)
-    layout, kind = prepared.mapping.layout, prepared.mapping.root.type
+    asked = Options(format=format, allow_lossy=allow_lossy)
+    expected = _native_output(source, target, asked) if is_native(target) else _hf_output(source, target, asked)
+    prepared, layout, kind = expected.prepared, expected.prepared.mapping.layout, expected.prepared.mapping.root.type
     where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
-    by_source = prepared.config if is_native(target) else prepared.theirs
-    differences = differing(Scope(layout, kind, by_source), Scope(layout, kind, config))
+    by_source = prepared.config if is_native(target) else prepared.unpadded
+    differences = differing(Scope(layout, kind, by_source), Scope(layout, kind, expected.config))
     lines = [f"`{'.'.join(path)}` is {value}, by the source it is {wanted}" for path, wanted, value in differences]
     if lines:
         raise CrosswalkError(Diagnostic("verify/config", line, where) for line in lines)
-    plan = with_dtypes_of(plan, {spec.name: spec for spec in output.specs()})
+    plan = _with_dtypes_of(prepared.plan, {spec.name: spec for spec in expected.output.specs()})
     problems = plan.verify().problems
     if problems:
         raise CrosswalkError(problems)
-    done = verify_checkpoint(plan, prepared.source, output, options=options, on_progress=on_progress)
+    done = verify_checkpoint(plan, prepared.source, expected.output, options=options, on_progress=on_progress)
     return Report.of(replace(prepared, plan=plan), done, target)
+
+
+class _Expected(NamedTuple):
+    """The conversion that would have made an output; the output's tensors and its native config."""
+
+    prepared: Prepared
+    output: Checkpoint
+    config: Mapping[str, Any]
+
+
+def _native_output(source: Path, target: Path, options: Options) -> _Expected:
+    layout = catalog().layout(DEFAULT_LAYOUT)
+    native = open_native(target, layout)
+    pads = layout.types[native.root].pads
+    # A multiple that is at least the size is the size to pad to.
+    sizes = {axis: found["to"] for axis, found in _remembered(native).items() if axis in pads}
+    prepared = prepare(source, replace(options, pad=sizes, keep=native.origin.get("kept") or ()))
+    with read_from(target / METADATA, native.text, ("config", "base_model")):
+        config = normalize(prepared.mapping.layout, native.config, native.root)
+    _check_remembered(prepared, config, native)
+    return _Expected(prepared, native.tensors, config)
+
+
+def _hf_output(source: Path, target: Path, options: Options) -> _Expected:
+    # The model code that an export needs is at the destination already.
+    sizes = _changed(source)
+    asked = replace(options, to="hf", model_files=target, truncate=sizes)
+    prepared = prepare(source, asked)
+    checkpoint = open_hugging_face(target)
+    with read_from(target / CONFIG, checkpoint.text):
+        kept = open_native(source, prepared.mapping.layout).origin.get("kept") or ()
+        read = read_config(prepared.mapping, checkpoint.config, checkpoint.tensors.specs(), True, keep=kept)
+        if read.stored.encodings:
+            text = f"{len(read.stored.encodings)} tensors of the output are encoded, and no conversion writes such"
+            raise fail("verify/encoded", text, Position(str(target)))
+        if read.problems:
+            raise CrosswalkError(read.problems)
+    cut = _cut_otherwise(prepared, read.native, options.allow_lossy)
+    if cut:
+        prepared = prepare(source, replace(asked, truncate=sizes | cut))
+    output = checkpoint.tensors
+    dialect = dialect_of_names(prepared.mapping, output.tensors)
+    specs = {spec.name: spec for spec in prepared.source.specs()}
+    plan = plan_export(prepared.bound, specs, tensor_dialect=dialect.name if dialect else None)
+    return _Expected(replace(prepared, plan=plan), output, read.native)
 
 
 def _remembered(native: NativeCheckpoint) -> Mapping[str, Any]:
@@ -105,7 +126,7 @@ def _check_remembered(prepared: Prepared, config: Mapping[str, Any], native: Nat
         if axis not in kind.pads:
             problems.append(Diagnostic("verify/padded", f"{text}, and may not be padded", where))
             continue
-        real = length(kind, prepared.theirs, axis), length(kind, config, axis)
+        real = length(kind, prepared.unpadded, axis), length(kind, config, axis)
         if (sizes["from"], sizes["to"]) != real:
             text = f"{text}; its size is {real[0]} by the source, and {real[1]} by the config"
             problems.append(Diagnostic("verify/padded", text, where))
@@ -130,7 +151,20 @@ def _cut_otherwise(prepared: Prepared, config: Mapping[str, Any], allow_lossy: b
     kind = prepared.mapping.root.type
     result = {}
     for axis in kind.pads:
-        size, least = length(kind, config, axis), length(kind, prepared.theirs, axis)
+        size, least = length(kind, config, axis), length(kind, prepared.unpadded, axis)
         if size != least and size <= length(kind, prepared.config, axis) and (allow_lossy or size > least):
             result[axis] = size
     return result
+
+
+def _with_dtypes_of(plan: Plan, found: Mapping[str, TensorSpec]) -> Plan:
+    """The plan with the dtypes that an output really has, to compare with it; what is decoded for one dtype only is
+    decoded to that, and so are its duplicates."""
+    targets = tuple(replace(t, dtype=found[t.name].dtype) if t.name in found else t for t in plan.targets)
+    wanted: dict[str, set[str]] = {}
+    for moved in plan.copies:
+        wanted.setdefault(plan.sources[moved.source].name, set()).add(targets[moved.target].dtype)
+    once = {name: dtypes.pop() for name, dtypes in wanted.items() if len(dtypes) == 1 and name in plan.encoding_of}
+    once |= {e.tensor: once[e.of] for e in plan.exemptions if e.of in once and e.tensor in plan.encoding_of}
+    sources = tuple(replace(s, dtype=once[s.name]) if s.name in once else s for s in plan.sources)
+    return replace(plan, sources=sources, targets=targets)

@@ -18,8 +18,9 @@ from crosswalk.checkpoints.native import is_native, open_native
 from crosswalk.compiler.layout.scope import normalize
 from crosswalk.jobs.detect import DEFAULT_LAYOUT, chosen_format
 from crosswalk.jobs.formats import catalog
-from crosswalk.jobs.plans import read_config
-from crosswalk.jobs.prepare import prepare
+from crosswalk.jobs.options import Options
+from crosswalk.jobs.plans import import_config
+from crosswalk.jobs.prepare import open_import
 from crosswalk.jobs.train import load as load_parameters
 from crosswalk.reference import forward
 from crosswalk.runtime.checkpoint.reading import Reader
@@ -93,13 +94,13 @@ def compare(
     if not tiny:
         return _compare(source, config, Path(dst) if dst else source, format, tokens, tolerance, allow_lossy)
     with read_from(file, text):  # what is wrong with the config is said of the file of the user, not of the copy
-        mapping = chosen_format(format, config, layout=DEFAULT_LAYOUT)
-        read_config(mapping, config, allow_lossy)
+        name = chosen_format(format, config, layout=DEFAULT_LAYOUT).name
+        import_config(config, name, allow_lossy)
     with tempfile.TemporaryDirectory(prefix="crosswalk-") as directory:
         copy = Path(directory)
         make_tiny(config, str(file), copy)
         written = json.loads((copy / CONFIG).read_text())
-        return _compare(copy, written, copy, mapping.name, tokens, tolerance, allow_lossy)
+        return _compare(copy, written, copy, name, tokens, tolerance, allow_lossy)
 
 
 def _compare(
@@ -150,9 +151,9 @@ def _converted(
         opened = open_native(path, layout)
         name = str(format or opened.origin.get("format") or layout.name)
         return name, normalize(layout, opened.config, opened.root), _read(opened.tensors)
-    prepared = prepare(path, DEFAULT_LAYOUT, format, allow_lossy=allow_lossy)
-    parameters = {spec.name: torch.empty(spec.shape, dtype=torch.float32) for spec in prepared.plan.targets}
-    loaded = load_parameters(path, parameters, prepared.mapping.name, allow_lossy=allow_lossy)
+    _, imported = open_import(path, Options(format=format, to=DEFAULT_LAYOUT, allow_lossy=allow_lossy))
+    parameters = {spec.name: torch.empty(spec.shape, dtype=torch.float32) for spec in imported.plan.targets}
+    loaded = load_parameters(path, parameters, imported.mapping.name, allow_lossy=allow_lossy)
     return loaded.format, loaded.config, parameters
 
 

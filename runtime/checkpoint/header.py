@@ -192,11 +192,12 @@ def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str], pha
     return len(body).to_bytes(8, "little") + body
 
 
-def parse_json(raw: bytes, path: Path) -> Any:
-    """JSON in UTF-8 in which no object names a key twice and every number is finite. Raises ``CrosswalkError``."""
+def parse_json(raw: bytes, path: Path, constants: bool = False) -> Any:
+    """JSON in UTF-8 in which no object names a key twice. ``constants``: with ``NaN``, ``Infinity`` and ``-Infinity``
+    among the numbers, as Python writes and reads them. Raises ``CrosswalkError``."""
     try:
         text = raw.decode("utf-8")
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=float if constants else _no_constant)
         if "\\u" in text:  # half of a surrogate pair has no UTF-8: it could not be printed or written again
             json.dumps(document, ensure_ascii=False).encode()
         return document

@@ -14,7 +14,6 @@ from crosswalk.runtime.plan.model import TensorSpec
 
 from .extents import BLOCK
 from .header import StoredTensor, build_header
-from .staging import JOURNAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +144,7 @@ def check_names(data: Iterable[str], extra: Iterable[str], carried: Mapping[str,
     names = [*data, *extra, *carried]
     for name in names:
         path = PurePosixPath(name)
-        if str(path) != name or name in (".", JOURNAL) or path.is_absolute() or ".." in path.parts:
+        if str(path) != name or name == "." or path.is_absolute() or ".." in path.parts:
             problems.append(Diagnostic("output/file-name", f"`{name}` cannot be the name of an output file"))
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(Diagnostic("output/file-name", f"two output files would be named `{name}`"))

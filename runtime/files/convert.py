@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from crosswalk.runtime.checkpoint.checksum import KINDS, Checksums
-from crosswalk.runtime.checkpoint.finishing import add_small_files, check_output
 from crosswalk.runtime.checkpoint.header import SourceFile, StoredTensor
 from crosswalk.runtime.checkpoint.output import (
     DataFile,
@@ -23,12 +22,13 @@ from crosswalk.runtime.checkpoint.output import (
 )
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint, bind
-from crosswalk.runtime.checkpoint.staging import Staging, check_space
-from crosswalk.runtime.checkpoint.writing import set_size, sync, write_at
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.staging.directory import Staging, check_space
+from crosswalk.runtime.staging.finishing import add_small_files, check_output
+from crosswalk.runtime.staging.writing import set_size, sync, write_at
 
 from .schedule import Lowering
 from .sinks import CompareSink, HashSink, WriteSink, differences
@@ -94,12 +94,13 @@ def write_checkpoint(
     _check_ties(lowering, source, workers)
 
     identity = _identity(plan, source, files, options.checksum)
-    stage = Staging(destination, plan.digest, identity, overwrite=options.overwrite, resume=options.resume)
+    names = [file.name for file in files]
+    stage = Staging(destination, identity, names, overwrite=options.overwrite, resume=options.resume)
     try:
         checksums = _completed(plan, stage, files, options.checksum, workers)
         pending = [file for file in files if file.name not in checksums]
         small = sum(map(len, extra.values())) + sum(path.stat().st_size for path in carried.values())
-        check_space(stage, sum(file.size for file in pending) + small)
+        check_space(stage, sum(file.size for file in pending) + small, (file.name for file in pending))
         resumed = tuple(checksums)
         checksums |= _write_data(lowering, source, stage, files, pending, options.checksum, workers, on_progress)
         tensors = {name: checksum for found in checksums.values() for name, checksum in found.items()}

@@ -15,8 +15,8 @@ from crosswalk.runtime.checkpoint.checksum import Checksums, Stream
 from crosswalk.runtime.checkpoint.extents import is_served, share
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
-from crosswalk.runtime.checkpoint.writing import copy_between, write_at
 from crosswalk.runtime.errors import Diagnostic, Position, fail
+from crosswalk.runtime.staging.writing import copy_between, write_at
 
 from .tasks import Panel, Range, Segment
 from .workers import STEP, Worker

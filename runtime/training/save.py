@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from crosswalk.runtime.checkpoint.finishing import add_small_files, check_output
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.output import (
     DataFile,
@@ -32,12 +31,13 @@ from crosswalk.runtime.checkpoint.output import (
     lay_out,
     stored,
 )
-from crosswalk.runtime.checkpoint.staging import Staging, check_space
-from crosswalk.runtime.checkpoint.writing import set_size, sync, write_at
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 from crosswalk.runtime.files.sinks import start_writeback
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.staging.directory import Staging, check_space
+from crosswalk.runtime.staging.finishing import add_small_files, check_output
+from crosswalk.runtime.staging.writing import set_size, sync, write_at
 
 from .load import Model, collect, place_all
 from .moves import Moves, moves
@@ -175,7 +175,7 @@ class Draft:
         what the plan pads is there already."""
         sizes = {file.name: file.size for file in self.files}
         overwrite = self.output.overwrite
-        staging = Staging(self.destination, self.plan.digest, sizes, overwrite=overwrite, resume=False)
+        staging = Staging(self.destination, sizes, sizes, overwrite=overwrite, resume=False)
         self._staging, self.path = staging, staging.path
         check_space(staging, sum(sizes.values()))
         with staging.errors("created"):

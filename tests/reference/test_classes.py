@@ -18,6 +18,7 @@ from test_logits import CONFIGS
 import crosswalk
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.config.read import import_config
+from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import plan_for
 from crosswalk.reference import Output, forward
 from crosswalk.runtime import execute
@@ -75,7 +76,7 @@ def test_the_example_of_the_guide_is_the_same_model(name: str, tmp_path: Path) -
     mapping = Catalog([DOCS / "example"]).compiled("gpt2")
     config = json.loads((tmp_path / "config.json").read_text())
     tensors = load_tensors(tmp_path / "model.safetensors")
-    parameters = dict(execute(plan_for(mapping, config, "fast_llm", None, None, False), tensors))
+    parameters = dict(execute(plan_for(mapping, config, Options()), tensors))
     tokens = (torch.arange(11) * 7 + 3) % config["vocab_size"]
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -6,35 +6,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from crosswalk.checkpoints.huggingface import CONFIG, carried_files, config_bytes
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
+from .huggingface import carried_files, config_bytes
 
-def files_to_write(mapping: MappingFile, checkpoint: NativeCheckpoint, model_files: Path | None) -> dict[str, Path]:
-    """The files that a native checkpoint carries, and what the format needs of those in ``model_files``.
+
+def files_to_write(
+    mapping: MappingFile, carried: Mapping[str, Path], model_files: Path | None, source: Path
+) -> dict[str, Path]:
+    """The files that are ``carried`` to a new Hugging Face checkpoint of ``source``, and what the format needs of those
+    in ``model_files``.
 
     Raises ``CrosswalkError`` for carried files that are gone, and for model code that is nowhere.
     """
-    listed = checkpoint.origin.get("files") or []
-    there = carried_files(checkpoint.path, frozenset((CONFIG, METADATA)))
-    files = {name: path for name, path in there.items() if name in listed}
-    problems = []
-    for name in listed:
-        if name not in there:
-            problems.append(
-                Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(checkpoint.path)))
-            )
+    problems = [
+        Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(source)))
+        for name, path in carried.items()
+        if not path.is_file()
+    ]
     given = carried_files(model_files) if model_files is not None else {}
-    files |= {name: path for name, path in given.items() if name in (*mapping.files, *mapping.derived_files)}
+    wanted = (*mapping.files, *mapping.derived_files)
+    files = {**carried, **{name: path for name, path in given.items() if name in wanted}}
     missing = [name for name in mapping.files if name not in files]
     if missing:
         problems.append(
             Diagnostic(
                 "files/model-code",
                 f"format `{mapping.name}` needs its model files {', '.join(missing)}: it cannot be loaded without",
-                Position(str(checkpoint.path)),
+                Position(str(source)),
                 "pass --model-files DIR, a directory that holds them",
             )
         )

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from crosswalk.runtime.checkpoint.header import open_regular, read_header
+from crosswalk.runtime.checkpoint.output import DataFile, OutputLayout, Written, check_names, stored
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.plan.model import Plan
 
-from .header import open_regular, read_header
-from .output import DataFile, OutputLayout, Written, check_names, stored
-from .staging import Staging, copy_file, write_file
+from .directory import Staging, copy_file, write_file
 
 
 def add_small_files(
@@ -46,10 +46,12 @@ def add_small_files(
 def check_output(
     staging: Staging, plan: Plan, files: Sequence[DataFile], layout: OutputLayout, contents: Mapping[str, bytes]
 ) -> None:
-    """Open what was written as anybody would, and compare it with the plan: size and header of every data file, name,
-    dtype, shape and place of every tensor, and the small files byte for byte, the index among them. Raises
-    ``CrosswalkError`` for every file that the file system does not give back as it was written."""
+    """Remove what was not written here, open what was as anybody would, and compare it with the plan: size and header
+    of every data file, name, dtype, shape and place of every tensor, and the small files byte for byte, the index among
+    them. Raises ``CrosswalkError`` for every file that the file system does not give back as it was written."""
     problems = []
+    with staging.errors("written"):
+        staging.sweep()
     for file in files:
         path = staging.path / file.name
         wanted = {

@@ -1,0 +1,357 @@
+"""The two pipelines, each written once: from a Hugging Face config to a plan into a layout, and from a native one back.
+
+Every entry of the face goes through them, so that the same bad checkpoint gives the same diagnostics everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.plan.model import Plan, TensorSpec
+
+from .config.coverage import kept_names, restore_kept, unknown_keys
+from .config.dialects import choose_dialects
+from .config.read import import_config
+from .config.taken import Cases, Taken, follow, related_training
+from .config.write import export_config
+from .layout.differences import differing
+from .layout.padded_axes import cut_to, padded, resized, truncated
+from .layout.scope import Scope, as_stored, normalize
+from .relations.tree import CompiledMapping
+from .tensors.bind import Bound, bind
+from .tensors.encoded import Read, read_encodings
+from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
+from .tensors.read_config import import_with_tensors
+
+#: Axis -> a number: a multiple to pad to, or a size.
+Sizes = Mapping[str, int]
+#: Problems -> the same, at their places in a file.
+Locate = Callable[[Iterable[Diagnostic]], Iterable[Diagnostic]]
+
+DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
+    ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
+    whether the native config is to be what a checkpoint of the trainer holds of it; ``keep``: dotted keys of a
+    config.json that no mapping knows, to be carried along (one text may hold several, between commas)."""
+
+    dialect: str | Iterable[str] | None = None
+    dtype: str | None = None
+    protect: tuple[str, ...] = ()
+    allow_lossy: bool = False
+    pad: Sizes = field(default_factory=dict)
+    truncate: Sizes = field(default_factory=dict)
+    native_config: Mapping[str, Any] | None = None
+    stored: bool = False
+    keep: str | Iterable[str] = ()
+
+
+@dataclass(frozen=True)
+class Places:
+    """Who knows where problems are that do not say so: those of the config, of the tensors, and of what is remembered
+    of the origin."""
+
+    config: Locate = tuple
+    tensors: Locate = tuple
+    origin: Locate = tuple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
+    ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
+    tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size
+    ``from`` before and ``to`` after; ``files``: those that go along, by name; ``kept``: keys of its config that were
+    carried along without being understood."""
+
+    format: str | None = None
+    text: str = ""
+    config: Mapping[str, Any] | None = None
+    dtype: str | None = None
+    tensor_dialect: str | None = None
+    lossy: bool = False
+    padded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+
+    def is_of(self, mapping: CompiledMapping) -> bool:
+        """Whether its config is one of this format."""
+        return self.format == mapping.name and self.config is not None
+
+
+@dataclass(frozen=True)
+class ConfigRead:
+    """A config.json, read. ``native`` is complete; ``taken`` is what was decided on the way; ``stored`` is the
+    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more; ``kept``
+    are the keys that were asked to be kept."""
+
+    native: dict[str, Any]
+    taken: Taken
+    stored: Read
+    problems: tuple[Diagnostic, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, though nothing is wrong."""
+        kept = [f"kept as it is, though not understood: {', '.join(f'`{k}`' for k in self.kept)}"] if self.kept else []
+        return tuple(dict.fromkeys((*self.stored.notes, *kept, *self.taken.notes)))
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The way to a layout. ``config``: native, complete, with padding; ``lengths``: what padded axes were before."""
+
+    mapping: CompiledMapping
+    read: ConfigRead
+    config: Mapping[str, Any]
+    lengths: Sizes
+    bound: Bound
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The way to Hugging Face. ``native``: complete, as it is; ``lengths``: the sizes there of axes that are cut;
+    ``config``: the config.json that belongs to it, ``unchanged`` if it is that of the origin."""
+
+    mapping: CompiledMapping
+    native: Mapping[str, Any]
+    lengths: Sizes
+    bound: Bound
+    plan: Plan
+    config: Mapping[str, Any]
+    unchanged: bool
+    dialects: tuple[str, ...]
+    notes: tuple[str, ...]
+    lossy: tuple[str, ...]
+
+
+def import_checkpoint(
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    tensors: Iterable[TensorSpec] | None,
+    options: PlanOptions,
+    places: Places = Places(),
+) -> Imported:
+    """The plan for a config.json. ``tensors``: what the files hold; without, all have the dtype that the config names.
+
+    Raises ``CrosswalkError`` with every problem of the config, of the tensors, and of the options.
+    """
+    dtype = check_dtype(options.dtype)
+    read = read_config(mapping, config, tensors, options.allow_lossy, places, options.keep)
+    problems = list(read.problems)
+    try:
+        native, cases, lengths = _to_fill(mapping, read, options)
+        with at(places.tensors):
+            bound = bind(mapping, native, cases, lengths)
+            found = read.stored if tensors is not None else None
+            plan = plan_import(
+                bound,
+                found.specs if found else None,
+                dtype,
+                stated_dtype(config),
+                options.protect,
+                found.encodings if found else (),
+                found.unused if found else {},
+            )
+    except CrosswalkError as error:
+        problems += error.diagnostics
+    if problems:
+        raise CrosswalkError(problems)
+    check_protected(options.protect, plan)
+    return Imported(mapping, read, native, lengths, bound, plan)
+
+
+def import_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
+    """The native config of a config.json alone. Raises ``CrosswalkError`` with every problem of it."""
+    read = read_config(mapping, config, None, options.allow_lossy, keep=options.keep)
+    if read.problems:
+        raise CrosswalkError(read.problems)
+    return _to_fill(mapping, read, options)[0]
+
+
+def read_config(
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    tensors: Iterable[TensorSpec] | None = None,
+    allow_lossy: bool = False,
+    places: Places = Places(),
+    keep: str | Iterable[str] = (),
+) -> ConfigRead:
+    """Read a config.json, and the tensors beside it as they are decoded: in the dtype that it names, or BF16 if it
+    names none, or one of 8 bits. Raises ``CrosswalkError`` if there is no native config for it."""
+    stated = stated_dtype(config, "BF16")
+    stored = read_encodings(mapping.source, config, tensors or (), stated if size_of(stated) > 1 else "BF16")
+    kept = kept_names(keep)
+    problems = [*stored.problems, *unknown_keys(mapping, stored.config, kept)]
+    found: tuple[dict[str, Any], Taken] | None = None
+    try:
+        if tensors is None:
+            found = import_config(mapping, stored.config, allow_lossy)
+        else:
+            found = import_with_tensors(mapping, stored.config, stored.names, allow_lossy)
+    except CrosswalkError as error:
+        problems += error.diagnostics
+    located = tuple(places.config(problems))
+    if found is None or not stored.understood:
+        raise CrosswalkError(located)
+    return ConfigRead(*found, stored, located, kept)
+
+
+def _to_fill(
+    mapping: CompiledMapping, read: ConfigRead, options: PlanOptions
+) -> tuple[dict[str, Any], Cases, dict[str, int]]:
+    """The config of the model that is to be filled, its cases, and the sizes before of its axes that are padded. The
+    config is the one given in the options, or else what was read.
+
+    Raises ``CrosswalkError`` (``native/differs``) with every field, those of ``training`` excepted, in which a given
+    config is another model.
+    """
+    layout, kind = mapping.layout, mapping.root.type
+    native = as_stored(layout, kind, read.native) if options.stored else read.native
+    imported, lengths = padded(kind, native, options.pad)
+    if options.native_config is None:
+        return imported, read.taken.cases, lengths
+    found, complete = (
+        Scope(layout, kind, imported),
+        Scope(layout, kind, normalize(layout, options.native_config, kind.name)),
+    )
+    hint = "only fields of `training` may differ from what the checkpoint is"
+    problems = []
+    for path, given, wanted in differing(complete, found):
+        text = f"`{'.'.join(path)}` is {given}, the checkpoint says {wanted}"
+        problems.append(Diagnostic("native/differs", text, None, hint, path=path))
+    if problems:
+        raise CrosswalkError(problems)
+    return *follow(read.taken.cases, found, complete), lengths
+
+
+def export_checkpoint(
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorSpec] | None,
+    options: PlanOptions,
+    origin: Origin | None = None,
+    places: Places = Places(),
+) -> Exported:
+    """The plan for a native config. ``tensors``: what the model holds; without, all are F32. What the options leave
+    open is as ``origin`` has it; without an origin, what ``truncate`` cuts off is taken for padding.
+
+    Raises ``CrosswalkError`` with everything that the format cannot hold, of the tensors, and of the options.
+    """
+    dtype = check_dtype(options.dtype)
+    native, lengths, dialects = _theirs(mapping, config, options, origin, places)
+    known = origin is not None and origin.is_of(mapping)
+    allow = options.allow_lossy or (known and origin is not None and origin.lossy)
+    theirs = resized(mapping.root.type, native, lengths)
+    remembered, same = _remembered(mapping, origin.config if origin is not None and known else None, theirs)
+    with at(places.config):
+        written, taken = export_config(mapping, theirs, dialects, allow, remembered)
+        bound = bind(mapping, native, taken.cases, lengths)
+    names = tensor_dialect(mapping, dialects)
+    if origin is not None and known and options.dialect is None and origin.tensor_dialect in mapping.source.dialects:
+        names = origin.tensor_dialect
+    with at(places.tensors):
+        plan = plan_export(bound, tensors, dtype, "F32", options.protect, names)
+    check_protected(options.protect, plan)
+    same = same and options.dialect is None and taken.cases == remembered
+    final, unchanged = _config_to_write(mapping, written, plan, origin if known else None, same)
+    return Exported(mapping, native, lengths, bound, plan, final, unchanged, dialects, taken.notes, taken.lossy)
+
+
+def export_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
+    """The config.json of a native config alone. Raises ``CrosswalkError`` with every field that it cannot hold."""
+    native, lengths, dialects = _theirs(mapping, config, options, None, Places())
+    return export_config(mapping, resized(mapping.root.type, native, lengths), dialects, options.allow_lossy)[0]
+
+
+def _theirs(
+    mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions, origin: Origin | None, places: Places
+) -> tuple[dict[str, Any], dict[str, int], tuple[str, ...]]:
+    """The complete native config, the sizes of its axes that are cut, and the dialects to write."""
+    kind = mapping.root.type
+    with at(places.config):
+        native = normalize(mapping.layout, config, kind.name)
+    dialects = choose_dialects(mapping, options.dialect)
+    if origin is None:
+        return native, cut_to(kind, native, options.truncate), dialects
+    with at(places.origin):
+        return native, truncated(kind, native, origin.padded, options.truncate, options.allow_lossy), dialects
+
+
+def _config_to_write(
+    mapping: CompiledMapping, written: Mapping[str, Any], plan: Plan, origin: Origin | None, same: bool
+) -> tuple[dict[str, Any], bool]:
+    """config.json to write, and whether it is that of the origin. It is if that is the ``same`` still; else it is the
+    one ``written``, with what means nothing to the trainer restored from the old one."""
+    result: dict[str, Any] = copy.deepcopy(dict(written))
+    stated = main_dtype(plan.targets)
+    if origin is not None and origin.config is not None:
+        same_dtype = origin.dtype == stated
+        if same_dtype and same:
+            return dict(origin.config), True
+        restore_kept(mapping, result, origin.config)
+        if same_dtype:
+            return result, False
+    state_dtype(result, stated)
+    return result, False
+
+
+def _remembered(
+    mapping: CompiledMapping, config: Mapping[str, Any] | None, native: Mapping[str, Any]
+) -> tuple[Cases, bool]:
+    """The cases that the config.json of the origin took, and whether it still says what the native config says."""
+    if config is None:
+        return {}, False
+    layout, kind = mapping.layout, mapping.root.type
+    try:
+        imported, taken = import_config(mapping, config, allow_lossy=True)
+        before = Scope(layout, kind, as_stored(layout, kind, imported))
+    except CrosswalkError:
+        return {}, False
+    now = Scope(layout, kind, native)
+    if any(differing(before, now, related_training(mapping))):
+        return taken.cases, False
+    return follow(taken.cases, before, now)[1], True
+
+
+@contextmanager
+def at(locate: Locate) -> Iterator[None]:
+    """Problems of this block are at the places that ``locate`` finds for them."""
+    try:
+        yield
+    except CrosswalkError as error:
+        raise CrosswalkError(locate(error.diagnostics)) from error
+
+
+def stated_dtype(config: Mapping[str, Any], default: str = "F32") -> str:
+    """The dtype that a config.json names for its tensors; ``default`` if it names none that is a float."""
+    stated = config.get("dtype") or config.get("torch_dtype")
+    by_name = {attribute: name for name, (_, attribute) in DTYPES.items() if name in FLOATS}
+    return by_name.get(str(stated).removeprefix("torch."), default)
+
+
+def state_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Say in a config.json which dtype its tensors have."""
+    for key in [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]:
+        config[key] = DTYPES[dtype][1]
+
+
+def main_dtype(tensors: Iterable[TensorSpec]) -> str:
+    """The dtype that most bytes have; what a config's ``dtype`` says."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.nbytes
+    return counts.most_common(1)[0][0] if counts else "F32"

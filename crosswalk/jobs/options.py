@@ -1,0 +1,96 @@
+"""What a user may ask of a conversion: one object for a plan and one for its output, and how users write sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from crosswalk.compiler.pipeline import PlanOptions
+from crosswalk.compiler.text.positioned import shorten
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+DEFAULT_SHARD = 5_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PlanOptions):
+    """The options of a plan that is made for files. ``format``: a name, None or ``auto`` to find it; ``to``: ``hf`` or
+    a layout; ``model_files``: where the model code of a custom architecture is."""
+
+    format: str | None = None
+    to: str | None = None
+    model_files: Path | None = None
+
+    @property
+    def named_format(self) -> str | None:
+        """The format asked for, None if it is to be found."""
+        return None if self.format in (None, "auto") else self.format
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """The options of Hugging Face files that a training job writes. ``carry_from``: the checkpoint that the model came
+    from; ``max_shard_size`` in bytes."""
+
+    carry_from: Path | None = None
+    max_shard_size: int = DEFAULT_SHARD
+    overwrite: bool = False
+
+
+def check_direction(options: Options) -> None:
+    """Raise for ``pad`` in a conversion to ``hf``, and for ``truncate`` in one to a layout."""
+    if options.to == "hf" and options.pad:
+        hint = "leave out --pad: what the checkpoint remembers as padding is cut off"
+        raise fail("usage/pad", "axes are padded on the way to a layout, and this is a conversion to `hf`", None, hint)
+    if options.to != "hf" and options.truncate:
+        text = "axes are truncated on the way to `hf`, and this is a conversion to a layout"
+        raise fail("usage/truncate", text, None, "leave out --truncate")
+
+
+def parse_sizes(texts: Iterable[str], option: str) -> dict[str, int]:
+    """Numbers by axis, of texts such as ``vocab=128``. ``option`` is what the user calls them.
+
+    Raises ``CrosswalkError`` with every text that is something else, or names an axis again."""
+    result: dict[str, int] = {}
+    problems = []
+    for text in texts:
+        axis, _, number = text.partition("=")
+        if not axis or not (number.isascii() and number.isdigit() and len(number) < 20):
+            problems.append(Diagnostic(f"usage/{option}", f"`--{option} {shorten(text)}` is not AXIS=NUMBER", None,
+                                       f"write it as --{option} vocab=128"))  # fmt: skip
+        elif axis in result:
+            problems.append(Diagnostic(f"usage/{option}", f"`--{option}` names axis `{axis}` twice"))
+        else:
+            result[axis] = int(number)
+    if problems:
+        raise CrosswalkError(problems)
+    return result
+
+
+def parse_size(text: int | str | None, option: str = "--max-shard-size") -> int:
+    """Bytes of a size such as ``5GB``, ``500MiB`` or a number, by default of the largest data file; ``option`` is what
+    the user calls it."""
+    if text is None:
+        return DEFAULT_SHARD
+    if isinstance(text, int):
+        size = text
+    else:
+        units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+        number, unit = text.strip().upper(), ""
+        for name in sorted(units, key=len, reverse=True):
+            if number.endswith(name):
+                number, unit = number[: -len(name)], name
+                break
+        try:
+            size = int(float(number) * units.get(unit, 1))
+        except (ValueError, OverflowError):
+            size = 0
+    if size <= 0:
+        raise fail("usage/size", f"`{text}` is no size", Position(option), "write it as 5GB or 500MiB")
+    return size
+
+
+def as_path(path: str | Path | None) -> Path | None:
+    """A path as users give it; None stays None."""
+    return None if path is None else Path(path)
