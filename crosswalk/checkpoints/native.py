@@ -14,6 +14,7 @@ from typing import Any
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.scope import Scope, simple, stored_type
 from crosswalk.runtime.checkpoint.header import shorten
+from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
@@ -70,8 +71,7 @@ def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
 def _read_text(file: Path) -> str:
     where = Position(str(file))
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_METADATA + 1)
+        data = read_inside(file, file.parent, MAX_METADATA + 1)
         if len(data) > MAX_METADATA:
             raise fail("native/metadata", f"larger than {MAX_METADATA >> 20} MiB", where)
         return data.decode()

@@ -14,6 +14,7 @@ from crosswalk.checkpoints.huggingface import (
     config_bytes,
     folders_left_behind,
     open_hugging_face,
+    strangers_left_behind,
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
@@ -118,7 +119,13 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     mapping, plan, read = imported.mapping, imported.plan, imported.read
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*read.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    strangers = strangers_left_behind(path)
+    notes = (
+        *read.notes,
+        *grown,
+        *([f"folders are not carried along: {', '.join(left)}"] if left else ()),
+        *([f"links that lead elsewhere and special files are left out: {', '.join(strangers)}"] if strangers else ()),
+    )
     text = checkpoint.text
     right = dict(right_architecture(mapping.source, read.stored.config)[0])
     if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - right.keys()):
