@@ -17,11 +17,12 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .config.coverage import restore_kept, unknown_keys
-from .config.dialects import choose_dialects
+from .config.coverage import kept_names, restore_kept, unknown_keys
+from .config.dialects import choose_dialects, dialects_of, without_stale_versions
 from .config.read import import_config
+from .config.taken import Cases, Taken, follow, related_training
 from .config.write import export_config
-from .layout.differences import differing, same_value
+from .layout.differences import differing
 from .layout.padded_axes import cut_to, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
 from .relations.tree import CompiledMapping
@@ -42,7 +43,8 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
     ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
-    whether the native config is to be what a checkpoint of the trainer holds of it."""
+    whether the native config is to be what a checkpoint of the trainer holds of it; ``keep``: dotted keys of a
+    config.json that no mapping knows, to be carried along (one text may hold several, between commas)."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -52,6 +54,7 @@ class PlanOptions:
     truncate: Sizes = field(default_factory=dict)
     native_config: Mapping[str, Any] | None = None
     stored: bool = False
+    keep: str | Iterable[str] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Origin:
     """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
     ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
     tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size
-    ``from`` before and ``to`` after; ``files``: those that go along, by name."""
+    ``from`` before and ``to`` after; ``files``: those that go along, by name; ``kept``: keys of its config that were
+    carried along without being understood."""
 
     format: str | None = None
     text: str = ""
@@ -79,6 +83,7 @@ class Origin:
     lossy: bool = False
     padded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
 
     def is_of(self, mapping: CompiledMapping) -> bool:
         """Whether its config is one of this format."""
@@ -87,14 +92,21 @@ class Origin:
 
 @dataclass(frozen=True)
 class ConfigRead:
-    """A config.json, read. ``native`` is complete; ``stored`` is the checkpoint as its decoded tensors; ``lossy`` says
-    what is inexact, and why; ``problems`` were found and do not stand in the way of looking for more."""
+    """A config.json, read. ``native`` is complete; ``taken`` is what was decided on the way; ``stored`` is the
+    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more; ``kept``
+    are the keys that were asked to be kept."""
 
     native: dict[str, Any]
+    taken: Taken
     stored: Read
-    notes: tuple[str, ...]
-    lossy: tuple[str, ...]
     problems: tuple[Diagnostic, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, though nothing is wrong."""
+        kept = [f"kept as it is, though not understood: {', '.join(f'`{k}`' for k in self.kept)}"] if self.kept else []
+        return tuple(dict.fromkeys((*self.stored.notes, *kept, *self.taken.notes)))
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,7 @@ class Exported:
     config: Mapping[str, Any]
     unchanged: bool
     dialects: tuple[str, ...]
+    notes: tuple[str, ...]
     lossy: tuple[str, ...]
 
 
@@ -137,12 +150,12 @@ def import_checkpoint(
     Raises ``CrosswalkError`` with every problem of the config, of the tensors, and of the options.
     """
     dtype = check_dtype(options.dtype)
-    read = read_config(mapping, config, tensors, options.allow_lossy, places)
+    read = read_config(mapping, config, tensors, options.allow_lossy, places, options.keep)
     problems = list(read.problems)
     try:
-        native, lengths = sized_config(mapping, read, options)
+        native, cases, lengths = _to_fill(mapping, read, options)
         with at(places.tensors):
-            bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
+            bound = bind(mapping, native, cases, lengths)
             found = read.stored if tensors is not None else None
             plan = plan_import(
                 bound,
@@ -163,10 +176,10 @@ def import_checkpoint(
 
 def import_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The native config of a config.json alone. Raises ``CrosswalkError`` with every problem of it."""
-    read = read_config(mapping, config, None, options.allow_lossy)
+    read = read_config(mapping, config, None, options.allow_lossy, keep=options.keep)
     if read.problems:
         raise CrosswalkError(read.problems)
-    return sized_config(mapping, read, options)[0]
+    return _to_fill(mapping, read, options)[0]
 
 
 def read_config(
@@ -175,51 +188,54 @@ def read_config(
     tensors: Iterable[TensorSpec] | None = None,
     allow_lossy: bool = False,
     places: Places = Places(),
+    keep: str | Iterable[str] = (),
 ) -> ConfigRead:
     """Read a config.json, and the tensors beside it as they are decoded: in the dtype that it names, or BF16 if it
     names none, or one of 8 bits. Raises ``CrosswalkError`` if there is no native config for it."""
     stated = stated_dtype(config, "BF16")
     stored = read_encodings(mapping.source, config, tensors or (), stated if size_of(stated) > 1 else "BF16")
-    problems = [*stored.problems, *unknown_keys(mapping, stored.config)]
-    native: dict[str, Any] | None = None
-    notes: list[str] = []
+    kept = kept_names(keep)
+    problems = [*stored.problems, *unknown_keys(mapping, stored.config, kept)]
+    found: tuple[dict[str, Any], Taken] | None = None
     try:
         if tensors is None:
-            native, notes = import_config(mapping, stored.config, allow_lossy)
+            found = import_config(mapping, stored.config, allow_lossy)
         else:
-            native, notes = import_with_tensors(mapping, stored.config, stored.names, allow_lossy)
+            found = import_with_tensors(mapping, stored.config, stored.names, allow_lossy)
     except CrosswalkError as error:
         problems += error.diagnostics
     located = tuple(places.config(problems))
-    if native is None or not stored.understood:
+    if found is None or not stored.understood:
         raise CrosswalkError(located)
-    lossy = inexact(mapping, stored.config) if allow_lossy else ()
-    return ConfigRead(native, stored, tuple(dict.fromkeys(notes)), lossy, located)
+    return ConfigRead(*found, stored, located, kept)
 
 
-def sized_config(
+def _to_fill(
     mapping: CompiledMapping, read: ConfigRead, options: PlanOptions
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """The config of the model that is to be filled, and the sizes before of its axes that are padded. The config is the
-    one given in the options, or else what was read.
+) -> tuple[dict[str, Any], Cases, dict[str, int]]:
+    """The config of the model that is to be filled, its cases, and the sizes before of its axes that are padded. The
+    config is the one given in the options, or else what was read.
 
     Raises ``CrosswalkError`` (``native/differs``) with every field, those of ``training`` excepted, in which a given
     config is another model.
     """
-    native = as_stored(mapping.layout, mapping.root.type, read.native) if options.stored else read.native
-    imported, lengths = padded(mapping.root.type, native, options.pad)
-    if options.native_config is None:
-        return imported, lengths
     layout, kind = mapping.layout, mapping.root.type
-    complete = normalize(layout, options.native_config, kind.name)
+    native = as_stored(layout, kind, read.native) if options.stored else read.native
+    imported, lengths = padded(kind, native, options.pad)
+    if options.native_config is None:
+        return imported, read.taken.cases, lengths
+    found, complete = (
+        Scope(layout, kind, imported),
+        Scope(layout, kind, normalize(layout, options.native_config, kind.name)),
+    )
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
-    for path, given, wanted in differing(Scope(layout, kind, complete), Scope(layout, kind, imported)):
+    for path, given, wanted in differing(complete, found):
         text = f"`{'.'.join(path)}` is {given}, the checkpoint says {wanted}"
         problems.append(Diagnostic("native/differs", text, None, hint, path=path))
     if problems:
         raise CrosswalkError(problems)
-    return complete, lengths
+    return *follow(read.taken.cases, found, complete), lengths
 
 
 def export_checkpoint(
@@ -239,19 +255,23 @@ def export_checkpoint(
     native, lengths, dialects = _theirs(mapping, config, options, origin, places)
     known = origin is not None and origin.is_of(mapping)
     allow = options.allow_lossy or (known and origin is not None and origin.lossy)
+    theirs = resized(mapping.root.type, native, lengths)
+    source = origin.config if origin is not None and known else None
+    remembered, same = _remembered(mapping, source, theirs)
     with at(places.config):
-        bound = bind(mapping, native, dialects, allow, lengths)
+        written, taken = export_config(mapping, theirs, dialects, allow, remembered)
+        bound = bind(mapping, native, taken.cases, lengths)
     names = tensor_dialect(mapping, dialects)
     if origin is not None and known and options.dialect is None and origin.tensor_dialect in mapping.source.dialects:
         names = origin.tensor_dialect
     with at(places.tensors):
         plan = plan_export(bound, tensors, dtype, "F32", options.protect, names)
     check_protected(options.protect, plan)
-    asked = options.dialect is not None
-    theirs = resized(mapping.root.type, native, lengths)
-    written, unchanged = _config_to_write(mapping, bound, theirs, plan, origin if known else None, asked)
-    lossy = inexact(mapping, written) if allow else ()
-    return Exported(mapping, native, lengths, bound, plan, written, unchanged, dialects, lossy)
+    kept = options.dialect is None or (source is not None and set(dialects) == set(dialects_of(mapping, source)))
+    same = same and kept and taken.cases == remembered
+    final, unchanged = _config_to_write(mapping, written, plan, origin if known else None, same)
+    final = final if unchanged else without_stale_versions(mapping, final, dialects)
+    return Exported(mapping, native, lengths, bound, plan, final, unchanged, dialects, taken.notes, taken.lossy)
 
 
 def export_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
@@ -267,7 +287,8 @@ def _theirs(
     kind = mapping.root.type
     with at(places.config):
         native = normalize(mapping.layout, config, kind.name)
-    dialects = choose_dialects(mapping, options.dialect)
+    source = origin.config if origin is not None and origin.is_of(mapping) else None
+    dialects = choose_dialects(mapping, options.dialect, source)
     if origin is None:
         return native, cut_to(kind, native, options.truncate), dialects
     with at(places.origin):
@@ -275,20 +296,15 @@ def _theirs(
 
 
 def _config_to_write(
-    mapping: CompiledMapping,
-    bound: Bound,
-    native: Mapping[str, Any],
-    plan: Plan,
-    origin: Origin | None,
-    dialect_asked: bool,
+    mapping: CompiledMapping, written: Mapping[str, Any], plan: Plan, origin: Origin | None, same: bool
 ) -> tuple[dict[str, Any], bool]:
-    """config.json to write, and whether it is that of the origin. It is if that still says what the native config says;
-    else it is a new one, with what means nothing to the trainer restored from the old one."""
-    result: dict[str, Any] = copy.deepcopy(dict(bound.config))
+    """config.json to write, and whether it is that of the origin. It is if that is the ``same`` still; else it is the
+    one ``written``, with what means nothing to the trainer restored from the old one."""
+    result: dict[str, Any] = copy.deepcopy(dict(written))
     stated = main_dtype(plan.targets)
     if origin is not None and origin.config is not None:
         same_dtype = origin.dtype == stated
-        if same_dtype and not dialect_asked and _still_says(mapping, origin.config, native):
+        if same_dtype and same:
             return dict(origin.config), True
         restore_kept(mapping, result, origin.config)
         if same_dtype:
@@ -297,24 +313,22 @@ def _config_to_write(
     return result, False
 
 
-def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
+def _remembered(
+    mapping: CompiledMapping, config: Mapping[str, Any] | None, native: Mapping[str, Any]
+) -> tuple[Cases, bool]:
+    """The cases that the config.json of the origin took, and whether it still says what the native config says."""
+    if config is None:
+        return {}, False
+    layout, kind = mapping.layout, mapping.root.type
     try:
-        imported, _ = import_config(mapping, config, allow_lossy=True)
-        imported = as_stored(mapping.layout, mapping.root.type, imported)
-        return same_value(
-            export_config(mapping, imported, None, True)[0], export_config(mapping, native, None, True)[0]
-        )
+        imported, taken = import_config(mapping, config, allow_lossy=True)
+        before = Scope(layout, kind, as_stored(layout, kind, imported))
     except CrosswalkError:
-        return False
-
-
-def inexact(mapping: CompiledMapping, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a mapping declares to be inexact of a config.json, and why."""
-    try:
-        import_config(mapping, config)
-    except CrosswalkError as error:
-        return tuple(dict.fromkeys(found.message for found in error.diagnostics if found.code == "config/lossy"))
-    return ()
+        return {}, False
+    now = Scope(layout, kind, native)
+    if any(differing(before, now, related_training(mapping))):
+        return taken.cases, False
+    return follow(taken.cases, before, now)[1], True
 
 
 @contextmanager

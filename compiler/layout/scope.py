@@ -320,7 +320,7 @@ def misfit(declared: Field, value: Any) -> str | None:
         fits = isinstance(value, (list, tuple)) and all(map(_SCALARS[declared.of], value))
         return None if fits else f"a list of {declared.of}"
     if not _SCALARS[declared.of](value):
-        return f"of type {declared.of}"
+        return f"of type {declared.of}{' and finite' if isinstance(value, float) and declared.of == 'float' else ''}"
     if declared.bound is not None:
         relation, bound = declared.bound
         if not (value > bound if relation == ">" else value >= bound):

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from crosswalk.compiler.config.dialects import dialect_of_names, rename
-from crosswalk.compiler.mapping.model import TensorEntry
+from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
@@ -18,6 +18,7 @@ from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rul
 
 from .bind import Bound
 from .folding import fold
+from .quantised import looks_quantised, quantised_marks
 
 Direction = Literal["import", "export"]
 
@@ -63,8 +64,8 @@ def plan_import(
         if dtype is not None:
             sources |= _decoded(bound, names, sources, encodings, dtype, protect)
         lines = {names[entry.tensor.name]: entry.line for entry in bound.related}
-        hint = "add a line for it under `tensors:`; `NAME: ~` if it is not needed"
-        _compare(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, dropped)
+        hint = "another format may have it (--format); a mapping that should have it needs a line under `tensors:`"
+        _compare(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, dropped, bound.mapping.source)
     feeding: dict[str, list[str]] = {}
     for entry in bound.related:
         for piece in entry.tensor.pieces:
@@ -238,10 +239,18 @@ def _compare(
     unexpected_hint: str,
     lines: Mapping[str, TensorEntry] = MappingProxyType({}),
     ignored: Container[str] = (),
+    mapping: MappingFile | None = None,
 ) -> None:
     """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is; all differences in
-    one error, layers folded. ``lines``: the rule of each tensor, if there is one."""
+    one error, layers folded. ``lines``: the rule of each tensor, if there is one. ``mapping``: of files that may be
+    quantised."""
     problems = []
+    marks, modules = quantised_marks(mapping, (name for name in found if name not in expected))
+    if marks:
+        problems.append(looks_quantised(marks))
+        known = {name for name in (*expected, *found) if name in marks or name.rpartition(".")[0] in modules}
+        expected = {name: shape for name, shape in expected.items() if name not in known}
+        found = {name: spec for name, spec in found.items() if name not in known}
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     wrong = [name for name, shape in expected.items() if name in found and found[name].shape != shape]

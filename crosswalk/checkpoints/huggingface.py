@@ -10,6 +10,7 @@ from typing import Any
 
 from crosswalk.compiler.text.documents import MAX_DEPTH, parse_document
 from crosswalk.runtime.checkpoint.header import parse_json
+from crosswalk.runtime.checkpoint.opening import leads_out, read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
@@ -57,8 +58,7 @@ def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
 
 def read_config_text(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_CONFIG + 1)
+        data = read_inside(file, file.parent, MAX_CONFIG + 1)
         if len(data) > MAX_CONFIG:
             raise fail("config/size", f"larger than {MAX_CONFIG >> 20} MiB: this is no config", Position(str(file)))
         return data.decode()
@@ -73,7 +73,7 @@ def read_config_text(file: Path) -> str:
 
 def parse_config(text: str, file: Path) -> dict[str, Any]:
     try:
-        config = parse_json(text.encode(), file)
+        config = parse_json(text.encode(), file, constants=True)
     except CrosswalkError as error:
         reason = error.__cause__
         if isinstance(reason, json.JSONDecodeError):
@@ -111,6 +111,7 @@ def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> 
         name: file
         for name, file in candidates.items()
         if file.is_file()
+        and leads_out(file, path) is None
         and name not in beside
         and not name.endswith(WEIGHTS)
         and not file.name.startswith(".")
@@ -123,7 +124,22 @@ def folders_left_behind(path: Path) -> list[str]:
     return [
         entry.name
         for entry in sorted(path.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in CARRIED_FOLDERS
+        if entry.is_dir()
+        and leads_out(entry, path) is None
+        and not entry.name.startswith(".")
+        and entry.name not in CARRIED_FOLDERS
+    ]
+
+
+def strangers_left_behind(path: Path) -> list[str]:
+    """What lies in a checkpoint and is no file of it: links that lead out of it, pipes, sockets, devices."""
+    folders = [path, *(path / name for name in CARRIED_FOLDERS if (path / name).is_dir())]
+    return [
+        str(entry.relative_to(path))
+        for folder in folders
+        for entry in sorted(folder.iterdir())
+        if (leads_out(entry, path) is not None or not (entry.is_file() or entry.is_dir()))
+        and not entry.name.startswith(".")
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.scope import Scope, simple, stored_type
 from crosswalk.runtime.checkpoint.header import shorten
+from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
@@ -88,8 +89,7 @@ def _distributed(path: Path, document: Mapping[str, Any], text: str) -> Crosswal
 def _read_text(file: Path) -> str:
     where = Position(str(file))
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_METADATA + 1)
+        data = read_inside(file, file.parent, MAX_METADATA + 1)
         if len(data) > MAX_METADATA:
             raise fail("native/metadata", f"larger than {MAX_METADATA >> 20} MiB", where)
         return data.decode()
@@ -113,6 +113,9 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
     def texts(value: Any) -> bool:
         return isinstance(value, str)
 
+    def names(value: Any) -> bool:
+        return isinstance(value, list) and all(map(texts, value))
+
     def index(value: Any) -> bool:
         return isinstance(value, Mapping) and bool(value) and all(map(texts, (*value, *value.values())))
 
@@ -134,11 +137,8 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
         *((("metadata", "crosswalk", key), "text", texts) for key in ("format", "config", "tensor_dialect", "dtype")),
         (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
         (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
-        (
-            ("metadata", "crosswalk", "files"),
-            "a list of file names",
-            lambda value: isinstance(value, list) and all(map(texts, value)),
-        ),
+        (("metadata", "crosswalk", "files"), "a list of file names", names),
+        (("metadata", "crosswalk", "kept"), "a list of keys", names),
     )
     for keys, expected, fits in wanted:
         *parents, key = keys

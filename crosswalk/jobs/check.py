@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from crosswalk.compiler.pipeline import Sizes
@@ -24,13 +25,15 @@ def check(
     model_files: str | Path | None = None,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
-    shape, and the plan's proof. ``pad`` and ``truncate``: see :func:`crosswalk.convert`. Raises ``CrosswalkError`` with
-    all problems found."""
+    shape, and the plan's proof. ``pad``, ``truncate`` and ``keep``: see :func:`crosswalk.convert`. Raises
+    ``CrosswalkError`` with all problems found."""
     options = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
+        keep=keep,
     )  # fmt: skip
     prepared = prepare(Path(src), options)
     problems = prepared.plan.verify().problems

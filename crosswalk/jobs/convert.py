@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def convert(
     model_files: str | Path | None = None,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
+    keep: str | Iterable[str] = (),
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
@@ -46,11 +48,15 @@ def convert(
     and a conversion back cuts to it. ``truncate``: axis -> size, to cut to another one; to cut off more than is known
     to be padding takes ``allow_lossy``.
 
+    ``keep``: keys of config.json that the format does not know and the model does not depend on, nested ones with dots;
+    they are carried along, and restored on the way back.
+
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """
     planning = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
+        keep=keep,
     )  # fmt: skip
     destination = Path(dst)
     prepared = prepare(Path(src), planning)

@@ -11,7 +11,7 @@ from crosswalk.checkpoints.key_positions import locator
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint
 from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.layout.padded_axes import length
-from crosswalk.compiler.pipeline import Imported, Origin, inexact, main_dtype
+from crosswalk.compiler.pipeline import Imported, Origin, main_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 
@@ -25,10 +25,11 @@ def record(imported: Imported, text: str, files: Mapping[str, Path]) -> dict[str
         "config": text,
         "tensor_dialect": tensors.name if tensors else None,
         "dtype": main_dtype(plan.sources),
-        "lossy": bool(inexact(mapping, parse_config(text, Path(CONFIG)))),
+        "lossy": bool(imported.read.taken.lossy),
         "plan": plan.digest,
         "files": sorted(files),
         **({"padded": sizes} if sizes else {}),
+        **({"kept": list(imported.read.kept)} if imported.read.kept else {}),
     }
 
 
@@ -46,6 +47,7 @@ def remembered(checkpoint: NativeCheckpoint, format: str | None) -> Origin:
         tensor_dialect=said.get("tensor_dialect"),
         lossy=bool(said.get("lossy")),
         padded=said.get("padded") or {},
+        kept=tuple(said.get("kept") or ()),
         # A name that is no file here is kept, so that it is missed.
         files={name: there.get(name, checkpoint.path / CONFIG / name) for name in said.get("files") or ()},
     )

@@ -14,10 +14,12 @@ from crosswalk.checkpoints.huggingface import (
     config_bytes,
     folders_left_behind,
     open_hugging_face,
+    strangers_left_behind,
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
+from crosswalk.compiler.config.architectures import right_architecture
 from crosswalk.compiler.layout.padded_axes import padding_notes, resized
 from crosswalk.compiler.pipeline import (
     Imported,
@@ -117,13 +119,21 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     mapping, plan, read = imported.mapping, imported.plan, imported.read
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*read.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    strangers = strangers_left_behind(path)
+    notes = (
+        *read.notes,
+        *grown,
+        *([f"folders are not carried along: {', '.join(left)}"] if left else ()),
+        *([f"links that lead elsewhere and special files are left out: {', '.join(strangers)}"] if strangers else ()),
+    )
     text = checkpoint.text
-    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.stored.config.keys()):
+    right = dict(right_architecture(mapping.source, read.stored.config)[0])
+    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - right.keys()):
         # Remembered as a checkpoint of floats, which the tensors are from now on.
-        decoded = dict(read.stored.config)
-        state_dtype(decoded, main_dtype(plan.sources))
-        text = config_bytes(decoded).decode()
+        state_dtype(right, main_dtype(plan.sources))
+        text = config_bytes(right).decode()
+    elif right.get("architectures") != checkpoint.config.get("architectures"):
+        text = config_bytes(right).decode()
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
@@ -145,7 +155,9 @@ def _prepare_export(path: Path, options: Options) -> Prepared:
     kind, lengths = mapping.root.type, exported.lengths
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     files = files_to_write(mapping.source, origin.files, options.model_files, path)
-    notes = (*dict.fromkeys(exported.bound.notes), *padding_notes(kind, exported.native, lengths, False))
+    notes = (*exported.notes, *padding_notes(kind, exported.native, lengths, False))
+    if origin.is_of(mapping) and origin.kept:
+        notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
     return Prepared(
         to="hf", mapping=mapping, bound=exported.bound, plan=exported.plan, source=checkpoint.tensors,
         config=exported.native, text=text, files=files, dialects=exported.dialects, notes=notes, lengths=lengths,

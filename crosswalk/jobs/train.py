@@ -6,9 +6,9 @@ rank must call it, all agree before anything moves, and a problem of one rank is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from crosswalk.checkpoints.huggingface import CONFIG, carried_files, config_bytes, parse_config, read_config_text
 from crosswalk.checkpoints.model_files import derived_files
 from crosswalk.compiler.config.coverage import restore_kept
+from crosswalk.compiler.config.dialects import dialects_of, without_stale_versions
 from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint, main_dtype, state_dtype
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.plan.model import Plan, TensorSpec
@@ -59,6 +60,7 @@ def load(
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Loaded:
     """Fill a model's parameters with a Hugging Face checkpoint, in place.
 
@@ -70,7 +72,8 @@ def load(
     Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found. ``pad``:
     axis -> multiple that its size in the model is rounded up to, as ``{"vocab": 128}``; what is new becomes zeros. The
     model is the one of ``native_config``, by default the one that the checkpoint is imported as. They may differ in
-    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not).
+    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not). ``keep``:
+    keys of config.json that the format does not know and the model does not depend on, nested ones with dots.
 
     Raises ``CrosswalkError``, on every rank and before anything is changed, with every field of ``native_config`` that
     is not the checkpoint's, or every parameter that is missing, unexpected or has another shape; and within ``timeout``
@@ -78,7 +81,8 @@ def load(
     """
     ranks = team(group, timeout)
     with ranks.step("reading the checkpoint's headers") as step:
-        options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config)
+        options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
+                          native_config=native_config, keep=keep)  # fmt: skip
         checkpoint, imported = open_import(Path(hf_dir), options)
         name, config = imported.mapping.name, imported.config
         step.agree |= {"format": name, "config": config}
@@ -168,10 +172,12 @@ def reader(
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
-    options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config)
+    options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
+                      keep=keep)  # fmt: skip
     checkpoint, imported = open_import(Path(hf_dir), options)
     return Reader(imported.plan, checkpoint.tensors)
 
@@ -209,6 +215,12 @@ class _Export:
     def __init__(self, native_config: Config, format: str, options: Options, output: OutputOptions) -> None:
         self._mapping, self._config = format_named(format), native_config
         self._options, self._output = options, output
+        self._old: dict[str, Any] | None = None
+        if output.carry_from is not None:
+            file = output.carry_from / CONFIG
+            self._old = parse_config(read_config_text(file), file)
+            if options.dialect is None:
+                self._options = replace(options, dialect=dialects_of(self._mapping, self._old) or None)
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
         return export_checkpoint(self._mapping, self._config, dict(specs), self._options)
@@ -216,11 +228,10 @@ class _Export:
     def output(self, exported: Exported) -> Output:
         config: dict[str, Any] = dict(exported.config)
         carried: dict[str, Path] = {}
-        if self._output.carry_from is not None:
-            origin = self._output.carry_from
-            carried = carried_files(origin)
-            old = parse_config(read_config_text(origin / CONFIG), origin / CONFIG)
-            restore_kept(self._mapping, config, old)
+        if self._output.carry_from is not None and self._old is not None:
+            carried = carried_files(self._output.carry_from)
+            restore_kept(self._mapping, config, self._old)
+            config = without_stale_versions(self._mapping, config, exported.dialects)
         state_dtype(config, main_dtype(exported.plan.targets))
         made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
         return Output(hugging_face_layout(self._output.max_shard_size), made, carried, self._output.overwrite)

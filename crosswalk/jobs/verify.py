@@ -78,7 +78,7 @@ def _native_output(source: Path, target: Path, options: Options) -> _Expected:
     pads = layout.types[native.root].pads
     # A multiple that is at least the size is the size to pad to.
     sizes = {axis: found["to"] for axis, found in _remembered(native).items() if axis in pads}
-    prepared = prepare(source, replace(options, pad=sizes))
+    prepared = prepare(source, replace(options, pad=sizes, keep=native.origin.get("kept") or ()))
     with read_from(target / METADATA, native.text, ("config", "base_model")):
         config = normalize(prepared.mapping.layout, native.config, native.root)
     _check_remembered(prepared, config, native)
@@ -92,7 +92,8 @@ def _hf_output(source: Path, target: Path, options: Options) -> _Expected:
     prepared = prepare(source, asked)
     checkpoint = open_hugging_face(target)
     with read_from(target / CONFIG, checkpoint.text):
-        read = read_config(prepared.mapping, checkpoint.config, checkpoint.tensors.specs(), True)
+        kept = open_native(source, prepared.mapping.layout).origin.get("kept") or ()
+        read = read_config(prepared.mapping, checkpoint.config, checkpoint.tensors.specs(), True, keep=kept)
         if read.stored.encodings:
             text = f"{len(read.stored.encodings)} tensors of the output are encoded, and no conversion writes such"
             raise fail("verify/encoded", text, Position(str(target)))

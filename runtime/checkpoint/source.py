@@ -1,7 +1,7 @@
 """Opening a checkpoint: where every tensor lies in which file. Only headers are read.
 
-File names come from an untrusted index: they must be plain relative paths that stay inside the checkpoint. The files
-themselves may be symbolic links to anywhere, as in the cache of the Hugging Face hub.
+File names come from an untrusted index: they must be plain relative paths that stay inside the checkpoint, and so must
+what they lead to, if they are links; but for those in the cache of the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .decoding import stored_encoded
-from .header import MAX_HEADER, SourceFile, StoredTensor, limited, open_regular, parse_json, read_header, shorten
+from .header import MAX_HEADER, SourceFile, StoredTensor, limited, parse_json, read_header, shorten
+from .opening import leads_out, read_inside
 from .pickled import read_pickled
 
 
@@ -104,7 +105,7 @@ def open_checkpoint(path: Path, index: Mapping[str, str] | None = None) -> Check
                 raise fail("source/not-found", "there is no such file or directory", where)
             if path.name.endswith(".index.json"):
                 return _open_indexed(path.parent, _read_index(path), Position(str(path)))
-            return _open_files(path.parent, [path])
+            return _open_files(path.parent, [path], named=True)
         if (path / "model.safetensors").exists():
             return _open_files(path, [path / "model.safetensors"])
         indexes = sorted(path.glob("*.safetensors.index.json"))
@@ -131,8 +132,7 @@ def open_checkpoint(path: Path, index: Mapping[str, str] | None = None) -> Check
 def _read_index(path: Path) -> Mapping[str, str]:
     where = Position(str(path))
     try:
-        with open(open_regular(path), "rb") as stream:
-            raw = stream.read(MAX_HEADER + 1)
+        raw = read_inside(path, path.parent, MAX_HEADER + 1)
     except OSError as error:
         raise fail("index/unreadable", f"cannot be read: {error.strerror or error}", where) from error
     if len(raw) > MAX_HEADER:
@@ -144,13 +144,23 @@ def _read_index(path: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _open_files(directory: Path, paths: Iterable[Path]) -> Checkpoint:
+def _open_files(directory: Path, paths: Iterable[Path], named: bool = False) -> Checkpoint:
+    """``named``: by the user, who may name a link to anywhere."""
     tensors: dict[str, StoredTensor] = {}
     files = {}
     for path in paths:
+        if not named:
+            _check_link(path, directory)
         files[path], found = read_file(path)
         tensors.update(found)
     return Checkpoint(directory, tensors, files)
+
+
+def _check_link(path: Path, directory: Path) -> None:
+    outside = leads_out(path, directory)
+    if outside is not None:
+        hint = "copy the file in its place, or name the directory that it leads to"
+        raise fail("source/link", outside, Position(str(path)), hint)
 
 
 def read_file(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
@@ -178,6 +188,7 @@ def _open_indexed(directory: Path, index: Mapping[str, str], where: Position) ->
             problems.append(Diagnostic("index/missing-file", text, where, "download the rest of the checkpoint"))
             continue
         try:
+            _check_link(path, directory)
             files[path], found = read_file(path)
         except CrosswalkError as error:
             problems.extend(error.diagnostics)

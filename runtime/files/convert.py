@@ -221,7 +221,7 @@ def _check_apart(source: Checkpoint, destination: Path) -> None:
 
 def _identity(plan: Plan, source: Checkpoint, files: Sequence[DataFile], checksum: str) -> dict[str, Any]:
     """What must be the same for an interrupted conversion to be continued."""
-    read = {os.path.abspath(path): [f.size, f.mtime_ns, f.inode] for path, f in source.files.items()}
+    read = {os.path.abspath(path): [f.size, f.mtime_ns, f.ctime_ns, f.inode] for path, f in source.files.items()}
     return {"plan": plan.digest, "checksum": checksum, "source": read, "files": [[f.name, f.size] for f in files]}
 
 
@@ -240,7 +240,7 @@ def _completed(
                 continue
         status = path.stat()
         tensors = {plan.targets[target].name: place for target, place in stored(file, plan.targets, stage.path).items()}
-        files_now = {path: SourceFile(status.st_size, status.st_mtime_ns, status.st_ino, {})}
+        files_now = {path: SourceFile.of(status, {})}
         found = _hash(tensors, files_now, kind, workers)
         if found == recorded[file.name]:
             result[file.name] = found

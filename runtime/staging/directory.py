@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
 from . import endings, placing
@@ -299,7 +300,7 @@ def write_file(staging: Staging, name: str, content: bytes) -> None:
 def copy_file(staging: Staging, name: str, origin: Path) -> None:
     """Copy the content of a file, following links, and sync it."""
     try:
-        with open(origin, "rb") as source, open(staging.create(name), "r+b") as target:
+        with os.fdopen(open_regular(origin), "rb") as source, open(staging.create(name), "r+b") as target:
             set_size(target.fileno(), 0)
             done = 0
             while block := source.read(_STEP):
