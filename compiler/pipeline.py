@@ -18,7 +18,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .config.coverage import kept_names, restore_kept, unknown_keys
-from .config.dialects import choose_dialects
+from .config.dialects import choose_dialects, dialects_of, without_stale_versions
 from .config.read import import_config
 from .config.taken import Cases, Taken, follow, related_training
 from .config.write import export_config
@@ -262,7 +262,8 @@ def export_checkpoint(
     known = origin is not None and origin.is_of(mapping)
     allow = options.allow_lossy or (known and origin is not None and origin.lossy)
     theirs = resized(mapping.root.type, native, lengths)
-    remembered, same = _remembered(mapping, origin.config if origin is not None and known else None, theirs)
+    source = origin.config if origin is not None and known else None
+    remembered, same = _remembered(mapping, source, theirs)
     with at(places.config):
         written, taken = export_config(mapping, theirs, dialects, allow, remembered)
         bound = bind(mapping, native, taken.cases, lengths)
@@ -272,8 +273,10 @@ def export_checkpoint(
     with at(places.tensors):
         plan = plan_export(bound, tensors, dtype, "F32", options.protect, names)
     check_protected(options.protect, plan)
-    same = same and options.dialect is None and taken.cases == remembered
+    kept = options.dialect is None or (source is not None and set(dialects) == set(dialects_of(mapping, source)))
+    same = same and kept and taken.cases == remembered
     final, unchanged = _config_to_write(mapping, written, plan, origin if known else None, same)
+    final = final if unchanged else without_stale_versions(mapping, final, dialects)
     return Exported(mapping, native, lengths, bound, plan, final, unchanged, dialects, taken.notes, taken.lossy)
 
 
@@ -290,7 +293,8 @@ def _theirs(
     kind = mapping.root.type
     with at(places.config):
         native = normalize(mapping.layout, config, kind.name)
-    dialects = choose_dialects(mapping, options.dialect)
+    source = origin.config if origin is not None and origin.is_of(mapping) else None
+    dialects = choose_dialects(mapping, options.dialect, source)
     if origin is None:
         return native, cut_to(kind, native, options.truncate), dialects
     with at(places.origin):

@@ -15,7 +15,7 @@ ORDER = (
     "crosswalk.compiler.text", "crosswalk.compiler.notation", "crosswalk.compiler.layout", "crosswalk.compiler.mapping",
     "crosswalk.compiler.relations", "crosswalk.compiler.config", "crosswalk.compiler.tensors",
     "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog",
-    "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.cli",
+    "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.models", "crosswalk.cli",
 )  # fmt: skip
 FOLDERS = {
     "crosswalk.runtime": "runtime",

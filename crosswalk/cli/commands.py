@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .compare import compare
+
 if TYPE_CHECKING:
     from crosswalk.runtime.files.workers import Progress
 
@@ -26,7 +28,11 @@ def planning_options(command: Command) -> Command:
         (
             click.option("--to", metavar="fast_llm|hf", help="What to convert to. Default: the other side of SRC."),
             click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected."),
-            click.option("--dialect", metavar="NAME", help="transformers-4, transformers-5, or both with a comma."),
+            click.option(
+                "--dialect", metavar="NAME[,NAME]",
+                help="Such as transformers-4, transformers-5 or transformers-5-5; `formats NAME` lists those of a "
+                "format. Default: that of the source, or all that fit in one file.",
+            ),
             click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
             click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
             click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
@@ -171,6 +177,9 @@ def formats(name: str | None) -> None:
         show_formats()
     else:
         show_format(name)
+
+
+cli.add_command(compare)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from crosswalk.checkpoints.huggingface import CONFIG, carried_files, config_bytes, parse_config, read_config_text
 from crosswalk.checkpoints.model_files import derived_files
 from crosswalk.compiler.config.coverage import restore_kept
+from crosswalk.compiler.config.dialects import dialects_of, without_stale_versions
 from crosswalk.compiler.layout.variants import variants
 from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint, main_dtype, state_dtype
 from crosswalk.compiler.tensors.advice import Advice
@@ -230,20 +231,29 @@ class _Export:
         exported = self.plan(specs)
         return exported.plan, self.output(exported)
 
+    def _old(self) -> dict[str, Any] | None:
+        """The config.json of the checkpoint that the model came from."""
+        if self.written.carry_from is None:
+            return None
+        file = self.written.carry_from / CONFIG
+        return parse_config(read_config_text(file), file)
+
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
-        mapping = format_named(self.format)
-        check_published(specs.values(), self.options.dtype)
-        return export_checkpoint(mapping, self.native_config, dict(specs), self.options)
+        mapping, options, old = format_named(self.format), self.options, self._old()
+        if old is not None and options.dialect is None:
+            options = replace(options, dialect=dialects_of(mapping, old) or None)
+        check_published(specs.values(), options.dtype)
+        return export_checkpoint(mapping, self.native_config, dict(specs), options)
 
     def output(self, exported: Exported) -> Output:
         mapping = exported.mapping
         config: dict[str, Any] = dict(exported.config)
         carried: dict[str, Path] = {}
-        if self.written.carry_from is not None:
-            origin = self.written.carry_from
-            carried = carried_files(origin)
-            old = parse_config(read_config_text(origin / CONFIG), origin / CONFIG)
+        old = self._old()
+        if self.written.carry_from is not None and old is not None:
+            carried = carried_files(self.written.carry_from)
             restore_kept(mapping, config, old)
+            config = without_stale_versions(mapping, config, exported.dialects)
         state_dtype(config, main_dtype(exported.plan.targets))
         made = {CONFIG: config_bytes(config), **derived_files(mapping.source, config, carried)}
         return Output(hugging_face_layout(self.written.max_shard_size), made, carried, self.written.overwrite)
