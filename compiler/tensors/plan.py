@@ -12,12 +12,12 @@ from crosswalk.compiler.config.dialects import dialect_of_names, rename
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import did_you_mean
-from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
+from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
 from .bind import Bound
-from .folding import fold
 from .prefixes import other_prefix
 from .quantised import looks_quantised, quantised_marks
 
@@ -230,9 +230,29 @@ def check_dtype(dtype: str | None) -> str | None:
         return None
     by_name = {name.lower(): name for name in DTYPES} | {attribute: name for name, (_, attribute) in DTYPES.items()}
     found = by_name.get(str(dtype).lower().removeprefix("torch."))
+    hint = "one of float32, bfloat16, float16, float64"
     if found not in FLOATS:
-        raise fail("usage/dtype", f"`{dtype}` is no float dtype", hint="one of float32, bfloat16, float16, float64")
+        raise fail("usage/dtype", f"`{dtype}` is no float dtype", hint=hint)
+    if size_of(found) == 1:
+        text = f"`{dtype}` needs scales beside the tensors, which are not made: nothing could load a mere cast"
+        raise fail("usage/dtype", text, hint=f"{hint}; quantise what is written with the tool of your engine")
     return found
+
+
+def check_published(tensors: Iterable[TensorSpec], dtype: str | None) -> None:
+    """Raise for parameters of 8 bits, which would be published without the scales that make sense of them, unless
+    ``dtype`` casts them."""
+    small = {tensor.name: tensor.dtype for tensor in tensors if tensor.dtype in FLOATS and size_of(tensor.dtype) == 1}
+    if small and dtype is None:
+        raise CrosswalkError(
+            Diagnostic(
+                "live/dtype",
+                f"parameter `{pattern}` is {small[names[0]]}: it cannot be published without scales",
+                None,
+                'dtype="bfloat16" casts it, if its values are what the model computes with',
+            )
+            for pattern, names in fold(small, small.__getitem__)
+        )
 
 
 def _compare(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .compare import compare
+
 if TYPE_CHECKING:
     from crosswalk.runtime.files.workers import Progress
 
@@ -186,6 +188,9 @@ def formats(name: str | None) -> None:
         show_formats()
     else:
         show_format(name)
+
+
+cli.add_command(compare)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -256,17 +256,7 @@ class Staging:
         return fail("output/foreign", text, Position(str(self.destination)), "remove it")
 
     def _read_journal(self) -> list[dict[str, Any]]:
-        """The records of an interrupted conversion; a torn last line is left out."""
-        try:
-            descriptor = os.open(self._work / JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as stream:
-                whole = [line for line in stream if line.endswith(b"\n")]
-            records = [json.loads(line) for line in whole]
-        except (OSError, ValueError):
-            return []
-        if not all(isinstance(record, dict) for record in records):
-            return []
-        self._recorded = sum(map(len, whole))
+        records, self._recorded = read_journal(self._work)
         return records
 
 
@@ -281,6 +271,21 @@ class _Errors:
         if isinstance(error, OSError):
             text = f"the output cannot be {self._what}: {error.strerror or error}"
             raise fail("output/failed", text, Position(str(self._destination))) from error
+
+
+def read_journal(work: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of an interrupted conversion in a working directory, and the bytes that they take; a torn last line
+    is left out."""
+    try:
+        descriptor = os.open(work / JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as stream:
+            whole = [line for line in stream if line.endswith(b"\n")]
+        records = [json.loads(line) for line in whole]
+    except (OSError, ValueError):
+        return [], 0
+    if not all(isinstance(record, dict) for record in records):
+        return [], 0
+    return records, sum(map(len, whole))
 
 
 def check_space(staging: Staging, needed: int, names: Iterable[str] = ()) -> None:
