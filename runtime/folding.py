@@ -20,12 +20,13 @@ def fold(names: Iterable[str], key: Callable[[str], object] = lambda name: None)
         parts = pattern.split("{}")
         text = parts[0]
         for column, part in zip(zip(*numbers, strict=True), parts[1:], strict=True):
-            text += _range(sorted(set(column))) + part
+            text += number_range(sorted(set(column))) + part
         result.append((text, members))
     return result
 
 
-def _range(values: list[int]) -> str:
+def number_range(values: list[int]) -> str:
+    """Ascending numbers as a pattern shows them: ``7``, ``{0..31}`` or ``{0,2,4}``."""
     if len(values) == 1:
         return str(values[0])
     if values == list(range(values[0], values[-1] + 1)):

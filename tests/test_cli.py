@@ -47,8 +47,8 @@ def crosswalk(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 
 def lines(text: str) -> list[list[str]]:
-    """The rows of printed tables, as words."""
-    return [line.split() for line in text.splitlines() if line.strip()]
+    """The rows of printed tables, as words; what is indented belongs to the row above."""
+    return [line.split() for line in text.replace("\n    ", "  ").splitlines() if line.strip()]
 
 
 def convert(crosswalk: CommandLine, source: Path, target: Path, *options: object) -> Path:
@@ -86,7 +86,7 @@ def test_check_states_the_facts_and_writes_nothing(crosswalk: CommandLine, tmp_p
 
 
 def test_plan_lists_every_rule_with_layers_folded(crosswalk: CommandLine, tmp_path: Path) -> None:
-    out = crosswalk("plan", make(tmp_path / "source"), "--workers", "2").out
+    out = crosswalk("plan", make(tmp_path / "source"), "--workers", "2", "-v").out
     assert "with 2 workers, whatever the model" in out
     for text in (
         "model.layers.{0..2}.self_attn.q_proj.weight",
@@ -145,14 +145,22 @@ def place_in_llama(line: str) -> str:
 def test_explain_names_sources_and_the_line_of_the_mapping(crosswalk: CommandLine, tmp_path: Path) -> None:
     source = make(tmp_path / "source")
     out = crosswalk("explain", source, "decoder.1.mixer.key_value.weight").out
-    rows = lines(out)
-    assert rows[0] == ["decoder.1.mixer.key_value.weight", "[56,", "30]", "F32", "(target)"]
+    rule = "    llama: {k|v}_proj: key_value  " + place_in_llama('"{k|v}_proj": key_value')
     # k fills the first 28 * 30 elements, v the rest
-    found = {row[0]: row for row in rows if row[0].startswith("model.")}
-    assert found.keys() == {f"{ATTENTION}.k_proj.weight", f"{ATTENTION}.v_proj.weight"}
-    assert "0 + [1]     840 + [1]" in out
-    assert "{k|v}_proj: key_value" in out
-    assert out.count(place_in_llama('"{k|v}_proj": key_value')) == 2
+    assert out.splitlines() == [
+        "decoder.1.mixer.key_value.weight  [56, 30]  F32  (target)",
+        "",
+        f"{ATTENTION}.k_proj.weight -> decoder.1.mixer.key_value.weight",
+        "    extents [840]",
+        "    source [28, 30] at 0 + [1]",
+        "    target [56, 30] at 0 + [1]",
+        rule,
+        f"{ATTENTION}.v_proj.weight -> decoder.1.mixer.key_value.weight",
+        "    extents [840]",
+        "    source [28, 30] at 0 + [1]",
+        "    target [56, 30] at 840 + [1]",
+        rule,
+    ]
     assert lines(crosswalk("explain", source, f"{ATTENTION}.v_proj.weight").out)[0][-1] == "(source)"
 
 
@@ -172,8 +180,13 @@ def test_formats(crosswalk: CommandLine) -> None:
         assert rows[name][2].endswith(("ForCausalLM", "Model")), rows[name]
     out = crosswalk("formats", "mixtral").out
     assert out.splitlines()[0] == "mixtral: mixtral <- mistral <- llama <- huggingface"
-    assert "sliding_window: window_size" in out
-    assert "mistral.yaml" in out  # what was replaced, and where it stood
+    rows = lines(out)
+    assert any(
+        row[:4] == ["-", "sliding_window", "->", "window_size"] and row[4][:12] == "mistral.yaml" for row in rows
+    )
+    assert any(
+        row[:4] == ["+", "sliding_window", "->", "window_size"] and row[4][:12] == "mixtral.yaml" for row in rows
+    )
 
 
 def test_compile_mappings(crosswalk: CommandLine, tmp_path: Path) -> None:
@@ -229,7 +242,10 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
-    assert done.stdout.splitlines() == ["8 ['check', 'convert', 'explain', 'formats', 'plan', 'verify']", "[]"]
+    assert done.stdout.splitlines() == [
+        "9 ['check', 'compare', 'convert', 'explain', 'formats', 'plan', 'verify']",
+        "[]",
+    ]
 
 
 def test_check_and_plan_import_no_torch(tmp_path: Path) -> None:

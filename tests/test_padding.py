@@ -221,17 +221,19 @@ def test_what_a_user_sees(command: CommandLine, tmp_path: Path) -> None:
     assert ["verdict", *WHAT_IS_PADDED.split()] in rows
     assert ["note", *HOW.split()] in rows
     shown = lines(command("plan", source, "--pad", "vocab=128").out)
-    assert [row[:4] for row in shown if row[:1] == ["zeros"]] == [
-        ["zeros", EMBEDDINGS, "6.84", "kB"],
-        ["zeros", HEAD, "6.84", "kB"],
+    assert [row for row in shown if row[:1] == ["zeros"]] == [
+        ["zeros", "->", EMBEDDINGS, "6.84", "kB"],
+        ["zeros", "->", HEAD, "6.84", "kB"],
     ]
     plan = Plan.from_json(command("plan", source, "--json", "--pad", "vocab=128").out)
     assert str(plan.verify()) == WHAT_IS_PADDED
     shown = lines(command("explain", source, HEAD, "--pad", "vocab=128").out)
-    assert next(row for row in shown if row[:1] == ["zeros"])[1:6] == [HEAD, "[1710]", "2130", "+", "[1]"]
+    (zeros,) = [row for row in shown if row[:1] == ["zeros"]]
+    assert zeros[:12] == ["zeros", "->", HEAD, "extents", "[1710]", "target", "[128,", "30]", "at", "2130", "+", "[1]"]
     command("convert", source, tmp_path / "native", "--pad", "vocab=128")
     shown = lines(command("explain", tmp_path / "native", HEAD).out)
-    assert any(row[:5] == [HEAD, "[128,", "30]", "left", "out"] for row in shown)
+    (cut,) = [row for row in shown if row[:4] == [HEAD, "->", "left", "out"]]
+    assert cut[4:13] == ["extents", "[1710]", "source", "[128,", "30]", "at", "2130", "+", "[1]"]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

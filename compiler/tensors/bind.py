@@ -23,7 +23,8 @@ class Bound:
 
     ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
     if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
-    ``padding``: name -> the elements of a tensor of ours that theirs does not have, as disjoint boxes.
+    ``padding``: name -> the elements of a tensor of ours that theirs does not have, as disjoint boxes. ``cases``: what
+    speaks for each object of the native config.
     """
 
     mapping: CompiledMapping
@@ -33,6 +34,7 @@ class Bound:
     ignored: Mapping[str, TensorEntry]
     related: Sequence[Related] = field(repr=False)
     padding: Mapping[str, Sequence[Box]] = field(default_factory=dict)
+    cases: Cases = field(default_factory=dict, repr=False)
 
 
 def bind(
@@ -62,7 +64,7 @@ def bind(
     natives = {name: native for name, native in weights.natives.items() if native.tied_to is None}
     stored = {name: native.shape for name, native in natives.items()}
     padding = {name: native.padding for name, native in natives.items() if native.padding}
-    return Bound(mapping, stored, theirs, duplicates, weights.ignored, related, padding)
+    return Bound(mapping, stored, theirs, duplicates, weights.ignored, related, padding, cases)
 
 
 def _split_ties(weights: Weights) -> tuple[list[Related], dict[str, str]]:

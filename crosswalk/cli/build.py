@@ -31,7 +31,7 @@ def command(
     """
     from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-    from .tables import show_coverage
+    from .formats import show_coverage
 
     catalog, names = _catalog(files)
     compiled: list[CompiledMapping] = []

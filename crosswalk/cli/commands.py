@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SOURCE = click.argument("src", type=click.Path(path_type=Path))
+VERBOSE = click.option(
+    "--verbose", "-v", is_flag=True, help="Show the native config too, and the line of the mapping that sets a field."
+)
 
 
 def planning_options(command: Command) -> Command:
@@ -93,7 +96,7 @@ def convert(
     """Convert the checkpoint SRC into the new directory DST."""
     from crosswalk import convert as run
 
-    from .tables import show_report
+    from .reports import show_report
 
     options = _options(workers, memory, checksum, overwrite, resume)
     with _progress(quiet, "converting") as progress:
@@ -106,13 +109,21 @@ def convert(
 @cli.command()
 @SOURCE
 @planning_options
-def check(src: Path, **planning: Any) -> None:
+@VERBOSE
+def check(src: Path, verbose: bool, **planning: Any) -> None:
     """Check SRC against its mapping: config.json and headers; of the weights only what is tied and stored twice."""
-    from crosswalk import check as run
+    from crosswalk.jobs.check import checked
+    from crosswalk.jobs.options import Options
+    from crosswalk.jobs.report import Report
 
-    from .tables import show_report
+    from .reports import show_report
 
-    show_report(run(src, **_planned(planning)))
+    prepared = checked(src, Options(**_planned(planning)))
+    show_report(Report.of(prepared))
+    if verbose:
+        from .configs import show_native_config
+
+        show_native_config(prepared)
 
 
 @cli.command()
@@ -120,18 +131,19 @@ def check(src: Path, **planning: Any) -> None:
 @planning_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads to state the peak memory for.")
-def plan(src: Path, as_json: bool, workers: int | None, **planning: Any) -> None:
-    """Show what a conversion of SRC would do: bytes, peak memory, verdict, and the rules with layers folded."""
+@VERBOSE
+def plan(src: Path, as_json: bool, workers: int | None, verbose: bool, **planning: Any) -> None:
+    """Show what a conversion of SRC would do: bytes, peak memory, verdict, and every relation, layers folded."""
     from crosswalk.jobs.options import Options
     from crosswalk.jobs.prepare import prepare
 
-    from .tables import show_plan
+    from .plans import show_plan
 
     prepared = prepare(src, Options(**_planned(planning)))
     if as_json:
         click.echo(prepared.plan.to_json())
     else:
-        show_plan(prepared, workers)
+        show_plan(prepared, workers, verbose)
 
 
 @cli.command()
@@ -143,7 +155,7 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
     from crosswalk.jobs.options import Options
     from crosswalk.jobs.prepare import prepare
 
-    from .tables import show_explanation
+    from .plans import show_explanation
 
     prepared = prepare(src, Options(**_planned(planning)))
     show_explanation(prepared, tensor)
@@ -163,7 +175,7 @@ def verify(
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
-    from .tables import show_report
+    from .reports import show_report
 
     with _progress(quiet, "verifying") as progress:
         report = run(
@@ -182,7 +194,7 @@ def verify(
 @click.argument("name", required=False)
 def formats(name: str | None) -> None:
     """List the formats; with NAME, its flattened mapping and what replaced what."""
-    from .tables import show_format, show_formats
+    from .formats import show_format, show_formats
 
     if name is None:
         show_formats()
@@ -264,9 +276,10 @@ def _progress(quiet: bool, what: str) -> Iterator[Progress | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
 
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total, name: bars.update(task, completed=done, total=total)

@@ -46,16 +46,13 @@ def compare(
 
 def show(comparison: Comparison) -> None:
     """A line for each part of the model, and the verdict."""
-    from .tables import console, table
+    from .lines import aligned, echo
 
-    rows = table("after", "relative difference", "", title=None)
+    rows = [("after", "relative difference", "")]
     for name, difference in {**comparison.parts, "logits": comparison.logits}.items():
         mark = "" if difference <= comparison.tolerance else "differs"
-        rows.add_row(name, f"{difference:.1e}", mark + (" first" if name == comparison.first else ""))
-    out = console()
-    out.print(f"{comparison.format}: {comparison.reference} and the reference, {comparison.tokens} tokens, fp32")
-    out.print(rows)
-    for note in comparison.notes:
-        out.print(f"note: {note}")
+        rows.append((name, f"{difference:.1e}", mark + (" first" if name == comparison.first else "")))
+    title = f"{comparison.format}: {comparison.reference} and the reference, {comparison.tokens} tokens, fp32"
     first, limit = comparison.first, f"{comparison.tolerance:g}"
-    out.print(f"the same, within {limit}" if first is None else f"not the same: `{first}` differs by more than {limit}")
+    verdict = f"the same, within {limit}" if first is None else f"not the same: `{first}` differs by more than {limit}"
+    echo([title, "", *aligned(rows), "", *(f"note: {note}" for note in comparison.notes), verdict])

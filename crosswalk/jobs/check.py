@@ -11,7 +11,7 @@ from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.convert import check_ties
 
 from .options import Options, as_path
-from .prepare import prepare
+from .prepare import Prepared, prepare
 from .report import Report
 
 
@@ -38,9 +38,14 @@ def check(
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
         keep=keep, take_tied=take_tied,
     )  # fmt: skip
-    prepared = prepare(Path(src), options)
+    return Report.of(checked(Path(src), options))
+
+
+def checked(src: Path, options: Options) -> Prepared:
+    """The conversion that :func:`check` has nothing to say against. Raises ``CrosswalkError`` with all problems."""
+    prepared = prepare(src, options)
     problems = prepared.plan.verify().problems
     if problems:
         raise CrosswalkError(problems)
     check_ties(prepared.plan, prepared.source)
-    return Report.of(prepared)
+    return prepared
