@@ -149,7 +149,7 @@ def test_verbose_shows_the_native_config_and_what_set_each_field(
     out = crosswalk(command, source, "-v").out
     rows = {tuple(line.split()) for line in out.split("native config\n")[1].splitlines()}
     for row in (
-        ("hidden_size:", "30", place("llama", "hidden_size: hidden_size", 5)),
+        ("hidden_size:", "30", place("llama", "hidden_size: {is: hidden_size", 5)),
         ("num_blocks:", "2", place("llama", "Sequence:", 1)),
         ("head_groups:", "2", place("mistral", "num_key_value_heads:", 5)),
         ("experts:", "8", place("mixtral", "num_local_experts:", 5)),

@@ -1,0 +1,51 @@
+"""Write docs/errors.md from runtime/error_codes.toml.
+
+``python docs/generate_errors.py`` writes it; with ``--check`` it fails if the file is not up to date.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from itertools import groupby
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CODES = HERE.parent / "runtime" / "error_codes.toml"
+INTRODUCTION = """\
+<!-- Written by docs/generate_errors.py from runtime/error_codes.toml: edit that. -->
+# Error codes
+
+Every problem has a code, which the command line prints after the message and which stays what it is:
+`CrosswalkError.diagnostics` has it as `code`. The message says what was expected and found, and where; this page what
+a code means in general, and what to do."""
+
+
+def registry() -> dict[str, list[str]]:
+    """Every code with what it means and what to do."""
+    return tomllib.loads(CODES.read_text(encoding="utf-8"))
+
+
+def render() -> str:
+    """The whole page."""
+    lines = [INTRODUCTION]
+    for family, codes in groupby(registry().items(), lambda item: item[0].partition("/")[0]):
+        lines += ["", f"## {family}", "", "| code | means | what to do |", "|---|---|---|"]
+        lines += [f"| `{code}` | {means} | {todo} |" for code, (means, todo) in codes]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write docs/errors.md, or say whether it is up to date."""
+    target = HERE / "errors.md"
+    text = render()
+    if "--check" in arguments:
+        same = target.is_file() and target.read_text(encoding="utf-8") == text
+        print(f"{target}: {'up to date' if same else 'run python docs/generate_errors.py'}")
+        return 0 if same else 1
+    target.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
