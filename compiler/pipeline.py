@@ -6,23 +6,23 @@ Every entry of the face goes through them, so that the same bad checkpoint gives
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
+from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .config.coverage import restore_kept, unknown_keys
+from .config.coverage import left_to_the_class, restore_kept, unknown_keys
 from .config.dialects import choose_dialects
+from .config.dtypes import main_dtype, state_dtype, stated_dtype
 from .config.read import import_config
 from .config.write import export_config
 from .layout.differences import differing, same_value
-from .layout.padded_axes import cut_to, padded, resized, truncated
+from .layout.padded_axes import length, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
@@ -35,14 +35,13 @@ Sizes = Mapping[str, int]
 #: Problems -> the same, at their places in a file.
 Locate = Callable[[Iterable[Diagnostic]], Iterable[Diagnostic]]
 
-DTYPE_KEYS = ("dtype", "torch_dtype")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
     ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
-    whether the native config is to be what a checkpoint of the trainer holds of it."""
+    whether the native config is to be what a checkpoint of the trainer holds of it; ``trusted``: whether what
+    ``truncate`` cuts off is taken for padding."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -52,6 +51,7 @@ class PlanOptions:
     truncate: Sizes = field(default_factory=dict)
     native_config: Mapping[str, Any] | None = None
     stored: bool = False
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Origin:
     """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
     ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
     tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size
-    ``from`` before and ``to`` after; ``files``: those that go along, by name."""
+    ``from`` before and ``to`` after; ``files``: those that go along, by name; ``native``: its native config, where the
+    one to write is to be compared with it; ``name``: what users call it."""
 
     format: str | None = None
     text: str = ""
@@ -79,6 +80,8 @@ class Origin:
     lossy: bool = False
     padded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    native: Mapping[str, Any] | None = None
+    name: str = ""
 
     def is_of(self, mapping: CompiledMapping) -> bool:
         """Whether its config is one of this format."""
@@ -112,7 +115,9 @@ class Imported:
 @dataclass(frozen=True)
 class Exported:
     """The way to Hugging Face. ``native``: complete, as it is; ``lengths``: the sizes there of axes that are cut;
-    ``config``: the config.json that belongs to it, ``unchanged`` if it is that of the origin."""
+    ``config``: the config.json that belongs to it, ``unchanged`` if it is that of the origin; ``notes``: what a user
+    should know; ``lossy``: what is inexact, and why; ``defaults``: key -> what the class takes for it, of what is lost
+    without an origin."""
 
     mapping: CompiledMapping
     native: Mapping[str, Any]
@@ -122,7 +127,9 @@ class Exported:
     config: Mapping[str, Any]
     unchanged: bool
     dialects: tuple[str, ...]
+    notes: tuple[str, ...]
     lossy: tuple[str, ...]
+    defaults: Mapping[str, Any]
 
 
 def import_checkpoint(
@@ -231,47 +238,80 @@ def export_checkpoint(
     places: Places = Places(),
 ) -> Exported:
     """The plan for a native config. ``tensors``: what the model holds; without, all are F32. What the options leave
-    open is as ``origin`` has it; without an origin, what ``truncate`` cuts off is taken for padding.
+    open is as ``origin`` has it.
 
-    Raises ``CrosswalkError`` with everything that the format cannot hold, of the tensors, and of the options.
+    Raises ``CrosswalkError`` with everything that the format cannot hold, of the tensors, and of the options; and with
+    every field in which the origin is another model.
     """
     dtype = check_dtype(options.dtype)
-    native, lengths, dialects = _theirs(mapping, config, options, origin, places)
-    known = origin is not None and origin.is_of(mapping)
-    allow = options.allow_lossy or (known and origin is not None and origin.lossy)
+    native, lengths, dialects, tuned = _sides(mapping, config, options, origin, places)
+    known = origin if origin is not None and origin.is_of(mapping) else None
+    allow = options.allow_lossy or (known is not None and known.lossy)
     with at(places.config):
         bound = bind(mapping, native, dialects, allow, lengths)
     names = tensor_dialect(mapping, dialects)
-    if origin is not None and known and options.dialect is None and origin.tensor_dialect in mapping.source.dialects:
-        names = origin.tensor_dialect
+    if known is not None and options.dialect is None and known.tensor_dialect in mapping.source.dialects:
+        names = known.tensor_dialect
     with at(places.tensors):
         plan = plan_export(bound, tensors, dtype, "F32", options.protect, names)
     check_protected(options.protect, plan)
-    asked = options.dialect is not None
     theirs = resized(mapping.root.type, native, lengths)
-    written, unchanged = _config_to_write(mapping, bound, theirs, plan, origin if known else None, asked)
-    lossy = inexact(mapping, written) if allow else ()
-    return Exported(mapping, native, lengths, bound, plan, written, unchanged, dialects, lossy)
+    written, unchanged = _config_to_write(mapping, bound, theirs, plan, known, options.dialect is not None)
+    _check_written(mapping, written, theirs, plan)
+    return Exported(
+        mapping, native, lengths, bound, plan, written, unchanged, dialects,
+        notes=tuple(dict.fromkeys((*bound.notes, *tuned))),
+        lossy=inexact(mapping, written) if allow else (),
+        defaults=left_to_the_class(mapping, written) if known is None else {},
+    )  # fmt: skip
 
 
 def export_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The config.json of a native config alone. Raises ``CrosswalkError`` with every field that it cannot hold."""
-    native, lengths, dialects = _theirs(mapping, config, options, None, Places())
+    native, lengths, dialects, _ = _sides(mapping, config, options, None, Places())
     return export_config(mapping, resized(mapping.root.type, native, lengths), dialects, options.allow_lossy)[0]
 
 
-def _theirs(
+def _sides(
     mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions, origin: Origin | None, places: Places
-) -> tuple[dict[str, Any], dict[str, int], tuple[str, ...]]:
-    """The complete native config, the sizes of its axes that are cut, and the dialects to write."""
+) -> tuple[dict[str, Any], dict[str, int], tuple[str, ...], list[str]]:
+    """The complete native config, the sizes of its axes that are cut, the dialects to write, and a note for each number
+    in which the origin differs."""
     kind = mapping.root.type
+    tuned: list[str] = []
+    remembered = origin.padded if origin is not None else {}
     with at(places.config):
         native = normalize(mapping.layout, config, kind.name)
+        if origin is not None and origin.native is not None:
+            remembered, tuned = _compared(mapping, native, origin.native, origin.name)
     dialects = choose_dialects(mapping, options.dialect)
-    if origin is None:
-        return native, cut_to(kind, native, options.truncate), dialects
     with at(places.origin):
-        return native, truncated(kind, native, origin.padded, options.truncate, options.allow_lossy), dialects
+        lengths = truncated(kind, native, remembered, options.truncate, options.allow_lossy or options.trusted)
+    return native, lengths, dialects, tuned
+
+
+def _compared(
+    mapping: CompiledMapping, native: Mapping[str, Any], original: Mapping[str, Any], name: str
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """What is longer in a native config than in the original one, as padding, and a note for each number that training
+    may have changed. Raises ``CrosswalkError`` (``like/differs``) with every other field in which they differ."""
+    layout, kind = mapping.layout, mapping.root.type
+    native = as_stored(layout, kind, native)
+    sizes = {axis: (length(kind, original, axis), length(kind, native, axis)) for axis in kind.pads}
+    longer = {axis: {"from": before, "to": now} for axis, (before, now) in sizes.items() if before < now}
+    unpadded = resized(kind, native, {axis: found["from"] for axis, found in longer.items()})
+    problems, notes = [], []
+    for path, here, there, floats in differing(Scope(layout, kind, unpadded), Scope(layout, kind, original)):
+        field_name = ".".join(path) or "the model"
+        if floats:
+            notes.append(f"`{field_name}` is {here}, and {there} in `{name}`: {here} is written")
+            continue
+        text = f"`{field_name}` is {here}, and {there} in `{name}`: that is another model"
+        hint = "name the directory that this model came from"
+        problems.append(Diagnostic("like/differs", text, None, hint, path=path))
+    if problems:
+        raise CrosswalkError(problems)
+    return longer, notes
 
 
 def _config_to_write(
@@ -295,6 +335,20 @@ def _config_to_write(
             return result, False
     state_dtype(result, stated)
     return result, False
+
+
+def _check_written(mapping: CompiledMapping, written: Mapping[str, Any], native: Mapping[str, Any], plan: Plan) -> None:
+    """Raise with every field in which a config.json, read again, is another model than it was made from."""
+    layout, kind = mapping.layout, mapping.root.type
+    back, _ = import_with_tensors(mapping, written, [tensor.name for tensor in plan.targets], allow_lossy=True)
+    scopes = [Scope(layout, kind, as_stored(layout, kind, config)) for config in (native, back)]
+    hint = f"mapping `{mapping.name}` ({mapping.source.file}) does not write this field as it reads it"
+    problems = []
+    for path, here, there, _ in differing(*scopes):
+        text = f"`{'.'.join(path)}` is {here}, and the config.json that says so would be read as {there}"
+        problems.append(Diagnostic("export/differs", text, mapping.source.position, hint))
+    if problems:
+        raise CrosswalkError(problems)
 
 
 def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
@@ -324,24 +378,3 @@ def at(locate: Locate) -> Iterator[None]:
         yield
     except CrosswalkError as error:
         raise CrosswalkError(locate(error.diagnostics)) from error
-
-
-def stated_dtype(config: Mapping[str, Any], default: str = "F32") -> str:
-    """The dtype that a config.json names for its tensors; ``default`` if it names none that is a float."""
-    stated = config.get("dtype") or config.get("torch_dtype")
-    by_name = {attribute: name for name, (_, attribute) in DTYPES.items() if name in FLOATS}
-    return by_name.get(str(stated).removeprefix("torch."), default)
-
-
-def state_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Say in a config.json which dtype its tensors have."""
-    for key in [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]:
-        config[key] = DTYPES[dtype][1]
-
-
-def main_dtype(tensors: Iterable[TensorSpec]) -> str:
-    """The dtype that most bytes have; what a config's ``dtype`` says."""
-    counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.dtype] += tensor.nbytes
-    return counts.most_common(1)[0][0] if counts else "F32"

@@ -29,11 +29,13 @@ def same_config(left: Any, right: Any) -> bool:
 
 
 class Difference(NamedTuple):
-    """The path of a field, and what it is in both configs, as it is shown."""
+    """The path of a field, and what it is in both configs, as it is shown. ``floats``: both are, so that no size and no
+    kind of layer differs."""
 
     where: Path
     first: str
     second: str
+    floats: bool = False
 
 
 def differing(first: Scope, second: Scope) -> Iterator[Difference]:
@@ -55,7 +57,8 @@ def differing(first: Scope, second: Scope) -> Iterator[Difference]:
             for key in one:
                 yield from differing(first.entry(name, key), second.entry(name, key))
         else:
-            yield Difference((*first.path, name), _shown(one), _shown(other))
+            floats = isinstance(one, float) and isinstance(other, float)
+            yield Difference((*first.path, name), _shown(one), _shown(other), floats)
 
 
 def _differing_layers(first: Scope, second: Scope, name: str) -> Iterator[Difference]:

@@ -230,6 +230,7 @@ class MappingFile:
     auto_map: Mapping[str, str] = field(default_factory=dict)
     write_dialects: tuple[str, ...] = ()
     keeps: tuple[Entry, ...] = ()
+    class_defaults: Mapping[str, Any] = field(default_factory=dict)
     enums: Mapping[str, tuple[EnumRow, ...]] = field(default_factory=dict)
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
     encodings: Mapping[str, Encodings] = field(default_factory=dict)

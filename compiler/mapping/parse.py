@@ -31,7 +31,7 @@ TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
-     "write_dialects", "keeps", "enums", "dialects", "encodings", "parts", "elsewhere")
+     "write_dialects", "keeps", "class_defaults", "enums", "dialects", "encodings", "parts", "elsewhere")
 )  # fmt: skip
 
 
@@ -72,6 +72,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         auto_map=dict(document.get("auto_map", base.auto_map)),
         write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
         keeps=(*base.keeps, *_keeps(document)),
+        class_defaults=dict(document.get("class_defaults", base.class_defaults)),
         enums=_enums(document, base),
         dialects=_dialects(document, base),
         encodings=parse_encodings(document, base, _entries),

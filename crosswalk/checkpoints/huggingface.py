@@ -118,6 +118,11 @@ def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> 
     }
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether a directory holds files of weights that could be opened."""
+    return any(file.name.endswith((".safetensors", ".bin")) for file in path.iterdir())
+
+
 def folders_left_behind(path: Path) -> list[str]:
     """Folders of a checkpoint that are not carried along: earlier checkpoints of a run, logs."""
     return [

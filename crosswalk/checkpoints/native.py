@@ -22,6 +22,7 @@ from crosswalk.runtime.checkpoint.header import shorten
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .huggingface import CONFIG
 from .key_positions import locator
 from .portable_yaml import dump
 
@@ -48,6 +49,14 @@ class NativeCheckpoint:
 
 def is_native(path: Path) -> bool:
     return (path / METADATA).is_file()
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise unless ``path`` is a directory that could hold a checkpoint."""
+    if not path.is_dir():
+        what = "this is a file" if path.exists() else "there is no such directory"
+        hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
+        raise fail("source/not-a-directory", what, Position(str(path)), hint)
 
 
 def open_native(path: Path, layout: Layout) -> NativeCheckpoint:

@@ -24,13 +24,14 @@ def check(
     model_files: str | Path | None = None,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
+    like: str | Path | None = None,
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
-    shape, and the plan's proof. ``pad`` and ``truncate``: see :func:`crosswalk.convert`. Raises ``CrosswalkError`` with
-    all problems found."""
+    shape, and the plan's proof. ``pad``, ``truncate``, ``like``: see :func:`crosswalk.convert`. Raises
+    ``CrosswalkError`` with all problems found."""
     options = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
-        model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
+        model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {}, like=as_path(like),
     )  # fmt: skip
     prepared = prepare(Path(src), options)
     problems = prepared.plan.verify().problems

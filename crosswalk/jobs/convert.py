@@ -32,6 +32,7 @@ def convert(
     model_files: str | Path | None = None,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
+    like: str | Path | None = None,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
@@ -46,11 +47,17 @@ def convert(
     and a conversion back cuts to it. ``truncate``: axis -> size, to cut to another one; to cut off more than is known
     to be padding takes ``allow_lossy``.
 
+    ``like``, of a conversion to ``hf``: the Hugging Face directory that the model came from, with weights or without.
+    What the trainer has no place for is taken from there: keys of config.json, tokenizer and other files, sizes without
+    padding, the dtype that is stated, names of tensors. It must be the same model, up to numbers that training may
+    change. Without, it is what the checkpoint itself remembers; the report's ``defaults`` lists what is lost if there
+    is nothing.
+
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """
     planning = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
-        model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
+        model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {}, like=as_path(like),
     )  # fmt: skip
     destination = Path(dst)
     prepared = prepare(Path(src), planning)

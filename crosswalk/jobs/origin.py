@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from crosswalk.checkpoints.huggingface import CONFIG, carried_files, parse_config
-from crosswalk.checkpoints.key_positions import locator
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint
+from crosswalk.checkpoints.huggingface import (
+    CONFIG,
+    carried_files,
+    config_bytes,
+    holds_weights,
+    parse_config,
+    read_config_text,
+)
+from crosswalk.checkpoints.key_positions import locator, read_from
+from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, require_checkpoint
 from crosswalk.compiler.config.dialects import dialect_of_names
+from crosswalk.compiler.config.dtypes import main_dtype, state_dtype, stated_dtype
 from crosswalk.compiler.layout.padded_axes import length
-from crosswalk.compiler.pipeline import Imported, Origin, inexact, main_dtype
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.compiler.layout.scope import as_stored
+from crosswalk.compiler.pipeline import (
+    ConfigRead,
+    Imported,
+    Origin,
+    read_config,
+)
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.plan.model import TensorSpec
+
+from .detect import chosen_format
 
 
 def record(imported: Imported, text: str, files: Mapping[str, Path]) -> dict[str, Any]:
@@ -25,7 +44,7 @@ def record(imported: Imported, text: str, files: Mapping[str, Path]) -> dict[str
         "config": text,
         "tensor_dialect": tensors.name if tensors else None,
         "dtype": main_dtype(plan.sources),
-        "lossy": bool(inexact(mapping, parse_config(text, Path(CONFIG)))),
+        "lossy": bool(imported.read.lossy),
         "plan": plan.digest,
         "files": sorted(files),
         **({"padded": sizes} if sizes else {}),
@@ -49,6 +68,53 @@ def remembered(checkpoint: NativeCheckpoint, format: str | None) -> Origin:
         # A name that is no file here is kept, so that it is missed.
         files={name: there.get(name, checkpoint.path / CONFIG / name) for name in said.get("files") or ()},
     )
+
+
+def original(path: Path, format: str | None, layout: str | None = None) -> Origin:
+    """The origin that a user names: a Hugging Face checkpoint, or its files without the weights. ``format``: None to
+    find it among those of ``layout``.
+
+    Raises ``CrosswalkError`` if it is none, or with every problem of its config.
+    """
+    require_checkpoint(path)
+    if is_native(path):
+        hint = f"name the one with {CONFIG} that the model came from"
+        raise fail("usage/like", "this is no Hugging Face checkpoint", Position(str(path)), hint)
+    file = path / CONFIG
+    text = read_config_text(file)
+    config = parse_config(text, file)
+    specs = list(open_checkpoint(path).specs()) if holds_weights(path) else None
+    with read_from(file, text):
+        mapping = chosen_format(format, config, specs, layout)
+        read = read_config(mapping, config, specs, True)
+        if read.problems:
+            raise CrosswalkError(read.problems)
+    return origin_of(path, text, mapping, read, specs)
+
+
+def origin_of(
+    path: Path, text: str, mapping: CompiledMapping, read: ConfigRead, specs: Iterable[TensorSpec] | None
+) -> Origin:
+    """What is known of a Hugging Face checkpoint that was read. ``text``: its config.json; ``specs``: its tensors."""
+    config = parse_config(text, path / CONFIG)
+    tensors = dialect_of_names(mapping, read.stored.names) if specs is not None else None
+    dtype = main_dtype(read.stored.specs.values()) if specs is not None else stated_dtype(config)
+    text, config = decoded_config(text, config, read, dtype)
+    return Origin(
+        format=mapping.name, text=text, config=config, dtype=dtype,
+        tensor_dialect=tensors.name if tensors else None, lossy=bool(read.lossy), files=carried_files(path),
+        native=as_stored(mapping.layout, mapping.root.type, read.native), name=str(path),
+    )  # fmt: skip
+
+
+def decoded_config(text: str, config: dict[str, Any], read: ConfigRead, dtype: str) -> tuple[str, dict[str, Any]]:
+    """config.json, as text and as content, that belongs to the tensors of a checkpoint as they are decoded to
+    ``dtype``."""
+    if all(config.get(key) is None for key in config.keys() - read.stored.config.keys()):
+        return text, config
+    decoded = dict(read.stored.config)
+    state_dtype(decoded, dtype)
+    return config_bytes(decoded).decode(), decoded
 
 
 def _config(checkpoint: NativeCheckpoint) -> dict[str, Any]:

@@ -17,15 +17,14 @@ from crosswalk.checkpoints.huggingface import (
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
+from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native, require_checkpoint
+from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.layout.padded_axes import padding_notes, resized
 from crosswalk.compiler.pipeline import (
     Imported,
     Places,
     export_checkpoint,
     import_checkpoint,
-    main_dtype,
-    state_dtype,
 )
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound
@@ -36,7 +35,7 @@ from crosswalk.runtime.plan.model import Plan
 from .detect import DEFAULT_LAYOUT, chosen_format
 from .formats import catalog, format_named
 from .options import Options, check_direction
-from .origin import record, remembered
+from .origin import decoded_config, original, record, remembered
 from .plans import formats
 
 
@@ -46,7 +45,8 @@ class Prepared:
     Hugging Face side as its tensors are decoded, or that is to be written; ``files`` are carried along, by name;
     ``notes`` say what a user should know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side
     of axes that are longer here; ``derived`` are files made from ``text``, name -> content; ``origin`` is what a native
-    output is to remember."""
+    output is to remember; ``lossy`` says what of the config is inexact, and why; ``defaults`` are keys that config.json
+    will not hold, with what the class takes for them."""
 
     to: str
     mapping: CompiledMapping
@@ -61,6 +61,8 @@ class Prepared:
     lengths: Mapping[str, int] = field(default_factory=dict)
     derived: Mapping[str, bytes] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    lossy: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unpadded(self) -> Mapping[str, Any]:
@@ -118,23 +120,20 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
     notes = (*read.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
-    text = checkpoint.text
-    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.stored.config.keys()):
-        # Remembered as a checkpoint of floats, which the tensors are from now on.
-        decoded = dict(read.stored.config)
-        state_dtype(decoded, main_dtype(plan.sources))
-        text = config_bytes(decoded).decode()
+    text, _ = decoded_config(checkpoint.text, dict(checkpoint.config), read, main_dtype(plan.sources))
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
-        origin=record(imported, text, checkpoint.files),
+        origin=record(imported, text, checkpoint.files), lossy=read.lossy,
     )  # fmt: skip
 
 
 def _prepare_export(path: Path, options: Options) -> Prepared:
     checkpoint = open_native(path, catalog().layout(DEFAULT_LAYOUT))
-    mapping = _format_to_write(checkpoint, options.named_format)
-    origin = remembered(checkpoint, mapping.name)
+    origin = original(options.like, options.named_format, DEFAULT_LAYOUT) if options.like is not None else None
+    mapping = _format_to_write(checkpoint, origin.format if origin is not None else options.named_format)
+    if origin is None:
+        origin = remembered(checkpoint, mapping.name)
     padded = ("metadata", "crosswalk", "padded")
     places = replace(
         _places(path / METADATA, checkpoint.text, path, ("config", "base_model")),
@@ -145,11 +144,11 @@ def _prepare_export(path: Path, options: Options) -> Prepared:
     kind, lengths = mapping.root.type, exported.lengths
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     files = files_to_write(mapping.source, origin.files, options.model_files, path)
-    notes = (*dict.fromkeys(exported.bound.notes), *padding_notes(kind, exported.native, lengths, False))
+    notes = (*exported.notes, *padding_notes(kind, exported.native, lengths, False))
     return Prepared(
         to="hf", mapping=mapping, bound=exported.bound, plan=exported.plan, source=checkpoint.tensors,
         config=exported.native, text=text, files=files, dialects=exported.dialects, notes=notes, lengths=lengths,
-        derived=derived_files(mapping.source, exported.config, files),
+        derived=derived_files(mapping.source, exported.config, files), lossy=exported.lossy, defaults=exported.defaults,
     )  # fmt: skip
 
 
@@ -176,11 +175,3 @@ def _format_to_write(checkpoint: NativeCheckpoint, asked: str | None) -> Compile
 def _places(file: Path, text: str, directory: Path, root: tuple[str, ...] = ()) -> Places:
     """Problems of a config at the keys of ``file`` below ``root``, and those of tensors at the directory."""
     return Places(partial(located, text=text, file=file, root=root), partial(located, text="", file=directory))
-
-
-def require_checkpoint(path: Path) -> None:
-    """Raise unless ``path`` is a directory that could hold a checkpoint."""
-    if not path.is_dir():
-        what = "this is a file" if path.exists() else "there is no such directory"
-        hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
-        raise fail("source/not-a-directory", what, Position(str(path)), hint)

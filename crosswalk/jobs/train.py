@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from crosswalk.checkpoints.huggingface import CONFIG, carried_files, config_bytes, parse_config, read_config_text
-from crosswalk.checkpoints.model_files import derived_files
-from crosswalk.compiler.config.coverage import restore_kept
-from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint, main_dtype, state_dtype
+from crosswalk.checkpoints.huggingface import CONFIG, config_bytes
+from crosswalk.checkpoints.model_files import derived_files, files_to_write
+from crosswalk.compiler.pipeline import Exported, Origin, Sizes, export_checkpoint
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
+from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
@@ -31,6 +31,7 @@ from crosswalk.runtime.training.save import Output, SaveReport
 
 from .formats import format_named
 from .options import Options, OutputOptions, as_path, parse_size
+from .origin import origin_of, original
 from .prepare import open_import
 
 Config = Mapping[str, Any]
@@ -39,12 +40,15 @@ Config = Mapping[str, Any]
 @dataclass(frozen=True)
 class Loaded:
     """What :func:`load` found and did: the native config, complete, the name of the format, and this rank's report.
-    ``truncate``: what :func:`save` and :func:`stream` need to cut off what was padded, empty if nothing was."""
+    ``truncate``: axis -> its size without padding, empty if nothing was padded; ``source``: the directory that it was
+    loaded from; ``origin``: what :func:`save` keeps of that."""
 
     config: Config
     format: str
     report: LoadReport
-    truncate: Sizes = field(default_factory=dict)
+    truncate: Sizes
+    source: Path
+    origin: Origin = field(repr=False)
 
 
 def load(
@@ -84,14 +88,15 @@ def load(
         step.agree |= {"format": name, "config": config}
     where = torch.device(device) if device is not None else None
     report = live.load(imported.plan, checkpoint.tensors, model, ranks, where)
-    return Loaded(config, name, report, imported.lengths)
+    origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
+    return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
 
 
 def save(
     model: Model,
-    native_config: Config,
+    native_config: Config | Loaded,
     hf_dir: str | Path,
-    format: str,
+    format: str | None = None,
     dialect: str | None = None,
     dtype: str | None = None,
     blocking: bool = True,
@@ -106,11 +111,13 @@ def save(
 ) -> SaveReport | Future[SaveReport]:
     """Write a model's parameters as the Hugging Face checkpoint ``hf_dir``, which appears complete or not at all.
 
-    ``native_config`` is the model's base-model config, as :func:`load` returns it. Each rank writes only its own bytes;
-    the files are the same for any number of ranks and any sharding. ``dtype`` casts all floats. ``carry_from`` is a
-    Hugging Face checkpoint of the same model: its tokenizer and other small files are copied, and what its config says
-    that means nothing to the trainer is kept. ``truncate``: axis -> size in the files, as ``Loaded.truncate`` has it
-    for a padded model; what is beyond is taken for padding, unread.
+    ``native_config`` is what :func:`load` returned, or the model's base-model config and its ``format``. Each rank
+    writes only its own bytes; the files are the same for any number of ranks and any sharding. ``dtype`` casts all
+    floats. ``carry_from`` is a Hugging Face checkpoint of the same model, by default what was loaded: its tokenizer and
+    other small files are copied, and kept is what its config says that means nothing to the trainer, its sizes, its
+    dialect, and all of it if it still says what the model is. With a config alone, and no ``carry_from``, the report's
+    ``defaults`` lists what is lost so. ``truncate``: axis -> size in the files, by default that of the original; what
+    is beyond is taken for padding, unread.
 
     With ``blocking=False`` the parameters are copied to host memory and written in the background; they may change as
     soon as this returns. The future's result must be asked for before the process group is destroyed.
@@ -119,22 +126,21 @@ def save(
     """
     ranks = team(group, timeout)
     with ranks.step("planning the checkpoint") as step:
-        step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
-        step.agree["truncate"] = truncate
-        options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
-        output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
-                               overwrite=overwrite)  # fmt: skip
-        export = _Export(native_config, format, options, output)
+        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
+                          truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
+        export = _Export(native_config, options)
+        step.agree |= export.asked
         exported = export.plan(live.untied(live.collect(model)))
-        files = export.output(exported)
+        output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
+        files = export.output(exported, output)
     background = None if blocking else (lambda: team(group, timeout, "background"))
     return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files)
 
 
 def stream(
     model: Model,
-    native_config: Config,
-    format: str,
+    native_config: Config | Loaded,
+    format: str | None = None,
     bucket_bytes: int = 1 << 30,
     *,
     dialect: str | None = None,
@@ -152,10 +158,10 @@ def stream(
     """
     ranks = team(group, timeout)
     with ranks.step("planning the stream") as step:
-        step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
-        step.agree["truncate"] = truncate
-        options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
-        export = _Export(native_config, format, options, OutputOptions())
+        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
+                          truncate=truncate or {}, trusted=True)  # fmt: skip
+        export = _Export(native_config, options)
+        step.agree |= export.asked
         plan = export.plan(live.untied(live.collect(model))).plan
     return streaming.stream(plan, model, ranks, bucket_bytes, group)
 
@@ -178,8 +184,8 @@ def reader(
 
 def writer(
     hf_dir: str | Path,
-    native_config: Config,
-    format: str,
+    native_config: Config | Loaded,
+    format: str | None = None,
     dialect: str | None = None,
     dtype: str | None = None,
     *,
@@ -191,14 +197,14 @@ def writer(
 ) -> Writer:
     """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
     files. Options are those of :func:`save`."""
-    options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
-    output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
-                           overwrite=overwrite)  # fmt: skip
-    export = _Export(native_config, format, options, output)
+    options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {},
+                      trusted=True, like=as_path(carry_from))  # fmt: skip
+    output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
+    export = _Export(native_config, options)
 
     def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         exported = export.plan(specs)
-        return exported.plan, export.output(exported)
+        return exported.plan, export.output(exported, output)
 
     return Writer(Path(hf_dir), make_plan)
 
@@ -206,21 +212,36 @@ def writer(
 class _Export:
     """From a native config to a plan, once the parameters are known, and to the files beside the tensors."""
 
-    def __init__(self, native_config: Config, format: str, options: Options, output: OutputOptions) -> None:
-        self._mapping, self._config = format_named(format), native_config
-        self._options, self._output = options, output
+    def __init__(self, given: Config | Loaded, options: Options) -> None:
+        loaded = given if isinstance(given, Loaded) else None
+        self._config: Config = given.config if isinstance(given, Loaded) else given
+        name = options.named_format or (loaded.format if loaded is not None else None)
+        if name is None:
+            text = "a native config does not say which format to write"
+            raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
+        self._mapping, self._options = format_named(name), options
+        self._origin = loaded.origin if loaded is not None else None
+        if options.like is not None:
+            self._origin = original(options.like, name)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What all ranks have to ask alike."""
+        options = self._options
+        return {
+            "format": self._mapping.name, "dialect": options.dialect, "dtype": options.dtype,
+            "native_config": self._config, "truncate": options.truncate,
+        }  # fmt: skip
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
-        return export_checkpoint(self._mapping, self._config, dict(specs), self._options)
+        return export_checkpoint(self._mapping, self._config, dict(specs), self._options, self._origin)
 
-    def output(self, exported: Exported) -> Output:
-        config: dict[str, Any] = dict(exported.config)
+    def output(self, exported: Exported, options: OutputOptions) -> Output:
+        source, origin = self._mapping.source, self._origin
         carried: dict[str, Path] = {}
-        if self._output.carry_from is not None:
-            origin = self._output.carry_from
-            carried = carried_files(origin)
-            old = parse_config(read_config_text(origin / CONFIG), origin / CONFIG)
-            restore_kept(self._mapping, config, old)
-        state_dtype(config, main_dtype(exported.plan.targets))
-        made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
-        return Output(hugging_face_layout(self._output.max_shard_size), made, carried, self._output.overwrite)
+        text = config_bytes(exported.config)
+        if origin is not None:
+            carried = files_to_write(source, origin.files, None, Path(origin.name))
+            text = origin.text.encode() if exported.unchanged else text
+        made = {CONFIG: text, **derived_files(source, exported.config, carried)}
+        return Output(hugging_face_layout(options.max_shard_size), made, carried, options.overwrite, exported.defaults)

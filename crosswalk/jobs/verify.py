@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from crosswalk.checkpoints.huggingface import CONFIG, open_hugging_face
 from crosswalk.checkpoints.key_positions import locator, read_from
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
+from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native, require_checkpoint
 from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.padded_axes import length
@@ -26,7 +26,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 from .detect import DEFAULT_LAYOUT
 from .formats import catalog
 from .options import Options
-from .prepare import Prepared, prepare, require_checkpoint
+from .prepare import Prepared, prepare
 from .report import Report
 
 
