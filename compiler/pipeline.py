@@ -20,8 +20,9 @@ from .config.coverage import left_to_the_class, restore_kept, unknown_keys
 from .config.dialects import choose_dialects
 from .config.dtypes import main_dtype, state_dtype, stated_dtype
 from .config.read import import_config
+from .config.taken import Cases, Taken, follow, related_training
 from .config.write import export_config
-from .layout.differences import differing, same_value
+from .layout.differences import differing
 from .layout.padded_axes import length, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
 from .relations.tree import CompiledMapping
@@ -90,13 +91,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class ConfigRead:
-    """A config.json, read. ``native`` is complete; ``stored`` is the checkpoint as its decoded tensors; ``lossy`` says
-    what is inexact, and why; ``problems`` were found and do not stand in the way of looking for more."""
+    """A config.json, read. ``native`` is complete; ``taken`` is what was decided on the way; ``stored`` is the
+    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more."""
 
     native: dict[str, Any]
+    taken: Taken
     stored: Read
-    notes: tuple[str, ...]
-    lossy: tuple[str, ...]
     problems: tuple[Diagnostic, ...] = ()
 
 
@@ -147,9 +147,9 @@ def import_checkpoint(
     read = read_config(mapping, config, tensors, options.allow_lossy, places)
     problems = list(read.problems)
     try:
-        native, lengths = sized_config(mapping, read, options)
+        native, cases, lengths = _to_fill(mapping, read, options)
         with at(places.tensors):
-            bound = bind(mapping, native, allow_lossy=True, lengths=lengths)
+            bound = bind(mapping, native, cases, lengths)
             found = read.stored if tensors is not None else None
             plan = plan_import(
                 bound,
@@ -173,7 +173,7 @@ def import_model(mapping: CompiledMapping, config: Mapping[str, Any], options: P
     read = read_config(mapping, config, None, options.allow_lossy)
     if read.problems:
         raise CrosswalkError(read.problems)
-    return sized_config(mapping, read, options)[0]
+    return _to_fill(mapping, read, options)[0]
 
 
 def read_config(
@@ -188,45 +188,46 @@ def read_config(
     stated = stated_dtype(config, "BF16")
     stored = read_encodings(mapping.source, config, tensors or (), stated if size_of(stated) > 1 else "BF16")
     problems = [*stored.problems, *unknown_keys(mapping, stored.config)]
-    native: dict[str, Any] | None = None
-    notes: list[str] = []
+    found: tuple[dict[str, Any], Taken] | None = None
     try:
         if tensors is None:
-            native, notes = import_config(mapping, stored.config, allow_lossy)
+            found = import_config(mapping, stored.config, allow_lossy)
         else:
-            native, notes = import_with_tensors(mapping, stored.config, stored.names, allow_lossy)
+            found = import_with_tensors(mapping, stored.config, stored.names, allow_lossy)
     except CrosswalkError as error:
         problems += error.diagnostics
     located = tuple(places.config(problems))
-    if native is None or not stored.understood:
+    if found is None or not stored.understood:
         raise CrosswalkError(located)
-    lossy = inexact(mapping, stored.config) if allow_lossy else ()
-    return ConfigRead(native, stored, tuple(dict.fromkeys(notes)), lossy, located)
+    return ConfigRead(*found, stored, located)
 
 
-def sized_config(
+def _to_fill(
     mapping: CompiledMapping, read: ConfigRead, options: PlanOptions
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """The config of the model that is to be filled, and the sizes before of its axes that are padded. The config is the
-    one given in the options, or else what was read.
+) -> tuple[dict[str, Any], Cases, dict[str, int]]:
+    """The config of the model that is to be filled, its cases, and the sizes before of its axes that are padded. The
+    config is the one given in the options, or else what was read.
 
     Raises ``CrosswalkError`` (``native/differs``) with every field, those of ``training`` excepted, in which a given
     config is another model.
     """
-    native = as_stored(mapping.layout, mapping.root.type, read.native) if options.stored else read.native
-    imported, lengths = padded(mapping.root.type, native, options.pad)
-    if options.native_config is None:
-        return imported, lengths
     layout, kind = mapping.layout, mapping.root.type
-    complete = normalize(layout, options.native_config, kind.name)
+    native = as_stored(layout, kind, read.native) if options.stored else read.native
+    imported, lengths = padded(kind, native, options.pad)
+    if options.native_config is None:
+        return imported, read.taken.cases, lengths
+    found, complete = (
+        Scope(layout, kind, imported),
+        Scope(layout, kind, normalize(layout, options.native_config, kind.name)),
+    )
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
-    for path, given, wanted in differing(Scope(layout, kind, complete), Scope(layout, kind, imported)):
+    for path, given, wanted in differing(complete, found):
         text = f"`{'.'.join(path)}` is {given}, the checkpoint says {wanted}"
         problems.append(Diagnostic("native/differs", text, None, hint, path=path))
     if problems:
         raise CrosswalkError(problems)
-    return complete, lengths
+    return *follow(read.taken.cases, found, complete), lengths
 
 
 def export_checkpoint(
@@ -247,22 +248,24 @@ def export_checkpoint(
     native, lengths, dialects, tuned = _sides(mapping, config, options, origin, places)
     known = origin if origin is not None and origin.is_of(mapping) else None
     allow = options.allow_lossy or (known is not None and known.lossy)
+    theirs = resized(mapping.root.type, native, lengths)
+    remembered, same = _remembered(mapping, known.config if known is not None else None, theirs)
     with at(places.config):
-        bound = bind(mapping, native, dialects, allow, lengths)
+        written, taken = export_config(mapping, theirs, dialects, allow, remembered)
+        bound = bind(mapping, native, taken.cases, lengths)
     names = tensor_dialect(mapping, dialects)
     if known is not None and options.dialect is None and known.tensor_dialect in mapping.source.dialects:
         names = known.tensor_dialect
     with at(places.tensors):
         plan = plan_export(bound, tensors, dtype, "F32", options.protect, names)
     check_protected(options.protect, plan)
-    theirs = resized(mapping.root.type, native, lengths)
-    written, unchanged = _config_to_write(mapping, bound, theirs, plan, known, options.dialect is not None)
-    _check_written(mapping, written, theirs, plan)
+    same = same and options.dialect is None and taken.cases == remembered
+    final, unchanged = _config_to_write(mapping, written, plan, known, same)
+    _check_written(mapping, final, theirs, plan)
     return Exported(
-        mapping, native, lengths, bound, plan, written, unchanged, dialects,
-        notes=tuple(dict.fromkeys((*bound.notes, *tuned))),
-        lossy=inexact(mapping, written) if allow else (),
-        defaults=left_to_the_class(mapping, written) if known is None else {},
+        mapping, native, lengths, bound, plan, final, unchanged, dialects,
+        notes=tuple(dict.fromkeys((*taken.notes, *tuned))), lossy=taken.lossy,
+        defaults=left_to_the_class(mapping, final) if known is None else {},
     )  # fmt: skip
 
 
@@ -315,20 +318,15 @@ def _compared(
 
 
 def _config_to_write(
-    mapping: CompiledMapping,
-    bound: Bound,
-    native: Mapping[str, Any],
-    plan: Plan,
-    origin: Origin | None,
-    dialect_asked: bool,
+    mapping: CompiledMapping, written: Mapping[str, Any], plan: Plan, origin: Origin | None, same: bool
 ) -> tuple[dict[str, Any], bool]:
-    """config.json to write, and whether it is that of the origin. It is if that still says what the native config says;
-    else it is a new one, with what means nothing to the trainer restored from the old one."""
-    result: dict[str, Any] = copy.deepcopy(dict(bound.config))
+    """config.json to write, and whether it is that of the origin. It is if that is the ``same`` still; else it is the
+    one ``written``, with what means nothing to the trainer restored from the old one."""
+    result: dict[str, Any] = copy.deepcopy(dict(written))
     stated = main_dtype(plan.targets)
     if origin is not None and origin.config is not None:
         same_dtype = origin.dtype == stated
-        if same_dtype and not dialect_asked and _still_says(mapping, origin.config, native):
+        if same_dtype and same:
             return dict(origin.config), True
         restore_kept(mapping, result, origin.config)
         if same_dtype:
@@ -341,34 +339,32 @@ def _check_written(mapping: CompiledMapping, written: Mapping[str, Any], native:
     """Raise with every field in which a config.json, read again, is another model than it was made from."""
     layout, kind = mapping.layout, mapping.root.type
     back, _ = import_with_tensors(mapping, written, [tensor.name for tensor in plan.targets], allow_lossy=True)
-    scopes = [Scope(layout, kind, as_stored(layout, kind, config)) for config in (native, back)]
+    here, there = (Scope(layout, kind, as_stored(layout, kind, config)) for config in (native, back))
     hint = f"mapping `{mapping.name}` ({mapping.source.file}) does not write this field as it reads it"
     problems = []
-    for path, here, there, _ in differing(*scopes):
-        text = f"`{'.'.join(path)}` is {here}, and the config.json that says so would be read as {there}"
+    for path, is_, read, _ in differing(here, there):
+        text = f"`{'.'.join(path)}` is {is_}, and the config.json that says so would be read as {read}"
         problems.append(Diagnostic("export/differs", text, mapping.source.position, hint))
     if problems:
         raise CrosswalkError(problems)
 
 
-def _still_says(mapping: CompiledMapping, config: Mapping[str, Any], native: Mapping[str, Any]) -> bool:
+def _remembered(
+    mapping: CompiledMapping, config: Mapping[str, Any] | None, native: Mapping[str, Any]
+) -> tuple[Cases, bool]:
+    """The cases that the config.json of the origin took, and whether it still says what the native config says."""
+    if config is None:
+        return {}, False
+    layout, kind = mapping.layout, mapping.root.type
     try:
-        imported, _ = import_config(mapping, config, allow_lossy=True)
-        imported = as_stored(mapping.layout, mapping.root.type, imported)
-        return same_value(
-            export_config(mapping, imported, None, True)[0], export_config(mapping, native, None, True)[0]
-        )
+        imported, taken = import_config(mapping, config, allow_lossy=True)
+        before = Scope(layout, kind, as_stored(layout, kind, imported))
     except CrosswalkError:
-        return False
-
-
-def inexact(mapping: CompiledMapping, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a mapping declares to be inexact of a config.json, and why."""
-    try:
-        import_config(mapping, config)
-    except CrosswalkError as error:
-        return tuple(dict.fromkeys(found.message for found in error.diagnostics if found.code == "config/lossy"))
-    return ()
+        return {}, False
+    now = Scope(layout, kind, native)
+    if any(differing(before, now, related_training(mapping))):
+        return taken.cases, False
+    return follow(taken.cases, before, now)[1], True
 
 
 @contextmanager

@@ -9,33 +9,24 @@ from typing import Any
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import Expression
-from crosswalk.compiler.relations.tree import CheckRule, CompiledMapping, Path, Struct
+from crosswalk.compiler.relations.tree import CheckRule, Path
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .keys import same_number
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The struct that speaks for an object of ours; ``tensors`` is the tensor prefix of the part that it is in."""
-
-    struct: Struct
-    mapping: CompiledMapping
-    tensors: str
+from .taken import Record
 
 
 @dataclass
 class Exported:
-    """What one attempt has written: places of theirs, and the structs that speak for the objects of ours."""
+    """What one attempt has written: places of theirs, and a record of what speaks for the objects of ours."""
 
     values: dict[Path, tuple[Any, Position]] = field(default_factory=dict)
     overrides: dict[Path, Any] = field(default_factory=dict)
     effective: dict[tuple[str, Path], Any] = field(default_factory=dict)
     computed: list[tuple[Path, Expression, Path, Mapping[str, str]]] = field(default_factory=list)
     checks: list[tuple[CheckRule, Scope, Mapping[str, str], Mapping[Path, Any]]] = field(default_factory=list)
-    chosen: dict[Path, list[Chosen]] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
     problems: list[Diagnostic] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def absorb(self, other: Exported) -> None:
         """Take over what another attempt wrote; a place written twice must have the same value and type."""
@@ -45,10 +36,8 @@ class Exported:
         self.effective |= other.effective
         self.computed += other.computed
         self.checks += other.checks
-        for path, chosen in other.chosen.items():
-            self.chosen.setdefault(path, []).extend(chosen)
+        self.record.absorb(other.record)
         self.problems += other.problems
-        self.notes += other.notes
 
     def put(self, path: Path, value: Any, position: Position) -> None:
         if path in self.values:

@@ -1,6 +1,6 @@
 """Read a Hugging Face config through a compiled mapping: the import direction of every relation.
 
-One method for each node and rule of :mod:`.relations`; :mod:`.exporting` mirrors it.
+One method for each node and rule of :mod:`~crosswalk.compiler.relations.tree`; :mod:`.write` mirrors it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from .checks import at_rule, run_check
 from .dialects import read_dialects
 from .fields import scope_at
 from .keys import Names, fill, get, layer_index, overlaid, placed, put, same_number
+from .taken import Chosen, Record, Taken
 
 
 def import_config(
     mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool = False, otherwise: bool = False
-) -> tuple[dict[str, Any], list[str]]:
-    """The native config, complete and checked, and notes on what was read from an unusual place. ``otherwise``: absent
-    keys mean what is under ``otherwise:`` where a rule has that.
+) -> tuple[dict[str, Any], Taken]:
+    """The native config, complete and checked, and what was taken on the way. ``otherwise``: absent keys mean what is
+    under ``otherwise:`` where a rule has that.
 
     Raises ``CrosswalkError`` with every problem of the config, each at the rule that it breaks.
     """
@@ -57,11 +58,12 @@ def import_config(
     reading.finish_checks(result)
     if reading.problems:
         raise CrosswalkError(dict.fromkeys(reading.problems))
-    return result, reading.notes
+    return result, reading.record.taken()
 
 
 class _View:
-    """The object that rules read: the root of a mapping or part, as seen from one layer or dict entry."""
+    """The object that rules read: the root of a mapping or part, as seen from one layer or dict entry. ``tensors`` is
+    the tensor prefix of the part."""
 
     def __init__(
         self,
@@ -69,8 +71,9 @@ class _View:
         data: Mapping[str, Any],
         holes: Mapping[str, str],
         root: Mapping[str, Any] | None = None,
+        tensors: str = "",
     ) -> None:
-        self.mapping, self.data, self.holes, self.root = mapping, data, holes, root
+        self.mapping, self.data, self.holes, self.root, self.tensors = mapping, data, holes, root, tensors
         self.names = Names(data, mapping.defaults, holes, root)
 
 
@@ -78,13 +81,13 @@ class _Import:
     def __init__(self, mapping: CompiledMapping, allow_lossy: bool, otherwise: bool) -> None:
         self.mapping, self.allow_lossy, self.otherwise = mapping, allow_lossy, otherwise
         self.problems: list[Diagnostic] = []
-        self.notes: list[str] = []
+        self.record = Record()
         self.facts: dict[Path, tuple[OursFact, Path]] = {}
         self.checks: list[tuple[CheckRule, Path, _View]] = []
 
     def prepare(self, mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
         data, notes, problems = read_dialects(mapping, config)
-        self.notes += notes
+        self.record.notes += notes
         self.problems += problems
         return data
 
@@ -111,6 +114,10 @@ class _Import:
     def struct(self, node: Struct, view: _View, out: dict[str, Any], anchor: Path) -> None:
         if node.type.registered:
             put(out, (*node.ours, "type"), node.type.registered)
+        self.record.add((*anchor, *node.ours), Chosen(node, view.mapping, view.tensors))
+        self.body(node, view, out, anchor)
+
+    def body(self, node: Struct, view: _View, out: dict[str, Any], anchor: Path) -> None:
         for rule in node.rules:
             try:
                 match rule:
@@ -152,7 +159,7 @@ class _Import:
             if node.default is None:
                 return put(out, node.ours, None)
             value = node.default if node.default is not MISSING else {}
-            view = _View(view.mapping, placed(view.data, path, value), view.holes, view.root)
+            view = _View(view.mapping, placed(view.data, path, value), view.holes, view.root, view.tensors)
         if not isinstance(value, Mapping):
             return self.error("config/type", f"`{'.'.join(path)}` must be an object, it is {value!r}", node.position)
         return self.node(node.node, view, out, anchor)
@@ -216,7 +223,7 @@ class _Import:
             put(out, (*node.ours, "pattern"), [names[index] for index in range(len(names))])
         for kind, override, name in groups:
             seen = overlaid(view.data, node.theirs, override)
-            merged = _View(view.mapping, seen, view.holes, view.data)
+            merged = _View(view.mapping, seen, view.holes, view.data, view.tensors)
             where = (*node.ours, "block") if len(groups) == 1 else (*node.ours, "blocks", name)
             self.block(nodes[kind], merged, out, anchor, where)
 
@@ -261,7 +268,7 @@ class _Import:
             )
             return
         for key in value:
-            inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key}, view.root)
+            inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key}, view.root, view.tensors)
             self.block(node.node, inner, out, anchor, (*node.ours, key))
 
     def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: Path) -> None:
@@ -285,8 +292,9 @@ class _Import:
         if target is MISSING:
             put(out, node.ours, target := {})
         data = self.prepare(mapping, value)
-        self.node(mapping.root, _View(mapping, data, {}), target, (*anchor, *node.ours))
-        self.node(node.beside, view, out, anchor)
+        prefix = ".".join(filter(None, (view.tensors, node.part.tensors)))
+        self.node(mapping.root, _View(mapping, data, {}, None, prefix), target, (*anchor, *node.ours))
+        self.body(node.beside, view, out, anchor)
 
     # ---- rules ------------------------------------------------------------------------------------------------------
 
@@ -330,6 +338,8 @@ class _Import:
                         f"`{'.'.join(path)}` is {value!r}: {row.lossy}",
                         hint="allow it with --allow-lossy (allow_lossy=True), or train with another value",
                     )
+                if row.lossy:
+                    self.record.lossy.append(f"`{'.'.join(path)}` is {value!r}: {row.lossy}")
                 return row.ours
         known = ", ".join(str(row.theirs) for row in rule.table or ())
         raise fail("config/choice", f"`{'.'.join(path)}` must be one of {known}; it is {value!r}")
@@ -394,4 +404,4 @@ class _Import:
                 if found.severity == "error":
                     self.problems.append(found)
                 else:
-                    self.notes.append(found.message)
+                    self.record.notes.append(found.message)

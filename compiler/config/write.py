@@ -1,13 +1,14 @@
 """Write a native config through a compiled mapping: the export direction of every relation.
 
-The mirror of :mod:`.importing`. Where several nodes could hold an object (cases of one type, kinds of layers, parts),
-each is tried and the first that holds it without an error is taken; what was chosen decides the tensors too.
+The mirror of :mod:`.read`. Where several nodes could hold an object (cases of one type, kinds of layers, parts), the
+remembered one is tried first, and the first that holds it without an error is taken; that decides the tensors too.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
@@ -36,9 +37,10 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .checks import run_check
 from .dialects import write_dialects
-from .exported import Chosen, Exported, none_fits
+from .exported import Exported, none_fits
 from .fields import below, is_default, object_at, shown
 from .keys import Names, fill, leaves, put, same_number
+from .taken import Cases, Chosen, Taken, holds_taken
 
 
 def export_config(
@@ -46,24 +48,28 @@ def export_config(
     native: Mapping[str, Any],
     dialects: Iterable[str] | None = None,
     allow_lossy: bool = False,
-) -> tuple[dict[str, Any], Exported]:
-    """config.json of a native config that :func:`~.scope.normalize` has completed, and what was chosen on the way.
+    remembered: Cases = MappingProxyType({}),
+) -> tuple[dict[str, Any], Taken]:
+    """config.json of a native config that :func:`~.scope.normalize` has completed, and what was taken on the way. Where
+    several cases hold an object, it is the one that is ``remembered`` for its path, or else the first.
 
     Raises ``CrosswalkError`` with everything in the config that the format cannot hold.
     """
-    writing = _Export(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy)
+    writing = _Export(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy, remembered)
     scope = Scope(mapping.layout, mapping.root.type, native)
     config, result = writing.whole(scope, (), "")
     for fact in mapping.header:
         put(config, fact.theirs, fact.values[0])
     if result.problems:
         raise CrosswalkError(dict.fromkeys(result.problems))
-    return config, result
+    return config, result.record.taken()
 
 
 class _Export:
-    def __init__(self, mapping: CompiledMapping, dialects: tuple[str, ...], allow_lossy: bool) -> None:
-        self.mapping, self.dialects, self.allow_lossy = mapping, dialects, allow_lossy
+    def __init__(
+        self, mapping: CompiledMapping, dialects: tuple[str, ...], allow_lossy: bool, remembered: Cases
+    ) -> None:
+        self.mapping, self.dialects, self.allow_lossy, self.remembered = mapping, dialects, allow_lossy, remembered
         self.tensors = ""
 
     def whole(self, scope: Scope, anchor: Path, tensors: str) -> tuple[dict[str, Any], Exported]:
@@ -91,7 +97,7 @@ class _Export:
                     if found.severity == "error":
                         out.problems.append(found)
                     else:
-                        out.notes.append(found.message)
+                        out.record.notes.append(found.message)
         if not out.problems:
             try:
                 config = write_dialects(self.mapping, config, self.dialects, out.effective)
@@ -147,7 +153,7 @@ class _Export:
                 )
             )
             return
-        out.chosen.setdefault((*anchor, *node.ours), []).append(Chosen(node, self.mapping, self.tensors))
+        out.record.add((*anchor, *node.ours), Chosen(node, self.mapping, self.tensors))
         self.body(node, scope, anchor, holes, out)
 
     def body(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
@@ -178,11 +184,13 @@ class _Export:
             if not isinstance(case.node, Struct) or (isinstance(actual, Scope) and case.node.type == actual.kind)
         ]
         where = ".".join((*anchor, *node.ours))
+        known = self.remembered.get((*anchor, *node.ours), ())
+        fitting.sort(key=lambda case: not holds_taken(case.node, known))
         if not fitting:
             found = str(actual.kind) if isinstance(actual, Scope) else "null"
-            known = ", ".join(dict.fromkeys(str(c.node.type) for c in node.cases if isinstance(c.node, Struct)))
+            listed = ", ".join(dict.fromkeys(str(c.node.type) for c in node.cases if isinstance(c.node, Struct)))
             why = next((f": {refused.why}" for refused in node.refused if refused.type == found), "")
-            message = f"`{where}` is `{found}`, which this format cannot hold; it can hold {known}{why}"
+            message = f"`{where}` is `{found}`, which this format cannot hold; it can hold {listed}{why}"
             out.problems.append(Diagnostic("export/type", message, node.position))
             return
         attempts = [(case, self.attempt(case.node, scope, anchor, holes)) for case in fitting[:1]]
@@ -229,7 +237,8 @@ class _Export:
 
     def fitting_kind(self, node: Layers, block: Scope, at: Path, holes: Mapping[str, str]) -> tuple[Kind, Exported]:
         failed: list[tuple[str, list[Diagnostic]]] = []
-        for kind in node.kinds:
+        known = self.remembered.get(at, ())
+        for kind in sorted(node.kinds, key=lambda kind: not holds_taken(kind.node, known)):
             attempt = self.attempt(kind.node, block, at, holes)
             if not attempt.problems:
                 return kind, attempt
@@ -274,9 +283,12 @@ class _Export:
             return
         prefix = ".".join(filter(None, (self.tensors, node.part.tensors)))
         failed: list[tuple[str, list[Diagnostic]]] = []
-        for mapping in node.mappings:
+        known = self.remembered.get((*anchor, *node.ours), ())
+        inside = {path[len(anchor) :]: c for path, c in self.remembered.items() if path[: len(anchor)] == anchor}
+        for mapping in sorted(node.mappings, key=lambda mapping: not holds_taken(mapping.root, known)):
             inner = Scope(mapping.layout, mapping.root.type, actual.config, None, ())
-            config, attempt = _Export(mapping, self.dialects, self.allow_lossy).whole(inner, node.ours, prefix)
+            writing = _Export(mapping, self.dialects, self.allow_lossy, inside)
+            config, attempt = writing.whole(inner, node.ours, prefix)
             if not attempt.problems:
                 break
             failed.append((mapping.name, attempt.problems))
@@ -285,9 +297,7 @@ class _Export:
             return
         for path, value in leaves(config):
             out.put((*node.part.theirs, *path), value, node.part.position)
-        for path, chosen in attempt.chosen.items():
-            out.chosen.setdefault((*anchor, *path), []).extend(chosen)
-        out.notes += attempt.notes
+        out.record.absorb(attempt.record, anchor)
         self.body(node.beside, scope, anchor, holes, out)
 
     # ---- rules ------------------------------------------------------------------------------------------------------
@@ -306,6 +316,8 @@ class _Export:
                 )
                 return
             value = rows[0].theirs
+            if rows[0].lossy:
+                out.record.lossy.append(f"`{'.'.join(path)}` is {value!r}: {rows[0].lossy}")
             raw = value if raw is not None else None
         if rule.required and value is None:
             where = ".".join((*anchor, *rule.ours))

@@ -212,7 +212,8 @@ def config_type(layout: Layout, declared: Field, value: Any) -> Type:
     """The type of a sub-config: by its ``type`` key in a family, fixed otherwise. A string is the name of a type."""
     if declared.of in layout.families:
         family = layout.families[declared.of]
-        name = value if isinstance(value, str) else value.get("type", family.default)
+        name = value if isinstance(value, str) else value.get("type")
+        name = family.default if name is None else name  # a null is an absent `type`, to the trainer too
         return family.types[family.aliases.get(name, name)]
     kind = layout.type_of(declared.of)
     assert kind is not None, declared.of

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from crosswalk.compiler.config.write import export_config
+from crosswalk.compiler.config.taken import Cases
 from crosswalk.compiler.layout.cells import Box
-from crosswalk.compiler.layout.padded_axes import resized
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
@@ -24,36 +23,31 @@ class Bound:
 
     ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
     if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
-    ``notes``: what a user should know, though nothing is wrong. ``padding``: name -> the elements of a tensor of ours
-    that theirs does not have, as disjoint boxes.
+    ``padding``: name -> the elements of a tensor of ours that theirs does not have, as disjoint boxes.
     """
 
     mapping: CompiledMapping
-    config: Mapping[str, Any]
     ours: Mapping[str, tuple[int, ...]]
     theirs: Mapping[str, tuple[int, ...]]
     duplicates: Mapping[str, str]
     ignored: Mapping[str, TensorEntry]
     related: Sequence[Related] = field(repr=False)
-    notes: Sequence[str] = ()
     padding: Mapping[str, Sequence[Box]] = field(default_factory=dict)
 
 
 def bind(
     mapping: CompiledMapping,
     native: Mapping[str, Any],
-    dialects: Sequence[str] | None = None,
-    allow_lossy: bool = False,
+    cases: Cases,
     lengths: Mapping[str, int] = MappingProxyType({}),
 ) -> Bound:
-    """Bind a mapping to a native config that :func:`~.scope.normalize` has completed. ``lengths``: axes that are
-    shorter on their side, whose config then says so; what is beyond is padding (:mod:`.padding`).
+    """Bind a mapping to a complete native config, with the ``cases`` that reading or writing it took. ``lengths``: axes
+    that are shorter on their side; what is beyond is padding (:mod:`~crosswalk.compiler.layout.padded_axes`).
 
-    Raises ``CrosswalkError`` if the format cannot hold the config, or a parameter has no tensor.
+    Raises ``CrosswalkError`` if a parameter has no tensor, or a tensor has two lines.
     """
-    config, exported = export_config(mapping, resized(mapping.root.type, native, lengths), dialects, allow_lossy)
     scope = Scope(mapping.layout, mapping.root.type, native)
-    weights = relate_weights(mapping.layout, scope, exported.chosen, lengths)
+    weights = relate_weights(mapping.layout, scope, cases, lengths)
     related, duplicates = _split_ties(weights)
     theirs: dict[str, tuple[int, ...]] = {}
     problems = []
@@ -68,7 +62,7 @@ def bind(
     natives = {name: native for name, native in weights.natives.items() if native.tied_to is None}
     stored = {name: native.shape for name, native in natives.items()}
     padding = {name: native.padding for name, native in natives.items() if native.padding}
-    return Bound(mapping, config, stored, theirs, duplicates, weights.ignored, related, exported.notes, padding)
+    return Bound(mapping, stored, theirs, duplicates, weights.ignored, related, padding)
 
 
 def _split_ties(weights: Weights) -> tuple[list[Related], dict[str, str]]:

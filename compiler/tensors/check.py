@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.compiler.config.exported import Chosen
+from crosswalk.compiler.config.taken import Chosen
 from crosswalk.compiler.layout.model import Field, Layout, Type
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry

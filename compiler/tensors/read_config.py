@@ -7,6 +7,7 @@ from typing import Any
 
 from crosswalk.compiler.config.dialects import dialect_of_names, rename
 from crosswalk.compiler.config.read import import_config
+from crosswalk.compiler.config.taken import Taken
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, PartNode, nodes_of, rules_of
 
@@ -15,16 +16,16 @@ from .bind import bind
 
 def import_with_tensors(
     mapping: CompiledMapping, config: Mapping[str, Any], names: Collection[str], allow_lossy: bool = False
-) -> tuple[dict[str, Any], list[str]]:
-    """:func:`~.importing.import_config` of a checkpoint with tensors of these names, which decide what absent keys mean
-    where a rule says ``otherwise:``. If neither meaning fits, it is that of ``default:``."""
-    native, notes = import_config(mapping, config, allow_lossy)
+) -> tuple[dict[str, Any], Taken]:
+    """Import the config of a checkpoint with tensors of these names, which decide what absent keys mean where a rule
+    says ``otherwise:``. If neither meaning fits, it is that of ``default:``."""
+    found = import_config(mapping, config, allow_lossy)
     if not _undecided(mapping):
-        return native, notes
-    other, other_notes = import_config(mapping, config, allow_lossy, otherwise=True)
-    if other == native or _fits(mapping, native, names) or not _fits(mapping, other, names):
-        return native, notes
-    return other, other_notes
+        return found
+    other = import_config(mapping, config, allow_lossy, otherwise=True)
+    if other[0] == found[0] or _fits(mapping, *found, names) or not _fits(mapping, *other, names):
+        return found
+    return other
 
 
 def _undecided(mapping: CompiledMapping) -> bool:
@@ -34,9 +35,9 @@ def _undecided(mapping: CompiledMapping) -> bool:
     return own or any(map(_undecided, parts))
 
 
-def _fits(mapping: CompiledMapping, native: Mapping[str, Any], names: Collection[str]) -> bool:
+def _fits(mapping: CompiledMapping, native: Mapping[str, Any], taken: Taken, names: Collection[str]) -> bool:
     """Whether the tensors of a native config are exactly those with the given names."""
-    bound = bind(mapping, native, allow_lossy=True)
+    bound = bind(mapping, native, taken.cases)
     dialect = dialect_of_names(mapping, names)
     found = {rename(name, dialect.tensors) if dialect else name for name in names}
     return bound.theirs.keys() <= found <= {*bound.theirs, *bound.duplicates, *bound.ignored}

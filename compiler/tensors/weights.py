@@ -1,7 +1,7 @@
 """The tensor side of a compiled mapping, for one config: which copies relate the trainer's parameters to theirs.
 
-The layout gives the modules and parameters of a config; the structs that :mod:`.exporting` chose give the names on the
-other side. Equal layers are lowered once and shared.
+The layout gives the modules and parameters of a config; the structs that reading or writing the config took give the
+names on the other side. Equal layers are lowered once and shared.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from crosswalk.compiler.config.exported import Chosen
+from crosswalk.compiler.config.taken import Cases, Chosen
 from crosswalk.compiler.layout.cells import AxisTable, Box, outside
 from crosswalk.compiler.layout.model import Child, Layout, Parameter
 from crosswalk.compiler.layout.modules import AxisSizes, config_of, instances, parameters
@@ -72,22 +72,20 @@ class _Claim:
 def relate_weights(
     layout: Layout,
     root: Scope,
-    chosen: Mapping[Path, list[Chosen]],
+    cases: Cases,
     lengths: Mapping[str, int] = MappingProxyType({}),
 ) -> Weights:
     """The tensors of both sides for the config at ``root``; axes in ``lengths`` are that long on their side. Raises
     ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered."""
-    weights = _Walk(layout, root, chosen, lengths).run()
+    weights = _Walk(layout, root, cases, lengths).run()
     if weights.problems:
         raise CrosswalkError(dict.fromkeys(weights.problems))
     return weights
 
 
 class _Walk:
-    def __init__(
-        self, layout: Layout, root: Scope, chosen: Mapping[Path, list[Chosen]], lengths: Mapping[str, int]
-    ) -> None:
-        self.layout, self.root, self.chosen, self.lengths = layout, root, chosen, lengths
+    def __init__(self, layout: Layout, root: Scope, cases: Cases, lengths: Mapping[str, int]) -> None:
+        self.layout, self.root, self.cases, self.lengths = layout, root, cases, lengths
 
     def run(self) -> Weights:
         out = Weights()
@@ -114,7 +112,7 @@ class _Walk:
         nearest module around it that anything speaks for."""
         here = [
             c
-            for c in self.chosen.get(scope.path, ())
+            for c in self.cases.get(scope.path, ())
             if c.struct.type == scope.kind or c.struct.type.name in scope.kind.bases
         ]
         own: list[_Claim] = []

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-from crosswalk.compiler.text.documents import Map, parse_document
+from crosswalk.compiler.text.positioned import Map
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+
+from .portable_yaml import load
 
 
 def locator(text: str, file: str, root: tuple[str, ...] = ()) -> Callable[[tuple[str, ...]], Position]:
     """A function from a path of keys, below ``root``, to the deepest of them that stands in a JSON or YAML text."""
-    try:
-        document = parse_document(text, file)
-    except CrosswalkError:  # too large, or fine for its own reader only
-        return lambda path: Position(file)
+
+    @cache
+    def document() -> object:
+        with suppress(CrosswalkError):  # fine for its own reader only
+            return load(text, file)
+        return None
 
     def locate(path: tuple[str, ...]) -> Position:
-        position, container = Position(file), document
+        position, container = Position(file), document()
         for key in (*root, *path):
             if not isinstance(container, Map) or key not in container:
                 break

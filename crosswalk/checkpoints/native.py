@@ -11,20 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
-
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.scope import Scope, simple, stored_type
-from crosswalk.compiler.text.documents import parse_document
 from crosswalk.runtime.checkpoint.header import shorten
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .huggingface import CONFIG
 from .key_positions import locator
-from .portable_yaml import dump
+from .portable_yaml import dump, load
 
 METADATA = "metadata.yaml"
 SHARD = "weights"
@@ -96,16 +91,8 @@ def _read_text(file: Path) -> str:
 
 
 def _parse(text: str, file: Path) -> Mapping[str, Any]:
-    """The document, which may be large: it lists every tensor. Aliases are refused: they can multiply its size."""
-    try:
-        yaml = YAML(typ="safe", pure=True)
-        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text)):
-            parse_document(text, str(file))  # says where they are
-            raise fail("native/metadata", "aliases are not allowed here", Position(str(file)))
-        document = yaml.load(text)
-    except (YAMLError, RecursionError, ValueError, TypeError) as error:
-        parse_document(text, str(file))  # says where and what to do, for all that it knows
-        raise fail("native/metadata", f"not valid YAML: {str(error)[:300]}", Position(str(file))) from error
+    """The document, which may be large: it lists every tensor."""
+    document = load(text, str(file))
     if not isinstance(document, Mapping):
         raise fail("native/metadata", "this is not a mapping of keys to values", Position(str(file)))
     return document

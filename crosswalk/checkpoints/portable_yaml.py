@@ -1,15 +1,25 @@
-"""YAML that means the same to readers of version 1.1 (PyYAML, which the trainer uses) and of version 1.2."""
+"""YAML that means the same to readers of version 1.1 (PyYAML, which the trainer uses) and of version 1.2, and large
+files of it: the metadata of a checkpoint lists every tensor, so libyaml reads it.
+"""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
+
+from crosswalk.compiler.text.documents import parse_document
+from crosswalk.compiler.text.positioned import Map, Seq, shorten
+from crosswalk.runtime.errors import CrosswalkError, Position, fail
+
+MAX_DEPTH = 40
+_LOADER: Any = getattr(yaml, "CLoader", yaml.Loader)  # only its parser is used, which makes no objects
 
 # What no reader takes for anything but text: numbers, dates, nulls and merge keys do not start with a letter, but these
 # words do.
@@ -34,11 +44,99 @@ _Representer.add_representer(float, _Representer.represent_float)
 
 def dump(document: Mapping[str, Any]) -> str:
     """The text of a document of mappings, lists, texts, numbers, booleans and nulls."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Representer = _Representer
-    yaml.default_flow_style = False
-    yaml.allow_unicode = False  # readers differ in what is a line break
-    yaml.width = 4096
+    writer = YAML(typ="safe", pure=True)
+    writer.Representer = _Representer
+    writer.default_flow_style = False
+    writer.allow_unicode = False  # readers differ in what is a line break
+    writer.width = 4096
     text = io.StringIO()
-    yaml.dump(document, text)
+    writer.dump(document, text)
     return text.getvalue()
+
+
+def load(text: str, file: str) -> Any:
+    """The document, a ``Map`` or ``Seq`` that knows its positions, or a scalar; keys are always text, as written.
+
+    Raises ``CrosswalkError`` for bad syntax, a key that is there twice, and what can multiply the size of a document or
+    make objects: aliases, anchors and tags."""
+    try:
+        return _build(text, file)
+    except CrosswalkError as error:
+        parse_document(text, file)  # says more about what is wrong, unless the text is beyond its limits
+        raise error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        parse_document(text, file)
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error)[:300]
+        raise _refused(f"not valid YAML: {what}", file, mark) from error
+
+
+def _refused(what: str, file: str, mark: Any = None) -> CrosswalkError:
+    return fail("native/metadata", what, Position(file, mark.line + 1, mark.column + 1) if mark else Position(file))
+
+
+def _build(text: str, file: str) -> Any:
+    events = yaml.parse(text, Loader=_LOADER)
+    next(events)  # the stream starts
+    if isinstance(next(events), yaml.StreamEndEvent):
+        return None
+    document = _value(events, next(events), file, 0)
+    next(events)  # the document ends
+    after = next(events)
+    if not isinstance(after, yaml.StreamEndEvent):
+        raise _refused("a second document starts here", file, after.start_mark)
+    return document
+
+
+def _value(events: Iterator[Any], event: Any, file: str, depth: int) -> Any:
+    """What starts with ``event``; the events up to its end are taken."""
+    at = _plain(event, file)
+    if isinstance(event, yaml.ScalarEvent):
+        return _scalar(event.value) if event.implicit[0] else event.value
+    if depth == MAX_DEPTH:
+        raise _refused(f"more than {MAX_DEPTH} levels of nesting", file, event.start_mark)
+    if isinstance(event, yaml.SequenceStartEvent):
+        listed = Seq(at)
+        while not isinstance(item := next(events), yaml.SequenceEndEvent):
+            listed.put(_value(events, item, file, depth + 1), _plain(item, file))
+        return listed
+    mapping = Map(at)
+    while not isinstance(key := next(events), yaml.MappingEndEvent):
+        key_at = _plain(key, file)
+        if not isinstance(key, yaml.ScalarEvent):
+            raise _refused("a key must be text, not a mapping or a list", file, key.start_mark)
+        if key.value in mapping:
+            written = f"`{shorten(key.value)}` is already written at {mapping.key_position(key.value)}"
+            raise _refused(written, file, key.start_mark)
+        first = next(events)
+        mapping.put(key.value, _value(events, first, file, depth + 1), key_at, _plain(first, file))
+    return mapping
+
+
+def _plain(event: Any, file: str) -> Position:
+    """Where an event starts. Raises if it has what a plain document does not."""
+    if isinstance(event, yaml.AliasEvent) or event.anchor is not None or event.tag is not None:
+        raise _refused("aliases, anchors and tags are not allowed here", file, event.start_mark)
+    return Position(file, event.start_mark.line + 1, event.start_mark.column + 1)
+
+
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+# With a sign in the exponent: without one it is text to the trainer, which may call a block so.
+_FLOAT = re.compile(r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?|[0-9]+[eE][-+][0-9]+)")
+_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+
+
+def _scalar(text: str) -> Any:
+    """The value of text without quotes, where both versions agree on one; text otherwise."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return float(text.replace(".", "", 1)) if _NOT_FINITE.fullmatch(text) else text

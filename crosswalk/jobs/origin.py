@@ -44,7 +44,7 @@ def record(imported: Imported, text: str, files: Mapping[str, Path]) -> dict[str
         "config": text,
         "tensor_dialect": tensors.name if tensors else None,
         "dtype": main_dtype(plan.sources),
-        "lossy": bool(imported.read.lossy),
+        "lossy": bool(imported.read.taken.lossy),
         "plan": plan.digest,
         "files": sorted(files),
         **({"padded": sizes} if sizes else {}),
@@ -102,7 +102,7 @@ def origin_of(
     text, config = decoded_config(text, config, read, dtype)
     return Origin(
         format=mapping.name, text=text, config=config, dtype=dtype,
-        tensor_dialect=tensors.name if tensors else None, lossy=bool(read.lossy), files=carried_files(path),
+        tensor_dialect=tensors.name if tensors else None, lossy=bool(read.taken.lossy), files=carried_files(path),
         native=as_stored(mapping.layout, mapping.root.type, read.native), name=str(path),
     )  # fmt: skip
 

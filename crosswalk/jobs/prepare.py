@@ -119,12 +119,12 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     mapping, plan, read = imported.mapping, imported.plan, imported.read
     left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*read.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    notes = (*read.taken.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
     text, _ = decoded_config(checkpoint.text, dict(checkpoint.config), read, main_dtype(plan.sources))
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
-        origin=record(imported, text, checkpoint.files), lossy=read.lossy,
+        origin=record(imported, text, checkpoint.files), lossy=read.taken.lossy,
     )  # fmt: skip
 
 
