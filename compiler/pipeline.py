@@ -261,7 +261,8 @@ def export_checkpoint(
     check_protected(options.protect, plan)
     same = same and options.dialect is None and taken.cases == remembered
     final, unchanged = _config_to_write(mapping, written, plan, known, same)
-    _check_written(mapping, final, theirs, plan)
+    if tensors is not None and not unchanged:
+        _check_written(mapping, final, theirs, plan)
     return Exported(
         mapping, native, lengths, bound, plan, final, unchanged, dialects,
         notes=tuple(dict.fromkeys((*taken.notes, *tuned))), lossy=taken.lossy,

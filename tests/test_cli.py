@@ -92,7 +92,7 @@ def test_plan_lists_every_rule_with_layers_folded(crosswalk: CommandLine, tmp_pa
         "model.layers.{0..2}.self_attn.q_proj.weight",
         "decoder.{0..2}.mixer.key_value.weight",
         "llama: {gate|up}_proj: layer_1",
-        "llama.yaml:81:5",
+        "llama.yaml:82:5",
     ):
         assert text in out
     assert crosswalk("plan", tmp_path / "source", "--dtype", "bf16").out.count("cast F32 -> BF16 (lossy)") == 1
