@@ -222,7 +222,7 @@ def _to_fill(
     )
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
-    for path, given, wanted in differing(complete, found):
+    for path, given, wanted, _ in differing(complete, found):
         text = f"`{'.'.join(path)}` is {given}, the checkpoint says {wanted}"
         problems.append(Diagnostic("native/differs", text, None, hint, path=path))
     if problems:

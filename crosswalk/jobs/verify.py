@@ -53,7 +53,7 @@ def verify(
     where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
     by_source = prepared.config if is_native(target) else prepared.unpadded
     differences = differing(Scope(layout, kind, by_source), Scope(layout, kind, expected.config))
-    lines = [f"`{'.'.join(path)}` is {value}, by the source it is {wanted}" for path, wanted, value in differences]
+    lines = [f"`{'.'.join(path)}` is {value}, by the source it is {wanted}" for path, wanted, value, _ in differences]
     if lines:
         raise CrosswalkError(Diagnostic("verify/config", line, where) for line in lines)
     plan = _with_dtypes_of(prepared.plan, {spec.name: spec for spec in expected.output.specs()})
