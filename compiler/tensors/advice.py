@@ -14,6 +14,13 @@ from crosswalk.compiler.relations.tree import CompiledMapping
 _ADAPTERS = ("lora_", "base_layer", "modules_to_save", "original_module", "base_model")
 
 
+def of_adapter(name: str) -> str | None:
+    """What to do about a tensor that an adapter has put into a model; None for any other."""
+    if any(part.startswith(_ADAPTERS) for part in name.split(".")):
+        return "it belongs to an adapter (LoRA): merge the adapters into the model first"
+    return None
+
+
 class Advice:
     """What a user should do about a parameter that is missing, not expected, or of another shape."""
 
@@ -22,8 +29,8 @@ class Advice:
 
     def __call__(self, name: str) -> str | None:
         """None if there is nothing to say about it."""
-        if any(part.startswith(_ADAPTERS) for part in name.split(".")):
-            return "it belongs to an adapter (LoRA): merge the adapters into the model first"
+        if (hint := of_adapter(name)) is not None:
+            return hint
         if name in self._ties:
             return "a tied parameter must share the memory of the other"
         if name in self._absent:

@@ -17,6 +17,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
+from .advice import of_adapter
 from .bind import Bound
 from .quantised import looks_quantised, quantised_marks
 
@@ -293,7 +294,7 @@ def _compare(
                 "tensors/unexpected",
                 f"tensor `{pattern}` {list(found[names[0]].shape)} has no counterpart in {who} ({len(names)} in all)",
                 None,
-                unexpected_hint,
+                of_adapter(names[0]) or unexpected_hint,
             )
         )
     for pattern, names in fold(wrong, lambda name: (found[name].shape, expected[name])):
