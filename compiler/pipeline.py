@@ -46,7 +46,8 @@ class PlanOptions:
     ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill, or else
     ``parameters``: name -> shape of what that model has; ``stored``: whether the native config is to be what a
     checkpoint of the trainer holds of it; ``keep``: dotted keys of a config.json that no mapping knows, to be carried
-    along (one text may hold several, between commas)."""
+    along (one text may hold several, between commas); ``take_tied``: whether tensors that the config ties, and files
+    hold too, are left out unread instead of compared."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -58,6 +59,7 @@ class PlanOptions:
     parameters: Shapes | None = None
     stored: bool = False
     keep: str | Iterable[str] = ()
+    take_tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def import_checkpoint(
                 options.protect,
                 found.encodings if found else (),
                 found.unused if found else {},
+                options.take_tied,
             )
     except CrosswalkError as error:
         problems += error.diagnostics

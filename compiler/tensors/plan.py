@@ -19,6 +19,7 @@ from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rul
 
 from .advice import of_adapter
 from .bind import Bound
+from .prefixes import other_prefix
 from .quantised import looks_quantised, quantised_marks
 
 Direction = Literal["import", "export"]
@@ -32,11 +33,12 @@ def plan_import(
     protect: Sequence[str] = (),
     encodings: Sequence[Encoding] = (),
     unused: Mapping[str, str] = MappingProxyType({}),
+    take_tied: bool = False,
 ) -> Plan:
     """The plan from Hugging Face tensors to the trainer's. ``files``: what the checkpoint holds, from its headers;
     without it, every tensor has ``default_dtype``. ``dtype`` casts all float tensors but those that ``protect`` names.
     ``encodings``: how some of ``files`` are stored; they are decoded to ``dtype`` at once. ``unused``: names in
-    ``files`` that are not needed, and why.
+    ``files`` that are not needed, and why. ``take_tied``: leave stored duplicates of tied tensors out, unread.
 
     Raises ``CrosswalkError`` listing every missing, unexpected and misshapen tensor.
     """
@@ -55,7 +57,8 @@ def plan_import(
         expected = {names[name]: shape for name, shape in bound.theirs.items()}
         for name, owner in bound.duplicates.items():
             if names[name] in files:
-                exemptions.append(Exemption("tied", names[name], names[owner]))
+                left = Exemption("dropped", names[name], None, f"tied to `{names[owner]}`, which counts")
+                exemptions.append(left if take_tied else Exemption("tied", names[name], names[owner]))
                 expected[names[name]] = bound.theirs[owner]
         dropped = {names[name]: f"not needed ({line.position})" for name, line in bound.ignored.items()} | dict(unused)
         for name, reason in dropped.items():
@@ -265,6 +268,8 @@ def _compare(
     """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is; all differences in
     one error, layers folded. ``lines``: the rule of each tensor, if there is one. ``mapping``: of files that may be
     quantised."""
+    if (misnamed := other_prefix(expected, found, who)) is not None:
+        raise CrosswalkError(misnamed)
     problems = []
     marks, modules = quantised_marks(mapping, (name for name in found if name not in expected))
     if marks:

@@ -26,6 +26,7 @@ from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
 from . import endings, placing
+from .replaceable import foreign_entries
 from .writing import set_size, sync, sync_directory, write_at
 
 #: Names in a working directory: what is complete, and the output as it will be.
@@ -85,6 +86,13 @@ class Staging:
         if not empty and self._inside:
             text = "the destination is a mount point, or in a directory that cannot be written, and is not empty"
             raise fail("output/exists", text, where, "it cannot be replaced in one step: name a new directory in it")
+        if not empty and self._overwrite:
+            with self.errors("created"):
+                foreign = foreign_entries(self.destination)
+            if foreign:
+                shown = ", ".join(f"`{name}`" for name in foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+                text = f"the destination holds what is no part of a checkpoint and would be lost: {shown}"
+                raise fail("output/foreign", text, where, "name another destination, or move these away")
         if not empty and not self._overwrite:
             raise fail(
                 "output/exists",
