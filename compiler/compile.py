@@ -23,6 +23,7 @@ from crosswalk.compiler.relations.tree import (
     Path,
     Struct,
     TheirsFact,
+    claimed_paths,
     nodes_of,
     rules_of,
 )
@@ -39,7 +40,9 @@ def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position],
     root = expander.root()
     if expander.problems:
         raise CrosswalkError(dict.fromkeys(expander.problems))
-    compiled = CompiledMapping(mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(_claims(root)))
+    compiled = CompiledMapping(
+        mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(claimed_paths(root))
+    )
     problems = (*check_config(compiled), *check_tensors(compiled))
     if problems:
         raise CrosswalkError(dict.fromkeys(problems))
@@ -56,23 +59,6 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
         at = mapping.place("auto_map")
         facts.append(TheirsFact(("auto_map",), (dict(mapping.auto_map),), True, MISSING, at, OTHER_FORMAT))
     return tuple(facts)
-
-
-def _claims(root: Struct) -> set[Path]:
-    """Every path of theirs that some rule speaks of, holes included."""
-    result: set[Path] = set()
-    for rule in rules_of(root):
-        if isinstance(rule, (FieldRule, TheirsFact, Carried)):
-            result.add(rule.theirs)
-        if isinstance(rule, FieldRule):
-            result.update(rule.alias)
-    for node in nodes_of(root):
-        if isinstance(node, Choice):
-            result.add(node.key)
-        elif isinstance(node, Layers):
-            result.add(node.count)
-            result |= {node.each} if node.each else set()
-    return result
 
 
 def _defaults(root: Struct) -> dict[Path, Any]:

@@ -30,6 +30,7 @@ from crosswalk.compiler.relations.tree import (
 )
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .architectures import other_head, right_architecture
 from .checks import at_rule, run_check
 from .dialects import read_dialects
 from .fields import scope_at
@@ -47,9 +48,10 @@ def import_config(
     """
     reading = _Import(mapping, allow_lossy, otherwise)
     native: dict[str, Any] = {}
+    config, reading.record.notes = right_architecture(mapping.source, config)
     data = reading.prepare(mapping, config)
     for fact in mapping.header:
-        reading.theirs_fact(fact, Names(data, mapping.defaults, {}))
+        reading.theirs_fact(fact, Names(data, mapping.defaults, {}), other_head(mapping.source, config))
     reading.node(mapping.root, _View(mapping, data, {}), native, ())
     reading.finish_facts(native)
     if reading.problems:
@@ -344,7 +346,7 @@ class _Import:
         known = ", ".join(str(row.theirs) for row in rule.table or ())
         raise fail("config/choice", f"`{'.'.join(path)}` must be one of {known}; it is {value!r}")
 
-    def theirs_fact(self, rule: TheirsFact, names: Names) -> None:
+    def theirs_fact(self, rule: TheirsFact, names: Names, found: str | None = None) -> None:
         value = get(names.data, fill(rule.theirs, names.holes))
         if value is MISSING:
             value = rule.default
@@ -356,7 +358,7 @@ class _Import:
             wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
             self.error(
                 "config/unsupported",
-                f"`{key}` must be {wanted} to be converted, it is {value!r}",
+                f"`{key}` must be {wanted} to be converted, it is {value!r}{f': {found}' if found else ''}",
                 rule.position,
                 rule.why or "the trainer has nothing that would hold it",
             )

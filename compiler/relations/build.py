@@ -33,6 +33,7 @@ from .tree import (
     Struct,
     TheirsFact,
     Unused,
+    claimed_paths,
 )
 
 
@@ -74,7 +75,7 @@ class Expander:
         section = self.section_or_empty(kind, mapping.sections, mapping.position)
         root = self.struct(kind, section, (), (), (), mapping.sections)
         self.check_reached()
-        return dataclasses.replace(root, rules=(*root.rules, *_header(mapping)))
+        return dataclasses.replace(root, rules=(*root.rules, *_header(mapping, root)))
 
     def no_such_field(self, kind: Type, name: str, position: Position, hint: str | None = None) -> None:
         near = difflib.get_close_matches(name, kind.fields, 1)
@@ -356,9 +357,15 @@ class Expander:
             self.error("mapping/unreachable", message, section.position)
 
 
-def _header(mapping: MappingFile) -> list[Rule]:
-    """What the header says of every object with this mapping, a part included."""
-    rules: list[Rule] = [Carried(e.theirs, True, e.default, None, e.position) for e in mapping.keeps]
+def _header(mapping: MappingFile, root: Struct) -> list[Rule]:
+    """What the header says of every object with this mapping, a part included. What a section says of a key, or of one
+    below it, comes before."""
+    claimed = {path[:length] for path in claimed_paths(root) for length in range(1, len(path) + 1)}
+    rules: list[Rule] = [
+        Carried(entry.theirs, True, entry.default, None, entry.position, entry.values, entry.why or "")
+        for entry in mapping.keeps
+        if entry.theirs not in claimed
+    ]
     if mapping.model_type:
         at = mapping.place("model_type")
         rules.append(TheirsFact(("model_type",), mapping.model_types, True, MISSING, at, OTHER_FORMAT))

@@ -57,13 +57,16 @@ class TheirsFact:
 @dataclass(frozen=True, slots=True)
 class Carried:
     """``theirs`` means nothing to the trainer. ``kept``: restored on export; else dropped, because it says nothing new.
-    ``default`` is what expressions see when it is absent; ``write`` recomputes it on export."""
+    ``default`` is what expressions see when it is absent; ``write`` recomputes it on export. ``only``: the values at
+    which it means nothing, if not all; any other asks for ``feature``."""
 
     theirs: Path
     kept: bool
     default: Any
     write: Expression | None
     position: Position
+    only: tuple[Any, ...] = ()
+    feature: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +247,23 @@ def rules_of(node: Node) -> Iterator[Rule]:
     for below in nodes_of(node):
         if isinstance(below, (Struct, Layers)):
             yield from below.rules
+
+
+def claimed_paths(root: Struct) -> set[Path]:
+    """Every path of theirs that some rule speaks of, holes included."""
+    result: set[Path] = set()
+    for rule in rules_of(root):
+        if isinstance(rule, (FieldRule, TheirsFact, Carried)):
+            result.add(rule.theirs)
+        if isinstance(rule, FieldRule):
+            result.update(rule.alias)
+    for node in nodes_of(root):
+        if isinstance(node, Choice):
+            result.add(node.key)
+        elif isinstance(node, Layers):
+            result.add(node.count)
+            result |= {node.each} if node.each else set()
+    return result
 
 
 def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:

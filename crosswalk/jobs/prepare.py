@@ -12,7 +12,6 @@ from crosswalk.checkpoints.huggingface import (
     CONFIG,
     HuggingFaceCheckpoint,
     config_bytes,
-    folders_left_behind,
     open_hugging_face,
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
@@ -107,7 +106,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     if options.named_format is not None:
         format_named(options.named_format)
     checkpoint = open_hugging_face(path)
-    specs = checkpoint.tensors.specs()
+    path, specs = checkpoint.path, checkpoint.tensors.specs()
     places = _places(path / CONFIG, checkpoint.text, path)
     with read_from(path / CONFIG, checkpoint.text):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
@@ -117,10 +116,10 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
 def _prepare_import(path: Path, options: Options) -> Prepared:
     checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping, plan, read = imported.mapping, imported.plan, imported.read
-    left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*read.taken.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
-    text, _ = decoded_config(checkpoint.text, dict(checkpoint.config), read, main_dtype(plan.sources))
+    tied = [f"`{e.tensor}` is left out: {e.reason}" for e in plan.exemptions if e.tensor in imported.bound.duplicates]
+    notes = (*checkpoint.notes, *read.notes, *grown, *(tied if options.take_tied else ()))
+    text, _ = decoded_config(checkpoint.text, dict(checkpoint.config), mapping, read, main_dtype(plan.sources))
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
@@ -130,7 +129,7 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
 
 def _prepare_export(path: Path, options: Options) -> Prepared:
     checkpoint = open_native(path, catalog().layout(DEFAULT_LAYOUT))
-    origin = original(options.like, options.named_format, DEFAULT_LAYOUT) if options.like is not None else None
+    origin = original(options.like, options) if options.like is not None else None
     mapping = _format_to_write(checkpoint, origin.format if origin is not None else options.named_format)
     if origin is None:
         origin = remembered(checkpoint, mapping.name)
@@ -145,6 +144,8 @@ def _prepare_export(path: Path, options: Options) -> Prepared:
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     files = files_to_write(mapping.source, origin.files, options.model_files, path)
     notes = (*exported.notes, *padding_notes(kind, exported.native, lengths, False))
+    if origin.is_of(mapping) and origin.kept:
+        notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
     return Prepared(
         to="hf", mapping=mapping, bound=exported.bound, plan=exported.plan, source=checkpoint.tensors,
         config=exported.native, text=text, files=files, dialects=exported.dialects, notes=notes, lengths=lengths,

@@ -6,9 +6,9 @@ rank must call it, all agree before anything moves, and a problem of one rank is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ import torch.distributed as dist
 
 from crosswalk.checkpoints.huggingface import CONFIG, config_bytes
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
+from crosswalk.compiler.layout.variants import variants
 from crosswalk.compiler.pipeline import Exported, Origin, Sizes, export_checkpoint
+from crosswalk.compiler.tensors.advice import Advice
+from crosswalk.compiler.tensors.plan import check_published
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
@@ -25,7 +28,8 @@ from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training import stream as streaming
 from crosswalk.runtime.training.dcp import Reader, Writer
-from crosswalk.runtime.training.load import LoadReport, Model
+from crosswalk.runtime.training.load import LoadReport
+from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
 from crosswalk.runtime.training.ranks import TIMEOUT, team
 from crosswalk.runtime.training.save import Output, SaveReport
 
@@ -63,6 +67,8 @@ def load(
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
+    take_tied: bool = False,
 ) -> Loaded:
     """Fill a model's parameters with a Hugging Face checkpoint, in place.
 
@@ -74,20 +80,25 @@ def load(
     Without a ``format``, the one of ``layout`` (by default ``fast_llm``) that the checkpoint has is found. ``pad``:
     axis -> multiple that its size in the model is rounded up to, as ``{"vocab": 128}``; what is new becomes zeros. The
     model is the one of ``native_config``, by default the one that the checkpoint is imported as. They may differ in
-    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not).
+    ``training`` fields, which can decide how parameters are stored (queries, keys and values fused or not). ``keep``:
+    keys of config.json that the format does not know and the model does not depend on, nested ones with dots.
 
     Raises ``CrosswalkError``, on every rank and before anything is changed, with every field of ``native_config`` that
     is not the checkpoint's, or every parameter that is missing, unexpected or has another shape; and within ``timeout``
     seconds if a rank is gone.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(own(model), ranks, "loading")
     with ranks.step("reading the checkpoint's headers") as step:
-        options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config)
+        options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
+                          native_config=native_config, keep=keep, take_tied=take_tied,
+                          parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
         checkpoint, imported = open_import(Path(hf_dir), options)
         name, config = imported.mapping.name, imported.config
         step.agree |= {"format": name, "config": config}
     where = torch.device(device) if device is not None else None
-    report = live.load(imported.plan, checkpoint.tensors, model, ranks, where)
+    advice = Advice(imported.mapping, config)
+    report = live.load(imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice)
     origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
     return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
 
@@ -108,6 +119,7 @@ def save(
     timeout: float = TIMEOUT,
     allow_lossy: bool = False,
     truncate: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> SaveReport | Future[SaveReport]:
     """Write a model's parameters as the Hugging Face checkpoint ``hf_dir``, which appears complete or not at all.
 
@@ -117,7 +129,7 @@ def save(
     other small files are copied, and kept is what its config says that means nothing to the trainer, its sizes, its
     dialect, and all of it if it still says what the model is. With a config alone, and no ``carry_from``, the report's
     ``defaults`` lists what is lost so. ``truncate``: axis -> size in the files, by default that of the original; what
-    is beyond is taken for padding, unread.
+    is beyond is taken for padding, unread. ``keep``: as for :func:`load`, of the config of ``carry_from``.
 
     With ``blocking=False`` the parameters are copied to host memory and written in the background; they may change as
     soon as this returns. The future's result must be asked for before the process group is destroyed.
@@ -125,16 +137,17 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(collect(model), ranks, "saving")
     with ranks.step("planning the checkpoint") as step:
-        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
+        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                           truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
-        export = _Export(native_config, options)
-        step.agree |= export.asked
-        exported = export.plan(live.untied(live.collect(model)))
         output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-        files = export.output(exported, output)
+        export = _export(native_config, options, output)
+        step.agree |= export.asked
+        exported = export.plan(there)
+        files = export.output(exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
-    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files)
+    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there)
 
 
 def stream(
@@ -157,13 +170,14 @@ def stream(
     See :func:`crosswalk.runtime.training.stream.stream`.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(collect(model), ranks, "streaming")
     with ranks.step("planning the stream") as step:
         options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
                           truncate=truncate or {}, trusted=True)  # fmt: skip
-        export = _Export(native_config, options)
+        export = _export(native_config, options, OutputOptions())
         step.agree |= export.asked
-        plan = export.plan(live.untied(live.collect(model))).plan
-    return streaming.stream(plan, model, ranks, bucket_bytes, group)
+        plan = export.plan(there).plan
+    return streaming.stream(plan, model, ranks, bucket_bytes, group, there)
 
 
 def reader(
@@ -174,12 +188,19 @@ def reader(
     allow_lossy: bool = False,
     layout: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
+    take_tied: bool = False,
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
-    options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config)
+    options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
+                      keep=keep, take_tied=take_tied)  # fmt: skip
     checkpoint, imported = open_import(Path(hf_dir), options)
-    return Reader(imported.plan, checkpoint.tensors)
+    mapping, plans = imported.mapping, [imported.plan]
+    if native_config is None:
+        for other in variants(mapping.layout, mapping.root.type, imported.config):
+            plans.append(open_import(Path(hf_dir), replace(options, native_config=other))[1].plan)
+    return Reader(plans, checkpoint.tensors)
 
 
 def writer(
@@ -194,54 +215,67 @@ def writer(
     overwrite: bool = False,
     allow_lossy: bool = False,
     truncate: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Writer:
     """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
     files. Options are those of :func:`save`."""
-    options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {},
-                      trusted=True, like=as_path(carry_from))  # fmt: skip
+    options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
+                      truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
     output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-    export = _Export(native_config, options)
-
-    def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
-        exported = export.plan(specs)
-        return exported.plan, export.output(exported, output)
-
-    return Writer(Path(hf_dir), make_plan)
+    return Writer(Path(hf_dir), _export(native_config, options, output))
 
 
+@dataclass(frozen=True)
 class _Export:
-    """From a native config to a plan, once the parameters are known, and to the files beside the tensors."""
+    """From a native config to a plan, once the parameters are known, and to the files beside the tensors. It goes to
+    other processes, which compile the format anew."""
 
-    def __init__(self, given: Config | Loaded, options: Options) -> None:
-        loaded = given if isinstance(given, Loaded) else None
-        self._config: Config = given.config if isinstance(given, Loaded) else given
-        name = options.named_format or (loaded.format if loaded is not None else None)
-        if name is None:
-            text = "a native config does not say which format to write"
-            raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
-        self._mapping, self._options = format_named(name), options
-        self._origin = loaded.origin if loaded is not None else None
-        if options.like is not None:
-            self._origin = original(options.like, name)
+    native_config: Config
+    format: str
+    options: Options
+    written: OutputOptions
+    origin: Origin | None
+
+    def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
+        exported = self.plan(specs)
+        return exported.plan, self.output(exported)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What all ranks have to ask alike."""
-        options = self._options
+        options = self.options
         return {
-            "format": self._mapping.name, "dialect": options.dialect, "dtype": options.dtype,
-            "native_config": self._config, "truncate": options.truncate,
+            "format": self.format, "dialect": options.dialect, "dtype": options.dtype,
+            "native_config": self.native_config, "truncate": options.truncate,
         }  # fmt: skip
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
-        return export_checkpoint(self._mapping, self._config, dict(specs), self._options, self._origin)
+        check_published(specs.values(), self.options.dtype)
+        mapping = format_named(self.format)
+        return export_checkpoint(mapping, self.native_config, dict(specs), self.options, self.origin)
 
-    def output(self, exported: Exported, options: OutputOptions) -> Output:
-        source, origin = self._mapping.source, self._origin
+    def output(self, exported: Exported) -> Output:
+        source, origin, written = exported.mapping.source, self.origin, self.written
         carried: dict[str, Path] = {}
         text = config_bytes(exported.config)
         if origin is not None:
             carried = files_to_write(source, origin.files, None, Path(origin.name))
             text = origin.text.encode() if exported.unchanged else text
         made = {CONFIG: text, **derived_files(source, exported.config, carried)}
-        return Output(hugging_face_layout(options.max_shard_size), made, carried, options.overwrite, exported.defaults)
+        layout = hugging_face_layout(written.max_shard_size)
+        return Output(layout, made, carried, written.overwrite, exported.defaults)
+
+
+def _export(given: Config | Loaded, options: Options, output: OutputOptions) -> _Export:
+    """The way from what was loaded, or from a config alone, to the files."""
+    loaded = given if isinstance(given, Loaded) else None
+    config: Config = given.config if isinstance(given, Loaded) else given
+    name = options.named_format or (loaded.format if loaded is not None else None)
+    if name is None:
+        text = "a native config does not say which format to write"
+        raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
+    origin = loaded.origin if loaded is not None else None
+    if options.like is not None:
+        options = replace(options, format=format_named(name).name)
+        origin = original(options.like, options)
+    return _Export(config, name, options, output, origin)
