@@ -92,7 +92,7 @@ def test_plan_lists_every_rule_with_layers_folded(crosswalk: CommandLine, tmp_pa
         "model.layers.{0..2}.self_attn.q_proj.weight",
         "decoder.{0..2}.mixer.key_value.weight",
         "llama: {gate|up}_proj: layer_1",
-        "llama.yaml:81:5",
+        "llama.yaml:83:5",
     ):
         assert text in out
     assert crosswalk("plan", tmp_path / "source", "--dtype", "bf16").out.count("cast F32 -> BF16 (lossy)") == 1
@@ -145,9 +145,9 @@ def test_explain_names_sources_and_the_line_of_the_mapping(crosswalk: CommandLin
     assert found.keys() == {f"{ATTENTION}.k_proj.weight", f"{ATTENTION}.v_proj.weight"}
     assert "0 + [1]     840 + [1]" in out
     assert "{k|v}_proj: key_value" in out
-    line = (ROOT / "mappings" / "llama.yaml").read_text().splitlines()[43]
+    line = (ROOT / "mappings" / "llama.yaml").read_text().splitlines()[45]
     assert '"{k|v}_proj": key_value' in line
-    assert out.count("llama.yaml:44:5") == 2
+    assert out.count("llama.yaml:46:5") == 2
     assert lines(crosswalk("explain", source, f"{ATTENTION}.v_proj.weight").out)[0][-1] == "(source)"
 
 
@@ -169,6 +169,9 @@ def test_formats(crosswalk: CommandLine) -> None:
     assert out.splitlines()[0] == "mixtral: mixtral <- mistral <- llama <- huggingface"
     assert "sliding_window: window_size" in out
     assert "mistral.yaml" in out  # what was replaced, and where it stood
+    assert "dialects: transformers-5, transformers-5-5; written" in crosswalk("formats", "gemma4").out
+    assert "dialects: transformers-5, transformers-4; written" in out
+    assert "transformers-5-5" in crosswalk("convert", "--help").out
 
 
 def test_compile_mappings(crosswalk: CommandLine, tmp_path: Path) -> None:
