@@ -74,7 +74,7 @@ def shapes(root: Scope) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter that the config at ``root`` gives rise to, without tied ones."""
     tied = {tie.parameter for tie in root.kind.ties if root.holds(tie.condition)}
     known: dict[Scope, list[tuple[Any, tuple[int, ...]]]] = {}
-    result = {}
+    result: dict[str, tuple[int, ...]] = {}
     for module, scope in walk(root):
         if scope not in known:
             sizes = AxisSizes(scope)
