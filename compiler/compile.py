@@ -11,7 +11,8 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING, Layout
 from crosswalk.compiler.mapping.model import MappingFile
-from crosswalk.compiler.relations.build import Expander
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.build import Builder
 from crosswalk.compiler.relations.check_config import check_config
 from crosswalk.compiler.relations.tree import (
     OTHER_FORMAT,
@@ -20,8 +21,7 @@ from crosswalk.compiler.relations.tree import (
     CompiledMapping,
     FieldRule,
     Layers,
-    Path,
-    Struct,
+    OneOf,
     TheirsFact,
     nodes_of,
     rules_of,
@@ -35,10 +35,10 @@ def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position],
 
     Raises ``CrosswalkError`` with every problem found.
     """
-    expander = Expander(mapping, layout, load)
-    root = expander.root()
-    if expander.problems:
-        raise CrosswalkError(dict.fromkeys(expander.problems))
+    builder = Builder(mapping, layout, load)
+    root = builder.root()
+    if builder.sections.problems:
+        raise CrosswalkError(dict.fromkeys(builder.sections.problems))
     compiled = CompiledMapping(mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(_claims(root)))
     problems = (*check_config(compiled), *check_tensors(compiled))
     if problems:
@@ -58,9 +58,9 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
     return tuple(facts)
 
 
-def _claims(root: Struct) -> set[Path]:
+def _claims(root: OneOf) -> set[KeyPath]:
     """Every path of theirs that some rule speaks of, holes included."""
-    result: set[Path] = set()
+    result: set[KeyPath] = set()
     for rule in rules_of(root):
         if isinstance(rule, (FieldRule, TheirsFact, Carried)):
             result.add(rule.theirs)
@@ -75,8 +75,8 @@ def _claims(root: Struct) -> set[Path]:
     return result
 
 
-def _defaults(root: Struct) -> dict[Path, Any]:
-    result: dict[Path, Any] = {}
+def _defaults(root: OneOf) -> dict[KeyPath, Any]:
+    result: dict[KeyPath, Any] = {}
     for rule in rules_of(root):
         if isinstance(rule, (FieldRule, TheirsFact, Carried)) and rule.default is not MISSING:
             result.setdefault(rule.theirs, rule.default)

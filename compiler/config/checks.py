@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.relations.tree import CheckRule, Path
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.tree import CheckRule
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .keys import Names
@@ -14,7 +15,7 @@ from .keys import Names
 def run_check(rule: CheckRule, scope: Scope, names: Names) -> list[Diagnostic]:
     """The problems of one ``checks:`` line: over fields of ours; ``config.`` and ``root_config.`` are theirs."""
 
-    def resolve(name: Path) -> Any:
+    def resolve(name: KeyPath) -> Any:
         if name[0] == "config":
             return names.lookup(name[1:], rule.theirs)
         if name[0] == "root_config":

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.tree import (
     Carried,
     CompiledMapping,
     Entries,
     Layers,
-    Optional,
+    Nullable,
     PartNode,
-    Path,
     nodes_of,
     part_mapping,
     rules_of,
@@ -27,12 +27,12 @@ from .dialects import read_dialects
 from .keys import get, leaves, put
 
 
-def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Path = ()) -> list[Diagnostic]:
+def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath = ()) -> list[Diagnostic]:
     """A problem for every key that no rule of the mapping (or of its parts) speaks of, and for every value in whose
     place rules look for an object. ``config`` is as in the file."""
     data = read_dialects(mapping, config)[0]
     claims = _Claims(mapping)
-    checked = {node.theirs for node in nodes_of(mapping.root) if isinstance(node, (Optional, Entries))}
+    checked = {node.theirs for node in nodes_of(mapping.root) if isinstance(node, (Nullable, Entries))}
     checked |= {node.overrides for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.overrides}
     parts = {node.part.theirs: node for node in nodes_of(mapping.root) if isinstance(node, PartNode)}
     problems = []
@@ -69,7 +69,7 @@ def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Pat
     return problems
 
 
-def _as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: Path) -> Path:
+def _as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: KeyPath) -> KeyPath:
     """The place in the file of what reading moved to ``path`` from the old place of a dialect."""
     moves = [move for dialect in mapping.source.dialects.values() for move in dialect.config]
     places = [(*move.old, *path[len(move.new) :]) for move in moves if path[: len(move.new)] == move.new]
@@ -118,7 +118,7 @@ class _Claims:
         self.prefixes = {path[:n] for path in paths for n in range(1, len(path))}
         self.has_holes = {path[:n] for path in paths for n, part in enumerate(path) if part.startswith("{")}
 
-    def match(self, path: Path, among: set[Path]) -> bool:
+    def match(self, path: KeyPath, among: set[KeyPath]) -> bool:
         if path in among:
             return True
         if not self.has_holes:
@@ -128,13 +128,13 @@ class _Claims:
             for other in among
         )
 
-    def siblings(self, parent: Path) -> list[str]:
+    def siblings(self, parent: KeyPath) -> list[str]:
         return [path[len(parent)] for path in self.paths if path[: len(parent)] == parent and len(path) > len(parent)]
 
 
 def _unclaimed(
-    data: Mapping[str, Any], at: Path, claims: _Claims, parts: Mapping[Path, PartNode]
-) -> Iterator[tuple[Path, Any]]:
+    data: Mapping[str, Any], at: KeyPath, claims: _Claims, parts: Mapping[KeyPath, PartNode]
+) -> Iterator[tuple[KeyPath, Any]]:
     for key, value in data.items():
         path = (*at, key)
         if path in parts or claims.match(path, claims.paths):

@@ -11,7 +11,8 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Dialect, Move
-from crosswalk.compiler.relations.tree import CompiledMapping, Layers, Path, nodes_of
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.tree import CompiledMapping, Layers, nodes_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 from .keys import Names, get, layer_index, put, same_number
@@ -55,7 +56,13 @@ def _holds(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> boo
 
 
 def _merge(
-    data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, notes: list[str], problems: list[Diagnostic]
+    data: dict[str, Any],
+    move: Move,
+    old: KeyPath,
+    new: KeyPath,
+    value: Any,
+    notes: list[str],
+    problems: list[Diagnostic],
 ) -> None:
     there = get(data, new)
     if isinstance(value, Mapping) and isinstance(there, Mapping):
@@ -73,7 +80,9 @@ def _merge(
             problems.append(Diagnostic("config/dialects-differ", text, move.position, hint))
 
 
-def _place(data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, problems: list[Diagnostic]) -> None:
+def _place(
+    data: dict[str, Any], move: Move, old: KeyPath, new: KeyPath, value: Any, problems: list[Diagnostic]
+) -> None:
     """Put a value at its new place. A null on the way is like an absent object; anything else there is wrong."""
     for length in range(1, len(new)):
         found = get(data, new[:length])
@@ -87,7 +96,10 @@ def _place(data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, p
 
 
 def write_dialects(
-    mapping: CompiledMapping, config: Mapping[str, Any], names: Iterable[str], effective: Mapping[tuple[str, Path], Any]
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    names: Iterable[str],
+    effective: Mapping[tuple[str, KeyPath], Any],
 ) -> dict[str, Any]:
     """The config as the given dialects want it. The newest form stays only if it is among ``names``.
 
@@ -96,9 +108,9 @@ def write_dialects(
     """
     wanted = list(names)
     result: dict[str, Any] = copy.deepcopy(dict(config))
-    old_places: list[tuple[Path, Any]] = []
-    moved: list[Path] = []
-    told: set[Path] = set()
+    old_places: list[tuple[KeyPath, Any]] = []
+    moved: list[KeyPath] = []
+    told: set[KeyPath] = set()
     for name in (name for name in wanted if name in mapping.source.dialects):
         dialect = mapping.source.dialects[name]
         for move in sorted((m for m in dialect.config if not m.legacy), key=lambda move: -len(move.new)):
@@ -188,19 +200,19 @@ def _kind_of(move: Move) -> str | None:
     return holes[0] if holes else None
 
 
-def _object_of(move: Move) -> Path | None:
+def _object_of(move: Move) -> KeyPath | None:
     """The object whose keys the hole of a move stands for; None without a hole."""
     kind = _kind_of(move)
     return None if kind is None else move.new[: move.new.index("{" + kind + "}")]
 
 
-def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Move, path: Path, value: Any) -> bool:
+def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Move, path: KeyPath, value: Any) -> bool:
     """Whether a reader of the old place would find ``value``: where the place does not count, the common one holds."""
     common = get(config, (*_layers(mapping).theirs, *path))
     return move.when is None or _holds(mapping, config, move) or same_number(common, value)
 
 
-def _check_told(objects: Any, path: Path, told: set[Path], wanted: list[str]) -> None:
+def _check_told(objects: Any, path: KeyPath, told: set[KeyPath], wanted: list[str]) -> None:
     """What stands in single layers and no old place holds would be lost."""
     for index, override in objects.items() if isinstance(objects, Mapping) else ():
         for key in override if isinstance(override, Mapping) else ():
@@ -224,7 +236,7 @@ def _indices(mapping: CompiledMapping, data: Mapping[str, Any], kind: str) -> li
     return [index for index, name in enumerate(listed) if name == kind] if isinstance(listed, list) else []
 
 
-def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> list[Path]:
+def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> list[KeyPath]:
     """The new places of a move: one, or one for each layer of the kind that its hole names."""
     kind, objects = _kind_of(move), _object_of(move)
     if kind is None or objects is None:
@@ -235,7 +247,7 @@ def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> li
     return [(*objects, written.get(index, str(index)), *after) for index in _indices(mapping, data, kind)]
 
 
-def _remove(data: dict[str, Any], path: Path) -> None:
+def _remove(data: dict[str, Any], path: KeyPath) -> None:
     """Remove a place, and the objects that this leaves empty."""
     parent = get(data, path[:-1]) if len(path) > 1 else data
     if isinstance(parent, dict) and path[-1] in parent:

@@ -8,8 +8,8 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.notation.expressions import Expression
-from crosswalk.compiler.relations.tree import CheckRule, Path
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.compiler.relations.tree import CheckRule
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .keys import same_number
@@ -20,11 +20,11 @@ from .taken import Record
 class Exported:
     """What one attempt has written: places of theirs, and a record of what speaks for the objects of ours."""
 
-    values: dict[Path, tuple[Any, Position]] = field(default_factory=dict)
-    overrides: dict[Path, Any] = field(default_factory=dict)
-    effective: dict[tuple[str, Path], Any] = field(default_factory=dict)
-    computed: list[tuple[Path, Expression, Path, Mapping[str, str]]] = field(default_factory=list)
-    checks: list[tuple[CheckRule, Scope, Mapping[str, str], Mapping[Path, Any]]] = field(default_factory=list)
+    values: dict[KeyPath, tuple[Any, Position]] = field(default_factory=dict)
+    overrides: dict[KeyPath, Any] = field(default_factory=dict)
+    effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
+    computed: list[tuple[KeyPath, Expression, KeyPath, Mapping[str, str]]] = field(default_factory=list)
+    checks: list[tuple[CheckRule, Scope, Mapping[str, str], Mapping[KeyPath, Any]]] = field(default_factory=list)
     record: Record = field(default_factory=Record)
     problems: list[Diagnostic] = field(default_factory=list)
 
@@ -39,7 +39,7 @@ class Exported:
         self.record.absorb(other.record)
         self.problems += other.problems
 
-    def put(self, path: Path, value: Any, position: Position) -> None:
+    def put(self, path: KeyPath, value: Any, position: Position) -> None:
         if path in self.values:
             old, at = self.values[path]
             if not same_number(old, value) or (old is MISSING) != (value is MISSING):

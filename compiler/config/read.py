@@ -11,7 +11,7 @@ from typing import Any
 from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope, Unresolved, misfit, normalize, widened
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.relations.tree import (
     CheckRule,
     Choice,
@@ -20,10 +20,9 @@ from crosswalk.compiler.relations.tree import (
     FieldRule,
     Layers,
     Node,
-    Optional,
+    Nullable,
     OursFact,
     PartNode,
-    Path,
     Struct,
     TheirsFact,
     part_mapping,
@@ -82,8 +81,8 @@ class _Import:
         self.mapping, self.allow_lossy, self.otherwise = mapping, allow_lossy, otherwise
         self.problems: list[Diagnostic] = []
         self.record = Record()
-        self.facts: dict[Path, tuple[OursFact, Path]] = {}
-        self.checks: list[tuple[CheckRule, Path, _View]] = []
+        self.facts: dict[KeyPath, tuple[OursFact, KeyPath]] = {}
+        self.checks: list[tuple[CheckRule, KeyPath, _View]] = []
 
     def prepare(self, mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
         data, notes, problems = read_dialects(mapping, config)
@@ -96,13 +95,13 @@ class _Import:
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
-    def node(self, node: Node, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def node(self, node: Node, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         match node:
             case Struct():
                 self.struct(node, view, out, anchor)
             case Choice():
                 self.choice(node, view, out, anchor)
-            case Optional():
+            case Nullable():
                 self.optional(node, view, out, anchor)
             case Layers():
                 self.layers(node, view, out, anchor)
@@ -111,13 +110,13 @@ class _Import:
             case PartNode():
                 self.part(node, view, out, anchor)
 
-    def struct(self, node: Struct, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def struct(self, node: Struct, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         if node.type.registered:
             put(out, (*node.ours, "type"), node.type.registered)
         self.record.add((*anchor, *node.ours), Chosen(node, view.mapping, view.tensors))
         self.body(node, view, out, anchor)
 
-    def body(self, node: Struct, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def body(self, node: Struct, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         for rule in node.rules:
             try:
                 match rule:
@@ -134,7 +133,7 @@ class _Import:
         for child in node.children:
             self.node(child, view, out, anchor)
 
-    def choice(self, node: Choice, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def choice(self, node: Choice, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.key, view.holes)
         value = get(view.data, path)
         if value is MISSING or (value is None and node.default is not MISSING):
@@ -150,7 +149,7 @@ class _Import:
         found = f"it is {value!r}" if value is not MISSING else "it is absent"
         return self.error("config/choice", f"`{key}` must be one of {known}; {found}", node.position)
 
-    def optional(self, node: Optional, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def optional(self, node: Nullable, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.theirs, view.holes)
         value = get(view.data, path)
         if value is None and node.nullable:
@@ -164,7 +163,7 @@ class _Import:
             return self.error("config/type", f"`{'.'.join(path)}` must be an object, it is {value!r}", node.position)
         return self.node(node.node, view, out, anchor)
 
-    def layers(self, node: Layers, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def layers(self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         try:
             count = view.names.lookup(("root", *node.count), ())
             listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
@@ -189,7 +188,7 @@ class _Import:
         self.listed_layers(node, view, out, anchor, count, listed)
 
     def listed_layers(
-        self, node: Layers, view: _View, out: dict[str, Any], anchor: Path, count: int, listed: Any
+        self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath, count: int, listed: Any
     ) -> None:
         assert node.each is not None
         key = ".".join(node.each)
@@ -254,12 +253,12 @@ class _Import:
                         break
         return {index: value for index, value in result.items() if value}
 
-    def block(self, node: Node, view: _View, out: dict[str, Any], anchor: Path, where: Path) -> None:
+    def block(self, node: Node, view: _View, out: dict[str, Any], anchor: KeyPath, where: KeyPath) -> None:
         block: dict[str, Any] = {}
         put(out, where, block)
         self.node(node, view, block, (*anchor, *where))
 
-    def entries(self, node: Entries, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def entries(self, node: Entries, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.theirs, view.holes)
         value = get(view.data, path)
         if not isinstance(value, Mapping) or not value:
@@ -271,7 +270,7 @@ class _Import:
             inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key}, view.root, view.tensors)
             self.block(node.node, inner, out, anchor, (*node.ours, key))
 
-    def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         value = get(view.data, node.part.theirs)
         key = ".".join(node.part.theirs)
         if value is None or value is MISSING:
@@ -300,7 +299,7 @@ class _Import:
 
     def read(self, rule: FieldRule, view: _View) -> Any:
         path = fill(rule.theirs, view.holes)
-        present: list[tuple[Path, Any]] = []
+        present: list[tuple[KeyPath, Any]] = []
         for place in (path, *(fill(alias, view.holes) for alias in rule.alias)):
             value = get(view.data, place)
             if value is not MISSING and not any(same_value(value, unset) for unset in rule.unset):
@@ -329,7 +328,7 @@ class _Import:
             raise fail("config/type", f"`{'.'.join(path)}` must be {wanted}, it is {value!r}")
         return value
 
-    def from_table(self, rule: FieldRule, path: Path, value: Any) -> Any:
+    def from_table(self, rule: FieldRule, path: KeyPath, value: Any) -> Any:
         for row in rule.table or ():
             if same_value(row.theirs, value):
                 if row.lossy and not self.allow_lossy:
@@ -361,13 +360,13 @@ class _Import:
                 rule.why or "the trainer has nothing that would hold it",
             )
 
-    def ours_fact(self, rule: OursFact, out: dict[str, Any], anchor: Path) -> None:
+    def ours_fact(self, rule: OursFact, out: dict[str, Any], anchor: KeyPath) -> None:
         if isinstance(rule.value, Expression):
             self.facts[(*anchor, *rule.ours)] = (rule, (*anchor, *rule.scope))
         else:
             self.set(out, rule.ours, widened(rule.field, rule.value), rule.position)
 
-    def set(self, out: dict[str, Any], path: Path, value: Any, position: Position) -> None:
+    def set(self, out: dict[str, Any], path: KeyPath, value: Any, position: Position) -> None:
         old = get(out, path)
         if old is not MISSING and not same_value(old, value):
             raise fail("config/conflict", f"`{'.'.join(path)}` would be both {old!r} and {value!r}", position)

@@ -13,7 +13,7 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope, simple
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.relations.tree import (
     Carried,
     Case,
@@ -22,16 +22,16 @@ from crosswalk.compiler.relations.tree import (
     CompiledMapping,
     Entries,
     FieldRule,
-    Kind,
+    LayerKind,
     Layers,
     Node,
-    Optional,
+    Nullable,
     OursFact,
     PartNode,
-    Path,
     Struct,
     TheirsFact,
     Unused,
+    alternatives,
 )
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
@@ -72,7 +72,7 @@ class _Export:
         self.mapping, self.dialects, self.allow_lossy, self.remembered = mapping, dialects, allow_lossy, remembered
         self.tensors = ""
 
-    def whole(self, scope: Scope, anchor: Path, tensors: str) -> tuple[dict[str, Any], Exported]:
+    def whole(self, scope: Scope, anchor: KeyPath, tensors: str) -> tuple[dict[str, Any], Exported]:
         """The object of a mapping (config.json, or a part's) in the dialects asked for."""
         self.tensors = tensors
         out = Exported()
@@ -107,13 +107,13 @@ class _Export:
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
-    def node(self, node: Node, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def node(self, node: Node, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Exported) -> None:
         match node:
             case Struct():
                 self.struct(node, scope, anchor, holes, out)
             case Choice():
                 self.choice(node, scope, anchor, holes, out)
-            case Optional():
+            case Nullable():
                 if below(scope, node.ours, raw=True) is None and node.nullable:
                     out.put(fill(node.theirs, holes), None, node.position)
                 else:
@@ -128,12 +128,12 @@ class _Export:
             case PartNode():
                 self.part(node, scope, anchor, holes, out)
 
-    def attempt(self, node: Node, scope: Scope, anchor: Path, holes: Mapping[str, str]) -> Exported:
+    def attempt(self, node: Node, scope: Scope, anchor: KeyPath, holes: Mapping[str, str]) -> Exported:
         out = Exported()
         self.node(node, scope, anchor, holes, out)
         return out
 
-    def struct(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def struct(self, node: Struct, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Exported) -> None:
         where = ".".join((*anchor, *node.ours))
         actual = below(scope, node.ours)
         if not isinstance(actual, Scope) or (actual.kind != node.type and node.type.name not in actual.kind.bases):
@@ -156,7 +156,7 @@ class _Export:
         out.record.add((*anchor, *node.ours), Chosen(node, self.mapping, self.tensors))
         self.body(node, scope, anchor, holes, out)
 
-    def body(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def body(self, node: Struct, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Exported) -> None:
         for rule in node.rules:
             match rule:
                 case FieldRule():
@@ -176,19 +176,19 @@ class _Export:
         for child in node.children:
             self.node(child, scope, anchor, holes, out)
 
-    def choice(self, node: Choice, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def choice(self, node: Choice, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Exported) -> None:
         actual = below(scope, node.ours)
         fitting = [
             case
             for case in node.cases
-            if not isinstance(case.node, Struct) or (isinstance(actual, Scope) and case.node.type == actual.kind)
+            if isinstance(actual, Scope) and any(struct.type == actual.kind for struct in alternatives(case.node))
         ]
         where = ".".join((*anchor, *node.ours))
         known = self.remembered.get((*anchor, *node.ours), ())
         fitting.sort(key=lambda case: not holds_taken(case.node, known))
         if not fitting:
             found = str(actual.kind) if isinstance(actual, Scope) else "null"
-            listed = ", ".join(dict.fromkeys(str(c.node.type) for c in node.cases if isinstance(c.node, Struct)))
+            listed = ", ".join(dict.fromkeys(str(struct.type) for struct in alternatives(node)))
             why = next((f": {refused.why}" for refused in node.refused if refused.type == found), "")
             message = f"`{where}` is `{found}`, which this format cannot hold; it can hold {listed}{why}"
             out.problems.append(Diagnostic("export/type", message, node.position))
@@ -205,10 +205,10 @@ class _Export:
         assert isinstance(taken, Case)
         out.put(fill(node.key, holes), taken.value, node.position)
 
-    def layers(self, node: Layers, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def layers(self, node: Layers, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Exported) -> None:
         layers = object_at(scope, node.ours[:-1]).blocks(node.ours[-1])
         blocks = dict(layers)
-        attempts: dict[Path, tuple[Kind, Exported]] = {}
+        attempts: dict[KeyPath, tuple[LayerKind, Exported]] = {}
         for path, block in blocks.items():
             at = (*anchor, *node.ours[:-1], *path)
             attempts[path] = self.fitting_kind(node, block, at, holes)
@@ -235,7 +235,9 @@ class _Export:
                 for path, value in out.overrides.items()
             } or {node.overrides: {}}  # an absent key may stand for overrides that the class fills in
 
-    def fitting_kind(self, node: Layers, block: Scope, at: Path, holes: Mapping[str, str]) -> tuple[Kind, Exported]:
+    def fitting_kind(
+        self, node: Layers, block: Scope, at: KeyPath, holes: Mapping[str, str]
+    ) -> tuple[LayerKind, Exported]:
         failed: list[tuple[str, list[Diagnostic]]] = []
         known = self.remembered.get(at, ())
         for kind in sorted(node.kinds, key=lambda kind: not holds_taken(kind.node, known)):
@@ -247,10 +249,10 @@ class _Export:
             attempt.problems = none_fits(failed, ".".join(at), node.position)
         return kind, attempt
 
-    def merge_layer(self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], out: Exported) -> None:
+    def merge_layer(self, node: Layers, kind: LayerKind, attempt: Exported, indices: list[int], out: Exported) -> None:
         """Lay one block's places beside those of the others; what differs goes to the overrides that may hold it."""
         depth = len(node.theirs)
-        overridden: dict[Path, Any] = {}
+        overridden: dict[KeyPath, Any] = {}
         for path, (value, position) in list(attempt.values.items()):
             key = (str(kind.name), path[depth:])
             alike = key not in out.effective or same_number(out.effective[key], value)
@@ -270,7 +272,7 @@ class _Export:
         attempt.checks = [(rule, where, holes, overridden) for rule, where, holes, _ in attempt.checks]
         out.absorb(attempt)
 
-    def part(self, node: PartNode, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def part(self, node: PartNode, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Exported) -> None:
         actual = below(scope, node.ours)
         if actual is None:
             if node.part.optional:
@@ -302,7 +304,7 @@ class _Export:
 
     # ---- rules ------------------------------------------------------------------------------------------------------
 
-    def field(self, rule: FieldRule, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def field(self, rule: FieldRule, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Exported) -> None:
         path = fill(rule.theirs, holes)
         raw = below(scope, rule.ours, raw=True)
         value = simple(below(scope, rule.ours))
@@ -332,13 +334,13 @@ class _Export:
         for place in (path, *(fill(alias, holes) for alias in rule.alias)):
             out.put(place, value, rule.position)
 
-    def written(self, theirs: Path, value: Any, holes: Mapping[str, str], position: Position, out: Exported) -> None:
+    def written(self, theirs: KeyPath, value: Any, holes: Mapping[str, str], position: Position, out: Exported) -> None:
         if isinstance(value, Expression):
             out.computed.append((fill(theirs, holes), value, theirs[:-1], holes))
         else:
             out.put(fill(theirs, holes), value, position)
 
-    def ours_fact(self, rule: OursFact, scope: Scope, anchor: Path, out: Exported) -> None:
+    def ours_fact(self, rule: OursFact, scope: Scope, anchor: KeyPath, out: Exported) -> None:
         if rule.field.group == "training":
             return
         actual = simple(below(scope, rule.ours))
@@ -364,7 +366,7 @@ class _Export:
                 )
             )
 
-    def unused(self, rule: Unused, scope: Scope, anchor: Path, out: Exported) -> None:
+    def unused(self, rule: Unused, scope: Scope, anchor: KeyPath, out: Exported) -> None:
         default = rule.field.default if rule.field.default is not MISSING else None
         if rule.field.kind == "type" and not rule.field.nullable:
             default = {}

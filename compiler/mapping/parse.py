@@ -8,13 +8,13 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.axes import parse_dims
-from crosswalk.compiler.notation.expressions import Expression, compile_expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.text.documents import Map, Seq, scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .encodings import parse_encodings
-from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Path, Section, TensorEntry
+from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Section, TensorEntry
 from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
@@ -123,13 +123,19 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
         cases=case_sections,
         of=body.get("of"),
         count=_path(body["count"]) if "count" in body else None,
-        each=_path(next(iter(each)) if isinstance(each, Mapping) else each) if each else None,
+        each=_path(next(iter(each)) if isinstance(each, Mapping) else each) if each else () if "each" in body else None,
         repeats=isinstance(each, Mapping),
         kinds=kinds,
         overrides=_path(next(iter(overrides)) if isinstance(overrides, Mapping) else overrides) if overrides else None,
         overridable=frozenset(*overrides.values()) if isinstance(overrides, Mapping) else None,
+        nothing=_nothing(cases) | _nothing(body.get("kinds", ())),
         transposed={"in -> out": True, "out <- in": False, None: None}[body.get("linear")],
     )
+
+
+def _nothing(named: Any) -> frozenset[str]:
+    """The cases or kinds that are written as ``~``."""
+    return frozenset(name for name in named if named[name] is None) if isinstance(named, Mapping) else frozenset()
 
 
 def _case(name: str, body: Any, position: Position) -> Section:
@@ -154,7 +160,7 @@ def _check_distinct(config: list[Entry], tensors: list[TensorEntry]) -> None:
         raise CrosswalkError(problems)
 
 
-def _path(text: str) -> Path:
+def _path(text: str) -> KeyPath:
     return tuple(text.split("."))
 
 
@@ -165,7 +171,7 @@ def value_of(value: Any, position: Position) -> Any:
     return value
 
 
-def _entries(body: Map, prefix: Path) -> list[Entry]:
+def _entries(body: Map, prefix: KeyPath) -> list[Entry]:
     result: list[Entry] = []
     for key, value in body.items():
         theirs = (*prefix, *_path(key))
@@ -178,7 +184,7 @@ def _entries(body: Map, prefix: Path) -> list[Entry]:
     return result
 
 
-def _entry(theirs: Path, value: Any, position: Position) -> Entry:
+def _entry(theirs: KeyPath, value: Any, position: Position) -> Entry:
     if value is None:
         return Entry(theirs, "drop", position)
     if isinstance(value, str):
@@ -223,7 +229,7 @@ def _keeps(body: Map) -> list[Entry]:
     return [Entry(_path(key), "keep", keeps.item_position(i)) for i, key in enumerate(keeps)]
 
 
-def _facts(body: Map, prefix: Path) -> list[Fact]:
+def _facts(body: Map, prefix: KeyPath) -> list[Fact]:
     result: list[Fact] = []
     for key, value in body.items():
         ours = (*prefix, *_path(key))
@@ -279,10 +285,10 @@ def _checks(body: Map) -> list[CheckEntry]:
     return result
 
 
-def _by(body: Map) -> tuple[Path | None, Any]:
+def _by(body: Map) -> tuple[KeyPath | None, Any]:
     by = body.get("by")
     if by is None:
-        return None, MISSING
+        return (() if "by" in body else None), MISSING
     if isinstance(by, Mapping):
         ((key, default),) = by.items()
         return _path(key), default

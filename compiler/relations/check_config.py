@@ -7,7 +7,7 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING, Field, Layout, Type
 from crosswalk.compiler.mapping.model import Entry
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import describe, did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position
 
@@ -20,10 +20,10 @@ from .tree import (
     FieldRule,
     Layers,
     Node,
-    Optional,
+    Nullable,
+    OneOf,
     OursFact,
     PartNode,
-    Path,
     Rule,
     Struct,
     TheirsFact,
@@ -82,7 +82,7 @@ def _check_values(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                     yield _misfit(rule.theirs, wanted, value, rule.field, rule.position, f"the `{word}` of ")
 
 
-def _misfit(path: Path, wanted: str, value: Any, field: Field, position: Position, what: str = "") -> Diagnostic:
+def _misfit(path: KeyPath, wanted: str, value: Any, field: Field, position: Position, what: str = "") -> Diagnostic:
     message = f"{what}`{'.'.join(path)}` must be {wanted}, not {describe(value)}"
     return Diagnostic("mapping/literal", message, position, f"`{field.name}` is declared at {field.position}")
 
@@ -143,7 +143,7 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             yield Diagnostic("mapping/no-such-name", message, expression.position or position, hint)
 
 
-def _over_theirs(root: Struct) -> Iterator[tuple[Expression, Path, Position]]:
+def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position]]:
     """The expressions over keys, each with the object whose keys its names are."""
     for rule in rules_of(root):
         values: tuple[Any, ...]
@@ -186,7 +186,7 @@ def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 
 
 def _first_unknown(
-    types: Iterable[Type], path: Path, axes: Iterable[str], layout: Layout
+    types: Iterable[Type], path: KeyPath, axes: Iterable[str], layout: Layout
 ) -> tuple[str, str | None] | None:
     """What no type has on the way along a path of fields, and a hint; None if the path exists."""
     owners = list(types)
@@ -214,7 +214,7 @@ def types_of(field: Field, layout: Layout) -> list[Type]:
 
 
 def _with_types(
-    node: Node, types: Mapping[Path, list[Type]], layout: Layout
+    node: Node, types: Mapping[KeyPath, list[Type]], layout: Layout
 ) -> Iterator[tuple[OursFact | CheckRule, list[Type]]]:
     """The rules with an expression over ours, each with the possible types of the object whose fields its names are.
     ``types`` are those of the objects around ``node``, up to the layer or dict entry that it is in."""
@@ -227,7 +227,7 @@ def _with_types(
         case Choice():
             for case in node.cases:
                 yield from _with_types(case.node, types, layout)
-        case Optional():
+        case Nullable():
             yield from _with_types(node.node, types, layout)
         case PartNode():
             yield from _with_types(node.beside, types, layout)
@@ -241,7 +241,7 @@ def _with_types(
 
 
 def _rules_with_types(
-    rules: Iterable[Rule], types: Mapping[Path, list[Type]]
+    rules: Iterable[Rule], types: Mapping[KeyPath, list[Type]]
 ) -> Iterator[tuple[OursFact | CheckRule, list[Type]]]:
     for rule in rules:
         if isinstance(rule, CheckRule) or (isinstance(rule, OursFact) and isinstance(rule.value, Expression)):
@@ -271,16 +271,16 @@ def _check_circles(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             yield _circle("value", circle, facts[circle[0]].position)
 
 
-def _circle(what: str, circle: list[Path], position: Position | None) -> Diagnostic:
+def _circle(what: str, circle: list[KeyPath], position: Position | None) -> Diagnostic:
     shown = " -> ".join(f"`{'.'.join(path)}`" for path in (*circle, circle[0]))
     return Diagnostic("mapping/cycle", f"the {what} of `{'.'.join(circle[0])}` depends on itself: {shown}", position)
 
 
-def _circles(edges: Mapping[Path, Iterable[Path]]) -> Iterator[list[Path]]:
+def _circles(edges: Mapping[KeyPath, Iterable[KeyPath]]) -> Iterator[list[KeyPath]]:
     """One circle for every group of paths that need each other."""
-    done: set[Path] = set()
+    done: set[KeyPath] = set()
     for start in edges:
-        trail: list[Path] = []
+        trail: list[KeyPath] = []
         pending = [(start, 0)]
         while pending:
             path, depth = pending.pop()

@@ -13,24 +13,22 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import Field, Layout, Type
 from crosswalk.compiler.mapping.model import EnumRow, MappingFile, Part, Section
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.runtime.errors import Position, fail
-
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class FieldRule:
     """``theirs`` holds what ``ours`` holds, through ``table`` if there is one; ``required``: never null."""
 
-    theirs: Path
-    ours: Path
+    theirs: KeyPath
+    ours: KeyPath
     field: Field
     position: Position
     default: Any
     omit: Any
     unset: tuple[Any, ...]
-    alias: tuple[Path, ...]
+    alias: tuple[KeyPath, ...]
     read: Expression | None
     write: Expression | None
     table: tuple[EnumRow, ...] | None
@@ -46,7 +44,7 @@ OTHER_FORMAT = "another value is another format (--format)"
 class TheirsFact:
     """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another."""
 
-    theirs: Path
+    theirs: KeyPath
     values: tuple[Any, ...]
     written: bool
     default: Any
@@ -59,7 +57,7 @@ class Carried:
     """``theirs`` means nothing to the trainer. ``kept``: restored on export; else dropped, because it says nothing new.
     ``default`` is what expressions see when it is absent; ``write`` recomputes it on export."""
 
-    theirs: Path
+    theirs: KeyPath
     kept: bool
     default: Any
     write: Expression | None
@@ -71,10 +69,10 @@ class OursFact:
     """``ours`` has ``value``: set on import, demanded on export unless the field is a ``training`` one. An expression
     is over the names of the object at ``scope``."""
 
-    ours: Path
+    ours: KeyPath
     value: Any
     field: Field
-    scope: Path
+    scope: KeyPath
     position: Position
     value_at: Position | None = None
 
@@ -83,7 +81,7 @@ class OursFact:
 class Unused:
     """No rule speaks of the feature at ``ours``: it must be at the value that means "not used"."""
 
-    ours: Path
+    ours: KeyPath
     field: Field
     position: Position
 
@@ -93,8 +91,8 @@ class CheckRule:
     expression: Expression
     message: str
     severity: str
-    scope: Path
-    theirs: Path
+    scope: KeyPath
+    theirs: KeyPath
     position: Position
 
 
@@ -106,8 +104,8 @@ class Struct:
     """An object of a fixed type: its rules and what is below it. ``typed``: its type is stated by a fact of ours."""
 
     type: Type
-    ours: Path
-    theirs: Path
+    ours: KeyPath
+    theirs: KeyPath
     section: Section
     rules: tuple[Rule, ...]
     children: tuple[Node, ...]
@@ -118,7 +116,7 @@ class Struct:
 @dataclass(frozen=True, slots=True)
 class Case:
     value: Any
-    node: Node
+    node: Struct | Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +132,25 @@ class Refusal:
 class Choice:
     """One of several nodes for the object at ``ours``, told apart by the key ``key`` of theirs."""
 
-    key: Path
+    key: KeyPath
     default: Any
-    ours: Path
+    ours: KeyPath
     cases: tuple[Case, ...]
     position: Position
     refused: tuple[Refusal, ...] = ()
 
+    @property
+    def type(self) -> Type:
+        """The type of the object, where all cases have the same."""
+        return self.cases[0].node.type
+
 
 @dataclass(frozen=True, slots=True)
-class Optional:
+class Nullable:
     """The object at ``ours`` may be null, as may the one at ``theirs``; ``default`` is meant when theirs is absent."""
 
-    ours: Path
-    theirs: Path
+    ours: KeyPath
+    theirs: KeyPath
     nullable: bool
     default: Any
     node: Node
@@ -155,7 +158,7 @@ class Optional:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LayerKind:
     """What a layer of this kind is; ``name`` stands in the list of kinds. A count alone has one kind without a name."""
 
     name: str | None
@@ -167,14 +170,14 @@ class Layers:
     """A list of layers. ``each`` lists their kinds (None: all alike); ``overrides`` what differs in single layers, or
     with ``overridable`` between kinds, in these keys alone."""
 
-    ours: Path
-    theirs: Path
-    count: Path
-    each: Path | None
+    ours: KeyPath
+    theirs: KeyPath
+    count: KeyPath
+    each: KeyPath | None
     each_default: Any
     repeats: bool
-    kinds: tuple[Kind, ...]
-    overrides: Path | None
+    kinds: tuple[LayerKind, ...]
+    overrides: KeyPath | None
     rules: tuple[Rule, ...]
     position: Position
     overridable: frozenset[str] | None = None
@@ -184,8 +187,8 @@ class Layers:
 class Entries:
     """A dict of configs, entry by entry under the same keys; the anchor of ``node`` is the entry."""
 
-    ours: Path
-    theirs: Path
+    ours: KeyPath
+    theirs: KeyPath
     node: Node
     position: Position
 
@@ -196,12 +199,13 @@ class PartNode:
     mapping says of its inside."""
 
     part: Part
-    ours: Path
+    ours: KeyPath
     mappings: tuple[CompiledMapping, ...]
     beside: Struct
 
 
-Node = Struct | Choice | Optional | Layers | Entries | PartNode
+OneOf = Struct | Choice
+Node = Struct | Choice | Nullable | Layers | Entries | PartNode
 
 
 @dataclass(frozen=True)
@@ -211,10 +215,10 @@ class CompiledMapping:
 
     source: MappingFile = field(repr=False)
     layout: Layout = field(repr=False)
-    root: Struct = field(repr=False)
+    root: OneOf = field(repr=False)
     header: tuple[TheirsFact, ...] = field(repr=False)
-    defaults: Mapping[Path, Any] = field(repr=False)
-    claims: frozenset[Path] = field(repr=False)
+    defaults: Mapping[KeyPath, Any] = field(repr=False)
+    claims: frozenset[KeyPath] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -231,12 +235,21 @@ def nodes_of(node: Node) -> Iterator[Node]:
             below = tuple(case.node for case in node.cases)
         case Layers():
             below = tuple(kind.node for kind in node.kinds)
-        case Optional() | Entries():
+        case Nullable() | Entries():
             below = (node.node,)
         case PartNode():
             below = (node.beside,)
     for child in below:
         yield from nodes_of(child)
+
+
+def alternatives(node: Node) -> Iterator[Struct]:
+    """The structs of which one speaks for the object of a node; none if it is no object."""
+    if isinstance(node, Struct):
+        yield node
+    elif isinstance(node, Choice):
+        for case in node.cases:
+            yield from alternatives(case.node)
 
 
 def rules_of(node: Node) -> Iterator[Rule]:
