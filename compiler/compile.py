@@ -14,8 +14,8 @@ from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.build import Builder
 from crosswalk.compiler.relations.check_config import check_config
+from crosswalk.compiler.relations.rules import OTHER_FORMAT
 from crosswalk.compiler.relations.tree import (
-    OTHER_FORMAT,
     Carried,
     Choice,
     CompiledMapping,
@@ -60,22 +60,17 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
 
 def _claims(root: OneOf) -> set[KeyPath]:
     """Every path of theirs that some rule speaks of, holes included."""
-    result: set[KeyPath] = set()
-    for rule in rules_of(root):
-        if isinstance(rule, (FieldRule, TheirsFact, Carried)):
-            result.add(rule.theirs)
-        if isinstance(rule, FieldRule):
-            result.update(rule.alias)
+    result = {key for rule in rules_of(root) for key in rule.places()}
     for node in nodes_of(root):
         if isinstance(node, Choice):
             result.add(node.key)
         elif isinstance(node, Layers):
-            result.add(node.count)
-            result |= {node.each} if node.each else set()
+            result |= {node.count, *([node.each] if node.each else [])}
     return result
 
 
 def _defaults(root: OneOf) -> dict[KeyPath, Any]:
+    """What absent keys mean, for expressions."""
     result: dict[KeyPath, Any] = {}
     for rule in rules_of(root):
         if isinstance(rule, (FieldRule, TheirsFact, Carried)) and rule.default is not MISSING:

@@ -254,7 +254,7 @@ def _key(rule: Rule) -> Row:
             if rule.otherwise is not MISSING:
                 absent += f", or {_value(rule.otherwise)} if the tensors say so"
             export = "always" if rule.omit is MISSING else f"unless {_value(rule.omit)}"
-            export = _value(rule.write) if rule.write is not None else export
+            export = _value(rule.write_as) if rule.write_as is not None else export
             hold = ["not null"] if rule.required else []
             hold += [f"{_value(value)} is as if absent" for value in rule.unset]
             hold += [f"also as `{_dotted(alias)}`" for alias in rule.alias]
@@ -268,7 +268,7 @@ def _key(rule: Rule) -> Row:
             return f"`{_dotted(rule.theirs)}`", "", absent, "always" if rule.written else "never", must
         case Carried():
             absent = "" if rule.default is MISSING else _value(rule.default)
-            export = _value(rule.write) if rule.write is not None else "as it was" if rule.kept else "never"
+            export = _value(rule.write_as) if rule.write_as is not None else "as it was" if rule.kept else "never"
             return f"`{_dotted(rule.theirs)}`", "", absent, export, "" if not rule.kept else "carried along"
     raise AssertionError(rule)
 

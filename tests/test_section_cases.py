@@ -1,4 +1,4 @@
-"""``by`` and ``cases`` in every section, however an object of the type is reached; inherited cases and kinds changed."""
+"""``by`` and ``cases`` in every section, however its type is reached; inherited cases and kinds are changed."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.keys import get, leaves, put
 from crosswalk.compiler.relations.tree import (
     Carried,
     CompiledMapping,
@@ -24,7 +25,6 @@ from crosswalk.compiler.text.documents import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .dialects import read_dialects
-from .keys import get, leaves, put
 
 
 def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath = ()) -> list[Diagnostic]:

@@ -12,10 +12,9 @@ from typing import Any
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Dialect, Move
 from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.keys import Names, get, layer_index, put, same_number
 from crosswalk.compiler.relations.tree import CompiledMapping, Layers, nodes_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
-
-from .keys import Names, get, layer_index, put, same_number
 
 
 def read_dialects(

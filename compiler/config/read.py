@@ -10,29 +10,27 @@ from typing import Any
 
 from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.layout.scope import Scope, Unresolved, misfit, normalize, widened
-from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.compiler.layout.scope import Scope, Unresolved, normalize, widened
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.fields import scope_at
+from crosswalk.compiler.relations.keys import Names, fill, get, layer_index, overlaid, placed, put
+from crosswalk.compiler.relations.rules import at_rule
+from crosswalk.compiler.relations.sides import Findings, Reading
 from crosswalk.compiler.relations.tree import (
-    CheckRule,
     Choice,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
     Nullable,
-    OursFact,
     PartNode,
+    Rule,
     Struct,
-    TheirsFact,
     part_mapping,
 )
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .checks import at_rule, run_check
 from .dialects import read_dialects
-from .fields import scope_at
-from .keys import Names, fill, get, layer_index, overlaid, placed, put, same_number
 from .taken import Chosen, Record, Taken
 
 
@@ -47,9 +45,10 @@ def import_config(
     reading = _Import(mapping, allow_lossy, otherwise)
     native: dict[str, Any] = {}
     data = reading.prepare(mapping, config)
+    view = _View(mapping, data, {})
     for fact in mapping.header:
-        reading.theirs_fact(fact, Names(data, mapping.defaults, {}))
-    reading.node(mapping.root, _View(mapping, data, {}), native, ())
+        reading.rule(fact, view, native, ())
+    reading.node(mapping.root, view, native, ())
     reading.finish_facts(native)
     if reading.problems:
         raise CrosswalkError(dict.fromkeys(reading.problems))
@@ -57,7 +56,7 @@ def import_config(
     reading.finish_checks(result)
     if reading.problems:
         raise CrosswalkError(dict.fromkeys(reading.problems))
-    return result, reading.record.taken()
+    return result, reading.record.taken(reading.found.lossy)
 
 
 class _View:
@@ -79,10 +78,8 @@ class _View:
 class _Import:
     def __init__(self, mapping: CompiledMapping, allow_lossy: bool, otherwise: bool) -> None:
         self.mapping, self.allow_lossy, self.otherwise = mapping, allow_lossy, otherwise
-        self.problems: list[Diagnostic] = []
-        self.record = Record()
-        self.facts: dict[KeyPath, tuple[OursFact, KeyPath]] = {}
-        self.checks: list[tuple[CheckRule, KeyPath, _View]] = []
+        self.found, self.record = Findings(), Record()
+        self.problems = self.found.problems
 
     def prepare(self, mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
         data, notes, problems = read_dialects(mapping, config)
@@ -118,20 +115,15 @@ class _Import:
 
     def body(self, node: Struct, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         for rule in node.rules:
-            try:
-                match rule:
-                    case FieldRule():
-                        self.set(out, rule.ours, self.read(rule, view), rule.position)
-                    case TheirsFact():
-                        self.theirs_fact(rule, view.names)
-                    case OursFact():
-                        self.ours_fact(rule, out, anchor)
-                    case CheckRule():
-                        self.checks.append((rule, anchor, view))
-            except CrosswalkError as error:
-                self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
+            self.rule(rule, view, out, anchor)
         for child in node.children:
             self.node(child, view, out, anchor)
+
+    def rule(self, rule: Rule, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
+        try:
+            rule.read(Reading(view.names, out, anchor, self.found, self.allow_lossy, self.otherwise))
+        except CrosswalkError as error:
+            self.problems += at_rule(error, rule.position)
 
     def choice(self, node: Choice, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.key, view.holes)
@@ -168,13 +160,10 @@ class _Import:
             count = view.names.lookup(("root", *node.count), ())
             listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
         except CrosswalkError as error:
-            self.problems += [at_rule(problem, node.position) for problem in error.diagnostics]
+            self.problems += at_rule(error, node.position)
             return
         for rule in node.rules:
-            if isinstance(rule, TheirsFact):
-                self.theirs_fact(rule, view.names)
-            elif isinstance(rule, CheckRule):
-                self.checks.append((rule, (*anchor, *node.ours), view))
+            self.rule(rule, view, out, (*anchor, *node.ours))
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
             self.error(
                 "config/type", f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}", node.position
@@ -295,112 +284,36 @@ class _Import:
         self.node(mapping.root, _View(mapping, data, {}, None, prefix), target, (*anchor, *node.ours))
         self.body(node.beside, view, out, anchor)
 
-    # ---- rules ------------------------------------------------------------------------------------------------------
-
-    def read(self, rule: FieldRule, view: _View) -> Any:
-        path = fill(rule.theirs, view.holes)
-        present: list[tuple[KeyPath, Any]] = []
-        for place in (path, *(fill(alias, view.holes) for alias in rule.alias)):
-            value = get(view.data, place)
-            if value is not MISSING and not any(same_value(value, unset) for unset in rule.unset):
-                present.append((place, value))
-        for place, value in present[1:]:
-            if not same_number(value, present[0][1]):
-                raise fail(
-                    "config/conflict",
-                    f"`{'.'.join(present[0][0])}` is {present[0][1]!r}, and `{'.'.join(place)}`, which means the same,"
-                    f" is {value!r}",
-                )
-        value = present[0][1] if present else MISSING
-        nullable = (rule.field.nullable and not rule.required) or rule.field.of == "any"
-        if value is MISSING or (value is None and not nullable):
-            default = rule.otherwise if self.otherwise and rule.otherwise is not MISSING else rule.default
-            value = view.names.evaluate(default, rule.theirs[:-1])
-            if value is MISSING:
-                found = "null" if present else "absent"
-                raise fail("config/missing-key", f"`{'.'.join(path)}` is required, it is {found}")
-        if rule.read is not None:
-            value = view.names.evaluate(rule.read, rule.theirs[:-1])
-        if rule.table is not None and value is not None:
-            return self.from_table(rule, path, value)
-        value = widened(rule.field, value)
-        if (wanted := misfit(rule.field, value)) is not None:
-            raise fail("config/type", f"`{'.'.join(path)}` must be {wanted}, it is {value!r}")
-        return value
-
-    def from_table(self, rule: FieldRule, path: KeyPath, value: Any) -> Any:
-        for row in rule.table or ():
-            if same_value(row.theirs, value):
-                if row.lossy and not self.allow_lossy:
-                    raise fail(
-                        "config/lossy",
-                        f"`{'.'.join(path)}` is {value!r}: {row.lossy}",
-                        hint="allow it with --allow-lossy (allow_lossy=True), or train with another value",
-                    )
-                if row.lossy:
-                    self.record.lossy.append(f"`{'.'.join(path)}` is {value!r}: {row.lossy}")
-                return row.ours
-        known = ", ".join(str(row.theirs) for row in rule.table or ())
-        raise fail("config/choice", f"`{'.'.join(path)}` must be one of {known}; it is {value!r}")
-
-    def theirs_fact(self, rule: TheirsFact, names: Names) -> None:
-        value = get(names.data, fill(rule.theirs, names.holes))
-        if value is MISSING:
-            value = rule.default
-        if value is MISSING:
-            return
-        allowed = [names.evaluate(v, rule.theirs[:-1]) for v in rule.values]
-        if not any(same_number(value, v) for v in allowed):
-            key = ".".join(fill(rule.theirs, names.holes))
-            wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
-            self.error(
-                "config/unsupported",
-                f"`{key}` must be {wanted} to be converted, it is {value!r}",
-                rule.position,
-                rule.why or "the trainer has nothing that would hold it",
-            )
-
-    def ours_fact(self, rule: OursFact, out: dict[str, Any], anchor: KeyPath) -> None:
-        if isinstance(rule.value, Expression):
-            self.facts[(*anchor, *rule.ours)] = (rule, (*anchor, *rule.scope))
-        else:
-            self.set(out, rule.ours, widened(rule.field, rule.value), rule.position)
-
-    def set(self, out: dict[str, Any], path: KeyPath, value: Any, position: Position) -> None:
-        old = get(out, path)
-        if old is not MISSING and not same_value(old, value):
-            raise fail("config/conflict", f"`{'.'.join(path)}` would be both {old!r} and {value!r}", position)
-        put(out, path, value)
+    # ---- what waits until all fields are there ----------------------------------------------------------------------
 
     def finish_facts(self, native: dict[str, Any]) -> None:
-        """Facts that are computed from other fields, in an order in which each finds its operands."""
+        """Values that are computed from other fields, in an order in which each finds its operands."""
         if self.problems:
             return
-        waiting = dict(self.facts)
+        waiting = dict(self.found.facts)
         while waiting:
             before = len(waiting)
-            for path, (rule, at) in list(waiting.items()):
-                pending = waiting.keys() - {path}
-                root = Scope(self.mapping.layout, self.mapping.root.type, native, pending=set(pending))
+            for path, later in list(waiting.items()):
+                root = Scope(self.mapping.layout, self.mapping.root.type, native, pending=waiting.keys() - {path})
                 try:
-                    value = scope_at(root, at).evaluate(rule.value)
+                    value = scope_at(root, later.at).evaluate(later.value)
                 except Unresolved:
                     continue
                 except CrosswalkError as error:
-                    self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
+                    self.problems += at_rule(error, later.position)
                 else:
-                    put(native, path, widened(rule.field, value))
+                    put(native, path, widened(later.field, value))
                 del waiting[path]
             if len(waiting) == before:
-                for rule, _ in waiting.values():
-                    self.error("mapping/cycle", f"`{'.'.join(rule.ours)}` depends on itself", rule.position)
+                for path, later in waiting.items():
+                    self.error("mapping/cycle", f"`{'.'.join(path)}` depends on itself", later.position)
                 return
 
     def finish_checks(self, native: dict[str, Any]) -> None:
         root = Scope(self.mapping.layout, self.mapping.root.type, native)
-        for rule, anchor, view in self.checks:
-            for found in run_check(rule, scope_at(root, (*anchor, *rule.scope)), view.names):
-                if found.severity == "error":
-                    self.problems.append(found)
+        for check in self.found.checks:
+            for problem in check(root):
+                if problem.severity == "error":
+                    self.problems.append(problem)
                 else:
-                    self.record.notes.append(found.message)
+                    self.record.notes.append(problem.message)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.layout.model import Field
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.keys import placed
 from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, Node, PartNode, Struct, nodes_of, rules_of
-
-from .keys import placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,6 @@ class Record:
 
     cases: dict[KeyPath, list[Chosen]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    lossy: list[str] = field(default_factory=list)
 
     def add(self, path: KeyPath, chosen: Chosen) -> None:
         self.cases.setdefault(path, []).append(chosen)
@@ -54,10 +52,9 @@ class Record:
         for path, chosen in other.cases.items():
             self.cases.setdefault((*anchor, *path), []).extend(chosen)
         self.notes += other.notes
-        self.lossy += other.lossy
 
-    def taken(self) -> Taken:
-        return Taken(self.cases, tuple(dict.fromkeys(self.notes)), tuple(dict.fromkeys(self.lossy)))
+    def taken(self, lossy: Iterable[str]) -> Taken:
+        return Taken(self.cases, tuple(dict.fromkeys(self.notes)), tuple(dict.fromkeys(lossy)))
 
 
 def holds_taken(node: Node, chosen: Sequence[Chosen]) -> bool:

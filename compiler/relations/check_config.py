@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
-from crosswalk.compiler.layout.model import MISSING, Field, Layout, Type
+from crosswalk.compiler.layout.model import Field, Layout, Type
 from crosswalk.compiler.mapping.model import Entry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.compiler.text.positioned import describe, did_you_mean
+from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .tree import (
-    Carried,
     CheckRule,
     Choice,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
     Nullable,
@@ -26,7 +23,6 @@ from .tree import (
     PartNode,
     Rule,
     Struct,
-    TheirsFact,
     nodes_of,
     rules_of,
 )
@@ -66,55 +62,7 @@ def _check_enums(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 
 def _check_values(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     for rule in rules_of(mapping.root):
-        if isinstance(rule, OursFact) and not isinstance(rule.value, Expression) and not rule.field.is_config:
-            wanted = _unfit(rule.value, rule.field, mapping.layout)
-            if wanted:
-                yield _misfit(rule.ours, wanted, rule.value, rule.field, rule.value_at or rule.position)
-        elif isinstance(rule, FieldRule) and rule.read is None:
-            for word, value in (("default", rule.default), ("omit", rule.omit)):
-                if value is MISSING or isinstance(value, Expression) or (word == "default" and value is rule.omit):
-                    continue
-                wanted = _unfit(value, rule.field, mapping.layout)
-                if rule.table is not None and value is not None:
-                    known = [row.theirs for row in rule.table]
-                    wanted = None if value in known else f"one of {', '.join(map(str, known))}"
-                if wanted:
-                    yield _misfit(rule.theirs, wanted, value, rule.field, rule.position, f"the `{word}` of ")
-
-
-def _misfit(path: KeyPath, wanted: str, value: Any, field: Field, position: Position, what: str = "") -> Diagnostic:
-    message = f"{what}`{'.'.join(path)}` must be {wanted}, not {describe(value)}"
-    return Diagnostic("mapping/literal", message, position, f"`{field.name}` is declared at {field.position}")
-
-
-_SCALARS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "int": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
-    "float": ("a number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
-    "bool": ("true or false", lambda v: isinstance(v, bool)),
-    "str": ("text", lambda v: isinstance(v, str)),
-    "list": ("a list", lambda v: isinstance(v, list)),
-    "dict": ("a mapping", lambda v: isinstance(v, Mapping)),
-}
-
-
-def _unfit(value: Any, field: Field, layout: Layout) -> str | None:
-    """What the field must hold, if ``value`` is not that."""
-    if value is None and (field.nullable or field.of == "any"):
-        return None
-    or_null = " or null" if field.nullable else ""
-    if field.kind == "enum":
-        known = layout.enums[field.of]
-        return None if value in known else f"one of {', '.join(known)}{or_null}"
-    if field.kind == "list":
-        return None if isinstance(value, list) else "a list"
-    wanted, fits = _SCALARS.get(field.of, ("", lambda _: True))
-    if not fits(value):
-        return wanted + or_null
-    if field.bound is not None:
-        relation, bound = field.bound
-        if not (value > bound if relation == ">" else value >= bound):
-            return f"{relation} {bound:g}"
-    return None
+        yield from rule.check(mapping.layout)
 
 
 # ---- names in expressions -----------------------------------------------------------------------------------------
@@ -146,18 +94,9 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position]]:
     """The expressions over keys, each with the object whose keys its names are."""
     for rule in rules_of(root):
-        values: tuple[Any, ...]
-        if isinstance(rule, FieldRule):
-            values = (rule.default, rule.read, rule.write)
-        elif isinstance(rule, TheirsFact):
-            values = (rule.default, *rule.values)
-        elif isinstance(rule, Carried):
-            values = (rule.default, rule.write)
-        else:
-            continue
-        for value in values:
+        for value in rule.over_theirs():
             if isinstance(value, Expression):
-                yield value, rule.theirs[:-1], rule.position
+                yield value, rule.places()[0][:-1], rule.position
 
 
 def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
@@ -167,8 +106,8 @@ def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     roots = [mapping.root.type, *(layout.types[name] for name in layout.roots().values())]
     known = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
     for rule, types in _with_types(mapping.root, {}, layout):
-        expression = rule.expression if isinstance(rule, CheckRule) else rule.value
-        for name in sorted(expression.names):
+        expression = rule.over_ours()
+        for name in sorted(expression.names) if expression else ():
             if name[0] in ("config", "root_config") and isinstance(rule, CheckRule):
                 path = (*rule.theirs, *name[1:]) if name[0] == "config" else name[1:]
                 found = path in known
@@ -244,7 +183,7 @@ def _rules_with_types(
     rules: Iterable[Rule], types: Mapping[KeyPath, list[Type]]
 ) -> Iterator[tuple[OursFact | CheckRule, list[Type]]]:
     for rule in rules:
-        if isinstance(rule, CheckRule) or (isinstance(rule, OursFact) and isinstance(rule.value, Expression)):
+        if isinstance(rule, (CheckRule, OursFact)) and rule.over_ours() is not None:
             yield rule, types[rule.scope]
 
 

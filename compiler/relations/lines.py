@@ -12,7 +12,7 @@ from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import describe, did_you_mean
 from crosswalk.runtime.errors import fail
 
-from .tree import OTHER_FORMAT, Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact
+from .rules import OTHER_FORMAT, Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

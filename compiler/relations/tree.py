@@ -11,92 +11,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.compiler.layout.model import Field, Layout, Type
-from crosswalk.compiler.mapping.model import EnumRow, MappingFile, Part, Section
-from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.compiler.layout.model import Layout, Type
+from crosswalk.compiler.mapping.model import MappingFile, Part, Section
+from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.runtime.errors import Position, fail
 
+from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
 
-@dataclass(frozen=True, slots=True)
-class FieldRule:
-    """``theirs`` holds what ``ours`` holds, through ``table`` if there is one; ``required``: never null."""
-
-    theirs: KeyPath
-    ours: KeyPath
-    field: Field
-    position: Position
-    default: Any
-    omit: Any
-    unset: tuple[Any, ...]
-    alias: tuple[KeyPath, ...]
-    read: Expression | None
-    write: Expression | None
-    table: tuple[EnumRow, ...] | None
-    required: bool
-    otherwise: Any
-
-
-#: Why a fact of the header does not hold.
-OTHER_FORMAT = "another value is another format (--format)"
-
-
-@dataclass(frozen=True, slots=True)
-class TheirsFact:
-    """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another."""
-
-    theirs: KeyPath
-    values: tuple[Any, ...]
-    written: bool
-    default: Any
-    position: Position
-    why: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """``theirs`` means nothing to the trainer. ``kept``: restored on export; else dropped, because it says nothing new.
-    ``default`` is what expressions see when it is absent; ``write`` recomputes it on export."""
-
-    theirs: KeyPath
-    kept: bool
-    default: Any
-    write: Expression | None
-    position: Position
-
-
-@dataclass(frozen=True, slots=True)
-class OursFact:
-    """``ours`` has ``value``: set on import, demanded on export unless the field is a ``training`` one. An expression
-    is over the names of the object at ``scope``."""
-
-    ours: KeyPath
-    value: Any
-    field: Field
-    scope: KeyPath
-    position: Position
-    value_at: Position | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Unused:
-    """No rule speaks of the feature at ``ours``: it must be at the value that means "not used"."""
-
-    ours: KeyPath
-    field: Field
-    position: Position
-
-
-@dataclass(frozen=True, slots=True)
-class CheckRule:
-    expression: Expression
-    message: str
-    severity: str
-    scope: KeyPath
-    theirs: KeyPath
-    position: Position
-
-
-Rule = FieldRule | TheirsFact | Carried | OursFact | Unused | CheckRule
+__all__ = [
+    "Carried", "Case", "CheckRule", "Choice", "CompiledMapping", "Entries", "FieldRule", "LayerKind", "Layers", "Node",
+    "Nullable", "OneOf", "OursFact", "PartNode", "Refusal", "Rule", "Struct", "TheirsFact", "Unused", "alternatives",
+    "nodes_of", "part_mapping", "rules_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
