@@ -17,7 +17,7 @@ from crosswalk.compiler.relations.check_config import check_config
 from crosswalk.compiler.relations.rules import OTHER_FORMAT
 from crosswalk.compiler.relations.tree import (
     Carried,
-    Choice,
+    CaseNode,
     CompiledMapping,
     FieldRule,
     Layers,
@@ -62,7 +62,7 @@ def _claims(root: OneOf) -> set[KeyPath]:
     """Every path of theirs that some rule speaks of, holes included."""
     result = {key for rule in rules_of(root) for key in rule.places()}
     for node in nodes_of(root):
-        if isinstance(node, Choice):
+        if isinstance(node, CaseNode):
             result.add(node.key)
         elif isinstance(node, Layers):
             result |= {node.count, *([node.each] if node.each else [])}
@@ -76,7 +76,7 @@ def _defaults(root: OneOf) -> dict[KeyPath, Any]:
         if isinstance(rule, (FieldRule, TheirsFact, Carried)) and rule.default is not MISSING:
             result.setdefault(rule.theirs, rule.default)
     for node in nodes_of(root):
-        if isinstance(node, Choice) and node.default is not MISSING:
+        if isinstance(node, CaseNode) and node.default is not MISSING:
             result.setdefault(node.key, node.default)
         elif isinstance(node, Layers) and node.each and node.each_default is not MISSING:
             result.setdefault(node.each, node.each_default)

@@ -16,14 +16,14 @@ from crosswalk.compiler.notation.axes import format_terms
 from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.relations.tree import (
     Carried,
+    CaseNode,
     CheckRule,
-    Choice,
     CompiledMapping,
     Entries,
     FieldRule,
     Layers,
     Node,
-    Optional,
+    Nullable,
     OursFact,
     PartNode,
     Rule,
@@ -186,7 +186,7 @@ def _tables(mapping: CompiledMapping) -> tuple[Table, Table, Table, dict[str, li
     keys, fields, tensors, checks = Table(), Table(), Table(), Table()
     silent: dict[str, list[str]] = {}
     for node, where in _walk(mapping.root, ()):
-        if isinstance(node, Choice):
+        if isinstance(node, CaseNode):
             _add(keys, _choice(node), where)
         elif isinstance(node, Layers):
             for row in _layers(node):
@@ -229,13 +229,13 @@ def _walk(node: Node, where: Where) -> Iterator[tuple[Node, Where]]:
         case Struct():
             for child in node.children:
                 yield from _walk(child, where)
-        case Choice():
+        case CaseNode():
             for case in node.cases:
                 yield from _walk(case.node, (*where, (_dotted(node.key), _value(case.value))))
         case Layers():
             for kind in node.kinds:
                 yield from _walk(kind.node, where if kind.name is None else (*where, ("kind", f"`{kind.name}`")))
-        case Optional() | Entries():
+        case Nullable() | Entries():
             yield from _walk(node.node, where)
         case PartNode():
             yield from _walk(node.beside, where)
@@ -273,7 +273,7 @@ def _key(rule: Rule) -> Row:
     raise AssertionError(rule)
 
 
-def _choice(node: Choice) -> Row:
+def _choice(node: CaseNode) -> Row:
     cases = []
     for case in node.cases:
         name = case.node.type.name if isinstance(case.node, Struct) else ""

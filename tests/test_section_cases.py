@@ -10,7 +10,7 @@ from small_checkpoints import LLAMA, MIXTRAL
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.config.write import export_config
 from crosswalk.compiler.pipeline import Origin, PlanOptions, export_checkpoint, import_checkpoint
-from crosswalk.compiler.relations.tree import Choice, CompiledMapping, Layers, nodes_of
+from crosswalk.compiler.relations.tree import CaseNode, CompiledMapping, Layers, nodes_of
 from crosswalk.runtime.errors import CrosswalkError
 
 
@@ -85,7 +85,7 @@ def test_half_of_what_tells_cases_apart_is_an_error_at_the_section(text: str, mi
 
 
 def _rotations(mapping: CompiledMapping) -> list[Any]:
-    choice = next(n for n in nodes_of(mapping.root) if isinstance(n, Choice) and n.key[-1] == "rope_type")
+    choice = next(n for n in nodes_of(mapping.root) if isinstance(n, CaseNode) and n.key[-1] == "rope_type")
     return [case.value for case in choice.cases]
 
 
@@ -158,5 +158,5 @@ _NAMED = "crosswalk: 1\nextends: llama\nmlp:\n  by: naming\n  cases: {a: {}, b: 
 
 def test_all_cases_are_taken_away_with_the_key_that_tells_them_apart() -> None:
     mapping = _compiled("mlp:\n  by: ~\n", "middle", middle=_NAMED)
-    assert not any(isinstance(node, Choice) and node.key[-1] == "naming" for node in nodes_of(mapping.root))
+    assert not any(isinstance(node, CaseNode) and node.key[-1] == "naming" for node in nodes_of(mapping.root))
     import_checkpoint(mapping, LLAMA, None, PlanOptions())

@@ -116,12 +116,8 @@ def write_dialects(
             kind, objects = _kind_of(move), _object_of(move)
             if kind is not None and objects is not None:
                 path = move.new[len(objects) + 1 :]
-                value = effective.get((kind, path), MISSING)
                 told.update((*objects, str(index), *path) for index in _indices(mapping, config, kind))
-                if (kind, path) in effective and (value is MISSING or not _counts(mapping, config, move, path, value)):
-                    needs = f" with `{move.when.text}`" if move.when is not None else ""
-                    message = f"dialect `{name}` has one `{'.'.join(move.old)}` for all layers that are `{kind}`{needs}"
-                    raise fail("dialect/one-value", message, move.position)
+                value = _one_value(mapping, config, effective, dialect, move)
                 if value is not MISSING:
                     old_places.append((move.old, value))
                 moved.append(objects)
@@ -141,6 +137,26 @@ def write_dialects(
     for path, value in old_places:
         put(result, path, value)
     return result
+
+
+def _one_value(
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    effective: Mapping[tuple[str, KeyPath], Any],
+    dialect: Dialect,
+    move: Move,
+) -> Any:
+    """The value that all layers of a kind have, for the one old place of a move; MISSING if there is nothing to say."""
+    kind, objects = _kind_of(move), _object_of(move)
+    assert kind is not None
+    assert objects is not None
+    path = move.new[len(objects) + 1 :]
+    value = effective.get((kind, path), MISSING)
+    if (kind, path) in effective and (value is MISSING or not _counts(mapping, config, move, path, value)):
+        needs = f" with `{move.when.text}`" if move.when is not None else ""
+        message = f"dialect `{dialect.name}` has one `{'.'.join(move.old)}` for all layers that are `{kind}`{needs}"
+        raise fail("dialect/one-value", message, move.position)
+    return value
 
 
 def choose_dialects(mapping: CompiledMapping, asked: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ One method for each node and rule of :mod:`~crosswalk.compiler.relations.tree`; 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from crosswalk.compiler.relations.keys import Names, fill, get, layer_index, ove
 from crosswalk.compiler.relations.rules import at_rule
 from crosswalk.compiler.relations.sides import Findings, Reading
 from crosswalk.compiler.relations.tree import (
-    Choice,
+    CaseNode,
     CompiledMapping,
     Entries,
     Layers,
@@ -42,7 +43,7 @@ def import_config(
 
     Raises ``CrosswalkError`` with every problem of the config, each at the rule that it breaks.
     """
-    reading = _Import(mapping, allow_lossy, otherwise)
+    reading = _Read(mapping, allow_lossy, otherwise)
     native: dict[str, Any] = {}
     data = reading.prepare(mapping, config)
     view = _View(mapping, data, {})
@@ -75,7 +76,7 @@ class _View:
         self.names = Names(data, mapping.defaults, holes, root)
 
 
-class _Import:
+class _Read:
     def __init__(self, mapping: CompiledMapping, allow_lossy: bool, otherwise: bool) -> None:
         self.mapping, self.allow_lossy, self.otherwise = mapping, allow_lossy, otherwise
         self.found, self.record = Findings(), Record()
@@ -96,7 +97,7 @@ class _Import:
         match node:
             case Struct():
                 self.struct(node, view, out, anchor)
-            case Choice():
+            case CaseNode():
                 self.choice(node, view, out, anchor)
             case Nullable():
                 self.optional(node, view, out, anchor)
@@ -125,7 +126,7 @@ class _Import:
         except CrosswalkError as error:
             self.problems += at_rule(error, rule.position)
 
-    def choice(self, node: Choice, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
+    def choice(self, node: CaseNode, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.key, view.holes)
         value = get(view.data, path)
         if value is MISSING or (value is None and node.default is not MISSING):
@@ -232,14 +233,12 @@ class _Import:
             else:
                 common = {name: get(view.data, (*node.theirs, name)) for name in value}
                 result[index] = {name: item for name, item in value.items() if not same_value(item, common[name])}
-        if node.overridable is not None:
-            for kind in dict.fromkeys(kinds):
-                alike = [index for index, other in enumerate(kinds) if other == kind]
-                for index in alike:
-                    if not same_value(result.get(index, {}), result.get(alike[0], {})):
-                        message = f"`{where}`: layers {alike[0]} and {index} are both `{kind}`, and they differ"
-                        self.error("config/conflict", message, node.position)
-                        break
+        for kind in dict.fromkeys(kinds) if node.overridable is not None else ():
+            first, *others = (index for index, other in enumerate(kinds) if other == kind)
+            differs = (n for n in others if not same_value(result.get(n, {}), result.get(first, {})))
+            for index in itertools.islice(differs, 1):
+                message = f"`{where}`: layers {first} and {index} are both `{kind}`, and they differ"
+                self.error("config/conflict", message, node.position)
         return {index: value for index, value in result.items() if value}
 
     def block(self, node: Node, view: _View, out: dict[str, Any], anchor: KeyPath, where: KeyPath) -> None:

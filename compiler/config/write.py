@@ -20,7 +20,7 @@ from crosswalk.compiler.relations.keys import Names, fill, leaves, put, same_num
 from crosswalk.compiler.relations.sides import Writing
 from crosswalk.compiler.relations.tree import (
     Case,
-    Choice,
+    CaseNode,
     CompiledMapping,
     Entries,
     LayerKind,
@@ -50,7 +50,7 @@ def export_config(
 
     Raises ``CrosswalkError`` with everything in the config that the format cannot hold.
     """
-    writing = _Export(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy, remembered)
+    writing = _Write(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy, remembered)
     scope = Scope(mapping.layout, mapping.root.type, native)
     config, result = writing.whole(scope, (), "")
     for fact in mapping.header:
@@ -60,7 +60,7 @@ def export_config(
     return config, result.record.taken(result.lossy)
 
 
-class _Export:
+class _Write:
     def __init__(
         self, mapping: CompiledMapping, dialects: tuple[str, ...], allow_lossy: bool, remembered: Cases
     ) -> None:
@@ -72,6 +72,18 @@ class _Export:
         self.tensors = tensors
         out = Attempt()
         self.node(self.mapping.root, scope, anchor, {}, out)
+        config = self.config(out)
+        if not out.problems:
+            self.run_checks(config, out)
+        if not out.problems:
+            try:
+                config = write_dialects(self.mapping, config, self.dialects, out.effective)
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+        return config, out
+
+    def config(self, out: Attempt) -> dict[str, Any]:
+        """The object that an attempt has written, in its newest form."""
         config: dict[str, Any] = {}
         for path, (value, _) in out.values.items():
             if value is not MISSING:
@@ -83,22 +95,18 @@ class _Export:
                 put(config, path, Names(config, self.mapping.defaults, holes).evaluate(expression, at))
             except CrosswalkError as error:
                 out.problems += error.diagnostics
-        if not out.problems:
-            for check in out.checks:
-                seen: dict[str, Any] = copy.deepcopy(config) if check.layer else config
-                for path, value in check.layer.items():
-                    put(seen, path, value)
-                for found in check.run(Names(seen, self.mapping.defaults, check.holes, config)):
-                    if found.severity == "error":
-                        out.problems.append(found)
-                    else:
-                        out.record.notes.append(found.message)
-        if not out.problems:
-            try:
-                config = write_dialects(self.mapping, config, self.dialects, out.effective)
-            except CrosswalkError as error:
-                out.problems += error.diagnostics
-        return config, out
+        return config
+
+    def run_checks(self, config: dict[str, Any], out: Attempt) -> None:
+        for check in out.checks:
+            seen: dict[str, Any] = copy.deepcopy(config) if check.layer else config
+            for path, value in check.layer.items():
+                put(seen, path, value)
+            for found in check.run(Names(seen, self.mapping.defaults, check.holes, config)):
+                if found.severity == "error":
+                    out.problems.append(found)
+                else:
+                    out.record.notes.append(found.message)
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
@@ -106,7 +114,7 @@ class _Export:
         match node:
             case Struct():
                 self.struct(node, scope, anchor, holes, out)
-            case Choice():
+            case CaseNode():
                 self.choice(node, scope, anchor, holes, out)
             case Nullable():
                 if below(scope, node.ours, raw=True) is None and node.nullable:
@@ -158,7 +166,7 @@ class _Export:
         for child in node.children:
             self.node(child, scope, anchor, holes, out)
 
-    def choice(self, node: Choice, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
+    def choice(self, node: CaseNode, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
         actual = below(scope, node.ours)
         fitting = [
             case
@@ -266,7 +274,7 @@ class _Export:
         inside = {path[len(anchor) :]: c for path, c in self.remembered.items() if path[: len(anchor)] == anchor}
         for mapping in sorted(node.mappings, key=lambda mapping: not holds_taken(mapping.root, known)):
             inner = Scope(mapping.layout, mapping.root.type, actual.config, None, ())
-            writing = _Export(mapping, self.dialects, self.allow_lossy, inside)
+            writing = _Write(mapping, self.dialects, self.allow_lossy, inside)
             config, attempt = writing.whole(inner, node.ours, prefix)
             if not attempt.problems:
                 break

@@ -197,7 +197,7 @@ class EnumRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartLine:
     """An object of config.json and a tensor prefix with a mapping of their own."""
 
     theirs: KeyPath
@@ -237,7 +237,7 @@ class MappingFile:
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
     encodings: Mapping[str, Encodings] = field(default_factory=dict)
     sections: Mapping[str, Section] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PartLine, ...] = ()
     elsewhere: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()
     places: Mapping[str, Position] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from crosswalk.compiler.text.documents import Map, Seq, scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .encodings import parse_encodings
-from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, Part, Section, TensorEntry
+from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, PartLine, Section, TensorEntry
 from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
@@ -200,21 +200,7 @@ def _entry(theirs: KeyPath, value: Any, position: Position) -> Entry:
                 raise fail("mapping/expression", f"`{word}` takes an expression: `{word}: = ...`", at)
             options[word] = expression
     if "is" in value:
-        alias = value.get("alias", [])
-        unset = value.get("unset", MISSING)
-        return Entry(
-            theirs,
-            "field",
-            position,
-            ours=_path(value["is"]),
-            omit=value.get("omit", MISSING),
-            unset=() if unset is MISSING else tuple(unset) if isinstance(unset, list) else (unset,),
-            alias=tuple((*theirs[:-1], *_path(a)) for a in ([alias] if isinstance(alias, str) else alias)),
-            cases=tuple(value["cases"]) if "cases" in value else None,
-            required=bool(value.get("required", False)),
-            otherwise=value.get("otherwise", MISSING),
-            **{"default": value.get("omit", MISSING), **options},
-        )
+        return _field(theirs, value, position, options)
     for word in ("const", "only"):
         if word in value:
             given = value[word]
@@ -222,6 +208,25 @@ def _entry(theirs: KeyPath, value: Any, position: Position) -> Entry:
             values = tuple(value_of(v, value.value_position(word)) for v in values)
             return Entry(theirs, word, position, values=values, why=value.get("why"), **options)
     return Entry(theirs, "mirror" if "write" in options else "drop", position, **options)
+
+
+def _field(theirs: KeyPath, value: Map, position: Position, options: Mapping[str, Any]) -> Entry:
+    """An entry that names a field."""
+    alias = value.get("alias", [])
+    unset = value.get("unset", MISSING)
+    return Entry(
+        theirs,
+        "field",
+        position,
+        ours=_path(value["is"]),
+        omit=value.get("omit", MISSING),
+        unset=() if unset is MISSING else tuple(unset) if isinstance(unset, list) else (unset,),
+        alias=tuple((*theirs[:-1], *_path(a)) for a in ([alias] if isinstance(alias, str) else alias)),
+        cases=tuple(value["cases"]) if "cases" in value else None,
+        required=bool(value.get("required", False)),
+        otherwise=value.get("otherwise", MISSING),
+        **{"default": value.get("omit", MISSING), **options},
+    )
 
 
 def _keeps(body: Map) -> list[Entry]:
@@ -251,27 +256,32 @@ def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
         if isinstance(value, Map) and not TENSOR_WORDS & value.keys():
             result += _tensors(value, name)
             continue
-        dims = dims_at = encoded = encoded_at = None
-        if isinstance(value, Map):
-            if "axes" in value:
-                dims_at = value.value_position("axes")
-                dims = parse_dims(value["axes"], dims_at)
-            if "encoded" in value:
-                encoded_at = value.value_position("encoded")
-                encoded = parse_dims(value["encoded"], encoded_at)
-            value, at = value["is"], value.value_position("is")
-        refs = [value] if isinstance(value, str) else list(value or ())
-        places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
-        types: tuple[str, ...] | None = None
-        ours = []
-        for ref in refs:
-            path, _, filtered = ref.partition("(")
-            if filtered:
-                types = tuple(filtered.removesuffix(")").split("|"))
-            ours.append(_path(path))
-        template = Template.parse(name, position)
-        result.append(TensorEntry(template, tuple(ours), types, dims, position, places, dims_at, encoded, encoded_at))
+        result.append(_tensor(name, value, position, at))
     return result
+
+
+def _tensor(name: str, value: Any, position: Position, at: Position) -> TensorEntry:
+    """One line; ``at`` is where its right side is."""
+    dims = dims_at = encoded = encoded_at = None
+    if isinstance(value, Map):
+        if "axes" in value:
+            dims_at = value.value_position("axes")
+            dims = parse_dims(value["axes"], dims_at)
+        if "encoded" in value:
+            encoded_at = value.value_position("encoded")
+            encoded = parse_dims(value["encoded"], encoded_at)
+        value, at = value["is"], value.value_position("is")
+    refs = [value] if isinstance(value, str) else list(value or ())
+    places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
+    types: tuple[str, ...] | None = None
+    ours = []
+    for ref in refs:
+        path, _, filtered = ref.partition("(")
+        if filtered:
+            types = tuple(filtered.removesuffix(")").split("|"))
+        ours.append(_path(path))
+    template = Template.parse(name, position)
+    return TensorEntry(template, tuple(ours), types, dims, position, places, dims_at, encoded, encoded_at)
 
 
 def _checks(body: Map) -> list[CheckEntry]:
@@ -331,12 +341,12 @@ def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:
     return result
 
 
-def _parts(document: Map) -> list[Part]:
+def _parts(document: Map) -> list[PartLine]:
     result = []
     for key, body in document.get("parts", {}).items():
         names = body["with"]
         result.append(
-            Part(
+            PartLine(
                 _path(key),
                 () if body["is"] == "." else _path(body["is"]),
                 (names,) if isinstance(names, str) else tuple(names),

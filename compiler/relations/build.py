@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from crosswalk.compiler.layout.model import MISSING, Family, Field, Layout, Type
-from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, Part, Section
+from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, PartLine, Section
 from crosswalk.compiler.mapping.overlay import overlay
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.text.documents import scalar_of
@@ -31,7 +31,7 @@ from .lines import (
 from .sections import Sections
 from .tree import (
     Case,
-    Choice,
+    CaseNode,
     CompiledMapping,
     Entries,
     LayerKind,
@@ -68,7 +68,7 @@ class Builder:
         self.sections = Sections(mapping, layout)
         self.error = self.sections.error
 
-    def root(self) -> Struct | Choice:
+    def root(self) -> Struct | CaseNode:
         """The tree of the mapping, as far as it can be built."""
         mapping = self.mapping
         kind = self.sections.root_type()
@@ -79,7 +79,7 @@ class Builder:
 
     # ---- objects --------------------------------------------------------------------------------------------------
 
-    def object(self, kind: Type, section: Section, place: _Place) -> Struct | Choice:
+    def object(self, kind: Type, section: Section, place: _Place) -> Struct | CaseNode:
         """The node of an object of type ``kind``: one of the cases of its section, if that has some."""
         if bool(section.by) != bool(section.cases):
             missing = "cases" if section.by else "by"
@@ -92,7 +92,7 @@ class Builder:
             Case(scalar_of(value, case.position), self.struct(kind, overlay(plain, case), place))
             for value, case in section.cases.items()
         )
-        return Choice((*place.theirs, *section.by), section.by_default, place.ours, cases, section.position)
+        return CaseNode((*place.theirs, *section.by), section.by_default, place.ours, cases, section.position)
 
     def struct(self, kind: Type, section: Section, place: _Place) -> Struct:
         ours, theirs = place.ours, place.theirs
@@ -149,7 +149,7 @@ class Builder:
             children.append(self.part(part, of, replace(place, ours=())))
         return True
 
-    def part(self, part: Part, kind: Type, place: _Place) -> PartNode:
+    def part(self, part: PartLine, kind: Type, place: _Place) -> PartNode:
         """An object with mappings of its own. What these leave to the enclosing one (``elsewhere``) stands beside."""
         mappings = tuple(self.load(name, part.with_at) for name in part.mappings)
         elsewhere = {name for mapping in mappings for name in mapping.source.elsewhere}
@@ -268,7 +268,7 @@ class Builder:
         inner = self.value(declared.of, inside, only, position)
         return None if inner is None else Entries(place.ours, place.theirs, inner, position)
 
-    def of_type(self, kind: Type, place: _Place, position: Position) -> Struct | Choice:
+    def of_type(self, kind: Type, place: _Place, position: Position) -> Struct | CaseNode:
         """An object of a type, by the section of that type; ``position`` is what leads to it."""
         at = place.claims[0].line.position if place.claims else position
         return self.object(kind, self.sections.of_type_or_empty(kind, place.sections, at), place)
@@ -295,7 +295,7 @@ class Builder:
 
     def family_choice(
         self, section: Section, family: Family, place: _Place, only: tuple[str, ...] | None, position: Position
-    ) -> Choice | None:
+    ) -> CaseNode | None:
         if not section.by or not section.cases:
             missing = "cases" if section.by else "by"
             message = f"section `{section.name}` needs `by:` and `cases:`, there is no `{missing}:`"
@@ -318,9 +318,9 @@ class Builder:
             elif node := self.case(value, case, family, place):
                 cases.append(Case(scalar_of(value, case.position), node))
         key = (*place.theirs, *section.by)
-        return Choice(key, section.by_default, place.ours, tuple(cases), section.position, tuple(refused))
+        return CaseNode(key, section.by_default, place.ours, tuple(cases), section.position, tuple(refused))
 
-    def case(self, value: str, case: Section, family: Family, place: _Place) -> Struct | Choice | None:
+    def case(self, value: str, case: Section, family: Family, place: _Place) -> Struct | CaseNode | None:
         """One type of a family, by its section with the case laid over."""
         name = case.of or value
         kind = family.types.get(name)

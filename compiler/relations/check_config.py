@@ -10,9 +10,10 @@ from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position
 
+from .check_dialects import check_dialects
 from .tree import (
+    CaseNode,
     CheckRule,
-    Choice,
     CompiledMapping,
     Entries,
     Layers,
@@ -36,7 +37,7 @@ def check_config(mapping: CompiledMapping) -> list[Diagnostic]:
         *_check_keys(mapping),
         *_check_fields(mapping),
         *_check_circles(mapping),
-        *_check_dialects(mapping),
+        *check_dialects(mapping),
         *_check_derived_files(mapping),
     ]
 
@@ -105,23 +106,24 @@ def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     axes = {name for kind in layout.all_types() for name in (*kind.axes, *kind.takes)}
     roots = [mapping.root.type, *(layout.types[name] for name in layout.roots().values())]
     known = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
-    for rule, types in _with_types(mapping.root, {}, layout):
-        expression = rule.over_ours()
-        for name in sorted(expression.names) if expression else ():
+    for rule, expression, types in _with_types(mapping.root, {}, layout):
+        for name in sorted(expression.names):
             if name[0] in ("config", "root_config") and isinstance(rule, CheckRule):
-                path = (*rule.theirs, *name[1:]) if name[0] == "config" else name[1:]
-                found = path in known
-                message = f"no rule speaks of a key `{'.'.join(path)}`"
-                hint = did_you_mean(name[-1], {key[-1] for key in known})
+                wrong = _unknown_key((*rule.theirs, *name[1:]) if name[0] == "config" else name[1:], known)
+            elif name[0] == "root":
+                wrong = _first_unknown(roots, name[1:], axes, layout)
             else:
-                rest = name[1:] if name[0] == "root" else name
-                owners = roots if name[0] == "root" else types
-                wrong = _first_unknown(owners, rest, axes, layout)
-                found = wrong is None
-                message, hint = wrong or ("", None)
-            if not found:
-                message = f"`{expression.text}`: {message}"
-                yield Diagnostic("mapping/no-such-name", message, expression.position or rule.position, hint)
+                wrong = _first_unknown(types, name, axes, layout)
+            if wrong is not None:
+                message = f"`{expression.text}`: {wrong[0]}"
+                yield Diagnostic("mapping/no-such-name", message, expression.position or rule.position, wrong[1])
+
+
+def _unknown_key(path: KeyPath, known: Iterable[KeyPath]) -> tuple[str, str | None] | None:
+    """That no rule speaks of a key, and a hint; None if one does."""
+    if path in known:
+        return None
+    return f"no rule speaks of a key `{'.'.join(path)}`", did_you_mean(path[-1], {key[-1] for key in known})
 
 
 def _first_unknown(
@@ -154,7 +156,7 @@ def types_of(field: Field, layout: Layout) -> list[Type]:
 
 def _with_types(
     node: Node, types: Mapping[KeyPath, list[Type]], layout: Layout
-) -> Iterator[tuple[OursFact | CheckRule, list[Type]]]:
+) -> Iterator[tuple[Rule, Expression, list[Type]]]:
     """The rules with an expression over ours, each with the possible types of the object whose fields its names are.
     ``types`` are those of the objects around ``node``, up to the layer or dict entry that it is in."""
     match node:
@@ -163,7 +165,7 @@ def _with_types(
             yield from _rules_with_types(node.rules, inside)
             for child in node.children:
                 yield from _with_types(child, inside, layout)
-        case Choice():
+        case CaseNode():
             for case in node.cases:
                 yield from _with_types(case.node, types, layout)
         case Nullable():
@@ -181,10 +183,11 @@ def _with_types(
 
 def _rules_with_types(
     rules: Iterable[Rule], types: Mapping[KeyPath, list[Type]]
-) -> Iterator[tuple[OursFact | CheckRule, list[Type]]]:
+) -> Iterator[tuple[Rule, Expression, list[Type]]]:
     for rule in rules:
-        if isinstance(rule, (CheckRule, OursFact)) and rule.over_ours() is not None:
-            yield rule, types[rule.scope]
+        expression = rule.over_ours()
+        if isinstance(rule, (CheckRule, OursFact)) and expression is not None:
+            yield rule, expression, types[rule.scope]
 
 
 # ---- circles ------------------------------------------------------------------------------------------------------
@@ -232,49 +235,6 @@ def _circles(edges: Mapping[KeyPath, Iterable[KeyPath]]) -> Iterator[list[KeyPat
             trail.append(path)
             done.add(path)
             pending += [(other, depth + 1) for other in sorted(edges.get(path, ()))]
-
-
-# ---- dialects -----------------------------------------------------------------------------------------------------
-
-
-def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
-    source = mapping.source
-    known = ("newest", *filter(None, [source.newest]), *source.dialects)
-    for name in source.write_dialects:
-        if name not in known:
-            hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
-            message = f"there is no dialect `{name}` to write"
-            yield Diagnostic("mapping/no-such-dialect", message, source.place("write_dialects"), hint)
-    layers = [node for node in nodes_of(mapping.root) if isinstance(node, Layers)]
-    kinds = [str(kind.name) for node in layers for kind in node.kinds if kind.name is not None]
-    keys = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
-    for node in layers:
-        for key in sorted(node.overridable or ()):
-            if (*node.theirs, key) not in keys:
-                near = did_you_mean(key, {path[-1] for path in keys})
-                message = f"`overrides`: no rule speaks of `{key}`"
-                yield Diagnostic("mapping/no-such-key", message, node.position, near)
-    for dialect in source.dialects.values():
-        for move in dialect.config:
-            if move.position.file != source.file:
-                continue  # an inherited move may be about a key that this mapping has no use for
-            hole = next((index for index, part in enumerate(move.new) if part.startswith("{")), None)
-            if hole is not None and move.new[hole][1:-1] not in kinds:
-                hint = did_you_mean(move.new[hole][1:-1], kinds) or f"the kinds are {', '.join(kinds) or 'none'}"
-                message = f"`{move.new[hole]}` is no kind of layer"
-                yield Diagnostic("mapping/no-such-kind", message, move.position, hint)
-                continue
-            path = move.new if hole is None else move.new[hole + 1 :]
-            condition = move.when
-            for operand in sorted(condition.names) if condition is not None else ():
-                if condition is not None and operand not in keys:
-                    near = did_you_mean(operand[-1], {key[-1] for key in keys})
-                    message = f"`when`: no rule speaks of `{'.'.join(operand)}`"
-                    yield Diagnostic("mapping/no-such-key", message, condition.position, near)
-            if path not in keys:
-                message = f"no rule speaks of the new place `{'.'.join(move.new)}`"
-                near = did_you_mean(path[-1], {key[-1] for key in keys})
-                yield Diagnostic("mapping/no-such-key", message, move.position, near)
 
 
 # ---- files beside config.json -------------------------------------------------------------------------------------

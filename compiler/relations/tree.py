@@ -12,16 +12,36 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.layout.model import Layout, Type
-from crosswalk.compiler.mapping.model import MappingFile, Part, Section
+from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.runtime.errors import Position, fail
 
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
 
 __all__ = [
-    "Carried", "Case", "CheckRule", "Choice", "CompiledMapping", "Entries", "FieldRule", "LayerKind", "Layers", "Node",
-    "Nullable", "OneOf", "OursFact", "PartNode", "Refusal", "Rule", "Struct", "TheirsFact", "Unused", "alternatives",
-    "nodes_of", "part_mapping", "rules_of",
+    "Carried",
+    "Case",
+    "CaseNode",
+    "CheckRule",
+    "CompiledMapping",
+    "Entries",
+    "FieldRule",
+    "LayerKind",
+    "Layers",
+    "Node",
+    "Nullable",
+    "OneOf",
+    "OursFact",
+    "PartNode",
+    "Refusal",
+    "Rule",
+    "Struct",
+    "TheirsFact",
+    "Unused",
+    "alternatives",
+    "nodes_of",
+    "part_mapping",
+    "rules_of",
 ]  # fmt: skip
 
 
@@ -42,7 +62,7 @@ class Struct:
 @dataclass(frozen=True, slots=True)
 class Case:
     value: Any
-    node: Struct | Choice
+    node: Struct | CaseNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +75,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class CaseNode:
     """One of several nodes for the object at ``ours``, told apart by the key ``key`` of theirs."""
 
     key: KeyPath
@@ -124,14 +144,14 @@ class PartNode:
     """An object with a mapping of its own; of several, ``model_type`` tells which. ``beside`` holds what the enclosing
     mapping says of its inside."""
 
-    part: Part
+    part: PartLine
     ours: KeyPath
     mappings: tuple[CompiledMapping, ...]
     beside: Struct
 
 
-OneOf = Struct | Choice
-Node = Struct | Choice | Nullable | Layers | Entries | PartNode
+OneOf = Struct | CaseNode
+Node = Struct | CaseNode | Nullable | Layers | Entries | PartNode
 
 
 @dataclass(frozen=True)
@@ -157,7 +177,7 @@ def nodes_of(node: Node) -> Iterator[Node]:
     match node:
         case Struct():
             below = node.children
-        case Choice():
+        case CaseNode():
             below = tuple(case.node for case in node.cases)
         case Layers():
             below = tuple(kind.node for kind in node.kinds)
@@ -173,7 +193,7 @@ def alternatives(node: Node) -> Iterator[Struct]:
     """The structs of which one speaks for the object of a node; none if it is no object."""
     if isinstance(node, Struct):
         yield node
-    elif isinstance(node, Choice):
+    elif isinstance(node, CaseNode):
         for case in node.cases:
             yield from alternatives(case.node)
 

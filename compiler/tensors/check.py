@@ -19,7 +19,7 @@ from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.relations.tree import (
-    Choice,
+    CaseNode,
     CompiledMapping,
     Entries,
     FieldRule,
@@ -219,7 +219,7 @@ class _Models:
         match node:
             case Struct():
                 return self.struct(node, at)
-            case Choice():
+            case CaseNode():
                 if not any(_has_modules(case.node) for case in node.cases):
                     return self.node(node.cases[0].node, at) if node.cases else [_Model()]
                 return [model for case in node.cases for model in self.node(case.node, at)]
