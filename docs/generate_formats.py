@@ -13,7 +13,7 @@ from typing import Any
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.notation.axes import format_terms
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.relations.tree import (
     Carried,
     CaseNode,
@@ -31,7 +31,6 @@ from crosswalk.compiler.relations.tree import (
     TheirsFact,
     Unused,
 )
-from crosswalk.compiler.relations.tree import Path as Keys
 from crosswalk.compiler.text.documents import Map, load_document
 from crosswalk.jobs.formats import catalog
 
@@ -305,7 +304,7 @@ def _tensor(line: TensorEntry) -> Row:
     return f"`{line.theirs}`", ours + types, f"`{axes}`" if axes else ""
 
 
-def _dotted(path: Keys) -> str:
+def _dotted(path: KeyPath) -> str:
     return ".".join(path)
 
 
