@@ -23,6 +23,7 @@ from crosswalk.compiler.relations.tree import (
     Layers,
     OneOf,
     TheirsFact,
+    claimed_paths,
     nodes_of,
     rules_of,
 )
@@ -39,7 +40,9 @@ def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position],
     root = builder.root()
     if builder.sections.problems:
         raise CrosswalkError(dict.fromkeys(builder.sections.problems))
-    compiled = CompiledMapping(mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(_claims(root)))
+    compiled = CompiledMapping(
+        mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(claimed_paths(root))
+    )
     problems = (*check_config(compiled), *check_tensors(compiled))
     if problems:
         raise CrosswalkError(dict.fromkeys(problems))
@@ -56,17 +59,6 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
         at = mapping.place("auto_map")
         facts.append(TheirsFact(("auto_map",), (dict(mapping.auto_map),), True, MISSING, at, OTHER_FORMAT))
     return tuple(facts)
-
-
-def _claims(root: OneOf) -> set[KeyPath]:
-    """Every path of theirs that some rule speaks of, holes included."""
-    result = {key for rule in rules_of(root) for key in rule.places()}
-    for node in nodes_of(root):
-        if isinstance(node, CaseNode):
-            result.add(node.key)
-        elif isinstance(node, Layers):
-            result |= {node.count, *([node.each] if node.each else [])}
-    return result
 
 
 def _defaults(root: OneOf) -> dict[KeyPath, Any]:

@@ -17,14 +17,15 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .config.coverage import restore_kept, unknown_keys
-from .config.dialects import choose_dialects
+from .config.coverage import kept_names, restore_kept, unknown_keys
+from .config.dialects import choose_dialects, dialects_of, without_stale_versions
 from .config.read import import_config
 from .config.taken import Cases, Taken, follow, related_training
 from .config.write import export_config
 from .layout.differences import differing
 from .layout.padded_axes import cut_to, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
+from .layout.variants import Shapes, fitting
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
 from .tensors.encoded import Read, read_encodings
@@ -42,8 +43,11 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
-    ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
-    whether the native config is to be what a checkpoint of the trainer holds of it."""
+    ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill, or else
+    ``parameters``: name -> shape of what that model has; ``stored``: whether the native config is to be what a
+    checkpoint of the trainer holds of it; ``keep``: dotted keys of a config.json that no mapping knows, to be carried
+    along (one text may hold several, between commas); ``take_tied``: whether tensors that the config ties, and files
+    hold too, are left out unread instead of compared."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -52,7 +56,10 @@ class PlanOptions:
     pad: Sizes = field(default_factory=dict)
     truncate: Sizes = field(default_factory=dict)
     native_config: Mapping[str, Any] | None = None
+    parameters: Shapes | None = None
     stored: bool = False
+    keep: str | Iterable[str] = ()
+    take_tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ class Origin:
     """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
     ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
     tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size
-    ``from`` before and ``to`` after; ``files``: those that go along, by name."""
+    ``from`` before and ``to`` after; ``files``: those that go along, by name; ``kept``: keys of its config that were
+    carried along without being understood."""
 
     format: str | None = None
     text: str = ""
@@ -80,6 +88,7 @@ class Origin:
     lossy: bool = False
     padded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
 
     def is_of(self, mapping: CompiledMapping) -> bool:
         """Whether its config is one of this format."""
@@ -89,12 +98,20 @@ class Origin:
 @dataclass(frozen=True)
 class ConfigRead:
     """A config.json, read. ``native`` is complete; ``taken`` is what was decided on the way; ``stored`` is the
-    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more."""
+    checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more; ``kept``
+    are the keys that were asked to be kept."""
 
     native: dict[str, Any]
     taken: Taken
     stored: Read
     problems: tuple[Diagnostic, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, though nothing is wrong."""
+        kept = [f"kept as it is, though not understood: {', '.join(f'`{k}`' for k in self.kept)}"] if self.kept else []
+        return tuple(dict.fromkeys((*self.stored.notes, *kept, *self.taken.notes)))
 
 
 @dataclass(frozen=True)
@@ -138,7 +155,7 @@ def import_checkpoint(
     Raises ``CrosswalkError`` with every problem of the config, of the tensors, and of the options.
     """
     dtype = check_dtype(options.dtype)
-    read = read_config(mapping, config, tensors, options.allow_lossy, places)
+    read = read_config(mapping, config, tensors, options.allow_lossy, places, options.keep)
     problems = list(read.problems)
     try:
         native, cases, lengths = _to_fill(mapping, read, options)
@@ -153,6 +170,7 @@ def import_checkpoint(
                 options.protect,
                 found.encodings if found else (),
                 found.unused if found else {},
+                options.take_tied,
             )
     except CrosswalkError as error:
         problems += error.diagnostics
@@ -164,7 +182,7 @@ def import_checkpoint(
 
 def import_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The native config of a config.json alone. Raises ``CrosswalkError`` with every problem of it."""
-    read = read_config(mapping, config, None, options.allow_lossy)
+    read = read_config(mapping, config, None, options.allow_lossy, keep=options.keep)
     if read.problems:
         raise CrosswalkError(read.problems)
     return _to_fill(mapping, read, options)[0]
@@ -176,12 +194,14 @@ def read_config(
     tensors: Iterable[TensorSpec] | None = None,
     allow_lossy: bool = False,
     places: Places = Places(),
+    keep: str | Iterable[str] = (),
 ) -> ConfigRead:
     """Read a config.json, and the tensors beside it as they are decoded: in the dtype that it names, or BF16 if it
     names none, or one of 8 bits. Raises ``CrosswalkError`` if there is no native config for it."""
     stated = stated_dtype(config, "BF16")
     stored = read_encodings(mapping.source, config, tensors or (), stated if size_of(stated) > 1 else "BF16")
-    problems = [*stored.problems, *unknown_keys(mapping, stored.config)]
+    kept = kept_names(keep)
+    problems = [*stored.problems, *unknown_keys(mapping, stored.config, kept)]
     found: tuple[dict[str, Any], Taken] | None = None
     try:
         if tensors is None:
@@ -193,7 +213,7 @@ def read_config(
     located = tuple(places.config(problems))
     if found is None or not stored.understood:
         raise CrosswalkError(located)
-    return ConfigRead(*found, stored, located)
+    return ConfigRead(*found, stored, located, kept)
 
 
 def _to_fill(
@@ -208,12 +228,12 @@ def _to_fill(
     layout, kind = mapping.layout, mapping.root.type
     native = as_stored(layout, kind, read.native) if options.stored else read.native
     imported, lengths = padded(kind, native, options.pad)
-    if options.native_config is None:
-        return imported, read.taken.cases, lengths
-    found, complete = (
-        Scope(layout, kind, imported),
-        Scope(layout, kind, normalize(layout, options.native_config, kind.name)),
-    )
+    given = options.native_config
+    if given is None:
+        if options.parameters is None:
+            return imported, read.taken.cases, lengths
+        given = fitting(layout, kind, imported, options.parameters)
+    found, complete = Scope(layout, kind, imported), Scope(layout, kind, normalize(layout, given, kind.name))
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
     for path, given, wanted in differing(complete, found):
@@ -239,10 +259,14 @@ def export_checkpoint(
     """
     dtype = check_dtype(options.dtype)
     native, lengths, dialects = _theirs(mapping, config, options, origin, places)
+    if tensors is not None:
+        shapes = {name: spec.shape for name, spec in tensors.items()}
+        native = fitting(mapping.layout, mapping.root.type, native, shapes)
     known = origin is not None and origin.is_of(mapping)
     allow = options.allow_lossy or (known and origin is not None and origin.lossy)
     theirs = resized(mapping.root.type, native, lengths)
-    remembered, same = _remembered(mapping, origin.config if origin is not None and known else None, theirs)
+    source = origin.config if origin is not None and known else None
+    remembered, same = _remembered(mapping, source, theirs)
     with at(places.config):
         written, taken = export_config(mapping, theirs, dialects, allow, remembered)
         bound = bind(mapping, native, taken.cases, lengths)
@@ -252,8 +276,10 @@ def export_checkpoint(
     with at(places.tensors):
         plan = plan_export(bound, tensors, dtype, "F32", options.protect, names)
     check_protected(options.protect, plan)
-    same = same and options.dialect is None and taken.cases == remembered
+    kept = options.dialect is None or (source is not None and set(dialects) == set(dialects_of(mapping, source)))
+    same = same and kept and taken.cases == remembered
     final, unchanged = _config_to_write(mapping, written, plan, origin if known else None, same)
+    final = final if unchanged else without_stale_versions(mapping, final, dialects)
     return Exported(mapping, native, lengths, bound, plan, final, unchanged, dialects, taken.notes, taken.lossy)
 
 
@@ -270,7 +296,8 @@ def _theirs(
     kind = mapping.root.type
     with at(places.config):
         native = normalize(mapping.layout, config, kind.name)
-    dialects = choose_dialects(mapping, options.dialect)
+    source = origin.config if origin is not None and origin.is_of(mapping) else None
+    dialects = choose_dialects(mapping, options.dialect, source)
     if origin is None:
         return native, cut_to(kind, native, options.truncate), dialects
     with at(places.origin):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.notation.axes import format_terms
@@ -75,7 +76,23 @@ def render() -> str:
     ]
     for row in notes["nowhere"]["rows"]:
         lines.append(f"| {', '.join(f'`{name}`' for name in row['what'])} | {row['why']} |")
+    lines += ["", "# What is refused", "", *_refused(found.mapping("huggingface"), notes["refused"])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _refused(common: MappingFile, notes: Mapping[str, Any]) -> list[str]:
+    """What no format has, by key, by model type and by tensor."""
+    lines = [notes["about"].strip(), "", "| feature | keys, and where they are harmless |", "|---|---|"]
+    keys: dict[str, list[str]] = {}
+    for entry in common.keeps:
+        if entry.values:
+            harmless = " or ".join(map(_value, entry.values))
+            keys.setdefault(entry.why or "", []).append(f"`{_dotted(entry.theirs)}` ({harmless})")
+    lines += [f"| {feature} | {', '.join(listed)} |" for feature, listed in keys.items()]
+    lines += ["", "| `model_type`, or ending of the class | what it has |", "|---|---|"]
+    lines += [f"| `{name}` | {what} |" for name, what in common.unmapped.items()]
+    lines += ["", notes["files"].strip(), "", "| tensor | made by |", "|---|---|"]
+    return lines + [f"| `{name}` | {', '.join(tools)} |" for name, tools in common.quantised]
 
 
 def _extends(mapping: MappingFile) -> str:
@@ -102,7 +119,7 @@ def _format(mapping: CompiledMapping, notes: Mapping[str, Any]) -> list[str]:
     for name, keys in source.derived_files.items():
         listed = ", ".join(f"`{key}`" for key in keys)
         lines.append(f"`{name}` is carried along or taken from `--model-files`; without one it is made of {listed}.")
-    lines += _dialects(source)
+    lines += _dialects(mapping)
     keys, fields, tensors, silent, checks = _tables(mapping)
     head = ("key of config.json", "field of the trainer", "on import, if absent", "on export", "what must hold")
     lines += _table("Config keys", (*head, "where"), keys)
@@ -118,14 +135,15 @@ def _format(mapping: CompiledMapping, notes: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _dialects(source: MappingFile) -> list[str]:
+def _dialects(mapping: CompiledMapping) -> list[str]:
+    source = mapping.source
     if not source.dialects:
         return []
     newest = source.newest or "newest"
-    written = ", ".join(f"`{newest if name == 'newest' else name}`" for name in source.write_dialects or ("newest",))
+    written = ", ".join(f"`{name}`" for name in choose_dialects(mapping, None))
     lines = [
         "",
-        f"**Dialects.** The tables below are those of `{newest}`; written by default: {written}.",
+        f"**Dialects.** The tables below are those of `{newest}`; written where no file says otherwise: {written}.",
         "Which one a file is in is found from the file: every old place that it has is read.",
         "",
         "| dialect | old place | place below | how |",
@@ -268,7 +286,8 @@ def _key(rule: Rule) -> Row:
         case Carried():
             absent = "" if rule.default is MISSING else _value(rule.default)
             export = _value(rule.write_as) if rule.write_as is not None else "as it was" if rule.kept else "never"
-            return f"`{_dotted(rule.theirs)}`", "", absent, export, "" if not rule.kept else "carried along"
+            hold = f"must be {' or '.join(map(_value, rule.only))}: no {rule.feature}" if rule.only else "carried along"
+            return f"`{_dotted(rule.theirs)}`", "", absent, export, hold if rule.kept else ""
     raise AssertionError(rule)
 
 

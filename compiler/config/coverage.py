@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from collections.abc import Iterator, Mapping
-from typing import Any
+import contextlib
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from crosswalk.compiler.layout.model import MISSING
+from crosswalk.compiler.mapping.model import Entry
 from crosswalk.compiler.notation.expressions import KeyPath
-from crosswalk.compiler.relations.keys import get, leaves, put
+from crosswalk.compiler.relations.keys import get, put, same_number
 from crosswalk.compiler.relations.tree import (
     Carried,
     CompiledMapping,
@@ -22,42 +24,106 @@ from crosswalk.compiler.relations.tree import (
     rules_of,
 )
 from crosswalk.compiler.text.documents import did_you_mean
+from crosswalk.compiler.text.positioned import shorten
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .dialects import read_dialects
 
 
-def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath = ()) -> list[Diagnostic]:
-    """A problem for every key that no rule of the mapping (or of its parts) speaks of, and for every value in whose
-    place rules look for an object. ``config`` is as in the file."""
+def kept_names(keep: str | Iterable[str]) -> tuple[str, ...]:
+    """The dotted keys of ``--keep``: one text or several, each with one key or several between commas."""
+    texts = (keep,) if isinstance(keep, str) else tuple(keep)
+    return tuple(dict.fromkeys(name for text in texts for part in text.split(",") if (name := part.strip())))
+
+
+MAX_LISTED = 60  # keys in one message
+
+
+class Unknown(NamedTuple):
+    """A key that no rule speaks of: its place in the file, its value, and what may have been meant."""
+
+    path: KeyPath
+    value: Any
+    near: str | None
+
+
+def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], keep: Iterable[str] = ()) -> list[Diagnostic]:
+    """What stands in a config and cannot be accounted for: one problem for all keys that no rule of the mapping (or of
+    its parts) speaks of, unless ``keep`` names them (dotted); one for every key that asks for a feature of other
+    formats, for every value in whose place rules look for an object, and for every name in ``keep`` that is none of
+    those keys. ``config`` is as in the file."""
+    found = list(_survey(mapping, config, ()))
+    asked = list(dict.fromkeys(keep))
+    problems = [one for one in found if isinstance(one, Diagnostic)]
+    unknown = [one for one in found if isinstance(one, Unknown)]
+    left = [one for one in unknown if ".".join(one.path) not in asked]
+    if left:
+        problems.append(_not_understood(mapping, left))
+    known = {".".join(one.path) for one in unknown} | {".".join(path) for path, *_ in _carried(mapping, config, ())}
+    return [*problems, *_check_keep(mapping, config, [name for name in asked if name not in known])]
+
+
+def _not_understood(mapping: CompiledMapping, unknown: list[Unknown]) -> Diagnostic:
+    why = f"mapping `{mapping.name}`, and what the model computes may depend on"
+    names = shlex.quote(",".join(".".join(one.path) for one in unknown[:MAX_LISTED]))
+    if len(unknown) == 1:
+        ((path, value, near),) = unknown
+        message = f"`{'.'.join(path)}` = {_shown(value)} has no counterpart in {why} it"
+        hint = (
+            f"{f'{near} ' if near else ''}if the model is the same without it, carry it along, to be restored on export"
+        )
+    else:
+        listed = [f"`{'.'.join(u.path)}` = {_shown(u.value)}{f' ({u.near})' if u.near else ''}" for u in unknown]
+        more = [f"and {len(unknown) - MAX_LISTED} more"] if len(unknown) > MAX_LISTED else []
+        message = "\n".join((f"{len(unknown)} keys have no counterpart in {why} them:", *listed[:MAX_LISTED], *more))
+        hint = "if the model is the same without them, carry them along, to be restored on export"
+    hint = f"{hint}: --keep {names} (in Python, keep=)"
+    return Diagnostic("config/unknown-key", message, None, hint, path=unknown[0].path)
+
+
+def _check_keep(mapping: CompiledMapping, config: Mapping[str, Any], names: list[str]) -> Iterator[Diagnostic]:
+    for name in names:
+        path = _place(config, name)
+        if path is None:
+            keys = {key for key, _ in _dotted(config)}
+            hint = did_you_mean(name, keys) or "name a key of config.json, nested ones with dots"
+            yield Diagnostic("usage/keep", f"there is no key `{name}` to keep", None, hint)
+        else:
+            text = f"`{name}` cannot be kept as it is: format `{mapping.name}` knows what it means"
+            yield Diagnostic("usage/keep", text, None, "leave it out of --keep", path=path)
+
+
+def _place(config: Mapping[str, Any], name: str) -> KeyPath | None:
+    """The path of a dotted name; keys may have dots of their own."""
+    return next((path for key, path in _dotted(config) if key == name), None)
+
+
+def _dotted(config: Mapping[str, Any], at: KeyPath = ()) -> Iterator[tuple[str, KeyPath]]:
+    for key, value in config.items():
+        yield ".".join((*at, key)), (*at, key)
+        if isinstance(value, Mapping):
+            yield from _dotted(value, (*at, key))
+
+
+def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath) -> Iterator[Unknown | Diagnostic]:
+    """The keys that no rule speaks of, and what is wrong with others; ``where`` is the object of the mapping."""
     data = read_dialects(mapping, config)[0]
     claims = _Claims(mapping)
     checked = {node.theirs for node in nodes_of(mapping.root) if isinstance(node, (Nullable, Entries))}
     checked |= {node.overrides for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.overrides}
     parts = {node.part.theirs: node for node in nodes_of(mapping.root) if isinstance(node, PartNode)}
-    problems = []
     for path, value in _unclaimed(data, (), claims, parts):
-        if claims.match(path, claims.prefixes):
-            if not claims.match(path, checked):  # else importing reports it, with the rule
-                path = (*where, *_as_written(mapping, config, path))
-                message = f"`{'.'.join(path)}` must be an object, it is {_shown(value)}"
-                problems.append(Diagnostic("config/type", message, path=path))
-            continue
-        if len(path) == 1 and path[0] in _bare_keys():
-            continue
-        near = did_you_mean(path[-1], claims.siblings(path[:-1]))
-        path = _as_written(mapping, config, path)
-        key = ".".join((*where, *path))
-        problems.append(
-            Diagnostic(
-                "config/unknown-key",
-                f"`{key}` = {_shown(value)} has no counterpart in mapping `{mapping.name}` ({mapping.source.file})",
-                None,
-                near
-                or f"relate it to a field, or state what can be converted: `{path[-1]}: {{only: {_shown(value)}}}`",
-                path=(*where, *path),
-            )
-        )
+        written = (*where, *_as_written(mapping, config, path))
+        if not claims.match(path, claims.prefixes):
+            if len(path) > 1 or not _is_empty(value):
+                near = did_you_mean(
+                    path[-1], (k for k in claims.siblings(path[:-1]) if get(data, (*path[:-1], k)) is MISSING)
+                )
+                yield Unknown(written, value, near)
+        elif not claims.match(path, checked):  # else importing reports it, with the rule
+            message = f"`{'.'.join(written)}` must be an object, it is {_shown(value)}"
+            yield Diagnostic("config/type", message, path=written)
+    yield from _features(mapping, config, data, where)
     for theirs, node in parts.items():
         value = get(data, theirs)
         if isinstance(value, Mapping):
@@ -65,8 +131,46 @@ def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], where: Key
                 inner = part_mapping(node, value)
             except CrosswalkError:
                 continue  # importing reports it, with the rule
-            problems += unknown_keys(inner, value, (*where, *theirs))
-    return problems
+            yield from _survey(inner, value, (*where, *theirs))
+
+
+def _features(
+    mapping: CompiledMapping, config: Mapping[str, Any], data: Mapping[str, Any], where: KeyPath
+) -> Iterator[Diagnostic]:
+    """Keys that are carried at some values alone and have another."""
+    for rule in rules_of(mapping.root):
+        if isinstance(rule, Carried) and rule.only:
+            value = get(data, rule.theirs)
+            if value is not MISSING and not _says_nothing(rule, value):
+                path = (*where, *_as_written(mapping, config, rule.theirs))
+                allowed = " or ".join(map(_shown, rule.only))
+                text = (
+                    f"`{'.'.join(path)}` = {_shown(value)} asks for {rule.feature},"
+                    f" which format `{mapping.name}` does not have; it can be converted at {allowed}"
+                )
+                hint = "take the key out of config.json if the class of this model does not look at it"
+                yield Diagnostic("config/unsupported", text, None, hint, path=path)
+
+
+def _says_nothing(rule: Carried, value: Any) -> bool:
+    return not rule.only or _is_empty(value) or any(same_number(value, allowed) for allowed in rule.only)
+
+
+def asked_features(entries: Iterable[Entry], config: Mapping[str, Any]) -> list[str]:
+    """The features that the keys of an object ask for, by lines of ``harmless:``."""
+    return [
+        entry.why or ""
+        for entry in entries
+        if entry.values
+        and (value := get(config, entry.theirs)) is not MISSING
+        and not _is_empty(value)
+        and not any(same_number(value, allowed) for allowed in entry.values)
+    ]
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value of a key that nothing speaks of is as if it were absent."""
+    return value is None or (isinstance(value, (Mapping, list)) and not value)
 
 
 def _as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: KeyPath) -> KeyPath:
@@ -76,30 +180,40 @@ def _as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: KeyPa
     return next((place for place in (path, *places) if get(config, place) is not MISSING), path)
 
 
-def kept_values(mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config holds that means nothing to the trainer and is to be restored, in its own nesting."""
+def _carried(
+    mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath
+) -> Iterator[tuple[KeyPath, KeyPath, Any]]:
+    """What a config holds that means nothing to the trainer and is to be restored: its place in the file, its place in
+    the newest dialect, and its value. What nothing speaks of was accepted because it is empty, or by name."""
     data = read_dialects(mapping, config)[0]
-    result: dict[str, Any] = {}
+    claims = _Claims(mapping)
+    parts = {node.part.theirs: node for node in nodes_of(mapping.root) if isinstance(node, PartNode)}
     kept = {rule.theirs for rule in rules_of(mapping.root) if isinstance(rule, Carried) and rule.kept}
-    for path in kept | {(key,) for key in data if (key,) not in mapping.claims and key in _bare_keys()}:
+    stored = mapping.source.encodings  # what these keys say is no longer true
+    found = (path for path, _ in _unclaimed(data, (), claims, parts) if not claims.match(path, claims.prefixes))
+    unclaimed = [path for path in found if where or path[0] not in stored]
+    for path in (*kept, *((".".join(path),) for path in kept if len(path) > 1), *unclaimed):
         value = get(data, path)
         if value is not MISSING:
-            put(result, path, value)
-    for node in nodes_of(mapping.root):
-        if isinstance(node, PartNode):
-            value = get(data, node.part.theirs)
-            if isinstance(value, Mapping):
-                put(result, node.part.theirs, kept_values(part_mapping(node, value), value))
-    return result
+            yield (*where, *_as_written(mapping, config, path)), (*where, *path), value
+    for theirs, node in parts.items():
+        value = get(data, theirs)
+        if isinstance(value, Mapping):
+            with contextlib.suppress(CrosswalkError):  # importing reports it, with the rule
+                yield from _carried(part_mapping(node, value), value, (*where, *theirs))
 
 
 def restore_kept(mapping: CompiledMapping, config: dict[str, Any], old: Mapping[str, Any]) -> None:
     """Add to ``config`` what ``old`` holds that means nothing to the trainer; not below what is no object by now, such
-    as a part that the model has no more."""
-    for path, value in leaves(kept_values(mapping, old)):
-        above = (get(config, path[:length]) for length in range(1, len(path)))
-        if get(config, path) is MISSING and all(found is MISSING or isinstance(found, Mapping) for found in above):
-            put(config, path, value)
+    as a part that the model has no more, and what the mapping does not know only where its object is there still."""
+    declared = {rule.theirs for rule in rules_of(mapping.root) if isinstance(rule, Carried)}
+    for written, newest, value in _carried(mapping, old, ()):
+        places = [path for path in (written, newest) if len(path) == 1 or isinstance(get(config, path[:-1]), Mapping)]
+        above = (get(config, newest[:length]) for length in range(1, len(newest)))
+        if not places and newest in declared and all(found is MISSING or isinstance(found, Mapping) for found in above):
+            places = [newest]
+        if places and get(config, places[0]) is MISSING:
+            put(config, places[0], value)
 
 
 class _Claims:
@@ -115,6 +229,7 @@ class _Claims:
                     below = {path for path in below if path[depth] in node.overridable}
                 paths |= {(*node.overrides, "{layer}", *path[depth:]) for path in below}
         self.paths = paths
+        self.carried = {rule.theirs for rule in rules_of(mapping.root) if isinstance(rule, Carried) and rule.kept}
         self.prefixes = {path[:n] for path in paths for n in range(1, len(path))}
         self.has_holes = {path[:n] for path in paths for n, part in enumerate(path) if part.startswith("{")}
 
@@ -129,7 +244,9 @@ class _Claims:
         )
 
     def siblings(self, parent: KeyPath) -> list[str]:
-        return [path[len(parent)] for path in self.paths if path[: len(parent)] == parent and len(path) > len(parent)]
+        """The keys of an object that mean something to the trainer."""
+        depth = len(parent)
+        return [path[depth] for path in self.paths - self.carried if path[:depth] == parent and len(path) > depth]
 
 
 def _unclaimed(
@@ -137,7 +254,8 @@ def _unclaimed(
 ) -> Iterator[tuple[KeyPath, Any]]:
     for key, value in data.items():
         path = (*at, key)
-        if path in parts or claims.match(path, claims.paths):
+        dotted = (*at, *key.split("."))  # a key may have dots of its own
+        if path in parts or claims.match(path, claims.paths) or claims.match(dotted, claims.paths):
             continue
         if claims.match(path, claims.prefixes):
             if isinstance(value, Mapping):
@@ -148,16 +266,5 @@ def _unclaimed(
             yield path, value
 
 
-@functools.cache
-def _bare_keys() -> frozenset[str]:
-    """The keys of a bare PretrainedConfig of the installed transformers (they differ by version); none without one."""
-    if importlib.util.find_spec("transformers") is None:
-        return frozenset()
-    from transformers.configuration_utils import PretrainedConfig
-
-    return frozenset(PretrainedConfig().to_dict())
-
-
 def _shown(value: Any) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(json.dumps(value, ensure_ascii=False), 60)

@@ -31,6 +31,7 @@ from crosswalk.compiler.relations.tree import (
 )
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
+from .architectures import other_head, right_architecture
 from .dialects import read_dialects
 from .taken import Chosen, Record, Taken
 
@@ -45,10 +46,11 @@ def import_config(
     """
     reading = _Read(mapping, allow_lossy, otherwise)
     native: dict[str, Any] = {}
+    config, reading.record.notes = right_architecture(mapping.source, config)
     data = reading.prepare(mapping, config)
     view = _View(mapping, data, {})
     for fact in mapping.header:
-        reading.rule(fact, view, native, ())
+        reading.rule(fact, view, native, (), other_head(mapping.source, config))
     reading.node(mapping.root, view, native, ())
     reading.finish_facts(native)
     if reading.problems:
@@ -120,9 +122,9 @@ class _Read:
         for child in node.children:
             self.node(child, view, out, anchor)
 
-    def rule(self, rule: Rule, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
+    def rule(self, rule: Rule, view: _View, out: dict[str, Any], anchor: KeyPath, because: str | None = None) -> None:
         try:
-            rule.read(Reading(view.names, out, anchor, self.found, self.allow_lossy, self.otherwise))
+            rule.read(Reading(view.names, out, anchor, self.found, self.allow_lossy, self.otherwise, because))
         except CrosswalkError as error:
             self.problems += at_rule(error, rule.position)
 

@@ -12,12 +12,12 @@ from .scope import Scope
 
 
 def same_value(left: Any, right: Any) -> bool:
-    """Equality of config values in value and JSON type: true, 1 and 1.0 differ."""
+    """Equality of config values in value and JSON type: true, 1 and 1.0 differ, and NaN is itself."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(same_value(left[k], right[k]) for k in left)
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(same_value, left, right))
-    return type(left) is type(right) and bool(left == right)
+    return type(left) is type(right) and bool(left == right or (left != left and right != right))
 
 
 def same_config(left: Any, right: Any, also: Sequence[Field] = ()) -> bool:

@@ -30,6 +30,18 @@ def parse_encodings(
     return result
 
 
+def parse_signs(document: Map, base: MappingFile) -> tuple[tuple[Template, tuple[str, ...]], ...]:
+    """The names of tensors that say who quantised a file, with those that a mapping inherits."""
+    body = document.get("quantised", Map())
+    own = []
+    for name, tools in body.items():
+        template = _parse_name(name, body.key_position(name))
+        if not name.startswith("{name}"):
+            raise fail("mapping/encoding", "such a name starts with `{name}`", body.key_position(name))
+        own.append((template, tuple(tools)))
+    return (*base.quantised, *own)
+
+
 def _parse_case(body: Map, position: Position, entries: Callable[[Map, tuple[str, ...]], list[Entry]]) -> EncodingCase:
     kind = KINDS.get(body["is"])
     if kind is None:

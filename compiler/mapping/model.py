@@ -23,7 +23,8 @@ class Entry:
 
     ``kind``: ``field`` relates it to ``ours``; ``const`` and ``only`` state its value; ``keep`` carries it;
     ``drop`` has no counterpart; ``mirror`` is written and never read. ``default`` is the value meant when absent,
-    ``otherwise`` the one meant if that does not fit the tensors; ``why`` says why no other value can be converted.
+    ``otherwise`` the one meant if that does not fit the tensors; ``why`` says why no other value can be converted, or
+    of ``keep`` what another value asks for.
     """
 
     theirs: KeyPath
@@ -213,7 +214,9 @@ class PartLine:
 
 @dataclass(frozen=True)
 class MappingFile:
-    """One architecture, or an abstract base of several. ``other_model_types`` are read beside ``model_type``."""
+    """One architecture, or an abstract base of several. ``other_model_types`` are read beside ``model_type``;
+    ``unmapped`` says of model types without a mapping what such a model has; ``wrappers`` are put before the name of a
+    class in training; ``quantised`` are names of tensors and the tools that store them beside quantised ones."""
 
     name: str
     file: str
@@ -231,8 +234,12 @@ class MappingFile:
     optional_files: tuple[str, ...] = ()
     derived_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     auto_map: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     write_dialects: tuple[str, ...] = ()
     keeps: tuple[Entry, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    quantised: tuple[tuple[Template, tuple[str, ...]], ...] = ()
+    unmapped: Mapping[str, str] = field(default_factory=dict)
     enums: Mapping[str, tuple[EnumRow, ...]] = field(default_factory=dict)
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
     encodings: Mapping[str, Encodings] = field(default_factory=dict)

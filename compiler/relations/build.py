@@ -75,7 +75,7 @@ class Builder:
         section = self.sections.of_type_or_empty(kind, mapping.sections, mapping.position)
         root = self.object(kind, section, _Place((), (), mapping.sections))
         self.sections.check_reached()
-        return _with_rules(root, tuple(header_rules(mapping)))
+        return _with_rules(root, tuple(header_rules(mapping, root)))
 
     # ---- objects --------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from crosswalk.compiler.text.positioned import describe, did_you_mean
 from crosswalk.runtime.errors import fail
 
 from .rules import OTHER_FORMAT, Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact
+from .tree import OneOf, claimed_paths
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,9 +26,15 @@ class Claim:
     scope: KeyPath
 
 
-def header_rules(mapping: MappingFile) -> list[Rule]:
-    """What the header says of every object with this mapping, a part included."""
-    rules: list[Rule] = [Carried(e.theirs, True, e.default, None, e.position) for e in mapping.keeps]
+def header_rules(mapping: MappingFile, root: OneOf) -> list[Rule]:
+    """What the header says of every object with this mapping, a part included. What a section says of a key, or of one
+    below it, comes before."""
+    claimed = {path[:length] for path in claimed_paths(root) for length in range(1, len(path) + 1)}
+    rules: list[Rule] = [
+        Carried(entry.theirs, True, entry.default, None, entry.position, entry.values, entry.why or "")
+        for entry in mapping.keeps
+        if entry.theirs not in claimed
+    ]
     if mapping.model_type:
         at = mapping.place("model_type")
         rules.append(TheirsFact(("model_type",), mapping.model_types, True, MISSING, at, OTHER_FORMAT))

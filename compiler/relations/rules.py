@@ -192,6 +192,7 @@ class TheirsFact(_Rule):
             return
         wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
         message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {value!r}"
+        message += f": {at.because}" if at.because else ""
         hint = self.why or "the trainer has nothing that would hold it"
         at.found.problems.append(Diagnostic("config/unsupported", message, self.position, hint))
 
@@ -203,13 +204,16 @@ class TheirsFact(_Rule):
 @dataclass(frozen=True, slots=True)
 class Carried(_Rule):
     """``theirs`` means nothing to the trainer. ``kept``: restored on export; else dropped, because it says nothing new.
-    ``default`` is what expressions see when it is absent; ``write_as`` recomputes it on export."""
+    ``default`` is what expressions see when it is absent; ``write_as`` recomputes it on export. ``only``: the values at
+    which it means nothing, if not all; any other asks for ``feature``."""
 
     theirs: KeyPath
     kept: bool
     default: Any
     write_as: Expression | None
     position: Position
+    only: tuple[Any, ...] = ()
+    feature: str = ""
 
     def places(self) -> tuple[KeyPath, ...]:
         return (self.theirs,)

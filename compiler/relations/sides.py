@@ -39,7 +39,7 @@ class Later:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """An object of theirs to read (``names``), and the object of ours at ``anchor`` that it becomes (``out``).
-    ``otherwise``: absent keys mean what a rule says under that word."""
+    ``otherwise``: absent keys mean what a rule says under that word; ``because``: why facts do not hold here."""
 
     names: Names
     out: dict[str, Any]
@@ -47,6 +47,7 @@ class Reading:
     found: Findings
     allow_lossy: bool = False
     otherwise: bool = False
+    because: str | None = None
 
     def get(self, theirs: KeyPath) -> Any:
         """The value at a path of theirs; MISSING if there is none."""

@@ -39,7 +39,7 @@ __all__ = [
     "TheirsFact",
     "Unused",
     "alternatives",
-    "nodes_of",
+    "claimed_paths", "nodes_of",
     "part_mapping",
     "rules_of",
 ]  # fmt: skip
@@ -203,6 +203,17 @@ def rules_of(node: Node) -> Iterator[Rule]:
     for below in nodes_of(node):
         if isinstance(below, (Struct, Layers)):
             yield from below.rules
+
+
+def claimed_paths(root: OneOf) -> set[KeyPath]:
+    """Every path of theirs that some rule speaks of, holes included."""
+    result = {place for rule in rules_of(root) for place in rule.places()}
+    for node in nodes_of(root):
+        if isinstance(node, CaseNode):
+            result.add(node.key)
+        elif isinstance(node, Layers):
+            result |= {node.count, *([node.each] if node.each else [])}
+    return result
 
 
 def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:

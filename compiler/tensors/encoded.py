@@ -15,11 +15,11 @@ from crosswalk.compiler.mapping.model import EncodingCase, Encodings, MappingFil
 from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.relations.keys import same_number
 from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.dtypes import FLOATS, size_of
 from crosswalk.runtime.errors import Diagnostic
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.encodings import KINDS, misfits
 from crosswalk.runtime.plan.model import Encoding, TensorSpec
-
-from .folding import fold
 
 _HINT = "a checkpoint that is quantised in another way has to be dequantised first"
 
@@ -28,14 +28,15 @@ _HINT = "a checkpoint that is quantised in another way has to be dequantised fir
 class Read:
     """A checkpoint as its decoded tensors. ``config``: without what says how tensors are stored. ``specs``: the tensors
     by name, encoded ones as they are decoded. ``unused``: those among them that belong to encoded tensors and are not
-    needed, and why. ``problems``: what is wrong with any of it. ``understood``: whether the config says in a known way
-    what the stored tensors mean; if not, nothing can be said of them."""
+    needed, and why. ``problems``: what is wrong with any of it; ``notes``: what is odd. ``understood``: whether the
+    config says in a known way what the stored tensors mean; if not, nothing can be said of them."""
 
     config: Mapping[str, Any]
     specs: dict[str, TensorSpec]
     encodings: list[Encoding] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     understood: bool = True
 
     @property
@@ -71,10 +72,17 @@ def read_encodings(
             read.understood = False
             continue
         value = said.get(declared.by)
+        if read.specs and all(spec.dtype in FLOATS and size_of(spec.dtype) > 1 for spec in read.specs.values()):
+            how = f" ({declared.by} {value!r})" if declared.by in said else ""
+            text = f"`{declared.key}` says that tensors are quantised{how}, and all are floats: it is left out"
+            read.notes.append(text)
+            continue
         chosen = declared.cases.get(value) if isinstance(value, str) else None
         if chosen is None:
             found = repr(value) if declared.by in said else "absent"
             text = f"`{declared.key}.{declared.by}` must be {' or '.join(declared.cases)}, it is {found}"
+            if not declared.cases:
+                text = f"`{declared.key}` says that tensors are quantised ({declared.by} {found}): that is not decoded"
             at = (declared.key, declared.by)
             read.problems.append(Diagnostic("config/encoding", text, hint=_HINT, path=at))
             read.understood = False
@@ -92,7 +100,7 @@ def _read_config(
     for key, value in said.items():
         where = f"{declared.key}.{key}"
         entry = entries.get(key)
-        if entry is None and key != declared.by:
+        if entry is None and key != declared.by and value is not None:
             text = f"`{where}` = {value!r} has no counterpart in mapping `{mapping.name}` ({case.position})"
             near = did_you_mean(key, entries)
             problems.append(Diagnostic("config/unknown-key", text, None, near, path=(declared.key, key)))

@@ -14,6 +14,7 @@ from typing import Any
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.scope import Scope, simple, stored_type
 from crosswalk.runtime.checkpoint.header import shorten
+from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
@@ -50,6 +51,8 @@ def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
     text = _read_text(path / METADATA)
     document = _parse(text, path / METADATA)
     roots = layout.roots()
+    if document.get("format") == "distributed":
+        raise _distributed(path, document, text)
     problems = list(_problems(document, roots))
     if problems:
         locate = locator(text, str(path / METADATA))
@@ -67,11 +70,26 @@ def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
     )
 
 
+def _distributed(path: Path, document: Mapping[str, Any], text: str) -> CrosswalkError:
+    """What training saves to go on from: ``rank_N.safetensors``, each of one flat vector for a part of all stages, in
+    an order that follows from the classes of the trainer, its version and how the job was distributed."""
+    message = (
+        "this is a `distributed` checkpoint of the trainer: all parameters of a rank are one vector in its file, which"
+        " only the trainer can take apart"
+    )
+    command = (
+        f"fast-llm convert {document.get('model')} input.path={path} input.format=distributed"
+        " output.path=OUT output.format=fast_llm use_cpu=True"
+    )
+    hint = f"let the trainer write what can be read, and name OUT here:\n{command}"
+    where = locator(text, str(path / METADATA))(("format",))
+    return fail("native/distributed", message, where, hint)
+
+
 def _read_text(file: Path) -> str:
     where = Position(str(file))
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_METADATA + 1)
+        data = read_inside(file, file.parent, MAX_METADATA + 1)
         if len(data) > MAX_METADATA:
             raise fail("native/metadata", f"larger than {MAX_METADATA >> 20} MiB", where)
         return data.decode()
@@ -95,6 +113,9 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
     def texts(value: Any) -> bool:
         return isinstance(value, str)
 
+    def names(value: Any) -> bool:
+        return isinstance(value, list) and all(map(texts, value))
+
     def index(value: Any) -> bool:
         return isinstance(value, Mapping) and bool(value) and all(map(texts, (*value, *value.values())))
 
@@ -116,11 +137,8 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
         *((("metadata", "crosswalk", key), "text", texts) for key in ("format", "config", "tensor_dialect", "dtype")),
         (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
         (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
-        (
-            ("metadata", "crosswalk", "files"),
-            "a list of file names",
-            lambda value: isinstance(value, list) and all(map(texts, value)),
-        ),
+        (("metadata", "crosswalk", "files"), "a list of file names", names),
+        (("metadata", "crosswalk", "kept"), "a list of keys", names),
     )
     for keys, expected, fits in wanted:
         *parents, key = keys

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .compare import compare
+
 if TYPE_CHECKING:
     from crosswalk.runtime.files.workers import Progress
 
@@ -26,10 +28,21 @@ def planning_options(command: Command) -> Command:
         (
             click.option("--to", metavar="fast_llm|hf", help="What to convert to. Default: the other side of SRC."),
             click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected."),
-            click.option("--dialect", metavar="NAME", help="transformers-4, transformers-5, or both with a comma."),
+            click.option(
+                "--dialect", metavar="NAME[,NAME]",
+                help="Such as transformers-4, transformers-5 or transformers-5-5; `formats NAME` lists those of a "
+                "format. Default: that of the source, or all that fit in one file.",
+            ),
             click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
             click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
             click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
+            click.option(
+                "--keep", multiple=True, metavar="KEY[,KEY]",
+                help="Carry unknown keys of config.json along; nested ones with dots.",
+            ),
+            click.option(
+                "--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread."
+            ),
             click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
             click.option(
                 "--truncate", multiple=True, metavar="AXIS=SIZE",
@@ -94,7 +107,7 @@ def convert(
 @SOURCE
 @planning_options
 def check(src: Path, **planning: Any) -> None:
-    """Check SRC against its mapping: config.json and headers only, no weights are read."""
+    """Check SRC against its mapping: config.json and headers; of the weights only what is tied and stored twice."""
     from crosswalk import check as run
 
     from .tables import show_report
@@ -141,10 +154,12 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected.")
 @click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact.")
+@click.option("--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread.")
 @engine_options
 def verify(
-    src: Path, dst: Path, format_: str | None, allow_lossy: bool, workers: int | None, memory: str | None, quiet: bool
-) -> None:
+    src: Path, dst: Path, format_: str | None, allow_lossy: bool, take_tied: bool, workers: int | None,
+    memory: str | None, quiet: bool,
+) -> None:  # fmt: skip
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
@@ -152,7 +167,13 @@ def verify(
 
     with _progress(quiet, "verifying") as progress:
         report = run(
-            src, dst, format_, allow_lossy=allow_lossy, options=_options(workers, memory), on_progress=progress
+            src,
+            dst,
+            format_,
+            allow_lossy=allow_lossy,
+            take_tied=take_tied,
+            options=_options(workers, memory),
+            on_progress=progress,
         )
     show_report(report)
 
@@ -167,6 +188,9 @@ def formats(name: str | None) -> None:
         show_formats()
     else:
         show_format(name)
+
+
+cli.add_command(compare)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -185,6 +209,9 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         click.echo("interrupted", err=True)
         return 130
     except click.ClickException as error:
+        from .render import visible
+
+        error.message = visible(error.message)
         error.show()
         return error.exit_code
     except CrosswalkError as error:
@@ -196,8 +223,13 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         sys.stderr.close()  # the reader of our output is gone: there is nobody to tell
         return 1
     except OSError as error:
+        from .render import visible
+
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"{where}error: {error.strerror or error}", err=True)
+        click.echo(visible(f"{where}error: {error.strerror or error}"), err=True)
+        return 1
+    except MemoryError:
+        click.echo("error: there is not enough memory", err=True)
         return 1
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)

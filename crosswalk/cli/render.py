@@ -35,13 +35,13 @@ def _order(found: Diagnostic) -> tuple[bool, str, int, int]:
 
 def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:
     where = f"{found.position}: " if found.position else ""
-    first, *more = _visible(found.message).split("\n")
-    parts = [f"{_visible(where)}{found.severity}: {first}"]
+    first, *more = visible(found.message).split("\n")
+    parts = [f"{visible(where)}{found.severity}: {first}"]
     if found.position:
         parts += _excerpt(found.position, lines_of)
     parts += [f"  {line}".rstrip() for line in more]
     if found.hint:
-        parts.append("  hint: " + _visible(found.hint).replace("\n", "\n        "))
+        parts.append("  hint: " + visible(found.hint).replace("\n", "\n        "))
     return "\n".join(parts)
 
 
@@ -94,9 +94,13 @@ def _cut(line: str, left: int, right: int) -> str:
     return ("…" + shown[1:] if left else shown) + ("…" if right < len(line) else "")
 
 
-def _visible(text: str) -> str:
-    """Names out of a checkpoint may hold control characters; a terminal must not act on them."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda found: repr(found[0])[1:-1], text)
+def visible(text: str) -> str:
+    """Text for a terminal, which must not act on control characters in the names out of a checkpoint, and cannot print
+    halves of surrogate pairs: both are shown escaped."""
+    return _INVISIBLE.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+_INVISIBLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _lines(text: str | None) -> list[str]:

@@ -5,35 +5,48 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from crosswalk.compiler.mapping.model import Line, Section
+from crosswalk.compiler.config.dialects import choose_dialects
+from crosswalk.compiler.mapping.model import Line, MappingFile, Section
 from crosswalk.compiler.relations.tree import (
     Carried,
     CompiledMapping,
     FieldRule,
     OursFact,
+    Rule,
     Struct,
     TheirsFact,
     Unused,
     nodes_of,
     rules_of,
 )
-from crosswalk.compiler.tensors.folding import fold
 from crosswalk.jobs.formats import catalog, format_named
 from crosswalk.jobs.prepare import Prepared
 from crosswalk.jobs.report import Report
 from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.regions import Region
+
+from .render import visible
+
+
+class _Plain(Console):
+    """Text is printed as it is: names out of a checkpoint are no markup, and no commands to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
 
 
 def console() -> Console:
     """Width follows the terminal; without one there is no limit, so that no name is cut in two in a log."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=10_000, highlight=False)
+    plain = _Plain()
+    return plain if plain.is_terminal else _Plain(width=10_000, highlight=False)
 
 
 def bytes_text(count: int) -> str:
@@ -46,7 +59,7 @@ def bytes_text(count: int) -> str:
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    result = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    result = Table(box=SIMPLE_HEAD, title=title, title_style="bold", title_justify="left", pad_edge=False)
     for column in columns:
         result.add_column(column, overflow="fold")
     return result
@@ -152,7 +165,7 @@ def show_formats() -> None:
     """Every format with its class, dialects and model files, a table for each layout."""
     mappings = [catalog().mapping(name) for name in catalog().formats()]
     for layout in sorted({str(mapping.layout) for mapping in mappings}):
-        title = f"[bold]layout {layout}[/bold]"
+        title = f"layout {layout}"
         rows = table("format", "model_type", "architecture", "config class", "dialects", "model files", title=title)
         for mapping in mappings:
             if mapping.layout == layout:
@@ -161,19 +174,27 @@ def show_formats() -> None:
                     mapping.model_type,
                     mapping.architecture,
                     mapping.config_class,
-                    ", ".join(d.replace("_", "-") for d in (mapping.newest or "newest", *mapping.dialects)),
+                    ", ".join(_dialects(mapping)),
                     ", ".join(mapping.files),
                 )
         console().print(rows)
 
 
+def _dialects(mapping: MappingFile) -> list[str]:
+    """The dialects of a format as an option takes them, the newest first."""
+    return [name.replace("_", "-") for name in (mapping.newest or "newest", *mapping.dialects)]
+
+
 def show_format(name: str) -> None:
     """The flattened mapping of a format: each line with its origin, and what replaced what."""
-    mapping = format_named(name).source
+    compiled = format_named(name)
+    mapping = compiled.source
     out = console()
-    out.print(f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}\n")
+    out.print(f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}")
+    written = ", ".join(dialect.replace("_", "-") for dialect in choose_dialects(compiled, None))
+    out.print(f"dialects: {', '.join(_dialects(mapping))}; written without a source: {written}\n")
     for section in mapping.sections.values():
-        rows = table("line", "at", "replaces", title=f"[bold]{section.name}[/bold]")
+        rows = table("line", "at", "replaces", title=section.name)
         replaced: dict[object, list[str]] = {}
         for item in section.replaced:
             replaced.setdefault(item.new.position, []).append(f"{item.old} ({_short(str(item.old.position))})")
@@ -195,10 +216,15 @@ def show_coverage(compiled: Iterable[CompiledMapping]) -> None:
             str(len({rule.field.position for rule in rules if isinstance(rule, FieldRule)})),
             str(len({rule.position for rule in rules if isinstance(rule, (OursFact, TheirsFact))})),
             str(len({(rule.field.position) for rule in rules if isinstance(rule, Unused)})),
-            str(len({r.theirs for r in rules if isinstance(r, (FieldRule, TheirsFact, Carried))})),
+            str(len({r.theirs for r in rules if isinstance(r, (FieldRule, TheirsFact)) or _is_own(r, mapping)})),
             str(sum(len(section.tensors) for section in mapping.source.sections.values())),
         )
     console().print(rows)
+
+
+def _is_own(rule: Rule, mapping: CompiledMapping) -> bool:
+    """Whether a key is carried by a line of this file, and not because every config has it."""
+    return isinstance(rule, Carried) and rule.position.file == mapping.source.file
 
 
 def _structs(mapping: CompiledMapping) -> list[Struct]:

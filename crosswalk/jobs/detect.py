@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crosswalk.compiler.config.architectures import class_name
+from crosswalk.compiler.config.coverage import asked_features
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.pipeline import PlanOptions, import_checkpoint
 from crosswalk.compiler.relations.tree import CompiledMapping
@@ -36,6 +38,7 @@ def detect_format(
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if not isinstance(architectures, list):
         architectures = []
+    architectures = [name for said in architectures if (name := class_name(known[0], said)) is not None]
     if model_type is not None:
         found = [m for m in known if model_type in m.model_types]
     else:
@@ -50,15 +53,40 @@ def detect_format(
         found = [m for m in known if _holds(m, config, specs)]
     if len(found) == 1:
         return catalog().compiled(found[0].name)
-    said = f"model_type {model_type!r}, architectures {architectures!r}"
-    listed = ", ".join(f"{m.name} ({m.model_type})" for m in (found or known))
     if found:
-        raise fail(
-            "format/ambiguous", f"several formats fit this config.json ({said}): {listed}", None, "pass --format"
-        )
-    near = did_you_mean(str(model_type), [name for m in known for name in m.model_types])
-    message, hint = f"no format fits this config.json ({said})", near or f"there are {listed}"
-    raise CrosswalkError(Diagnostic("format/undetected", message, None, hint, path=("model_type",)))
+        listed = ", ".join(f"{m.name} ({m.model_type})" for m in found)
+        text = f"several formats fit this config.json ({_said(config, architectures)}): {listed}"
+        raise fail("format/ambiguous", text, None, "pass --format")
+    raise CrosswalkError(_undetected(mappings, layout, config, architectures))
+
+
+def _said(config: Mapping[str, Any], architectures: list[Any]) -> str:
+    return f"model_type {config.get('model_type')!r}, architectures {architectures!r}"
+
+
+def _undetected(
+    mappings: list[MappingFile], layout: str, config: Mapping[str, Any], architectures: list[Any]
+) -> Diagnostic:
+    """Which formats of other layouts there are, or what the model has that no format of this layout has."""
+    kind = config.get("model_type")
+    known = [m for m in mappings if m.layout == layout]
+    others = [m for m in mappings if m.layout != layout and (kind in m.model_types or m.architecture in architectures)]
+    described = {name: text for m in mappings for name, text in m.unmapped.items()}
+    text = f"no format fits this config.json ({_said(config, architectures)}) in layout `{layout}`"
+    hint = f"there are {', '.join(f'{m.name} ({m.model_type})' for m in known)}"
+    if others:
+        names = ", ".join(f"layout `{m.layout}` has `{m.name}`" for m in others)
+        hint = f"{names}: crosswalk.load and compile_plan take layout and format"
+    elif isinstance(kind, str) and kind in described:
+        text += f": there is no mapping of `{kind}`, which has {described[kind]}"
+    else:
+        claimed = {entry.theirs for m in known for section in m.sections.values() for entry in section.config}
+        entries = [entry for m in known for entry in m.keeps if entry.theirs not in claimed]
+        inner = [value for value in config.values() if isinstance(value, Mapping)]
+        features = [found for place in (config, *inner) for found in asked_features(entries, place)]
+        text += f": it has {', '.join(dict.fromkeys(features))}" if features else ""
+        hint = did_you_mean(str(kind), [name for m in known for name in m.model_types]) or hint
+    return Diagnostic("format/undetected", text, None, hint, path=("model_type",))
 
 
 def chosen_format(

@@ -29,6 +29,7 @@ def record(imported: Imported, text: str, files: Mapping[str, Path]) -> dict[str
         "plan": plan.digest,
         "files": sorted(files),
         **({"padded": sizes} if sizes else {}),
+        **({"kept": list(imported.read.kept)} if imported.read.kept else {}),
     }
 
 
@@ -46,6 +47,7 @@ def remembered(checkpoint: NativeCheckpoint, format: str | None) -> Origin:
         tensor_dialect=said.get("tensor_dialect"),
         lossy=bool(said.get("lossy")),
         padded=said.get("padded") or {},
+        kept=tuple(said.get("kept") or ()),
         # A name that is no file here is kept, so that it is missed.
         files={name: there.get(name, checkpoint.path / CONFIG / name) for name in said.get("files") or ()},
     )

@@ -36,14 +36,16 @@ def import_config(
     allow_lossy: bool = False,
     to: str | None = None,
     pad: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> dict[str, Any]:
     """The native config of a Hugging Face config, with every field of the layout. ``to``: the layout, by default that
-    of ``format``, and ``fast_llm`` without one. ``pad``: axis -> multiple that its size is rounded up to.
+    of ``format``, and ``fast_llm`` without one. ``pad``: axis -> multiple that its size is rounded up to. ``keep``: see
+    :func:`crosswalk.convert`.
 
     Raises ``CrosswalkError`` with every key that is unknown, missing, or has a value that the layout cannot hold.
     """
     mapping = chosen_format(format, hf_config, layout=to)
-    return import_model(mapping, hf_config, Options(allow_lossy=allow_lossy, pad=pad or {}))
+    return import_model(mapping, hf_config, Options(allow_lossy=allow_lossy, pad=pad or {}, keep=keep))
 
 
 def export_config(
@@ -73,6 +75,7 @@ def compile_plan(
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
     native_config: Mapping[str, Any] | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Plan:
     """The plan for one config: from Hugging Face to the layout ``to``, by default that of ``format``, and ``fast_llm``
     without one; or with ``to="hf"`` from a native config (``format`` is needed then).
@@ -81,7 +84,7 @@ def compile_plan(
     they are cast to.
     ``pad``: axis -> multiple that its size is rounded up to, of a plan to a layout; ``truncate``: axis -> size, of a
     plan to ``hf``: what is beyond is taken for padding. ``native_config``: that of the model to fill, if it is not
-    :func:`import_config` of ``config``; only ``training`` fields may differ.
+    :func:`import_config` of ``config``; only ``training`` fields may differ. ``keep``: see :func:`crosswalk.convert`.
     Raises ``CrosswalkError``, see :func:`import_config` and :func:`export_config`.
     """
     if to == "hf" and native_config is not None:
@@ -93,7 +96,7 @@ def compile_plan(
     else:
         mapping = format_named(format)
     options = Options(to=to, dtype=dtype, dialect=dialect, allow_lossy=allow_lossy, pad=pad or {},
-                      truncate=truncate or {}, native_config=native_config)  # fmt: skip
+                      truncate=truncate or {}, native_config=native_config, keep=keep)  # fmt: skip
     return plan_for(mapping, config, options)
 
 

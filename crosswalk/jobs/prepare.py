@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,12 +13,12 @@ from crosswalk.checkpoints.huggingface import (
     CONFIG,
     HuggingFaceCheckpoint,
     config_bytes,
-    folders_left_behind,
     open_hugging_face,
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
+from crosswalk.compiler.config.architectures import right_architecture
 from crosswalk.compiler.layout.padded_axes import padding_notes, resized
 from crosswalk.compiler.pipeline import (
     Imported,
@@ -105,7 +106,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     if options.named_format is not None:
         format_named(options.named_format)
     checkpoint = open_hugging_face(path)
-    specs = checkpoint.tensors.specs()
+    path, specs = checkpoint.path, checkpoint.tensors.specs()
     places = _places(path / CONFIG, checkpoint.text, path)
     with read_from(path / CONFIG, checkpoint.text):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
@@ -115,15 +116,17 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
 def _prepare_import(path: Path, options: Options) -> Prepared:
     checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping, plan, read = imported.mapping, imported.plan, imported.read
-    left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    notes = (*read.taken.notes, *grown, *([f"folders are not carried along: {', '.join(left)}"] if left else ()))
+    tied = [f"`{e.tensor}` is left out: {e.reason}" for e in plan.exemptions if e.tensor in imported.bound.duplicates]
+    notes = (*checkpoint.notes, *read.notes, *grown, *(tied if options.take_tied else ()))
     text = checkpoint.text
-    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - read.stored.config.keys()):
+    right = dict(right_architecture(mapping.source, read.stored.config)[0])
+    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - right.keys()):
         # Remembered as a checkpoint of floats, which the tensors are from now on.
-        decoded = dict(read.stored.config)
-        state_dtype(decoded, main_dtype(plan.sources))
-        text = config_bytes(decoded).decode()
+        state_dtype(right, main_dtype(plan.sources))
+        text = config_bytes(right).decode()
+    elif right.get("architectures") != checkpoint.config.get("architectures"):
+        text = config_bytes(right).decode()
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
@@ -146,6 +149,8 @@ def _prepare_export(path: Path, options: Options) -> Prepared:
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     files = files_to_write(mapping.source, origin.files, options.model_files, path)
     notes = (*exported.notes, *padding_notes(kind, exported.native, lengths, False))
+    if origin.is_of(mapping) and origin.kept:
+        notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
     return Prepared(
         to="hf", mapping=mapping, bound=exported.bound, plan=exported.plan, source=checkpoint.tensors,
         config=exported.native, text=text, files=files, dialects=exported.dialects, notes=notes, lengths=lengths,
@@ -179,8 +184,11 @@ def _places(file: Path, text: str, directory: Path, root: tuple[str, ...] = ()) 
 
 
 def require_checkpoint(path: Path) -> None:
-    """Raise unless ``path`` is a directory that could hold a checkpoint."""
-    if not path.is_dir():
-        what = "this is a file" if path.exists() else "there is no such directory"
-        hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
-        raise fail("source/not-a-directory", what, Position(str(path)), hint)
+    """Raise unless ``path`` is a directory that could hold a checkpoint, or an index or data file in one."""
+    if path.is_dir() or (path.is_file() and path.name.endswith((".index.json", ".safetensors", ".bin"))):
+        return
+    hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
+    what = "this is a file" if path.exists() else "there is no such directory"
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        hint = "if this is the name of a model on the hub, download it first: nothing is downloaded here"
+    raise fail("source/not-a-directory", what, Position(str(path)), hint)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .extents import BLOCK
+from .opening import open_regular
 
 #: Longest header that the format allows, in bytes.
 MAX_HEADER = 100_000_000
@@ -72,8 +72,14 @@ class SourceFile:
 
     size: int
     mtime_ns: int
+    ctime_ns: int
     inode: int
     metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, status: os.stat_result, metadata: Mapping[str, str]) -> SourceFile:
+        """From what ``stat`` says. Unlike the time of the content, that of the last change cannot be set back."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, metadata)
 
 
 def read_header(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
@@ -90,7 +96,7 @@ def read_header(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
                     f"not a safetensors file: it has {status.st_size} bytes and "
                     + ("no header" if length < 0 else f"states a header of {length} bytes"),
                     where,
-                    "the download may be incomplete, or a Git LFS pointer stands in for the file",
+                    "the download may be incomplete",
                 )
             raw = os.pread(descriptor, length, 8)
         finally:
@@ -100,7 +106,7 @@ def read_header(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
     if len(raw) != length:
         raise fail("header/length", f"the file ended inside its header, at byte {8 + len(raw)}", where)
     tensors, metadata = parse_header(raw, status.st_size - 8 - length, path)
-    return SourceFile(status.st_size, status.st_mtime_ns, status.st_ino, metadata), tensors
+    return SourceFile.of(status, metadata), tensors
 
 
 def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -192,26 +198,18 @@ def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str], pha
     return len(body).to_bytes(8, "little") + body
 
 
-def parse_json(raw: bytes, path: Path) -> Any:
-    """JSON in UTF-8 in which no object names a key twice and every number is finite. Raises ``CrosswalkError``."""
+def parse_json(raw: bytes, path: Path, constants: bool = False) -> Any:
+    """JSON in UTF-8 in which no object names a key twice. ``constants``: with ``NaN``, ``Infinity`` and ``-Infinity``
+    among the numbers, as Python writes and reads them. Raises ``CrosswalkError``."""
     try:
         text = raw.decode("utf-8")
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=float if constants else _no_constant)
         if "\\u" in text:  # half of a surrogate pair has no UTF-8: it could not be printed or written again
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else shorten(str(error), 200)
         raise fail("header/json", f"not valid JSON: {reason}", Position(str(path))) from error
-
-
-def open_regular(path: Path) -> int:
-    """A descriptor for reading; OSError unless ``path`` is (a link to) a regular file, so that no pipe can block."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "it is not a regular file")
-    return descriptor
 
 
 def limited(problems: Iterable[Diagnostic], where: Position) -> list[Diagnostic]:

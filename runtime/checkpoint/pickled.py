@@ -9,7 +9,8 @@ from pathlib import Path
 from crosswalk.runtime.dtypes import dtype_name
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
-from .header import SourceFile, StoredTensor, limited, open_regular, shorten
+from .header import SourceFile, StoredTensor, limited, shorten
+from .opening import open_regular
 
 
 def read_pickled(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
@@ -67,4 +68,4 @@ def read_pickled(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
     if problems:
         raise CrosswalkError(limited(problems, where))
     ordered = dict(sorted(tensors.items(), key=lambda item: item[1].offset))
-    return SourceFile(status.st_size, status.st_mtime_ns, status.st_ino, {}), ordered
+    return SourceFile.of(status, {}), ordered

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
-from .header import ContentOfRuns, SourceFile, StoredTensor, open_regular
+from .header import ContentOfRuns, SourceFile, StoredTensor
+from .opening import open_regular
 
 
 class Reader:
@@ -102,8 +103,8 @@ class Reader:
         self._descriptors.clear()
 
     def _check(self, path: Path) -> None:
-        status, known = os.fstat(self._descriptors[path]), self._files[path]
-        if (status.st_size, status.st_mtime_ns, status.st_ino) != (known.size, known.mtime_ns, known.inode):
+        known = self._files[path]
+        if SourceFile.of(os.fstat(self._descriptors[path]), known.metadata) != known:
             raise fail("read/changed", "the file was changed after the conversion began", Position(str(path)))
 
     def _failed(self, source: int, path: Path, reason: str) -> CrosswalkError:

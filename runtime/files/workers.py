@@ -181,8 +181,7 @@ def run(
 
     threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(workers))]
     try:
-        for thread in threads:
-            thread.start()
+        _start(threads)
         while not finished.wait(_PROGRESS_SECONDS if on_progress else None):
             if on_progress:
                 on_progress(done + sum(counts), total, current[0])
@@ -195,6 +194,16 @@ def run(
         raise errors[0]
     if on_progress:
         on_progress(done + sum(counts), total, current[0])
+
+
+def _start(threads: Sequence[threading.Thread]) -> None:
+    for number, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError as error:
+            text = f"the system gives this process {number} of the {len(threads)} threads it needs: {error}"
+            hint = "ask for fewer workers, or raise the limit of processes"
+            raise fail("options/workers", text, None, hint) from error
 
 
 def whole(tensors: Sequence[StoredTensor]) -> Iterator[Task]:

@@ -11,6 +11,7 @@ from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import fail
 
 from . import regions as padding
+from .form import check_form
 from .model import Copy, Encoding, Exemption, Plan, Rule, TensorSpec
 
 VERSION = 1
@@ -33,8 +34,9 @@ def read(text: str) -> Plan:
     """What :func:`write` wrote. Raises ``CrosswalkError`` for anything that is not a well-formed plan."""
     try:
         data = json.loads(text)
-        if data["crosswalk_plan"] != VERSION:
-            raise fail("plan/version", f"plan version {data['crosswalk_plan']}, this is version {VERSION}")
+        if isinstance(data, dict) and data.get("crosswalk_plan", VERSION) != VERSION:
+            raise fail("plan/version", f"plan version {data['crosswalk_plan']!a}, this is version {VERSION}")
+        check_form(data)
         sources, targets = (tuple(_decode_tensor(*entry) for entry in data[end]) for end in ("sources", "targets"))
         encodings = tuple(_decode_encoding(*entry) for entry in data.get("encodings", ()))
         for tensor in (*sources, *targets, *(part for encoding in encodings for part in encoding.stored)):
@@ -54,8 +56,8 @@ def read(text: str) -> Plan:
             padding.decode(data.get("truncated", ())),
             encodings,
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise fail("plan/malformed", f"this is not a plan: {type(error).__name__}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise fail("plan/malformed", f"this is not a plan: {error or type(error).__name__}") from error
 
 
 def _encode(plan: Plan) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from crosswalk.runtime.checkpoint.header import open_regular, read_header
+from crosswalk.runtime.checkpoint.header import read_header
+from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.checkpoint.output import DataFile, OutputLayout, Written, check_names, stored
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.plan.model import Plan
