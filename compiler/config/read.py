@@ -11,7 +11,8 @@ from typing import Any
 
 from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.layout.scope import Scope, Unresolved, normalize, widened
+from crosswalk.compiler.layout.scope import Scope, Unresolved, normalize
+from crosswalk.compiler.layout.values import widened
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import scope_at
 from crosswalk.compiler.relations.keys import Names, fill, get, layer_index, overlaid, placed, put

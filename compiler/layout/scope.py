@@ -7,10 +7,8 @@ default); its *effective* value resolves a null that stands for something else (
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +18,7 @@ from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 from .model import MISSING, Field, Layout, Type
+from .values import misfit, widened
 
 #: Most layers of a sequence: an absurd number is an error, not a list that fills the memory.
 MAX_BLOCKS = 100_000
@@ -319,30 +318,6 @@ def _fill(
     return result
 
 
-def misfit(declared: Field, value: Any) -> str | None:
-    """What a value of a scalar or list field had to be, if it is not; None for one that fits, and for null."""
-    if value is None or declared.is_config or declared.kind in ("enum", "dict"):
-        return None
-    if declared.kind == "list":
-        fits = isinstance(value, (list, tuple)) and all(map(_SCALARS[declared.of], value))
-        return None if fits else f"a list of {declared.of}"
-    if not _SCALARS[declared.of](value):
-        return f"of type {declared.of}{' and finite' if isinstance(value, float) and declared.of == 'float' else ''}"
-    if declared.bound is not None:
-        relation, bound = declared.bound
-        if not (value > bound if relation == ">" else value >= bound):
-            return f"{relation} {bound:g}"
-    return None
-
-
-def widened(declared: Field, value: Any) -> Any:
-    """An int for a field of floats as a float. One beyond all floats stays as it is, and does not fit."""
-    if declared.of == "float" and isinstance(value, int) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            return float(value)
-    return value
-
-
 def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
     where = ".".join(path)
 
@@ -393,14 +368,3 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, pro
         return value
     body = value if isinstance(value, Mapping) else {}
     return _fill(layout, config_type(layout, declared, value), body, path, problems)
-
-
-_SCALARS: Mapping[str, Callable[[Any], bool]] = {
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, float) and math.isfinite(v),
-    "bool": lambda v: isinstance(v, bool),
-    "str": lambda v: isinstance(v, str),
-    "list": lambda v: isinstance(v, (list, tuple)),
-    "dict": lambda v: isinstance(v, Mapping),
-    "any": lambda v: True,
-}

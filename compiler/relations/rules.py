@@ -8,7 +8,8 @@ from typing import Any
 
 from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING, Field, Layout
-from crosswalk.compiler.layout.scope import Scope, misfit, simple, widened
+from crosswalk.compiler.layout.scope import Scope, simple
+from crosswalk.compiler.layout.values import misfit, widened
 from crosswalk.compiler.mapping.model import EnumRow
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
