@@ -12,8 +12,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import TensorSpec
 
-from .advice import of_adapter
-from .prefixes import other_prefix
+from .advice import of_adapter, other_prefix
 from .quantised import looks_quantised, quantised_marks
 
 _Shapes = Mapping[str, tuple[int, ...]]
@@ -29,8 +28,8 @@ def compare_tensors(
     ignored: Container[str] = (),
     mapping: MappingFile | None = None,
 ) -> None:
-    """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is. ``lines``: the rule
-    of each tensor, if there is one. ``mapping``: of files that may be quantised.
+    """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is. ``lines``: the
+    rule of each tensor, if there is one. ``mapping``: of files that may be quantised.
 
     Raises ``CrosswalkError`` with all differences, layers folded.
     """
