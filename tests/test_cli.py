@@ -174,6 +174,9 @@ def test_formats(crosswalk: CommandLine) -> None:
     assert out.splitlines()[0] == "mixtral: mixtral <- mistral <- llama <- huggingface"
     assert "sliding_window: window_size" in out
     assert "mistral.yaml" in out  # what was replaced, and where it stood
+    assert "dialects: transformers-5, transformers-5-5; written" in crosswalk("formats", "gemma4").out
+    assert "dialects: transformers-5, transformers-4; written" in out
+    assert "transformers-5-5" in crosswalk("convert", "--help").out
 
 
 def test_compile_mappings(crosswalk: CommandLine, tmp_path: Path) -> None:
