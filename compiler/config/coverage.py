@@ -216,7 +216,7 @@ def restore_kept(mapping: CompiledMapping, config: dict[str, Any], old: Mapping[
             put(config, places[0], value)
 
 
-def left_to_the_class(mapping: CompiledMapping, config: Mapping[str, Any], where: Path = ()) -> dict[str, Any]:
+def left_to_the_class(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath = ()) -> dict[str, Any]:
     """The kept keys that a config.json does not hold though they matter to who uses the model, dotted, with what the
     class takes for them: ``unknown`` where the mapping does not know."""
     missing = {key: value for key, value in mapping.source.class_defaults.items() if key not in config}

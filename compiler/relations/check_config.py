@@ -12,6 +12,7 @@ from crosswalk.runtime.errors import Diagnostic, Position
 
 from .check_dialects import check_dialects
 from .tree import (
+    Carried,
     CaseNode,
     CheckRule,
     CompiledMapping,
