@@ -28,7 +28,8 @@ from .layout.scope import Scope, as_stored, normalize
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
 from .tensors.encoded import Read, read_encodings
-from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
+from .tensors.limit import Limit
+from .tensors.plan import check_dtype, check_protected, check_stored, plan_export, plan_import, tensor_dialect
 from .tensors.read_config import import_with_tensors
 
 #: Axis -> a number: a multiple to pad to, or a size.
@@ -155,7 +156,7 @@ def import_checkpoint(
     try:
         native, cases, lengths = _to_fill(mapping, read, options)
         with at(places.tensors):
-            bound = bind(mapping, native, cases, lengths)
+            bound = bind(mapping, native, cases, lengths, Limit.of(read.stored.names if tensors is not None else None))
             found = read.stored if tensors is not None else None
             plan = plan_import(
                 bound,
@@ -259,6 +260,10 @@ def export_checkpoint(
     remembered, same = _remembered(mapping, origin.config if origin is not None and known else None, theirs)
     with at(places.config):
         written, taken = export_config(mapping, theirs, dialects, allow, remembered)
+    if tensors is not None:
+        with at(places.tensors):
+            check_stored(mapping, native, tensors)
+    with at(places.config):
         bound = bind(mapping, native, taken.cases, lengths)
     names = tensor_dialect(mapping, dialects)
     if origin is not None and known and options.dialect is None and origin.tensor_dialect in mapping.source.dialects:

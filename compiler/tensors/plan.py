@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from crosswalk.compiler.config.dialects import dialect_of_names, rename
+from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import did_you_mean
@@ -18,6 +19,8 @@ from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rul
 
 from .bind import Bound
 from .folding import fold
+from .limit import Limit
+from .natives import natives_of
 from .quantised import looks_quantised, quantised_marks
 
 Direction = Literal["import", "export"]
@@ -113,6 +116,16 @@ def _decoded(
     return decoded
 
 
+def check_stored(mapping: CompiledMapping, native: Mapping[str, Any], files: Mapping[str, TensorSpec]) -> None:
+    """Raise ``CrosswalkError`` unless the files hold the parameters of a complete native config, each of its shape, and
+    nothing else."""
+    scope = Scope(mapping.layout, mapping.root.type, native)
+    natives = natives_of(scope, limit=Limit.of(files))
+    stored = {name: native.shape for name, native in natives.items() if native.tied_to is None}
+    hint = "the config of this checkpoint says that there is no such parameter"
+    _compare(stored, files, f"layout `{mapping.layout.name}`", hint)
+
+
 def plan_export(
     bound: Bound,
     files: Mapping[str, TensorSpec] | None = None,
@@ -121,8 +134,8 @@ def plan_export(
     protect: Sequence[str] = (),
     tensor_dialect: str | None = None,
 ) -> Plan:
-    """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``tensor_dialect``: names as that
-    dialect writes them."""
+    """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``files``: as ``check_stored``
+    found them right; ``tensor_dialect``: names as that dialect writes them."""
     moves: tuple[tuple[str, str], ...] = ()
     if tensor_dialect is not None:
         moves = tuple((new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors)
@@ -130,8 +143,6 @@ def plan_export(
     if files is None:
         sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.ours.items()]
     else:
-        hint = "the config of this checkpoint says that there is no such parameter"
-        _compare(bound.ours, files, f"layout `{bound.mapping.layout.name}`", hint)
         sources = list(files.values())
     dtypes = {tensor.name: tensor.dtype for tensor in sources}
     made = (

@@ -12,6 +12,7 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, PartNode, nodes_of, rules_of
 
 from .bind import bind
+from .limit import Limit
 
 
 def import_with_tensors(
@@ -37,7 +38,7 @@ def _undecided(mapping: CompiledMapping) -> bool:
 
 def _fits(mapping: CompiledMapping, native: Mapping[str, Any], taken: Taken, names: Collection[str]) -> bool:
     """Whether the tensors of a native config are exactly those with the given names."""
-    bound = bind(mapping, native, taken.cases)
+    bound = bind(mapping, native, taken.cases, limit=Limit.of(names))
     dialect = dialect_of_names(mapping, names)
     found = {rename(name, dialect.tensors) if dialect else name for name in names}
     return bound.theirs.keys() <= found <= {*bound.theirs, *bound.duplicates, *bound.ignored}
