@@ -69,7 +69,8 @@ def check() -> None:
 
 
 def dialects() -> None:
-    run(environment("-transformers-4", (TRANSFORMERS_4,)) / "python", "-m", "pytest", "tests/test_dialects.py")
+    tests = ("tests/test_dialects.py", "tests/test_effective_config.py")
+    run(environment("-transformers-4", (TRANSFORMERS_4,)) / "python", "-m", "pytest", *tests)
 
 
 if __name__ == "__main__":

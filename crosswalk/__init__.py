@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from crosswalk.jobs.shards import shards
     from crosswalk.jobs.train import load, reader, save, stream, writer
     from crosswalk.jobs.verify import verify
+    from crosswalk.models.comparison import compare
 
 _HOMES = {
     "check": "jobs.check",
+    "compare": "models.comparison",
     "compile_plan": "jobs.plans",
     "convert": "jobs.convert",
     "export_config": "jobs.plans",
@@ -39,6 +41,7 @@ __all__ = [
     "CrosswalkError",
     "Diagnostic",
     "check",
+    "compare",
     "compile_plan",
     "convert",
     "export_config",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.notation.axes import format_terms
@@ -119,7 +120,7 @@ def _format(mapping: CompiledMapping, notes: Mapping[str, Any]) -> list[str]:
     for name, keys in source.derived_files.items():
         listed = ", ".join(f"`{key}`" for key in keys)
         lines.append(f"`{name}` is carried along or taken from `--model-files`; without one it is made of {listed}.")
-    lines += _dialects(source)
+    lines += _dialects(mapping)
     keys, fields, tensors, silent, checks = _tables(mapping)
     head = ("key of config.json", "field of the trainer", "on import, if absent", "on export", "what must hold")
     lines += _table("Config keys", (*head, "where"), keys)
@@ -135,14 +136,15 @@ def _format(mapping: CompiledMapping, notes: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _dialects(source: MappingFile) -> list[str]:
+def _dialects(mapping: CompiledMapping) -> list[str]:
+    source = mapping.source
     if not source.dialects:
         return []
     newest = source.newest or "newest"
-    written = ", ".join(f"`{newest if name == 'newest' else name}`" for name in source.write_dialects or ("newest",))
+    written = ", ".join(f"`{name}`" for name in choose_dialects(mapping, None))
     lines = [
         "",
-        f"**Dialects.** The tables below are those of `{newest}`; written by default: {written}.",
+        f"**Dialects.** The tables below are those of `{newest}`; written where no file says otherwise: {written}.",
         "Which one a file is in is found from the file: every old place that it has is read.",
         "",
         "| dialect | old place | place below | how |",

@@ -12,7 +12,7 @@ from .heads import head
 from .mixers.choice import MIXERS
 from .mlps.choice import MLPS
 from .model import forward
-from .parts.linear import convolution, linear
+from .parts.linear import bare_linear, convolution, linear
 from .parts.normalization import NORMALIZATIONS, gated_rms_norm
 from .parts.rotary import ROTARIES
 from .vision import encode, patch_embeddings
@@ -32,6 +32,7 @@ FORMULAS: Mapping[str, Function | Mapping[str, Function]] = MappingProxyType(
         "Rotary": ROTARIES,
         "Mlp": MLPS,
         "Norm": {**NORMALIZATIONS, "gated_rms_norm": gated_rms_norm},
+        "bare_linear": bare_linear,
         "linear": linear,
         "convolution": convolution,
         "vision_encoder": encode,

@@ -7,13 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint",
+    "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
+    "crosswalk.runtime.background",
+    "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint",
     "crosswalk.runtime.staging", "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
     "crosswalk.reference.parts", "crosswalk.reference.mixers", "crosswalk.reference.mlps", "crosswalk.reference",
     "crosswalk.compiler.text", "crosswalk.compiler.notation", "crosswalk.compiler.layout", "crosswalk.compiler.mapping",
     "crosswalk.compiler.relations", "crosswalk.compiler.config", "crosswalk.compiler.tensors",
     "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog",
-    "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.cli",
+    "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.models", "crosswalk.cli",
 )  # fmt: skip
 FOLDERS = {
     "crosswalk.runtime": "runtime",

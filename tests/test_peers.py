@@ -279,16 +279,20 @@ def test_errors_name_rule_tensor_file_and_line(command: CommandLine, tmp_path: P
     source = make(tmp_path / "source")
     edit_tensors(source, lambda t: t.update({"model.layers.1.mlp.gate_proj.weight": torch.zeros(3)}))
     (problem,) = command("check", source).problems
-    assert "mappings/llama.yaml:81:5: error: tensor `model.layers.1.mlp.gate_proj.weight` is [3]" in problem
-    assert '81 |     "{gate|up}_proj": layer_1' in problem
+    assert "mappings/llama.yaml:83:5: error: tensor `model.layers.1.mlp.gate_proj.weight` is [3]" in problem
+    assert '83 |     "{gate|up}_proj": layer_1' in problem
 
 
-def test_an_unmapped_tensor_says_what_to_add(command: CommandLine, tmp_path: Path) -> None:
+def test_an_unmapped_tensor_is_named_and_never_said_to_be_dropped(command: CommandLine, tmp_path: Path) -> None:
     source = make(tmp_path / "source")
-    edit_tensors(source, lambda t: t.update({"model.layers.1.mlp.down_proj.weight_scale_inv": torch.ones(1, 1)}))
+    edit_tensors(source, lambda t: t.update({"model.layers.1.mlp.down_proj.gain": torch.ones(1, 1)}))
     (problem,) = command("check", source).problems
-    assert "`model.layers.1.mlp.down_proj.weight_scale_inv` [1, 1] has no counterpart in mapping `llama`" in problem
-    assert "hint: add a line for it under `tensors:`; `NAME: ~` if it is not needed" in problem
+    assert "`model.layers.1.mlp.down_proj.gain` [1, 1] has no counterpart in mapping `llama`" in problem
+    assert "hint: another format may have it (--format); a mapping that should have it needs a line" in problem
+    edit_tensors(source, lambda t: t.update({"model.layers.1.mlp.down_proj.weight_scale_inv": t.pop(
+        "model.layers.1.mlp.down_proj.gain")}))  # fmt: skip
+    (problem,) = command("check", source).problems
+    assert "the tensors look quantised, as by block-wise FP8, and config.json does not say how" in problem
 
 
 @pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 4.0}, {"rope_type": "dynamic", "factor": 2.0}])

@@ -6,15 +6,18 @@ Config moves apply to one object (config.json, or the object of a part), tensor 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Dialect, Move
-from crosswalk.compiler.relations.tree import CompiledMapping, Layers, Path, nodes_of
+from crosswalk.compiler.notation.versions import version_numbers
+from crosswalk.compiler.relations.tree import CompiledMapping, Layers, PartNode, Path, nodes_of, part_mapping
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 from .keys import Names, get, layer_index, put, same_number
+
+_OTHER = "write another one with --dialect; `crosswalk formats` lists them"
 
 
 def read_dialects(
@@ -110,7 +113,7 @@ def write_dialects(
                 if (kind, path) in effective and (value is MISSING or not _counts(mapping, config, move, path, value)):
                     needs = f" with `{move.when.text}`" if move.when is not None else ""
                     message = f"dialect `{name}` has one `{'.'.join(move.old)}` for all layers that are `{kind}`{needs}"
-                    raise fail("dialect/one-value", message, move.position)
+                    raise fail("dialect/one-value", message, move.position, _OTHER)
                 if value is not MISSING:
                     old_places.append((move.old, value))
                 moved.append(objects)
@@ -132,11 +135,71 @@ def write_dialects(
     return result
 
 
-def choose_dialects(mapping: CompiledMapping, asked: str | Iterable[str] | None) -> tuple[str, ...]:
-    """The dialects to write, from what the user asked for (names with ``-`` or ``_``, several joined by commas)."""
+def dialects_of(mapping: CompiledMapping, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The dialects that a file is in: those whose places it has, in its parts too; without such a place, the one of the
+    version that wrote it. None if it says nothing."""
+    newest = mapping.source.newest or "newest"
+    found: set[str] = set()
+    for dialect in mapping.source.dialects.values():
+        for move in (move for move in dialect.config if not move.legacy):
+            found |= {dialect.name} if get(config, move.old) is not MISSING else set()
+            found |= {newest} if get(config, _object_of(move) or move.new[:1]) is not MISSING else set()
+    for _, part, value in _parts(mapping, config):
+        found |= {name for name in dialects_of(part, value) if name in (newest, *mapping.source.dialects)}
+    if not found:
+        found = {name for key in mapping.source.versions if (name := _dialect_of_version(mapping, config, key))}
+    return tuple(name for name in (newest, *mapping.source.dialects) if name in found)
+
+
+def without_stale_versions(
+    mapping: CompiledMapping, config: Mapping[str, Any], written: Iterable[str]
+) -> dict[str, Any]:
+    """The config without the version of a library that writes none of the dialects that it is ``written`` in."""
+    names = set(written)
+    result = copy.deepcopy(dict(config))
+    for key in mapping.source.versions:
+        dialect = _dialect_of_version(mapping, config, key)
+        if dialect is not None and dialect not in names:
+            del result[key]
+    for path, part, value in _parts(mapping, config):
+        put(result, path, without_stale_versions(part, value, names))
+    return result
+
+
+def _parts(
+    mapping: CompiledMapping, config: Mapping[str, Any]
+) -> Iterator[tuple[Path, CompiledMapping, Mapping[str, Any]]]:
+    for node in nodes_of(mapping.root):
+        value = get(config, node.part.theirs) if isinstance(node, PartNode) else None
+        if isinstance(node, PartNode) and isinstance(value, Mapping):
+            try:
+                yield node.part.theirs, part_mapping(node, value), value
+            except CrosswalkError:
+                continue  # importing reports it, with the rule
+
+
+def _dialect_of_version(mapping: CompiledMapping, config: Mapping[str, Any], key: str) -> str | None:
+    """The dialect that the version under ``key`` writes, of those that the mapping has."""
+    version = config.get(key)
+    numbers = version_numbers(version) if isinstance(version, str) else ()
+    known = (mapping.source.newest, *mapping.source.dialects)
+    firsts = [(first, name) for name, first in mapping.source.versions[key].items() if name in known]
+    return max(((first, name) for first, name in firsts if first <= numbers), default=(None, None))[1]
+
+
+def choose_dialects(
+    mapping: CompiledMapping, asked: str | Iterable[str] | None, origin: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """The dialects to write: what the user asked for (names with ``-`` or ``_``, several joined by commas), else those
+    of ``origin``, the config that the checkpoint comes from, else those that the mapping names."""
     newest = mapping.source.newest or "newest"
     if asked is None:
-        return tuple(newest if name == "newest" else name for name in mapping.source.write_dialects) or (newest,)
+        kept = dialects_of(mapping, origin) if origin is not None else ()
+        if kept:
+            return kept
+        named = [newest if name == "newest" else name for name in mapping.source.write_dialects]
+        # One that this mapping has removed may be named by the mapping that it extends.
+        return tuple(name for name in named if name in (newest, *mapping.source.dialects)) or (newest,)
     names = asked.split(",") if isinstance(asked, str) else list(asked)
     result = []
     known = (newest, *mapping.source.dialects)
@@ -206,7 +269,8 @@ def _check_told(objects: Any, path: Path, told: set[Path], wanted: list[str]) ->
         for key in override if isinstance(override, Mapping) else ():
             if (*path, str(layer_index(index)), key) not in told:
                 where = ".".join((*path, index, key))
-                raise fail("dialect/no-place", f"dialect `{', '.join(wanted)}` has no place for `{where}`")
+                text = f"dialect `{', '.join(wanted)}` has no place for `{where}`"
+                raise fail("dialect/no-place", text, None, _OTHER)
 
 
 def _layers(mapping: CompiledMapping) -> Layers:

@@ -231,6 +231,7 @@ class MappingFile:
     optional_files: tuple[str, ...] = ()
     derived_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     auto_map: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     write_dialects: tuple[str, ...] = ()
     keeps: tuple[Entry, ...] = ()
     wrappers: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.axes import parse_dims
 from crosswalk.compiler.notation.expressions import Expression, compile_expression
 from crosswalk.compiler.notation.templates import Template
+from crosswalk.compiler.notation.versions import version_numbers
 from crosswalk.compiler.text.documents import Map, Seq, scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
@@ -31,7 +32,7 @@ TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
-     "write_dialects", "keeps", "harmless", "unmapped", "wrappers", "quantised",
+     "versions", "write_dialects", "keeps", "harmless", "unmapped", "wrappers", "quantised",
      "enums", "dialects", "encodings", "parts", "elsewhere")
 )  # fmt: skip
 
@@ -71,6 +72,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         optional_files=tuple(document.get("optional_files", base.optional_files)),
         derived_files={name: tuple(keys) for name, keys in document.get("derived_files", base.derived_files).items()},
         auto_map=dict(document.get("auto_map", base.auto_map)),
+        versions=_versions(document, base),
         write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
         keeps=tuple({entry.theirs: entry for entry in (*base.keeps, *_keeps(document), *_harmless(document))}.values()),
         wrappers=(*base.wrappers, *document.get("wrappers", ())),
@@ -316,6 +318,13 @@ def _enums(document: Map, base: MappingFile) -> dict[str, tuple[EnumRow, ...]]:
         replaced = {row.theirs for row in own}
         result[name] = (*own, *(row for row in base.enums.get(name, ()) if row.theirs not in replaced))
     return result
+
+
+def _versions(document: Map, base: MappingFile) -> dict[str, dict[str, tuple[int, ...]]]:
+    given = document.get("versions")
+    if given is None:
+        return {key: dict(firsts) for key, firsts in base.versions.items()}
+    return {key: {name: version_numbers(first) for name, first in firsts.items()} for key, firsts in given.items()}
 
 
 def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:

@@ -301,11 +301,17 @@ def _circles(edges: Mapping[Path, Iterable[Path]]) -> Iterator[list[Path]]:
 def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     source = mapping.source
     known = ("newest", *filter(None, [source.newest]), *source.dialects)
-    for name in source.write_dialects:
+    for name in source.write_dialects if source.place("write_dialects").file == source.file else ():
         if name not in known:
             hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
             message = f"there is no dialect `{name}` to write"
             yield Diagnostic("mapping/no-such-dialect", message, source.place("write_dialects"), hint)
+    for firsts in source.versions.values():
+        for name in firsts if source.place("versions").file == source.file else ():
+            if name not in known:
+                hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
+                message = f"`versions`: there is no dialect `{name}`"
+                yield Diagnostic("mapping/no-such-dialect", message, source.place("versions"), hint)
     layers = [node for node in nodes_of(mapping.root) if isinstance(node, Layers)]
     kinds = [str(kind.name) for node in layers for kind in node.kinds if kind.name is not None]
     keys = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}

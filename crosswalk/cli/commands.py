@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .compare import compare
+
 if TYPE_CHECKING:
     from crosswalk.runtime.files.workers import Progress
 
@@ -26,13 +28,20 @@ def planning_options(command: Command) -> Command:
         (
             click.option("--to", metavar="fast_llm|hf", help="What to convert to. Default: the other side of SRC."),
             click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected."),
-            click.option("--dialect", metavar="NAME", help="transformers-4, transformers-5, or both with a comma."),
+            click.option(
+                "--dialect", metavar="NAME[,NAME]",
+                help="Such as transformers-4, transformers-5 or transformers-5-5; `formats NAME` lists those of a "
+                "format. Default: that of the source, or all that fit in one file.",
+            ),
             click.option("--dtype", metavar="NAME", help="Cast all float tensors, e.g. to bfloat16. Default: keep."),
             click.option("--protect", multiple=True, metavar="TENSOR", help="A tensor, or PREFIX*, to keep its dtype."),
             click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact."),
             click.option(
                 "--keep", multiple=True, metavar="KEY[,KEY]",
                 help="Carry unknown keys of config.json along; nested ones with dots.",
+            ),
+            click.option(
+                "--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread."
             ),
             click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
             click.option(
@@ -98,7 +107,7 @@ def convert(
 @SOURCE
 @planning_options
 def check(src: Path, **planning: Any) -> None:
-    """Check SRC against its mapping: config.json and headers only, no weights are read."""
+    """Check SRC against its mapping: config.json and headers; of the weights only what is tied and stored twice."""
     from crosswalk import check as run
 
     from .tables import show_report
@@ -145,10 +154,12 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected.")
 @click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact.")
+@click.option("--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread.")
 @engine_options
 def verify(
-    src: Path, dst: Path, format_: str | None, allow_lossy: bool, workers: int | None, memory: str | None, quiet: bool
-) -> None:
+    src: Path, dst: Path, format_: str | None, allow_lossy: bool, take_tied: bool, workers: int | None,
+    memory: str | None, quiet: bool,
+) -> None:  # fmt: skip
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
@@ -156,7 +167,13 @@ def verify(
 
     with _progress(quiet, "verifying") as progress:
         report = run(
-            src, dst, format_, allow_lossy=allow_lossy, options=_options(workers, memory), on_progress=progress
+            src,
+            dst,
+            format_,
+            allow_lossy=allow_lossy,
+            take_tied=take_tied,
+            options=_options(workers, memory),
+            on_progress=progress,
         )
     show_report(report)
 
@@ -171,6 +188,9 @@ def formats(name: str | None) -> None:
         show_formats()
     else:
         show_format(name)
+
+
+cli.add_command(compare)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crosswalk.compiler.mapping.model import Line, Section
+from crosswalk.compiler.config.dialects import choose_dialects
+from crosswalk.compiler.mapping.model import Line, MappingFile, Section
 from crosswalk.compiler.relations.tree import (
     Carried,
     CompiledMapping,
@@ -25,11 +26,11 @@ from crosswalk.compiler.relations.tree import (
     nodes_of,
     rules_of,
 )
-from crosswalk.compiler.tensors.folding import fold
 from crosswalk.jobs.formats import catalog, format_named
 from crosswalk.jobs.prepare import Prepared
 from crosswalk.jobs.report import Report
 from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.regions import Region
 
 from .render import visible
@@ -173,17 +174,25 @@ def show_formats() -> None:
                     mapping.model_type,
                     mapping.architecture,
                     mapping.config_class,
-                    ", ".join(d.replace("_", "-") for d in (mapping.newest or "newest", *mapping.dialects)),
+                    ", ".join(_dialects(mapping)),
                     ", ".join(mapping.files),
                 )
         console().print(rows)
 
 
+def _dialects(mapping: MappingFile) -> list[str]:
+    """The dialects of a format as an option takes them, the newest first."""
+    return [name.replace("_", "-") for name in (mapping.newest or "newest", *mapping.dialects)]
+
+
 def show_format(name: str) -> None:
     """The flattened mapping of a format: each line with its origin, and what replaced what."""
-    mapping = format_named(name).source
+    compiled = format_named(name)
+    mapping = compiled.source
     out = console()
-    out.print(f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}\n")
+    out.print(f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}")
+    written = ", ".join(dialect.replace("_", "-") for dialect in choose_dialects(compiled, None))
+    out.print(f"dialects: {', '.join(_dialects(mapping))}; written without a source: {written}\n")
     for section in mapping.sections.values():
         rows = table("line", "at", "replaces", title=section.name)
         replaced: dict[object, list[str]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from crosswalk.reference.parts.linear import linear
+from crosswalk.reference.parts.linear import bare_linear
 from crosswalk.reference.parts.normalization import normalize
 from crosswalk.reference.parts.parameters import Config, Parameters, unknown
 
@@ -41,7 +41,7 @@ def moe(config: Config, parameters: Parameters, x: torch.Tensor) -> torch.Tensor
     router_input = normalize(config["router_normalization"], parameters.under("router_normalization"), x)
     if config["router_scale"]["enabled"]:
         router_input = router_input * parameters["router_scale"]
-    logits = linear(config["router"], parameters.under("router"), router_input * config["router_input_scale"])
+    logits = bare_linear(parameters.under("router"), router_input * config["router_input_scale"])
     if config["routing"] not in ROUTINGS:
         raise unknown("routing", config["routing"])
     scores = ROUTINGS[config["routing"]](config, logits)

@@ -14,6 +14,16 @@ def has_bias(config: Config, biased: bool) -> bool:
     return biased if enabled is None else bool(enabled)
 
 
+def bare_linear(parameters: Parameters, x: torch.Tensor) -> torch.Tensor:
+    """A linear map of the last axis, (..., in) to (..., out); the weight is (out, in).
+
+        y = W x
+
+    It has no fields.
+    """
+    return x @ parameters["weight"].T
+
+
 def linear(config: Config, parameters: Parameters, x: torch.Tensor, biased: bool = False) -> torch.Tensor:
     """An affine map of the last axis, (..., in) to (..., out); the weight is (out, in).
 
@@ -21,7 +31,7 @@ def linear(config: Config, parameters: Parameters, x: torch.Tensor, biased: bool
 
     * `bias`: whether there is a `b`; null leaves it to the module, `add_linear_biases` where it has that
     """
-    y = x @ parameters["weight"].T
+    y = bare_linear(parameters, x)
     return y + parameters["bias"] if has_bias(config, biased) else y
 
 

@@ -185,6 +185,19 @@ def test_kept_keys_are_noted_remembered_and_restored(command: CommandLine, tmp_p
     assert {key: config_of(tmp_path / "cast")[key] for key in STRANGE} == STRANGE
 
 
+def test_programs_keep_keys_too(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    plain = crosswalk.compile_plan(config_of(source))
+    edit_config(source, lambda config: config.update(STRANGE))
+    config = config_of(source)
+    for refused in (lambda: crosswalk.reader(source), lambda: crosswalk.check(source)):
+        with pytest.raises(CrosswalkError, match="3 keys have no counterpart"):
+            refused()
+    assert crosswalk.reader(source, keep=list(STRANGE))
+    assert any("`nested`" in note for note in crosswalk.check(source, keep=",".join(STRANGE)).notes)
+    assert crosswalk.compile_plan(config, keep=STRANGE).digest == plain.digest
+
+
 def test_nested_keys_are_kept_by_dots(command: CommandLine, tmp_path: Path) -> None:
     source = make(tmp_path / "source", LLAVA)
 

@@ -1,0 +1,214 @@
+"""A checkpoint in its class of transformers and its conversion in the reference, run side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_text
+from crosswalk.checkpoints.key_positions import read_from
+from crosswalk.checkpoints.native import is_native, open_native
+from crosswalk.compiler.layout.scope import normalize
+from crosswalk.jobs.detect import DEFAULT_LAYOUT, chosen_format
+from crosswalk.jobs.formats import catalog
+from crosswalk.jobs.options import Options
+from crosswalk.jobs.plans import import_config
+from crosswalk.jobs.prepare import open_import
+from crosswalk.jobs.train import load as load_parameters
+from crosswalk.reference import forward
+from crosswalk.runtime.checkpoint.reading import Reader
+from crosswalk.runtime.checkpoint.source import Checkpoint
+from crosswalk.runtime.dtypes import torch_dtype
+from crosswalk.runtime.errors import Position, fail
+
+from .classes import Trace, load, trace
+from .tiny import make_tiny
+
+TOLERANCE = 1e-4
+TOKENS = 64
+#: Rows and columns of patches of the image that a model with a vision encoder is shown.
+GRID = (2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``parts``: native name of a part of the model -> relative difference of the hidden states after it, in the order
+    in which they are computed. ``logits``: that of the logits. A difference is the size of what differs in that of
+    what the class of transformers (``reference``) computes; infinite if only one side has the part."""
+
+    format: str
+    reference: str
+    tokens: int
+    parts: Mapping[str, float]
+    logits: float
+    tolerance: float = TOLERANCE
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> str | None:
+        """The first part that differs by more than the tolerance; None if the models are the same."""
+        every = {**self.parts, "logits": self.logits}
+        return next((name for name, difference in every.items() if not difference <= self.tolerance), None)
+
+    @property
+    def same(self) -> bool:
+        return self.first is None
+
+
+def compare(
+    src: str | Path,
+    dst: str | Path | None = None,
+    format: str | None = None,
+    *,
+    tiny: bool = False,
+    tokens: int = TOKENS,
+    tolerance: float = TOLERANCE,
+    allow_lossy: bool = False,
+    keep: str | Iterable[str] = (),
+) -> Comparison:
+    """Compare what the class of transformers computes on the Hugging Face checkpoint ``src`` with what the reference
+    computes on its conversion ``dst`` (by default made in memory), in fp32 on the CPU, for ``tokens`` random tokens and
+    one image if the model takes images.
+
+    ``tiny``: on a small copy of ``src`` with random weights; ``src`` may be the config.json itself then.
+    ``keep``: see :func:`crosswalk.convert`. Raises
+    ``CrosswalkError`` if transformers is not installed, does not have the class or cannot load the checkpoint, and with
+    everything that stands in the way of the conversion.
+    """
+    source = Path(src)
+    if tiny and dst is not None:
+        raise fail("usage/compare", "a tiny copy has no conversion yet", None, "leave out DST or --tiny")
+    if is_native(source):
+        text = "this is a native checkpoint: no class of transformers can run it"
+        raise fail("usage/compare", text, Position(str(source)), "give the Hugging Face checkpoint as SRC")
+    if tokens < 1:
+        raise fail("usage/compare", f"{tokens} tokens are too few", Position("--tokens"))
+    options = Options(format=format, to=DEFAULT_LAYOUT, allow_lossy=allow_lossy, keep=keep)
+    file = source if tiny and source.is_file() else source / CONFIG
+    text = read_config_text(file)
+    config = parse_config(text, file)
+    if not tiny:
+        return _compare(source, config, Path(dst) if dst else source, options, tokens, tolerance)
+    with read_from(file, text):  # what is wrong with the config is said of the file of the user, not of the copy
+        name = chosen_format(format, config, layout=DEFAULT_LAYOUT).name
+        import_config(config, name, allow_lossy, keep=keep)
+    with tempfile.TemporaryDirectory(prefix="crosswalk-") as directory:
+        copy = Path(directory)
+        make_tiny(config, str(file), copy)
+        written = json.loads((copy / CONFIG).read_text())
+        return _compare(copy, written, copy, replace(options, format=name), tokens, tolerance)
+
+
+def _compare(
+    source: Path,
+    config: Mapping[str, Any],
+    converted: Path,
+    options: Options,
+    count: int,
+    tolerance: float,
+) -> Comparison:
+    name, native, parameters = _converted(converted, options)
+    tokens, images = _inputs(native, count)
+    expected = trace(load(source, config), tokens, images)
+    found = forward(native, parameters, tokens, images)
+    parts = {
+        part: _difference(found.hidden.get(part), hidden)
+        for part, hidden in _in_order(expected, found.hidden)
+    }  # fmt: skip
+    logits = _difference(found.logits, expected.logits)
+    return Comparison(name, expected.name, len(tokens), parts, logits, tolerance, tuple(_notes(native, len(tokens))))
+
+
+def _in_order(expected: Trace, found: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Parts that the class has, in the order of the reference, then those that only the class has; and blocks that
+    only the reference has."""
+    for name in found:
+        if name in expected.hidden or (name.startswith("decoder.") and "decoder.0" in expected.hidden):
+            yield name, expected.hidden.get(name)
+    yield from ((name, hidden) for name, hidden in expected.hidden.items() if name not in found)
+
+
+def _difference(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """The size of the difference in that of what is expected."""
+    if found is None or expected is None or found.shape != expected.shape:
+        return math.inf
+    size = float(expected.double().norm())
+    return float((found.double() - expected.double()).norm()) / size if size else math.inf
+
+
+def _converted(path: Path, options: Options) -> tuple[str, Mapping[str, Any], dict[str, torch.Tensor]]:
+    """The format, the complete native config and the parameters of a native checkpoint, or of the conversion of one of
+    Hugging Face."""
+    if is_native(path):
+        layout = catalog().layout(DEFAULT_LAYOUT)
+        opened = open_native(path, layout)
+        name = str(options.named_format or opened.origin.get("format") or layout.name)
+        return name, normalize(layout, opened.config, opened.root), _read(opened.tensors)
+    _, imported = open_import(path, options)
+    parameters = {spec.name: torch.empty(spec.shape, dtype=torch.float32) for spec in imported.plan.targets}
+    loaded = load_parameters(
+        path, parameters, imported.mapping.name, allow_lossy=options.allow_lossy, keep=options.keep
+    )
+    return loaded.format, loaded.config, parameters
+
+
+def _read(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, in memory."""
+    names = list(checkpoint.tensors)
+    reader = Reader(names, [checkpoint.tensors[name] for name in names], checkpoint.files)
+    result = {}
+    try:
+        for index, name in enumerate(names):
+            stored = checkpoint.tensors[name]
+            data = bytearray(stored.nbytes)
+            reader.read(index, stored.offset, memoryview(data))
+            flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+            result[name] = flat.view(torch_dtype(stored.dtype)).reshape(stored.shape)
+    finally:
+        reader.close()
+    return result
+
+
+def _inputs(native: Mapping[str, Any], count: int) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Random tokens, and an image in the place of some of them if the model takes images."""
+    generator = torch.Generator().manual_seed(0)
+    size, image_token = native["embeddings"]["vocab_size"], native.get("image_token_index")
+    if native["embeddings"]["position_embeddings"]["enabled"]:
+        count = min(count, native["embeddings"]["num_position_embeddings"])
+    tokens = torch.randint(size, (count,), generator=generator)
+    tokens[tokens == image_token] = 0 if image_token else 1
+    vision = native.get("vision_encoder")
+    if vision is None or image_token is None:
+        return tokens, ()
+    rows, columns = GRID
+    around = tokens[: max(2, count - rows * columns)]
+    tokens = torch.cat([around[:1], torch.full((rows * columns,), image_token), around[1:]])
+    height, width = vision["embeddings"]["patch_height"], vision["embeddings"]["patch_width"]
+    return tokens, (torch.randn(3, rows * height, columns * width, generator=generator),)
+
+
+def _notes(native: Mapping[str, Any], count: int) -> Iterator[str]:
+    """What the inputs did not reach."""
+    windows = sorted(set(_windows(native["decoder"])))
+    large = [window for window in windows if window >= count]
+    if large:
+        few = f"{count} tokens do not reach the window of {', '.join(map(str, large))}"
+        yield f"{few}: more of them (--tokens), or a tiny copy (--tiny), would"
+    if native.get("vision_encoder") is not None and native.get("image_token_index") is None:
+        yield "the config does not say which token stands for an image: the vision encoder was not run"
+
+
+def _windows(value: Any) -> Iterator[int]:
+    """Every ``window_size`` in a config."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key == "window_size" and inner is not None:
+                yield inner
+            yield from _windows(inner)
