@@ -28,9 +28,10 @@ from .layout.scope import Scope, as_stored, normalize
 from .layout.variants import Shapes, fitting
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
+from .tensors.compare import check_stored
 from .tensors.encoded import Read, read_encodings
 from .tensors.limit import Limit
-from .tensors.plan import check_dtype, check_protected, check_stored, plan_export, plan_import, tensor_dialect
+from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
 from .tensors.read_config import import_with_tensors
 
 #: Axis -> a number: a multiple to pad to, or a size.
@@ -237,8 +238,8 @@ def _to_fill(
     found, complete = Scope(layout, kind, imported), Scope(layout, kind, normalize(layout, given, kind.name))
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
-    for path, given, wanted in differing(complete, found):
-        text = f"`{'.'.join(path)}` is {given}, the checkpoint says {wanted}"
+    for path, now, wanted in differing(complete, found):
+        text = f"`{'.'.join(path)}` is {now}, the checkpoint says {wanted}"
         problems.append(Diagnostic("native/differs", text, None, hint, path=path))
     if problems:
         raise CrosswalkError(problems)

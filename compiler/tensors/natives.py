@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 from crosswalk.compiler.layout.cells import Box, ours_shape, outside
 from crosswalk.compiler.layout.modules import AxisSizes, alike, instances, number_of_names, parameters
-from crosswalk.compiler.layout.scope import Path, Scope
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.templates import Template, join
 
 from .limit import WITHOUT_FILES, Limit
@@ -42,7 +43,7 @@ def natives_of(
 
 def _natives(scope: Scope, lengths: Mapping[str, int]) -> Iterator[Native]:
     for child in scope.kind.children:
-        known: dict[Path, list[Native]] = {}
+        known: dict[KeyPath, list[Native]] = {}
         for values, inner in instances(scope, child):
             if inner.path not in known:
                 known[inner.path] = list(_natives(inner, lengths))
