@@ -23,6 +23,7 @@ from .config.read import import_config
 from .config.taken import Cases, Taken, follow, related_training
 from .config.write import export_config
 from .layout.differences import differing
+from .layout.limit import Limit
 from .layout.padded_axes import cut_to, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
 from .layout.variants import Shapes, fitting
@@ -30,7 +31,6 @@ from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
 from .tensors.compare import check_stored
 from .tensors.encoded import Read, read_encodings
-from .tensors.limit import Limit
 from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
 from .tensors.read_config import import_with_tensors
 

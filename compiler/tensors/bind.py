@@ -9,13 +9,13 @@ from typing import Any
 
 from crosswalk.compiler.config.taken import Cases
 from crosswalk.compiler.layout.cells import Box
+from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit
+from crosswalk.compiler.layout.natives import Native, natives_of
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-from .limit import WITHOUT_FILES, Limit
-from .natives import Native, natives_of
 from .weights import Related, relate_weights
 
 

@@ -7,6 +7,8 @@ from collections.abc import Container, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from crosswalk.compiler.layout.limit import Limit
+from crosswalk.compiler.layout.natives import natives_of
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
@@ -16,8 +18,6 @@ from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .advice import of_adapter, other_prefix
-from .limit import Limit
-from .natives import natives_of
 from .quantised import looks_quantised, quantised_marks
 
 _Shapes = Mapping[str, tuple[int, ...]]

@@ -8,11 +8,11 @@ from typing import Any
 from crosswalk.compiler.config.dialects import dialect_of_names, rename
 from crosswalk.compiler.config.read import import_config
 from crosswalk.compiler.config.taken import Taken
+from crosswalk.compiler.layout.limit import Limit
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, PartNode, nodes_of, rules_of
 
 from .bind import bind
-from .limit import Limit
 
 
 def import_with_tensors(

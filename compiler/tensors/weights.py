@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from crosswalk.compiler.config.taken import Cases, Chosen
 from crosswalk.compiler.layout.cells import AxisTable
+from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit, names_of
 from crosswalk.compiler.layout.model import Child, Layout, Parameter
 from crosswalk.compiler.layout.modules import AxisSizes, alike, config_of, instances, parameters
 from crosswalk.compiler.layout.scope import Scope
@@ -21,7 +22,6 @@ from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.relations.tree import alternatives
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .limit import WITHOUT_FILES, Limit, names_of
 from .lower import Piece, Source, Tensor, lower
 
 EMPTY = Template.parse("")

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sized
 from dataclasses import dataclass
 
-from crosswalk.compiler.layout.cells import AxisTable, atom_size, atoms_of, check_known
 from crosswalk.compiler.notation.templates import Hole, Template
 from crosswalk.runtime.errors import Position, fail
+
+from .cells import AxisTable, atom_size, atoms_of, check_known
 
 #: Most tensors on one side where no files say how many there are: several times those of the largest models.
 MOST_TENSORS = 500_000

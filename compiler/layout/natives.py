@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from crosswalk.compiler.layout.cells import Box, ours_shape, outside
-from crosswalk.compiler.layout.modules import AxisSizes, alike, instances, number_of_names, parameters
-from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.templates import Template, join
 
+from .cells import Box, ours_shape, outside
 from .limit import WITHOUT_FILES, Limit
+from .modules import AxisSizes, alike, instances, number_of_names, parameters
+from .scope import Scope
 
 
 @dataclass(frozen=True, slots=True)
