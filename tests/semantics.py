@@ -3,7 +3,8 @@
 1. Rotary keys are those of either dialect, with or without the optional keys that hold the class's defaults.
 2. A derived size may be written out: ``head_dim``, ``num_key_value_heads``.
 3. A key at the default of its class may be written out: ``attention_bias``, ``mlp_bias``, ``sliding_window``.
-4. Qwen2 says the window of each layer in three ways, Dream says one that does not count; Gemma 4 says the sizes of its full-attention layers in two.
+4. Qwen2 says the window of each layer in three ways, Dream says one that does not count; Gemma 4 says
+   the sizes of its full-attention layers in two.
 5. ``torch_dtype`` is the older name of ``dtype``; the root of a llava repeats the tie of its text.
 """
 
