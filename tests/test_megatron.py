@@ -1,8 +1,8 @@
 """Megatron-core as a layout, against what its own GPTModel holds.
 
-``golden_megatron`` was recorded with megatron-core 0.19.2: a random model of the Hugging Face class and the same model as
-the state dict of a GPTModel (Transformer Engine spec), whose logits were equal on a CPU; ``case.json`` has both configs,
-and the names and shapes of the state dict under both specs. The tests do not need Megatron.
+``golden_megatron`` was recorded with megatron-core 0.19.2: a random model of the Hugging Face class and the same model
+as the state dict of a GPTModel (Transformer Engine spec), whose logits were equal on a CPU; ``case.json`` has both
+configs, and the names and shapes of the state dict under both specs. The tests do not need Megatron.
 """
 
 from __future__ import annotations
@@ -222,5 +222,6 @@ def test_a_padded_vocabulary_is_cut_again() -> None:
     padded = dict(execute(plan, theirs("llama_untied")))
     for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
         assert torch.equal(padded[key][:61], ours("llama_untied")[key])
-        assert padded[key].shape[0] == 64 and not padded[key][61:].any()
+        assert padded[key].shape[0] == 64
+        assert not padded[key][61:].any()
     assert tensor_differences(dict(execute(plan.inverse(), padded)), theirs("llama_untied")) == []
