@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from crosswalk.runtime.dtypes import size_of
@@ -19,15 +18,18 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 from .config.coverage import kept_names, left_to_the_class, restore_kept, unknown_keys
 from .config.dialects import choose_dialects, dialects_of, without_stale_versions
 from .config.dtypes import main_dtype, state_dtype, stated_dtype
+from .config.origin import Origin
 from .config.read import import_config
 from .config.taken import Cases, Taken, follow, related_training
 from .config.write import export_config
 from .layout.differences import differing
+from .layout.limit import Limit
 from .layout.padded_axes import length, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
 from .layout.variants import Shapes, fitting
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
+from .tensors.compare import check_stored
 from .tensors.encoded import Read, read_encodings
 from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
 from .tensors.read_config import import_with_tensors
@@ -70,32 +72,6 @@ class Places:
     config: Locate = tuple
     tensors: Locate = tuple
     origin: Locate = tuple
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
-    ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
-    tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size
-    ``from`` before and ``to`` after; ``files``: those that go along, by name; ``kept``: keys of its config that were
-    carried along without being understood; ``native``: its native config, where the one to write is to be compared with
-    it; ``name``: what users call it."""
-
-    format: str | None = None
-    text: str = ""
-    config: Mapping[str, Any] | None = None
-    dtype: str | None = None
-    tensor_dialect: str | None = None
-    lossy: bool = False
-    padded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
-    kept: tuple[str, ...] = ()
-    native: Mapping[str, Any] | None = None
-    name: str = ""
-
-    def is_of(self, mapping: CompiledMapping) -> bool:
-        """Whether its config is one of this format."""
-        return self.format == mapping.name and self.config is not None
 
 
 @dataclass(frozen=True)
@@ -166,7 +142,7 @@ def import_checkpoint(
     try:
         native, cases, lengths = _to_fill(mapping, read, options)
         with at(places.tensors):
-            bound = bind(mapping, native, cases, lengths)
+            bound = bind(mapping, native, cases, lengths, Limit.of(read.stored.names if tensors is not None else None))
             found = read.stored if tensors is not None else None
             plan = plan_import(
                 bound, found.specs if found else None, dtype, stated_dtype(config), options.protect,
@@ -270,6 +246,10 @@ def export_checkpoint(
     remembered, same = _remembered(mapping, source, theirs)
     with at(places.config):
         written, taken = export_config(mapping, theirs, dialects, allow, remembered)
+    if tensors is not None:
+        with at(places.tensors):
+            check_stored(mapping, native, tensors)
+    with at(places.config):
         bound = bind(mapping, native, taken.cases, lengths)
     names = tensor_dialect(mapping, dialects)
     if known is not None and options.dialect is None and known.tensor_dialect in mapping.source.dialects:

@@ -20,12 +20,12 @@ from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, 
 from crosswalk.compiler.config.architectures import right_architecture
 from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.config.dtypes import main_dtype, state_dtype, stated_dtype
+from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.padded_axes import length
 from crosswalk.compiler.layout.scope import as_stored
 from crosswalk.compiler.pipeline import (
     ConfigRead,
     Imported,
-    Origin,
     read_config,
 )
 from crosswalk.compiler.relations.tree import CompiledMapping

@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 from crosswalk.checkpoints.huggingface import CONFIG, config_bytes
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
+from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.variants import variants
-from crosswalk.compiler.pipeline import Exported, Origin, Sizes, export_checkpoint
+from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint
 from crosswalk.compiler.tensors.advice import Advice
 from crosswalk.compiler.tensors.plan import check_published
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
