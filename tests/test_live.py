@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -173,7 +174,13 @@ def test_errors_of_layers_are_one_line_a_pattern(checkpoint: Path) -> None:
     assert "`decoder.{0..2}.norm_2.weight` [48]" in missing.message
     assert "`decoder.{0..2}.mixer.query.weight` has the shape [48, 47], the plan says [48, 48]" in shape.message
     assert "`decoder.{0..2}.mixer.query.lora_A.default.weight` [5, 48]" in unexpected.message
-    assert unexpected.hint == "it belongs to an adapter (LoRA): merge the adapters into the model first"
+    merge = "it belongs to an adapter (LoRA): merge the adapters into the model first"
+    assert unexpected.hint == merge
+    config = crosswalk.load(checkpoint, native_state(checkpoint)).config
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.save(state, config, checkpoint / "never", "llama")
+    assert codes(error) == ["tensors/missing", "tensors/shape", "tensors/unexpected"]
+    assert [problem.hint for problem in error.value.diagnostics if problem.code == "tensors/unexpected"] == [merge]
 
 
 @pytest.mark.parametrize("as_object", [False, True])
@@ -313,6 +320,14 @@ def test_dcp_refuses_a_part_of_a_model(checkpoint: Path, tmp_path: Path) -> None
     with pytest.raises(dcp.api.CheckpointException, match=r"decoder\.1\.norm_2\.weight"):
         dcp.save(state, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_documentation_names_every_option() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    options = text[text.index("## Options") : text.index("## What moves")]
+    for function in (crosswalk.load, crosswalk.save, crosswalk.stream, crosswalk.reader, crosswalk.writer):
+        names = set(inspect.signature(function).parameters) - {"hf_dir", "model"}
+        assert not [name for name in names if f"`{name}`" not in options], function.__name__
 
 
 # Laws of the pieces underneath, on counted elements.

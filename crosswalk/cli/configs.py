@@ -7,23 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from crosswalk.compiler.config.taken import Cases, Chosen
-from crosswalk.compiler.relations.tree import (
-    Choice,
-    Entries,
-    FieldRule,
-    Layers,
-    Node,
-    Optional,
-    OursFact,
-    PartNode,
-    Path,
-    Rule,
-    Struct,
-)
+from crosswalk.compiler.relations.rules import FieldRule, OursFact, Rule
+from crosswalk.compiler.relations.tree import CaseNode, Entries, Layers, Node, Nullable, PartNode, Struct
 from crosswalk.jobs.prepare import Prepared
 from crosswalk.runtime.errors import Position
 
 from .lines import aligned, echo, short
+
+#: Names of fields from the root of a config on.
+Keys = tuple[str, ...]
 
 
 def show_native_config(prepared: Prepared) -> None:
@@ -33,13 +25,13 @@ def show_native_config(prepared: Prepared) -> None:
     echo(aligned(config_rows(prepared.config, set_by(prepared.bound.cases))))
 
 
-def config_rows(config: Mapping[str, Any], places: Mapping[Path, Position]) -> Iterator[tuple[str, str]]:
+def config_rows(config: Mapping[str, Any], places: Mapping[Keys, Position]) -> Iterator[tuple[str, str]]:
     """Rows of a field with its value and where it is set."""
     yield from _rows(config, places, (), 1)
 
 
 def _rows(
-    config: Mapping[str, Any], places: Mapping[Path, Position], at: Path, depth: int
+    config: Mapping[str, Any], places: Mapping[Keys, Position], at: Keys, depth: int
 ) -> Iterator[tuple[str, str]]:
     for name, value in config.items():
         path = (*at, name)
@@ -51,41 +43,41 @@ def _rows(
             yield from _rows(value, places, path, depth + 1)
 
 
-def set_by(cases: Cases) -> dict[Path, Position]:
+def set_by(cases: Cases) -> dict[Keys, Position]:
     """The line of the mapping that sets each field of a native config, by path."""
-    places: dict[Path, Position] = {}
+    places: dict[Keys, Position] = {}
     for path, taken in cases.items():
         for chosen in taken:
             places |= _of_object(path, chosen)
     return places
 
 
-def _of_object(path: Path, chosen: Chosen) -> dict[Path, Position]:
+def _of_object(path: Keys, chosen: Chosen) -> dict[Keys, Position]:
     anchor = path[: len(path) - len(chosen.struct.ours)]
     places = {(*anchor, *ours): position for ours, position in _lines(chosen.struct)}
     return {(*path, "type"): chosen.struct.position, **places}
 
 
-def _lines(struct: Struct) -> Iterator[tuple[Path, Position]]:
+def _lines(struct: Struct) -> Iterator[tuple[Keys, Position]]:
     """What a struct says of fields of its own, below the anchor: by its rules, and by the nodes right below it."""
     yield from _of_rules(struct.rules)
     for child in struct.children:
         yield from _of_node(child)
 
 
-def _of_rules(rules: Sequence[Rule]) -> Iterator[tuple[Path, Position]]:
+def _of_rules(rules: Sequence[Rule]) -> Iterator[tuple[Keys, Position]]:
     for rule in rules:
         if isinstance(rule, (FieldRule, OursFact)):
             yield rule.ours, rule.position
 
 
-def _of_node(node: Node) -> Iterator[tuple[Path, Position]]:
+def _of_node(node: Node) -> Iterator[tuple[Keys, Position]]:
     match node:
         case Layers():
             yield from _of_rules(node.rules)
             for name in ("type", "num_blocks", *(("pattern",) if node.each is not None else ())):
                 yield (*node.ours, name), node.position
-        case Optional() | Choice() | Entries():
+        case Nullable() | CaseNode() | Entries():
             yield node.ours, node.position
         case PartNode():
             yield node.ours, node.part.position

@@ -10,18 +10,8 @@ from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Entry, Fact, Line, MappingFile, Section
 from crosswalk.compiler.notation.expressions import Expression
-from crosswalk.compiler.relations.tree import (
-    Carried,
-    CompiledMapping,
-    FieldRule,
-    OursFact,
-    Rule,
-    Struct,
-    TheirsFact,
-    Unused,
-    nodes_of,
-    rules_of,
-)
+from crosswalk.compiler.relations.rules import Carried, FieldRule, OursFact, Rule, TheirsFact, Unused
+from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of, rules_of
 from crosswalk.jobs.formats import catalog, format_named
 
 from .lines import aligned, echo, related, short, width, wrapped

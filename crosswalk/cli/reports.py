@@ -17,9 +17,10 @@ def show_report(report: Report) -> None:
 def report_lines(report: Report) -> Iterator[str]:
     """The lines of a report."""
     yield _fact("format", f"{report.format} -> {report.to}")
-    yield _fact("tensors", f"{report.sources} -> {report.targets} in {report.copies} copies")
+    yield _fact("tensors", report.verdict)
+    yield _fact("config", report.config)
+    yield _fact("moved", f"{report.sources} -> {report.targets} tensors in {report.copies} copies")
     yield _fact("bytes", f"{bytes_text(report.bytes_read)} read, {bytes_text(report.bytes_written)} written")
-    yield _fact("verdict", report.verdict)
     yield _fact("plan", report.digest)
     if report.destination is not None:
         yield _fact("checkpoint", str(report.destination))
