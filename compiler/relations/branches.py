@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from crosswalk.compiler.layout.model import MISSING, Family, Type
 from crosswalk.compiler.mapping.model import Part, Section
 from crosswalk.compiler.mapping.overlay import overlay
-from crosswalk.compiler.text.documents import scalar_of
 from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import Position
 
 from .tree import Case, CheckRule, Choice, Kind, Layers, Node, PartNode, Path, Refusal, Rule, Struct

@@ -19,7 +19,6 @@ from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .key_positions import locator
-from .portable_yaml import dump, load
 
 METADATA = "metadata.yaml"
 SHARD = "weights"
@@ -83,6 +82,8 @@ def _read_text(file: Path) -> str:
 
 def _parse(text: str, file: Path) -> Mapping[str, Any]:
     """The document, which may be large: it lists every tensor."""
+    from .portable_yaml import load
+
     document = load(text, str(file))
     if not isinstance(document, Mapping):
         raise fail("native/metadata", "this is not a mapping of keys to values", Position(str(file)))
@@ -148,6 +149,8 @@ def metadata_yaml(
         "shards": [SHARD],
         "metadata": {"state_index": dict(sorted(weight_map.items())), "crosswalk": dict(origin)},
     }
+    from .portable_yaml import dump
+
     return dump(document).encode()
 
 
