@@ -76,6 +76,13 @@ def learn(trees: Mapping[str, Tree]) -> None:
     _known.update(trees)
 
 
+def tree_of(text: str) -> Tree:
+    """The syntax tree of an expression that compiles."""
+    from .syntax import parse
+
+    return parse(text)
+
+
 @contextmanager
 def recording() -> Iterator[set[str]]:
     """The texts of all expressions that are compiled in this block."""
