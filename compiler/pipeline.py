@@ -25,6 +25,7 @@ from .config.write import export_config
 from .layout.differences import differing
 from .layout.padded_axes import cut_to, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
+from .layout.variants import Shapes, fitting
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
 from .tensors.encoded import Read, read_encodings
@@ -42,9 +43,11 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
-    ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill; ``stored``:
-    whether the native config is to be what a checkpoint of the trainer holds of it; ``keep``: dotted keys of a
-    config.json that no mapping knows, to be carried along (one text may hold several, between commas)."""
+    ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill, or else
+    ``parameters``: name -> shape of what that model has; ``stored``: whether the native config is to be what a
+    checkpoint of the trainer holds of it; ``keep``: dotted keys of a config.json that no mapping knows, to be carried
+    along (one text may hold several, between commas); ``take_tied``: whether tensors that the config ties, and files
+    hold too, are left out unread instead of compared."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -53,8 +56,10 @@ class PlanOptions:
     pad: Sizes = field(default_factory=dict)
     truncate: Sizes = field(default_factory=dict)
     native_config: Mapping[str, Any] | None = None
+    parameters: Shapes | None = None
     stored: bool = False
     keep: str | Iterable[str] = ()
+    take_tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ def import_checkpoint(
                 options.protect,
                 found.encodings if found else (),
                 found.unused if found else {},
+                options.take_tied,
             )
     except CrosswalkError as error:
         problems += error.diagnostics
@@ -222,12 +228,12 @@ def _to_fill(
     layout, kind = mapping.layout, mapping.root.type
     native = as_stored(layout, kind, read.native) if options.stored else read.native
     imported, lengths = padded(kind, native, options.pad)
-    if options.native_config is None:
-        return imported, read.taken.cases, lengths
-    found, complete = (
-        Scope(layout, kind, imported),
-        Scope(layout, kind, normalize(layout, options.native_config, kind.name)),
-    )
+    given = options.native_config
+    if given is None:
+        if options.parameters is None:
+            return imported, read.taken.cases, lengths
+        given = fitting(layout, kind, imported, options.parameters)
+    found, complete = Scope(layout, kind, imported), Scope(layout, kind, normalize(layout, given, kind.name))
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
     for path, given, wanted in differing(complete, found):
@@ -253,6 +259,9 @@ def export_checkpoint(
     """
     dtype = check_dtype(options.dtype)
     native, lengths, dialects = _theirs(mapping, config, options, origin, places)
+    if tensors is not None:
+        shapes = {name: spec.shape for name, spec in tensors.items()}
+        native = fitting(mapping.layout, mapping.root.type, native, shapes)
     known = origin is not None and origin.is_of(mapping)
     allow = options.allow_lossy or (known and origin is not None and origin.lossy)
     theirs = resized(mapping.root.type, native, lengths)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from golden_cases import CASES
+from safetensors.torch import save_file
 from small_checkpoints import (
     BASE,
     MIXER,
@@ -17,6 +23,10 @@ from small_checkpoints import (
     native,
     refuse,
 )
+from test_roundtrip import write_checkpoint
+
+from crosswalk import check, convert
+from crosswalk.runtime.errors import CrosswalkError
 
 
 @pytest.fixture
@@ -48,7 +58,11 @@ METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "no model": (metadata(model=...), ("metadata.yaml: error: `model` is missing",)),
     "unknown model": (metadata(model="gtp"), ("`model` must be one of gpt, multimodal; it is 'gtp'",)),
     "model is a list": (metadata(model=["gpt"]), ("`model` must be one of gpt, multimodal; it is ['gpt']",)),
-    "another format of the trainer": (metadata(format="distributed"), ("`format` must be fast_llm",)),
+    "another format of the trainer": (metadata(format="llama"), ("`format` must be fast_llm",)),
+    "what training saves": (
+        lambda path: (metadata("metadata", state_index=...)(path), metadata(format="distributed")(path)),
+        ("output.path=OUT output.format=fast_llm",),
+    ),
     "no config": (metadata(config=...), ("`config` is missing",)),
     "config is text": (metadata(config="x"), ("`config` must be a mapping; it is 'x'",)),
     "no base_model": (metadata("config", base_model=...), ("`config.base_model` is missing",)),
@@ -180,4 +194,87 @@ def test_native_problems_are_shown_where_they_stand(crosswalk: CommandLine, tmp_
         "  11 |           head: 1\n"
         "     |           ^^^^\n"
         "  hint: did you mean `heads`?\n"
+    )
+
+
+@pytest.mark.parametrize("model", ["gpt", "multimodal"])
+def test_what_training_saves_is_refused_with_the_command_that_makes_it_readable(
+    model: str, crosswalk: CommandLine, tmp_path: Path
+) -> None:
+    """The trainer's metadata of a job of two ranks: no index, and no metadata of its own."""
+    config = "config:\n  base_model: {hidden_size: 30}\n  distributed: {world_size: 2}\n"
+    text = f"{config}format: distributed\nmodel: {model}\n"
+    for rank in (0, 1):
+        save_file({"weights_shard": torch.zeros(64)}, tmp_path / f"rank_{rank}.safetensors")
+    (tmp_path / "metadata.yaml").write_text(text + "fast_llm_version: 0.4.0\nshards: [weights]\n")
+    assert crosswalk("check", tmp_path).err == (
+        f"{tmp_path}/metadata.yaml:4:1: error: this is a `distributed` checkpoint of the trainer: all parameters of a"
+        " rank are one vector in its file, which only the trainer can take apart\n"
+        "  4 | format: distributed\n"
+        "    | ^^^^^^\n"
+        "  hint: let the trainer write what can be read, and name OUT here:\n"
+        f"        fast-llm convert {model} input.path={tmp_path} input.format=distributed output.path=OUT"
+        " output.format=fast_llm use_cpu=True\n"
+    )
+
+
+# ---- every part of the metadata is of another kind -------------------------------------------------------------------
+
+OTHER_KINDS = [None, 3, -1.5, True, "text", "", [], [None], {}, {"type": None}, {"a": [1]}, float("inf"), 10**30]
+
+
+def parts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all parts of a document but those that only repeat: entries of the index but one."""
+    entries: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield (*path, key)
+        if path != INDEX[:-1] or key != INDEX[-1]:
+            yield from parts(entry, (*path, key))
+
+
+def test_no_part_of_another_kind_is_a_traceback(tmp_path: Path) -> None:
+    case = CASES["mixtral_base"]
+    write_checkpoint(tmp_path / "source", case.hf_config(), case.hf_tensors())
+    convert(tmp_path / "source", tmp_path / "native")
+    file = tmp_path / "native" / "metadata.yaml"
+    document = yaml.safe_load(file.read_text())
+    accepted = refused = 0
+    for number, path in enumerate(parts(document)):
+        for value in OTHER_KINDS[number % 7 :: 7]:
+            damaged = copy.deepcopy(document)
+            target = damaged
+            for key in path[:-1]:
+                target = target[key]
+            target[path[-1]] = value
+            file.write_text(yaml.safe_dump(damaged))
+            try:
+                check(tmp_path / "native")
+                accepted += 1
+            except CrosswalkError:
+                refused += 1
+    assert accepted
+    assert refused > accepted
+
+
+@pytest.mark.parametrize("keys", [("decoder",), ("decoder", "block", "mixer"), ("decoder", "block", "mixer", "rotary")])
+def test_a_null_type_is_an_absent_one(keys: tuple[str, ...], crosswalk: CommandLine, tmp_path: Path) -> None:
+    """As it is to the trainer."""
+    source = native(tmp_path, crosswalk)
+    metadata(*BASE, *keys, type=None)(source)
+    nulled = crosswalk("check", source)
+    metadata(*BASE, *keys, type=...)(source)
+    assert crosswalk("check", source) == nulled
+
+
+def test_large_metadata_is_read_and_its_problems_have_positions(crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = native(tmp_path, crosswalk)
+    lines = "".join(f"extra_{number}: {'x' * 60_000}\n" for number in range(20))
+    file = source / "metadata.yaml"
+    file.write_text(lines + file.read_text())
+    assert crosswalk("check", source).code == 0
+    metadata_text = file.read_text()
+    file.write_text(metadata_text.replace("hidden_size: 30", "hidden_size: wide", 1))
+    line = metadata_text[: metadata_text.index("hidden_size: 30")].count("\n") + 1
+    assert crosswalk("check", source).err.startswith(
+        f"{file}:{line}:5: error: `hidden_size` must be of type int, it is 'wide'\n"
     )

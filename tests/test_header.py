@@ -187,7 +187,7 @@ BAD_INDEX: dict[str, tuple[dict[str, str], str]] = {
     "second spelling": ({"d": "./two.safetensors"}, "index/file-name"),
     "empty name": ({"d": ""}, "index/file-name"),
     "null byte": ({"d": "two\0.safetensors"}, "index/file-name"),
-    "loop": ({"d": "loop.safetensors"}, "header/unreadable"),
+    "loop": ({"d": "loop.safetensors"}, "source/dangling"),
     "pipe": ({"d": "pipe.safetensors"}, "header/unreadable"),
     "directory": ({"d": "directory"}, "header/unreadable"),
     "in two files": ({"d": "again.safetensors"}, "index/duplicate-tensor"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -48,17 +49,17 @@ def test_load_into_a_state_dict(checkpoint: Path) -> None:
     assert loaded.report.bytes_read == loaded.report.bytes_held == size
 
 
-def test_load_refuses_what_a_state_dict_makes_up(checkpoint: Path) -> None:
-    """A hook that shows one parameter as others, as fused layers have: loading into copies would be lost."""
+def test_load_fills_the_parameters_behind_what_a_state_dict_makes_up(checkpoint: Path) -> None:
+    """A hook that shows a copy in the place of a parameter, as fused layers have: what is filled is the parameter."""
 
     def copied(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         state["head.output_weights"] = state["head.output_weights"] * 1
 
-    model = Tree(blank(native_state(checkpoint)))
+    expected = native_state(checkpoint)
+    model = Tree(blank(expected))
     model.register_state_dict_post_hook(copied)
-    with pytest.raises(CrosswalkError, match=r"`head\.output_weights` is made by a hook") as error:
-        crosswalk.load(checkpoint, model)
-    assert codes(error) == ["live/not-owned"]
+    crosswalk.load(checkpoint, model)
+    assert_equal(dict(model.named_parameters()), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -156,7 +157,42 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_changed(checkpoint: Pat
         crosswalk.load(checkpoint, state)
     assert codes(error) == ["live/dtype", "live/missing", "live/shape", "live/unexpected"]
     assert "`decoder.1.norm_2.weight` [48]" in str(error.value)
+    assert "share the memory" not in str(error.value)
     assert torch.isnan(state["embeddings.word_embeddings_weight"]).all()
+
+
+def test_errors_of_layers_are_one_line_a_pattern(checkpoint: Path) -> None:
+    state = blank(native_state(checkpoint))
+    for layer in range(3):
+        del state[f"decoder.{layer}.norm_2.weight"]
+        state[f"decoder.{layer}.mixer.query.weight"] = torch.zeros(48, 47)
+        state[f"decoder.{layer}.mixer.query.lora_A.default.weight"] = torch.zeros(5, 48)
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.load(checkpoint, state)
+    assert codes(error) == ["live/missing", "live/shape", "live/unexpected"]
+    missing, shape, unexpected = sorted(error.value.diagnostics, key=lambda problem: problem.code)
+    assert "`decoder.{0..2}.norm_2.weight` [48]" in missing.message
+    assert "`decoder.{0..2}.mixer.query.weight` has the shape [48, 47], the plan says [48, 48]" in shape.message
+    assert "`decoder.{0..2}.mixer.query.lora_A.default.weight` [5, 48]" in unexpected.message
+    merge = "it belongs to an adapter (LoRA): merge the adapters into the model first"
+    assert unexpected.hint == merge
+    config = crosswalk.load(checkpoint, native_state(checkpoint)).config
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.save(state, config, checkpoint / "never", "llama")
+    assert codes(error) == ["tensors/missing", "tensors/shape", "tensors/unexpected"]
+    assert [problem.hint for problem in error.value.diagnostics if problem.code == "tensors/unexpected"] == [merge]
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_config_of_hugging_face_in_the_place_of_the_native_one(checkpoint: Path, as_object: bool) -> None:
+    theirs = transformers.AutoConfig.from_pretrained(checkpoint)
+    state = native_state(checkpoint)
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.save(state, theirs if as_object else theirs.to_dict(), checkpoint / "never", "llama")
+    (problem,) = error.value.diagnostics
+    assert problem.code == "native/hugging-face"
+    assert "is a config of Hugging Face (model_type `llama`), not one of layout `fast_llm`" in problem.message
+    assert "import_config" in (problem.hint or "")
 
 
 def test_a_truncated_file_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
@@ -284,6 +320,14 @@ def test_dcp_refuses_a_part_of_a_model(checkpoint: Path, tmp_path: Path) -> None
     with pytest.raises(dcp.api.CheckpointException, match=r"decoder\.1\.norm_2\.weight"):
         dcp.save(state, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_documentation_names_every_option() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    options = text[text.index("## Options") : text.index("## What moves")]
+    for function in (crosswalk.load, crosswalk.save, crosswalk.stream, crosswalk.reader, crosswalk.writer):
+        names = set(inspect.signature(function).parameters) - {"hf_dir", "model"}
+        assert not [name for name in names if f"`{name}`" not in options], function.__name__
 
 
 # Laws of the pieces underneath, on counted elements.

@@ -113,6 +113,9 @@ def _follow_layers(
 ) -> dict[str, Any]:
     name = at[-1]
     config = dict(target.sub(name).config)
+    listed = source.sub(name)
+    if listed.path in cases and listed.kind == target.sub(name).kind:
+        result[at] = cases[listed.path]
     layers = list(zip(target.blocks(name), source.blocks(name), strict=True))
     pairs = {(path, other): (block, known) for (path, block), (other, known) in layers}
     if len(pairs) == len({path for path, _ in pairs}):

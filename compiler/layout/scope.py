@@ -232,6 +232,9 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
         roots = sorted(layout.roots().values())
         hint = did_you_mean(str(root), roots) or f"there are {', '.join(roots)}"
         raise fail("native/root", f"layout `{layout.name}` has no type `{root}`", None, hint)
+    if theirs := _hugging_face(config, kind):
+        text = f"this is a config of Hugging Face ({theirs}), not one of layout `{layout.name}`"
+        raise fail("native/hugging-face", text, None, "crosswalk.import_config(config) makes the native one")
     if not isinstance(config, Mapping):
         raise fail("native/type", f"a config must be an object, it is {config!r}")
     result = _fill(layout, kind, config, (), problems)
@@ -242,6 +245,12 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
     if problems:
         raise CrosswalkError(problems)
     return result
+
+
+def _hugging_face(config: object, kind: Type) -> str | None:
+    """The model type of a config, or of the object of one, if it is no native one but that of a Hugging Face class."""
+    name = config.get("model_type") if isinstance(config, Mapping) else getattr(config, "model_type", None)
+    return f"model_type `{name}`" if isinstance(name, str) and "model_type" not in kind.fields else None
 
 
 def stored_type(layout: Layout, kind: Type, config: Mapping[str, Any]) -> Type:

@@ -17,10 +17,9 @@ from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.dtypes import FLOATS, size_of
 from crosswalk.runtime.errors import Diagnostic
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.encodings import KINDS, misfits
 from crosswalk.runtime.plan.model import Encoding, TensorSpec
-
-from .folding import fold
 
 _HINT = "a checkpoint that is quantised in another way has to be dequantised first"
 

@@ -12,12 +12,14 @@ from crosswalk.compiler.config.dialects import dialect_of_names, rename
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import did_you_mean
-from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
+from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
+from .advice import of_adapter
 from .bind import Bound
-from .folding import fold
+from .prefixes import other_prefix
 from .quantised import looks_quantised, quantised_marks
 
 Direction = Literal["import", "export"]
@@ -31,11 +33,12 @@ def plan_import(
     protect: Sequence[str] = (),
     encodings: Sequence[Encoding] = (),
     unused: Mapping[str, str] = MappingProxyType({}),
+    take_tied: bool = False,
 ) -> Plan:
     """The plan from Hugging Face tensors to the trainer's. ``files``: what the checkpoint holds, from its headers;
     without it, every tensor has ``default_dtype``. ``dtype`` casts all float tensors but those that ``protect`` names.
     ``encodings``: how some of ``files`` are stored; they are decoded to ``dtype`` at once. ``unused``: names in
-    ``files`` that are not needed, and why.
+    ``files`` that are not needed, and why. ``take_tied``: leave stored duplicates of tied tensors out, unread.
 
     Raises ``CrosswalkError`` listing every missing, unexpected and misshapen tensor.
     """
@@ -54,7 +57,8 @@ def plan_import(
         expected = {names[name]: shape for name, shape in bound.theirs.items()}
         for name, owner in bound.duplicates.items():
             if names[name] in files:
-                exemptions.append(Exemption("tied", names[name], names[owner]))
+                left = Exemption("dropped", names[name], None, f"tied to `{names[owner]}`, which counts")
+                exemptions.append(left if take_tied else Exemption("tied", names[name], names[owner]))
                 expected[names[name]] = bound.theirs[owner]
         dropped = {names[name]: f"not needed ({line.position})" for name, line in bound.ignored.items()} | dict(unused)
         for name, reason in dropped.items():
@@ -227,9 +231,29 @@ def check_dtype(dtype: str | None) -> str | None:
         return None
     by_name = {name.lower(): name for name in DTYPES} | {attribute: name for name, (_, attribute) in DTYPES.items()}
     found = by_name.get(str(dtype).lower().removeprefix("torch."))
+    hint = "one of float32, bfloat16, float16, float64"
     if found not in FLOATS:
-        raise fail("usage/dtype", f"`{dtype}` is no float dtype", hint="one of float32, bfloat16, float16, float64")
+        raise fail("usage/dtype", f"`{dtype}` is no float dtype", hint=hint)
+    if size_of(found) == 1:
+        text = f"`{dtype}` needs scales beside the tensors, which are not made: nothing could load a mere cast"
+        raise fail("usage/dtype", text, hint=f"{hint}; quantise what is written with the tool of your engine")
     return found
+
+
+def check_published(tensors: Iterable[TensorSpec], dtype: str | None) -> None:
+    """Raise for parameters of 8 bits, which would be published without the scales that make sense of them, unless
+    ``dtype`` casts them."""
+    small = {tensor.name: tensor.dtype for tensor in tensors if tensor.dtype in FLOATS and size_of(tensor.dtype) == 1}
+    if small and dtype is None:
+        raise CrosswalkError(
+            Diagnostic(
+                "live/dtype",
+                f"parameter `{pattern}` is {small[names[0]]}: it cannot be published without scales",
+                None,
+                'dtype="bfloat16" casts it, if its values are what the model computes with',
+            )
+            for pattern, names in fold(small, small.__getitem__)
+        )
 
 
 def _compare(
@@ -244,6 +268,8 @@ def _compare(
     """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is; all differences in
     one error, layers folded. ``lines``: the rule of each tensor, if there is one. ``mapping``: of files that may be
     quantised."""
+    if (misnamed := other_prefix(expected, found, who)) is not None:
+        raise CrosswalkError(misnamed)
     problems = []
     marks, modules = quantised_marks(mapping, (name for name in found if name not in expected))
     if marks:
@@ -273,7 +299,7 @@ def _compare(
                 "tensors/unexpected",
                 f"tensor `{pattern}` {list(found[names[0]].shape)} has no counterpart in {who} ({len(names)} in all)",
                 None,
-                unexpected_hint,
+                of_adapter(names[0]) or unexpected_hint,
             )
         )
     for pattern, names in fold(wrong, lambda name: (found[name].shape, expected[name])):

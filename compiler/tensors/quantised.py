@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.runtime.errors import Diagnostic
-
-from .folding import fold
+from crosswalk.runtime.folding import fold
 
 
 def quantised_marks(mapping: MappingFile | None, unexpected: Iterable[str]) -> tuple[dict[str, set[str]], set[str]]:

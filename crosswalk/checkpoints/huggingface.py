@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crosswalk.compiler.text.positioned import MAX_DEPTH
+from crosswalk.runtime.checkpoint.choosing import dangling, is_adapter, is_unfinished
 from crosswalk.runtime.checkpoint.header import parse_json
-from crosswalk.runtime.checkpoint.opening import leads_out, read_inside
+from crosswalk.runtime.checkpoint.opening import leads_out, open_regular, read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+from .wrappers import unwrapped
 
 CONFIG = "config.json"
 MAX_CONFIG = 64 << 20
@@ -30,34 +34,63 @@ CARRIED_FOLDERS = ("additional_chat_templates",)
 
 @dataclass(frozen=True)
 class HuggingFaceCheckpoint:
-    """``text`` is config.json as it is in the file; ``files`` are the small files that are carried along, by name."""
+    """``text`` is config.json as it is in the file; ``files`` are the small files that are carried along, by name.
+    ``notes`` say what else lies in the directory, and is left."""
 
     path: Path
     text: str
     config: Mapping[str, Any]
     files: Mapping[str, Path]
     tensors: Checkpoint
+    notes: tuple[str, ...] = ()
 
 
 def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
-    """Open a checkpoint from config.json and headers. Raises ``CrosswalkError`` with everything wrong with it."""
+    """Open a checkpoint from config.json and headers. ``path``: its directory, or in there the index or the file of
+    tensors that is meant. Raises ``CrosswalkError`` with everything wrong with it."""
     problems: list[Diagnostic] = []
+    meant, path = path, path if path.is_dir() else path.parent
     try:
         text = read_config_text(path / CONFIG)
         config = parse_config(text, path / CONFIG)
     except CrosswalkError as error:
         problems += error.diagnostics
     try:
-        tensors = open_checkpoint(path)
+        tensors = open_checkpoint(meant)
     except CrosswalkError as error:
         problems += error.diagnostics
+    carried = carried_files(path)
+    problems += _not_fetched(carried)
     if problems:
         raise CrosswalkError(problems)
-    return HuggingFaceCheckpoint(path, text, config, carried_files(path), tensors)
+    left = folders_left_behind(path)
+    names, wrapped = unwrapped(tensors.tensors)
+    if wrapped:
+        tensors = tensors.select(names)
+    strangers = strangers_left_behind(path)
+    folders = f"folders are not carried along: {', '.join(left)}" if left else None
+    links = f"links that lead elsewhere and special files are left out: {', '.join(strangers)}" if strangers else None
+    notes = tuple(note for note in (*tensors.notes, wrapped, folders, links) if note)
+    return HuggingFaceCheckpoint(path, text, config, carried, tensors, notes)
+
+
+def _not_fetched(files: Mapping[str, Path]) -> list[Diagnostic]:
+    """Problems of small files that Git LFS did not fetch, or that are no files."""
+    problems: list[Diagnostic] = []
+    for file in files.values():
+        try:
+            os.close(open_regular(file))
+        except CrosswalkError as error:
+            problems += error.diagnostics
+        except OSError as error:
+            problems.append(Diagnostic("files/unreadable", f"cannot be read: {error.strerror}", Position(str(file))))
+    return problems
 
 
 def read_config_text(file: Path) -> str:
     try:
+        if (link := dangling(file)) is not None:
+            raise CrosswalkError(link)
         data = read_inside(file, file.parent, MAX_CONFIG + 1)
         if len(data) > MAX_CONFIG:
             raise fail("config/size", f"larger than {MAX_CONFIG >> 20} MiB: this is no config", Position(str(file)))
@@ -115,10 +148,18 @@ def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> 
         if file.is_file()
         and leads_out(file, path) is None
         and name not in beside
-        and not name.endswith(WEIGHTS)
+        and not _is_weights(name)
         and not file.name.startswith(".")
         and name != "ok"
     }
+
+
+def _is_weights(name: str) -> bool:
+    """Whether a file holds weights, or is a copy of one that does (``model.safetensors.bak``), or belongs to an adapter
+    or to a download that was not finished."""
+    return any(f"{name}.".endswith(f"{end}.") or f"{end}." in name or f"{end}~" in name for end in WEIGHTS) or (
+        is_adapter(name) or is_unfinished(name)
+    )
 
 
 def folders_left_behind(path: Path) -> list[str]:

@@ -50,6 +50,8 @@ def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
     text = _read_text(path / METADATA)
     document = _parse(text, path / METADATA)
     roots = layout.roots()
+    if document.get("format") == "distributed":
+        raise _distributed(path, document, text)
     problems = list(_problems(document, roots))
     if problems:
         locate = locator(text, str(path / METADATA))
@@ -65,6 +67,22 @@ def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
     return NativeCheckpoint(
         path, document["config"]["base_model"], roots[document["model"]], origin, stored.select(names), text
     )
+
+
+def _distributed(path: Path, document: Mapping[str, Any], text: str) -> CrosswalkError:
+    """What training saves to go on from: ``rank_N.safetensors``, each of one flat vector for a part of all stages, in
+    an order that follows from the classes of the trainer, its version and how the job was distributed."""
+    message = (
+        "this is a `distributed` checkpoint of the trainer: all parameters of a rank are one vector in its file, which"
+        " only the trainer can take apart"
+    )
+    command = (
+        f"fast-llm convert {document.get('model')} input.path={path} input.format=distributed"
+        " output.path=OUT output.format=fast_llm use_cpu=True"
+    )
+    hint = f"let the trainer write what can be read, and name OUT here:\n{command}"
+    where = locator(text, str(path / METADATA))(("format",))
+    return fail("native/distributed", message, where, hint)
 
 
 def _read_text(file: Path) -> str:

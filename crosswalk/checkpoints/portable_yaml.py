@@ -80,7 +80,8 @@ def _build(text: str, file: str) -> Any:
     next(events)  # the stream starts
     if isinstance(next(events), yaml.StreamEndEvent):
         return None
-    document = _value(events, next(events), file, 0)
+    first = next(events)
+    document = _value(events, first, _plain(first, file), 0)
     next(events)  # the document ends
     after = next(events)
     if not isinstance(after, yaml.StreamEndEvent):
@@ -88,9 +89,9 @@ def _build(text: str, file: str) -> Any:
     return document
 
 
-def _value(events: Iterator[Any], event: Any, file: str, depth: int) -> Any:
-    """What starts with ``event``; the events up to its end are taken."""
-    at = _plain(event, file)
+def _value(events: Iterator[Any], event: Any, at: Position, depth: int) -> Any:
+    """What starts with ``event``, which is ``at``; the events up to its end are taken."""
+    file = at.file
     if isinstance(event, yaml.ScalarEvent):
         return _scalar(event.value) if event.implicit[0] else event.value
     if depth == MAX_DEPTH:
@@ -98,7 +99,8 @@ def _value(events: Iterator[Any], event: Any, file: str, depth: int) -> Any:
     if isinstance(event, yaml.SequenceStartEvent):
         listed = Seq(at)
         while not isinstance(item := next(events), yaml.SequenceEndEvent):
-            listed.put(_value(events, item, file, depth + 1), _plain(item, file))
+            item_at = _plain(item, file)
+            listed.put(_value(events, item, item_at, depth + 1), item_at)
         return listed
     mapping = Map(at)
     while not isinstance(key := next(events), yaml.MappingEndEvent):
@@ -109,7 +111,8 @@ def _value(events: Iterator[Any], event: Any, file: str, depth: int) -> Any:
             written = f"`{shorten(key.value)}` is already written at {mapping.key_position(key.value)}"
             raise _refused(written, file, key.start_mark)
         first = next(events)
-        mapping.put(key.value, _value(events, first, file, depth + 1), key_at, _plain(first, file))
+        first_at = _plain(first, file)
+        mapping.put(key.value, _value(events, first, first_at, depth + 1), key_at, first_at)
     return mapping
 
 

@@ -40,6 +40,9 @@ def planning_options(command: Command) -> Command:
                 "--keep", multiple=True, metavar="KEY[,KEY]",
                 help="Carry unknown keys of config.json along; nested ones with dots.",
             ),
+            click.option(
+                "--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread."
+            ),
             click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
             click.option(
                 "--truncate", multiple=True, metavar="AXIS=SIZE",
@@ -104,7 +107,7 @@ def convert(
 @SOURCE
 @planning_options
 def check(src: Path, **planning: Any) -> None:
-    """Check SRC against its mapping: config.json and headers only, no weights are read."""
+    """Check SRC against its mapping: config.json and headers; of the weights only what is tied and stored twice."""
     from crosswalk import check as run
 
     from .report import show_report
@@ -151,10 +154,12 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected.")
 @click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact.")
+@click.option("--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread.")
 @engine_options
 def verify(
-    src: Path, dst: Path, format_: str | None, allow_lossy: bool, workers: int | None, memory: str | None, quiet: bool
-) -> None:
+    src: Path, dst: Path, format_: str | None, allow_lossy: bool, take_tied: bool, workers: int | None,
+    memory: str | None, quiet: bool,
+) -> None:  # fmt: skip
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
@@ -162,7 +167,13 @@ def verify(
 
     with _progress(quiet, "verifying") as progress:
         report = run(
-            src, dst, format_, allow_lossy=allow_lossy, options=_options(workers, memory), on_progress=progress
+            src,
+            dst,
+            format_,
+            allow_lossy=allow_lossy,
+            take_tied=take_tied,
+            options=_options(workers, memory),
+            on_progress=progress,
         )
     show_report(report)
 

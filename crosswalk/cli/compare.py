@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     metavar="X",
     help="Largest relative difference.",
 )
+@click.option("--keep", multiple=True, metavar="KEY[,KEY]", help="Leave unknown keys of config.json aside.")
 @click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact.")
 def compare(
-    src: Path, dst: Path | None, format_: str | None, tiny: bool, tokens: int, tolerance: float, allow_lossy: bool
+    src: Path, dst: Path | None, format_: str | None, tiny: bool, tokens: int, tolerance: float, keep: tuple[str, ...],
+    allow_lossy: bool,
 ) -> int:  # fmt: skip
     """Run the class of transformers on SRC and the reference on its conversion DST, and compare what they compute.
 
@@ -35,7 +37,9 @@ def compare(
     """
     from crosswalk.models.comparison import compare as run
 
-    comparison = run(src, dst, format_, tiny=tiny, tokens=tokens, tolerance=tolerance, allow_lossy=allow_lossy)
+    comparison = run(
+        src, dst, format_, tiny=tiny, tokens=tokens, tolerance=tolerance, allow_lossy=allow_lossy, keep=keep
+    )
     show(comparison)
     return 0 if comparison.same else 1
 

@@ -26,11 +26,11 @@ from crosswalk.compiler.relations.tree import (
     nodes_of,
     rules_of,
 )
-from crosswalk.compiler.tensors.folding import fold
 from crosswalk.jobs.formats import catalog, format_named
 from crosswalk.jobs.prepare import Prepared
 from crosswalk.jobs.report import Report
 from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.regions import Region
 
 from .render import visible

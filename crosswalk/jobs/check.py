@@ -1,4 +1,5 @@
-"""Check a checkpoint against its mapping from config.json and headers alone; no weights are read."""
+"""Check a checkpoint against its mapping from config.json and headers alone; only tensors that are tied and stored
+twice are read, and compared."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.files.convert import check_ties
 
 from .options import Options, as_path
 from .prepare import prepare
@@ -26,6 +28,7 @@ def check(
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
     keep: str | Iterable[str] = (),
+    take_tied: bool = False,
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
     shape, and the plan's proof. ``pad``, ``truncate`` and ``keep``: see :func:`crosswalk.convert`. Raises
@@ -33,10 +36,11 @@ def check(
     options = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
-        keep=keep,
+        keep=keep, take_tied=take_tied,
     )  # fmt: skip
     prepared = prepare(Path(src), options)
     problems = prepared.plan.verify().problems
     if problems:
         raise CrosswalkError(problems)
+    check_ties(prepared.plan, prepared.source)
     return Report.of(prepared)

@@ -34,6 +34,7 @@ def convert(
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
     keep: str | Iterable[str] = (),
+    take_tied: bool = False,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
@@ -49,14 +50,15 @@ def convert(
     to be padding takes ``allow_lossy``.
 
     ``keep``: keys of config.json that the format does not know and the model does not depend on, nested ones with dots;
-    they are carried along, and restored on the way back.
+    they are carried along, and restored on the way back. ``take_tied``: where the config ties a tensor and the files
+    hold it too, leave it out, as transformers does, instead of refusing the checkpoint if the two differ.
 
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """
     planning = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
-        keep=keep,
+        keep=keep, take_tied=take_tied,
     )  # fmt: skip
     destination = Path(dst)
     prepared = prepare(Path(src), planning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,9 +13,7 @@ from crosswalk.checkpoints.huggingface import (
     CONFIG,
     HuggingFaceCheckpoint,
     config_bytes,
-    folders_left_behind,
     open_hugging_face,
-    strangers_left_behind,
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
@@ -107,7 +106,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     if options.named_format is not None:
         format_named(options.named_format)
     checkpoint = open_hugging_face(path)
-    specs = checkpoint.tensors.specs()
+    path, specs = checkpoint.path, checkpoint.tensors.specs()
     places = _places(path / CONFIG, checkpoint.text, path)
     with read_from(path / CONFIG, checkpoint.text):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
@@ -117,15 +116,9 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
 def _prepare_import(path: Path, options: Options) -> Prepared:
     checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping, plan, read = imported.mapping, imported.plan, imported.read
-    left = folders_left_behind(path)
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    strangers = strangers_left_behind(path)
-    notes = (
-        *read.notes,
-        *grown,
-        *([f"folders are not carried along: {', '.join(left)}"] if left else ()),
-        *([f"links that lead elsewhere and special files are left out: {', '.join(strangers)}"] if strangers else ()),
-    )
+    tied = [f"`{e.tensor}` is left out: {e.reason}" for e in plan.exemptions if e.tensor in imported.bound.duplicates]
+    notes = (*checkpoint.notes, *read.notes, *grown, *(tied if options.take_tied else ()))
     text = checkpoint.text
     right = dict(right_architecture(mapping.source, read.stored.config)[0])
     if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - right.keys()):
@@ -191,8 +184,11 @@ def _places(file: Path, text: str, directory: Path, root: tuple[str, ...] = ()) 
 
 
 def require_checkpoint(path: Path) -> None:
-    """Raise unless ``path`` is a directory that could hold a checkpoint."""
-    if not path.is_dir():
-        what = "this is a file" if path.exists() else "there is no such directory"
-        hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
-        raise fail("source/not-a-directory", what, Position(str(path)), hint)
+    """Raise unless ``path`` is a directory that could hold a checkpoint, or an index or data file in one."""
+    if path.is_dir() or (path.is_file() and path.name.endswith((".index.json", ".safetensors", ".bin"))):
+        return
+    hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
+    what = "this is a file" if path.exists() else "there is no such directory"
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        hint = "if this is the name of a model on the hub, download it first: nothing is downloaded here"
+    raise fail("source/not-a-directory", what, Position(str(path)), hint)

@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor
 from crosswalk.compiler.layout.axis_shards import Held, held_parameters
 from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.notation.axes import axes_of
-from crosswalk.compiler.tensors.folding import fold
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
-from crosswalk.runtime.training.load import Model, collect
+from crosswalk.runtime.folding import fold
+from crosswalk.runtime.training.parameters import Model, collect
 from crosswalk.runtime.training.placement import Shards
 
 from .detect import DEFAULT_LAYOUT

@@ -19,14 +19,18 @@ from crosswalk.checkpoints.huggingface import CONFIG, carried_files, config_byte
 from crosswalk.checkpoints.model_files import derived_files
 from crosswalk.compiler.config.coverage import restore_kept
 from crosswalk.compiler.config.dialects import dialects_of, without_stale_versions
+from crosswalk.compiler.layout.variants import variants
 from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint, main_dtype, state_dtype
+from crosswalk.compiler.tensors.advice import Advice
+from crosswalk.compiler.tensors.plan import check_published
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training import stream as streaming
 from crosswalk.runtime.training.dcp import Reader, Writer
-from crosswalk.runtime.training.load import LoadReport, Model
+from crosswalk.runtime.training.load import LoadReport
+from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
 from crosswalk.runtime.training.ranks import TIMEOUT, team
 from crosswalk.runtime.training.save import Output, SaveReport
 
@@ -61,6 +65,7 @@ def load(
     layout: str | None = None,
     pad: Sizes | None = None,
     keep: str | Iterable[str] = (),
+    take_tied: bool = False,
 ) -> Loaded:
     """Fill a model's parameters with a Hugging Face checkpoint, in place.
 
@@ -80,14 +85,17 @@ def load(
     seconds if a rank is gone.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(own(model), ranks, "loading")
     with ranks.step("reading the checkpoint's headers") as step:
         options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
-                          native_config=native_config, keep=keep)  # fmt: skip
+                          native_config=native_config, keep=keep, take_tied=take_tied,
+                          parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
         checkpoint, imported = open_import(Path(hf_dir), options)
         name, config = imported.mapping.name, imported.config
         step.agree |= {"format": name, "config": config}
     where = torch.device(device) if device is not None else None
-    report = live.load(imported.plan, checkpoint.tensors, model, ranks, where)
+    advice = Advice(imported.mapping, config)
+    report = live.load(imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice)
     return Loaded(config, name, report, imported.lengths)
 
 
@@ -122,6 +130,7 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(collect(model), ranks, "saving")
     with ranks.step("planning the checkpoint") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         step.agree["truncate"] = truncate
@@ -129,10 +138,10 @@ def save(
         output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
                                overwrite=overwrite)  # fmt: skip
         export = _Export(native_config, format, options, output)
-        exported = export.plan(live.untied(live.collect(model)))
+        exported = export.plan(there)
         files = export.output(exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
-    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files)
+    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there)
 
 
 def stream(
@@ -155,13 +164,14 @@ def stream(
     See :func:`crosswalk.runtime.training.stream.stream`.
     """
     ranks = team(group, timeout)
+    there = of_all_ranks(collect(model), ranks, "streaming")
     with ranks.step("planning the stream") as step:
         step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
         step.agree["truncate"] = truncate
         options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
         export = _Export(native_config, format, options, OutputOptions())
-        plan = export.plan(live.untied(live.collect(model))).plan
-    return streaming.stream(plan, model, ranks, bucket_bytes, group)
+        plan = export.plan(there).plan
+    return streaming.stream(plan, model, ranks, bucket_bytes, group, there)
 
 
 def reader(
@@ -173,13 +183,18 @@ def reader(
     layout: str | None = None,
     pad: Sizes | None = None,
     keep: str | Iterable[str] = (),
+    take_tied: bool = False,
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
     options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
-                      keep=keep)  # fmt: skip
+                      keep=keep, take_tied=take_tied)  # fmt: skip
     checkpoint, imported = open_import(Path(hf_dir), options)
-    return Reader(imported.plan, checkpoint.tensors)
+    mapping, plans = imported.mapping, [imported.plan]
+    if native_config is None:
+        for other in variants(mapping.layout, mapping.root.type, imported.config):
+            plans.append(open_import(Path(hf_dir), replace(options, native_config=other))[1].plan)
+    return Reader(plans, checkpoint.tensors)
 
 
 def writer(
@@ -201,37 +216,46 @@ def writer(
     output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
                            overwrite=overwrite)  # fmt: skip
     export = _Export(native_config, format, options, output)
-
-    def make_plan(specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
-        exported = export.plan(specs)
-        return exported.plan, export.output(exported)
-
-    return Writer(Path(hf_dir), make_plan)
+    return Writer(Path(hf_dir), export)
 
 
+@dataclass(frozen=True)
 class _Export:
-    """From a native config to a plan, once the parameters are known, and to the files beside the tensors."""
+    """From a native config to a plan, once the parameters are known, and to the files beside the tensors. It goes to
+    other processes, which compile the format anew."""
 
-    def __init__(self, native_config: Config, format: str, options: Options, output: OutputOptions) -> None:
-        self._mapping, self._config = format_named(format), native_config
-        self._options, self._output = options, output
-        self._old: dict[str, Any] | None = None
-        if output.carry_from is not None:
-            file = output.carry_from / CONFIG
-            self._old = parse_config(read_config_text(file), file)
-            if options.dialect is None:
-                self._options = replace(options, dialect=dialects_of(self._mapping, self._old) or None)
+    native_config: Config
+    format: str
+    options: Options
+    written: OutputOptions
+
+    def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
+        exported = self.plan(specs)
+        return exported.plan, self.output(exported)
+
+    def _old(self) -> dict[str, Any] | None:
+        """The config.json of the checkpoint that the model came from."""
+        if self.written.carry_from is None:
+            return None
+        file = self.written.carry_from / CONFIG
+        return parse_config(read_config_text(file), file)
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
-        return export_checkpoint(self._mapping, self._config, dict(specs), self._options)
+        mapping, options, old = format_named(self.format), self.options, self._old()
+        if old is not None and options.dialect is None:
+            options = replace(options, dialect=dialects_of(mapping, old) or None)
+        check_published(specs.values(), options.dtype)
+        return export_checkpoint(mapping, self.native_config, dict(specs), options)
 
     def output(self, exported: Exported) -> Output:
+        mapping = exported.mapping
         config: dict[str, Any] = dict(exported.config)
         carried: dict[str, Path] = {}
-        if self._output.carry_from is not None and self._old is not None:
-            carried = carried_files(self._output.carry_from)
-            restore_kept(self._mapping, config, self._old)
-            config = without_stale_versions(self._mapping, config, exported.dialects)
+        old = self._old()
+        if self.written.carry_from is not None and old is not None:
+            carried = carried_files(self.written.carry_from)
+            restore_kept(mapping, config, old)
+            config = without_stale_versions(mapping, config, exported.dialects)
         state_dtype(config, main_dtype(exported.plan.targets))
-        made = {CONFIG: config_bytes(config), **derived_files(self._mapping.source, config, carried)}
-        return Output(hugging_face_layout(self._output.max_shard_size), made, carried, self._output.overwrite)
+        made = {CONFIG: config_bytes(config), **derived_files(mapping.source, config, carried)}
+        return Output(hugging_face_layout(self.written.max_shard_size), made, carried, self.written.overwrite)

@@ -36,18 +36,21 @@ def verify(
     format: str | None = None,
     *,
     allow_lossy: bool = False,
+    take_tied: bool = False,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Prove that ``dst`` holds the conversion of ``src``: the same model by its config, and every tensor bit for bit
-    (after the casts that its dtypes imply). Raises ``CrosswalkError`` naming every difference."""
+    (after the casts that its dtypes imply). ``take_tied``: see :func:`crosswalk.convert`.
+
+    Raises ``CrosswalkError`` naming every difference."""
     source, target = Path(src), Path(dst)
     for path in (source, target):
         require_checkpoint(path)
     if is_native(target) == is_native(source):
         what = f"{METADATA} is in both" if is_native(source) else f"{METADATA} is in neither"
         raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
-    asked = Options(format=format, allow_lossy=allow_lossy)
+    asked = Options(format=format, allow_lossy=allow_lossy, take_tied=take_tied)
     expected = _native_output(source, target, asked) if is_native(target) else _hf_output(source, target, asked)
     prepared, layout, kind = expected.prepared, expected.prepared.mapping.layout, expected.prepared.mapping.root.type
     where = Position(str(target / (METADATA if is_native(target) else CONFIG)))

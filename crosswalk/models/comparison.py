@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,14 @@ def compare(
     tokens: int = TOKENS,
     tolerance: float = TOLERANCE,
     allow_lossy: bool = False,
+    keep: str | Iterable[str] = (),
 ) -> Comparison:
     """Compare what the class of transformers computes on the Hugging Face checkpoint ``src`` with what the reference
     computes on its conversion ``dst`` (by default made in memory), in fp32 on the CPU, for ``tokens`` random tokens and
     one image if the model takes images.
 
-    ``tiny``: on a small copy of ``src`` with random weights; ``src`` may be the config.json itself then. Raises
+    ``tiny``: on a small copy of ``src`` with random weights; ``src`` may be the config.json itself then.
+    ``keep``: see :func:`crosswalk.convert`. Raises
     ``CrosswalkError`` if transformers is not installed, does not have the class or cannot load the checkpoint, and with
     everything that stands in the way of the conversion.
     """
@@ -88,31 +90,31 @@ def compare(
         raise fail("usage/compare", text, Position(str(source)), "give the Hugging Face checkpoint as SRC")
     if tokens < 1:
         raise fail("usage/compare", f"{tokens} tokens are too few", Position("--tokens"))
+    options = Options(format=format, to=DEFAULT_LAYOUT, allow_lossy=allow_lossy, keep=keep)
     file = source if tiny and source.is_file() else source / CONFIG
     text = read_config_text(file)
     config = parse_config(text, file)
     if not tiny:
-        return _compare(source, config, Path(dst) if dst else source, format, tokens, tolerance, allow_lossy)
+        return _compare(source, config, Path(dst) if dst else source, options, tokens, tolerance)
     with read_from(file, text):  # what is wrong with the config is said of the file of the user, not of the copy
         name = chosen_format(format, config, layout=DEFAULT_LAYOUT).name
-        import_config(config, name, allow_lossy)
+        import_config(config, name, allow_lossy, keep=keep)
     with tempfile.TemporaryDirectory(prefix="crosswalk-") as directory:
         copy = Path(directory)
         make_tiny(config, str(file), copy)
         written = json.loads((copy / CONFIG).read_text())
-        return _compare(copy, written, copy, name, tokens, tolerance, allow_lossy)
+        return _compare(copy, written, copy, replace(options, format=name), tokens, tolerance)
 
 
 def _compare(
     source: Path,
     config: Mapping[str, Any],
     converted: Path,
-    format: str | None,
+    options: Options,
     count: int,
     tolerance: float,
-    allow_lossy: bool,
 ) -> Comparison:
-    name, native, parameters = _converted(converted, format, allow_lossy)
+    name, native, parameters = _converted(converted, options)
     tokens, images = _inputs(native, count)
     expected = trace(load(source, config), tokens, images)
     found = forward(native, parameters, tokens, images)
@@ -141,19 +143,19 @@ def _difference(found: torch.Tensor | None, expected: torch.Tensor | None) -> fl
     return float((found.double() - expected.double()).norm()) / size if size else math.inf
 
 
-def _converted(
-    path: Path, format: str | None, allow_lossy: bool
-) -> tuple[str, Mapping[str, Any], dict[str, torch.Tensor]]:
+def _converted(path: Path, options: Options) -> tuple[str, Mapping[str, Any], dict[str, torch.Tensor]]:
     """The format, the complete native config and the parameters of a native checkpoint, or of the conversion of one of
     Hugging Face."""
     if is_native(path):
         layout = catalog().layout(DEFAULT_LAYOUT)
         opened = open_native(path, layout)
-        name = str(format or opened.origin.get("format") or layout.name)
+        name = str(options.named_format or opened.origin.get("format") or layout.name)
         return name, normalize(layout, opened.config, opened.root), _read(opened.tensors)
-    _, imported = open_import(path, Options(format=format, to=DEFAULT_LAYOUT, allow_lossy=allow_lossy))
+    _, imported = open_import(path, options)
     parameters = {spec.name: torch.empty(spec.shape, dtype=torch.float32) for spec in imported.plan.targets}
-    loaded = load_parameters(path, parameters, imported.mapping.name, allow_lossy=allow_lossy)
+    loaded = load_parameters(
+        path, parameters, imported.mapping.name, allow_lossy=options.allow_lossy, keep=options.keep
+    )
     return loaded.format, loaded.config, parameters
 
 

@@ -96,7 +96,7 @@ def read_header(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
                     f"not a safetensors file: it has {status.st_size} bytes and "
                     + ("no header" if length < 0 else f"states a header of {length} bytes"),
                     where,
-                    "the download may be incomplete, or a Git LFS pointer stands in for the file",
+                    "the download may be incomplete",
                 )
             raw = os.pread(descriptor, length, 8)
         finally:

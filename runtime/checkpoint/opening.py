@@ -6,13 +6,23 @@ import os
 import stat
 from pathlib import Path
 
+from crosswalk.runtime.errors import Position, fail
+
+#: How a file begins that Git LFS puts in the place of one that was not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def open_regular(path: Path) -> int:
-    """A descriptor for reading; OSError unless ``path`` is (a link to) a regular file, so that no pipe can block."""
+    """A descriptor for reading; OSError unless ``path`` is (a link to) a regular file, so that no pipe can block, and
+    ``CrosswalkError`` if Git LFS did not fetch the file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(0, "it is not a regular file")
+    if os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
+        os.close(descriptor)
+        text = "this is a pointer of Git LFS, which stands in for the file"
+        raise fail("source/lfs", text, Position(str(path)), "fetch the file itself: git lfs pull")
     return descriptor
 
 

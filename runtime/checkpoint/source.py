@@ -7,13 +7,14 @@ what they lead to, if they are links; but for those in the cache of the Hugging 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
+from .choosing import choose, dangling
 from .decoding import stored_encoded
 from .header import MAX_HEADER, SourceFile, StoredTensor, limited, parse_json, read_header, shorten
 from .opening import leads_out, read_inside
@@ -22,11 +23,13 @@ from .pickled import read_pickled
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name and the files that hold them. Several names may share bytes (a tied tensor in a pickle)."""
+    """Tensors by name and the files that hold them. Several names may share bytes (a tied tensor in a pickle).
+    ``notes`` say what else lies in the directory."""
 
     path: Path
     tensors: Mapping[str, StoredTensor]
     files: Mapping[Path, SourceFile]
+    notes: tuple[str, ...] = ()
 
     def specs(self) -> list[TensorSpec]:
         """Name, shape and dtype of every tensor."""
@@ -43,7 +46,7 @@ class Checkpoint:
                     (Diagnostic("source/missing-tensor", f"there is no tensor `{n}`", where) for n in missing), where
                 )
             )
-        return Checkpoint(self.path, {new: self.tensors[old] for old, new in names.items()}, self.files)
+        return replace(self, tensors={new: self.tensors[old] for old, new in names.items()})
 
     def match(self, specs: Sequence[TensorSpec], what: str) -> list[StoredTensor]:
         """Where the tensors are stored, which must be all there are. ``what`` says who wants them, for messages.
@@ -89,8 +92,9 @@ def open_checkpoint(path: Path, index: Mapping[str, str] | None = None) -> Check
     """The checkpoint at ``path``: a file, or a directory with, in this order of preference,
 
     * the files that ``index`` (tensor name -> file name) lists, when given;
-    * ``model.safetensors``, or what the only ``*.safetensors.index.json`` lists, or the only ``*.safetensors``;
-    * ``pytorch_model.bin``, or what ``pytorch_model.bin.index.json`` lists.
+    * ``model.safetensors``, or what ``model.safetensors.index.json`` lists;
+    * ``pytorch_model.bin``, or what ``pytorch_model.bin.index.json`` lists;
+    * what the only other index lists, or the only other ``*.safetensors``.
 
     An index must list exactly the tensors of its files; to leave some out, ``select`` the others from the result.
     Raises ``CrosswalkError`` with every problem of every file.
@@ -106,27 +110,13 @@ def open_checkpoint(path: Path, index: Mapping[str, str] | None = None) -> Check
             if path.name.endswith(".index.json"):
                 return _open_indexed(path.parent, _read_index(path), Position(str(path)))
             return _open_files(path.parent, [path], named=True)
-        if (path / "model.safetensors").exists():
-            return _open_files(path, [path / "model.safetensors"])
-        indexes = sorted(path.glob("*.safetensors.index.json"))
-        files = sorted(path.glob("*.safetensors"))
+        choice = choose(path)
+        if choice.index is None:
+            return replace(_open_files(path, choice.files), notes=choice.notes)
+        opened = _open_indexed(path, _read_index(choice.index), Position(str(choice.index)))
+        return replace(opened, notes=choice.notes)
     except OSError as error:
         raise fail("source/unreadable", f"cannot be read: {error.strerror or error}", where) from error
-    if not indexes and not files:
-        indexes = sorted(path.glob("pytorch_model.bin.index.json"))
-        files = sorted(path.glob("pytorch_model.bin"))
-        if files:
-            return _open_files(path, files)
-    if len(indexes) == 1:
-        return _open_indexed(path, _read_index(indexes[0]), Position(str(indexes[0])))
-    if len(files) == 1 and not indexes:
-        return _open_files(path, files)
-    choices = [entry.name for entry in (indexes or files)]
-    if choices:
-        hint = "name one of them instead of the directory" if indexes else "there is no *.safetensors.index.json"
-        text = f"several files could be the checkpoint: {', '.join(choices[:5])}{' …' if len(choices) > 5 else ''}"
-        raise fail("source/ambiguous", text, where, hint)
-    raise fail("source/not-found", "there is no *.safetensors or pytorch_model.bin in the directory", where)
 
 
 def _read_index(path: Path) -> Mapping[str, str]:
@@ -183,7 +173,10 @@ def _open_indexed(directory: Path, index: Mapping[str, str], where: Position) ->
             problems.append(Diagnostic("index/file-name", text, where))
             continue
         path = directory / name
-        if not path.exists() and not path.is_symlink():
+        if (link := dangling(path)) is not None:
+            problems.append(link)
+            continue
+        if not path.exists():
             text = f"the file {name} with {len(wanted)} tensors is missing"
             problems.append(Diagnostic("index/missing-file", text, where, "download the rest of the checkpoint"))
             continue

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,21 @@ def _reading_order(lowering: Lowering) -> list[int]:
     return sorted(range(len(lowering.plan.targets)), key=first_read)
 
 
+#: What a user can do about tensors that a config ties and that are not equal.
+_TIED_HINT = (
+    "if the model is not tied, say so in config.json (tie_word_embeddings: false); to leave this tensor out, as"
+    " transformers does when it loads the model, pass --take-tied (take_tied=True)"
+)
+
+
+def check_ties(plan: Plan, source: Checkpoint, options: Options | None = None) -> None:
+    """Compare tied duplicates of a checkpoint with what they are tied to, by reading both; nothing else is read.
+    Raises ``CrosswalkError`` for every one that differs."""
+    if any(exemption.kind == "tied" for exemption in plan.exemptions):
+        workers, panel = _resources(options or Options())
+        _check_ties(Lowering(*with_zeros(plan, _bind(plan, source)), panel), source, workers)
+
+
 def _check_ties(lowering: Lowering, source: Checkpoint, workers: int) -> None:
     """Compare tied duplicates with what they are tied to, byte by byte. Raises for every one that differs."""
     plan, panel = lowering.plan, lowering.panel
@@ -207,7 +222,8 @@ def _check_ties(lowering: Lowering, source: Checkpoint, workers: int) -> None:
         run(whole(tied), names, sink, [Worker(reader, (), (), panel) for _ in range(workers)], 0)
     if sink.differing:
         labels = [f"`{name}`, tied to `{of}`," for name, of in pairs.items()]
-        raise CrosswalkError(differences(sink.differing, labels, "tie/differs", "is not equal to what it is tied to"))
+        found = differences(sink.differing, labels, "tie/differs", "is not equal to what it is tied to")
+        raise CrosswalkError(replace(problem, hint=_TIED_HINT) for problem in found)
 
 
 def _check_apart(source: Checkpoint, destination: Path) -> None:

@@ -26,6 +26,7 @@ from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
 from . import endings, placing
+from .replaceable import foreign_entries
 from .writing import set_size, sync, sync_directory, write_at
 
 #: Names in a working directory: what is complete, and the output as it will be.
@@ -85,6 +86,13 @@ class Staging:
         if not empty and self._inside:
             text = "the destination is a mount point, or in a directory that cannot be written, and is not empty"
             raise fail("output/exists", text, where, "it cannot be replaced in one step: name a new directory in it")
+        if not empty and self._overwrite:
+            with self.errors("created"):
+                foreign = foreign_entries(self.destination)
+            if foreign:
+                shown = ", ".join(f"`{name}`" for name in foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+                text = f"the destination holds what is no part of a checkpoint and would be lost: {shown}"
+                raise fail("output/foreign", text, where, "name another destination, or move these away")
         if not empty and not self._overwrite:
             raise fail(
                 "output/exists",
@@ -248,17 +256,7 @@ class Staging:
         return fail("output/foreign", text, Position(str(self.destination)), "remove it")
 
     def _read_journal(self) -> list[dict[str, Any]]:
-        """The records of an interrupted conversion; a torn last line is left out."""
-        try:
-            descriptor = os.open(self._work / JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as stream:
-                whole = [line for line in stream if line.endswith(b"\n")]
-            records = [json.loads(line) for line in whole]
-        except (OSError, ValueError):
-            return []
-        if not all(isinstance(record, dict) for record in records):
-            return []
-        self._recorded = sum(map(len, whole))
+        records, self._recorded = read_journal(self._work)
         return records
 
 
@@ -273,6 +271,21 @@ class _Errors:
         if isinstance(error, OSError):
             text = f"the output cannot be {self._what}: {error.strerror or error}"
             raise fail("output/failed", text, Position(str(self._destination))) from error
+
+
+def read_journal(work: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of an interrupted conversion in a working directory, and the bytes that they take; a torn last line
+    is left out."""
+    try:
+        descriptor = os.open(work / JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as stream:
+            whole = [line for line in stream if line.endswith(b"\n")]
+        records = [json.loads(line) for line in whole]
+    except (OSError, ValueError):
+        return [], 0
+    if not all(isinstance(record, dict) for record in records):
+        return [], 0
+    return records, sum(map(len, whole))
 
 
 def check_space(staging: Staging, needed: int, names: Iterable[str] = ()) -> None:

@@ -37,6 +37,16 @@ def watch(unfinished: Unfinished) -> None:
 def forget(unfinished: Unfinished) -> None:
     """It is complete, or gone."""
     _active[:] = [(process, other) for process, other in _active if other is not unfinished]
+    restore()
+
+
+def restore() -> None:
+    """Leave no handler behind where nothing is unfinished. Only the main thread can: what ended in another one is left
+    to the next call."""
+    if threading.current_thread() is threading.main_thread() and not _active:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is _end:
+                signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -50,22 +50,23 @@ MakePlan = Callable[[Mapping[str, TensorSpec]], tuple[Plan, Output]]
 
 
 class Reader(StorageReader):
-    """Presents the targets of ``plan`` to ``dcp.load`` as tensors stored whole; what is read comes from the files of
-    ``checkpoint``, the sources of the plan. ``bytes_read`` counts on this rank."""
+    """Presents the targets of a plan to ``dcp.load`` as tensors stored whole; what is read comes from the files of
+    ``checkpoint``, the sources of the plan. ``plans``: for each way in which the model may store its parameters, the
+    likeliest first; what is loaded shows which it is. ``bytes_read`` counts on this rank."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint) -> None:
-        problems = plan.verify().problems
+    def __init__(self, plans: Sequence[Plan], checkpoint: Checkpoint) -> None:
+        problems = [problem for plan in plans for problem in plan.verify().problems]
         if problems:
             raise CrosswalkError(problems)
-        self._checkpoint = checkpoint
-        self._plan, self._stored = with_zeros(plan, bind(plan, checkpoint))
+        self._checkpoint, self._plans = checkpoint, plans
         self.bytes_read = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing to do: the files are given with the plan."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """One chunk for every native tensor."""
+        """One chunk for every native tensor that there may be."""
+        specs = {spec.name: spec for plan in reversed(self._plans) for spec in plan.targets}
         return Metadata(
             {
                 spec.name: TensorStorageMetadata(
@@ -73,14 +74,14 @@ class Reader(StorageReader):
                     torch.Size(spec.shape),
                     [ChunkStorageMetadata(torch.Size([0] * len(spec.shape)), torch.Size(spec.shape))],
                 )
-                for spec in self._plan.targets
+                for spec in specs.values()
             }
         )
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """One rank compares what is tied. Raises ``CrosswalkError``, which torch raises on every rank."""
         if is_coordinator:
-            compare_ties(self._plan, self._stored, self._checkpoint)
+            compare_ties(self._plans[0], bind(self._plans[0], self._checkpoint), self._checkpoint)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """As planned."""
@@ -102,8 +103,12 @@ class Reader(StorageReader):
             _check_box(planner, item.storage_index.fqn, box)
             parts[item.storage_index.fqn].append((Part(box, tensor), dtype_name(tensor.dtype)))
             items.append((item, tensor))
-        names = [spec.name for spec in self._plan.sources]
-        self.bytes_read += read_moves(moves(self._plan, parts, "target"), names, self._stored, self._checkpoint)
+        chosen = next((p for p in self._plans if parts.keys() <= p.target_index.keys()), None)
+        if chosen is None:
+            raise fail("dcp/variants", "the tensors that are loaded are of several variants of the layout together")
+        filled, stored = with_zeros(chosen, bind(chosen, self._checkpoint))
+        names = [spec.name for spec in filled.sources]
+        self.bytes_read += read_moves(moves(filled, parts, "target"), names, stored, self._checkpoint)
         for item, tensor in items:
             planner.commit_tensor(item, tensor)
         done: Future[None] = Future()

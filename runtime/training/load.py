@@ -1,4 +1,4 @@
-"""Parameters of a model in memory: found, checked against a plan, and filled from the files of a checkpoint.
+"""Parameters of a model in memory, filled from the files of a checkpoint.
 
 Each rank reads only the bytes of the boxes that it holds (:mod:`.placement`), straight into its local tensors.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +18,16 @@ from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint, bind
 from crosswalk.runtime.checkpoint.zeros import with_zeros
-from crosswalk.runtime.dtypes import FLOATS, size_of
+from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .moves import Moves, moves
-from .placement import Placed, Shards, local_tensor, named, place
+from .parameters import Advice, Model, bare, check_owned, check_writable, own, place_all
 from .transfer import BUCKET, Bucket, Memory, Slot, buckets, host_view, run, worker_count
 
 if TYPE_CHECKING:
     from .ranks import Team
-
-#: What wrappers put into the names of parameters.
-_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module"}
-
-#: A module, or what its ``state_dict`` returns; values may also be ``Shards``.
-Model = torch.nn.Module | MutableMapping[str, Any]
-Values = dict[str, torch.Tensor | Shards]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,89 +43,6 @@ class LoadReport:
     seconds: float
     materialized: tuple[str, ...] = ()
     on_meta: tuple[str, ...] = ()
-
-
-def collect(model: Model) -> Values:
-    """The parameters and persistent buffers of a module, or the tensors of a state dict, by name.
-
-    Names are those of the bare model: without the parts that DistributedDataParallel, torch.compile and activation
-    checkpointing put in. Entries that are no tensors (``_extra_state``) are left out.
-    """
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        model = model.module
-    state: Mapping[str, Any] = model.state_dict(keep_vars=True) if isinstance(model, torch.nn.Module) else model
-    return {
-        ".".join(part for part in name.split(".") if part not in _WRAPPERS): value
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor | Shards)
-    }
-
-
-def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]:
-    """Name, global shape and dtype of each tensor, without those that share the memory of an earlier one. Raises
-    ``CrosswalkError`` with every value that no file can hold."""
-    placed = _place(values)
-    first = {_identity(values[name]): name for name in reversed(list(values))}
-    return {name: TensorSpec(name, placed[name].shape, placed[name].dtype) for name in first.values()}
-
-
-def place_all(
-    values: Mapping[str, torch.Tensor | Shards], expected: Sequence[TensorSpec], given_memory: bool = False
-) -> dict[str, Placed]:
-    """Where the expected tensors lie on this rank. Raises ``CrosswalkError`` with all that are missing, unexpected, of
-    another shape, of a dtype that cannot be cast, or on the meta device, unless they are ``given_memory`` later. Names
-    tied to an expected one are left out."""
-    placed = _place(values)
-    wanted = {spec.name: spec for spec in expected}
-    problems = []
-    for name, spec in wanted.items():
-        found = placed.get(name)
-        if found is None:
-            text = f"the model has no parameter `{name}` {list(spec.shape)}, which the plan has"
-            problems.append(Diagnostic("live/missing", text))
-            continue
-        if found.shape != spec.shape:
-            text = f"parameter `{name}` has the shape {list(found.shape)}, the plan says {list(spec.shape)}"
-            problems.append(Diagnostic("live/shape", text))
-        if found.dtype != spec.dtype and not {found.dtype, spec.dtype} <= set(FLOATS):
-            text = f"parameter `{name}` is {found.dtype}, the plan says {spec.dtype}: only floats are cast"
-            problems.append(Diagnostic("live/dtype", text))
-        later = given_memory and isinstance(values[name], torch.Tensor)
-        if not later and any(part.tensor.is_meta for part in found.parts):
-            text = f"parameter `{name}` is on the meta device, where nothing can be read or written"
-            problems.append(Diagnostic("live/meta", text, None, "give it memory first: torch.empty_like"))
-    identities = {_identity(values[name]) for name in wanted if name in values}
-    for name, value in values.items():
-        if name not in wanted and _identity(value) not in identities:
-            text = f"the model has a parameter `{name}` {list(placed[name].shape)}, which the plan does not have"
-            hint = "a tied parameter must share the memory of the other; other tensors are left out of a state dict"
-            problems.append(Diagnostic("live/unexpected", text, None, hint))
-    if problems:
-        raise CrosswalkError(problems)
-    return {name: placed[name] for name in wanted}
-
-
-def _place(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, Placed]:
-    placed: dict[str, Placed] = {}
-    problems: list[Diagnostic] = []
-    for name, value in values.items():
-        try:
-            placed[name] = place(value)
-        except CrosswalkError as error:
-            problems += named(name, error).diagnostics
-    if problems:
-        raise CrosswalkError(problems)
-    return placed
-
-
-def _identity(value: torch.Tensor | Shards) -> Any:
-    """Equal for tensors that are the same memory."""
-    if isinstance(value, Shards):
-        return tuple((box, _identity(tensor)) for box, tensor in value.parts) or id(value)
-    local = local_tensor(value) if isinstance(value, DTensor) else value
-    if local.is_meta or not local.numel():
-        return id(value)
-    return local.data_ptr(), tuple(local.shape), local.stride(), local.device
 
 
 def materialize(model: Model, names: Iterable[str], device: torch.device | None) -> tuple[str, ...]:
@@ -168,7 +78,7 @@ def materialize(model: Model, names: Iterable[str], device: torch.device | None)
 def _bare(name: str, model: torch.nn.Module) -> str:
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         name = name.removeprefix("module.")
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return bare(name)
 
 
 def _with_memory(
@@ -194,23 +104,27 @@ def load(
     team: Team,
     device: torch.device | None = None,
     bucket_bytes: int = BUCKET,
+    *,
+    elsewhere: Mapping[str, TensorSpec] | None = None,
+    advice: Advice | None = None,
 ) -> LoadReport:
     """Fill the parameters of ``model`` with the targets of ``plan``, whose sources ``checkpoint`` holds.
 
     Dtypes may differ between floats: what is read is cast once. Parameters on the meta device get memory, see
-    :func:`materialize`. Every rank of the team must call this; all is checked, on all ranks, before anything changes.
+    :func:`materialize`. ``elsewhere`` and ``advice`` are those of :func:`~.parameters.place_all`. Every rank of the
+    team must call this; all is checked, on all ranks, before anything changes.
     Raises ``CrosswalkError`` on every rank for what any of them finds.
     """
     started = time.monotonic()
-    values = collect(model)
+    values = own(model)
     with team.step("checking the model") as step:
         step.agree |= {"plan": plan.digest, "metadata": plan.metadata}
         problems = plan.verify().problems
         if problems:
             raise CrosswalkError(problems)
-        placed = place_all(values, plan.targets, given_memory=True)
-        _check_writable(placed)
-        _check_owned(model, {name: values[name] for name in placed})
+        placed = place_all(values, plan.targets, True, elsewhere, advice)
+        check_writable(placed)
+        check_owned(model, {name: values[name] for name in placed if name in values})
         stored = bind(plan, checkpoint)
     compared = 0
     if any(exemption.kind == "tied" for exemption in plan.exemptions):
@@ -219,7 +133,7 @@ def load(
     with team.step("reading"):
         materialized = materialize(model, placed, device)
         if materialized:
-            placed = place_all(collect(model), plan.targets)
+            placed = place_all(own(model), plan.targets, elsewhere=elsewhere)
         parts = {name: [(part, found.dtype) for part in found.parts] for name, found in placed.items()}
         filled, stored = with_zeros(plan, stored)
         planned = moves(filled, parts, "target")
@@ -268,35 +182,6 @@ def _reading(
         slot.fill_tensors(bucket, stored, memories)
 
     return work
-
-
-def _check_owned(model: Model, values: Mapping[str, torch.Tensor | Shards]) -> None:
-    """Raise for what hooks of a module put into its state dict and that is no tensor of the module: filling it would
-    change nothing."""
-    if not isinstance(model, torch.nn.Module):
-        return
-    owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    hint = "pass a dict of the parameters, with a plan for their names"
-    problems = []
-    for name, value in values.items():
-        if id(value) not in owned:
-            text = f"`{name}` is made by a hook of the state dict and is no parameter of the model: it cannot be loaded"
-            problems.append(Diagnostic("live/not-owned", text, None, hint))
-    if problems:
-        raise CrosswalkError(problems)
-
-
-def _check_writable(placed: Mapping[str, Placed]) -> None:
-    """Raise for tensors whose elements share memory: they cannot hold what is read."""
-    problems = []
-    for name, value in placed.items():
-        for part in value.parts:
-            if any(size > 1 and step == 0 for size, step in zip(part.tensor.shape, part.tensor.stride(), strict=True)):
-                text = f"parameter `{name}` is an expanded tensor, whose elements share memory"
-                problems.append(Diagnostic("live/layout", text))
-                break
-    if problems:
-        raise CrosswalkError(problems)
 
 
 def compare_ties(

@@ -1,7 +1,8 @@
 """Ranks that act together: they agree before anything moves, fail together, and share out what is written.
 
-Control messages go through gloo groups of their own, so that they neither need a device nor mix with the collectives of
-the training loop, even from a background thread. Every wait ends after the timeout.
+They meet through the store of torch.distributed (:mod:`.meeting`), which needs no device and does not mix with the
+collectives of the training loop, even from a background thread. What is too large for the store goes through a gloo
+group, once all have come. Every wait ends after the timeout.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import threading
+import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,41 +26,87 @@ from crosswalk.runtime.plan.affine import make_piece, tiling_faults
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import TensorSpec
 
+from .meeting import Channel, channel
 from .placement import Placed, subtract, volume
 
-#: Seconds that a rank waits for the others, as in torch.distributed.
-TIMEOUT = 1800.0
+#: Seconds that a rank waits for the others.
+TIMEOUT = 600.0
+#: Most bytes of a message that go through the store.
+_SMALL = 8 << 10
 
 #: Boxes that a rank holds, by parameter.
 Table = Mapping[str, Sequence[Box]]
 
 
 class Team:
-    """The ranks of a process group, or this process alone. ``rank`` counts inside the group."""
+    """The ranks of a process group for one thing that they do together, or this process alone. ``rank`` counts inside
+    the group."""
 
-    def __init__(self, group: dist.ProcessGroup | None, timeout: float):
+    def __init__(self, group: dist.ProcessGroup | None, timeout: float, purpose: str = "foreground"):
         self._group, self.timeout = group, timeout
+        self._channel: Channel | None = None
+        self._purpose, self._new = purpose, True
         self.rank = dist.get_rank(group) if group is not None else 0
         self.size = dist.get_world_size(group) if group is not None else 1
 
     def gather(self, what: str, value: Any) -> list[Any]:
-        """The values of all ranks, by rank. Raises ``CrosswalkError`` if a rank is gone or does not answer in time;
-        ``what`` says in the message what was being done."""
+        """The values of all ranks, by rank. ``what`` says in messages what is being done. Raises ``CrosswalkError``
+        (``distributed/lost``) with the ranks that do not come in time or are gone, and (``distributed/differs``) if the
+        ranks are doing different things."""
         if self._group is None:
             return [value]
+        content = pickle.dumps(value)
+        large = len(content) > _SMALL and self._purpose == "foreground"
+        known = _large_groups.get((self._group, self.timeout), (0, None))[0]
+        message = pickle.dumps((what, known, None if large else content))
+        try:
+            messages = self._meetings().meet(what, message, self.timeout, self._new)
+        finally:
+            self._new = False
+        brought = [pickle.loads(text) for text in messages]
+        doing: dict[str, list[int]] = defaultdict(list)
+        for rank, (theirs, _, _) in enumerate(brought):
+            doing[theirs].append(rank)
+        if len(doing) > 1:
+            said = "; ".join(f"{_ranks(ranks)}: {theirs}" for theirs, ranks in doing.items())
+            text = f"the ranks do not do the same thing: {said}"
+            raise fail("distributed/differs", text, None, "every rank must make the same calls in the same order")
+        if all(content is not None for _, _, content in brought):
+            return [pickle.loads(content) for _, _, content in brought]
+        return self._gather_large(what, value, [number for _, number, _ in brought])
+
+    def _gather_large(self, what: str, value: Any, known: Sequence[int]) -> list[Any]:
+        """The values of all ranks, which are all here, through a gloo group. ``known``: the numbers of the groups that
+        the ranks have; one of which a message was lost is not used again."""
+        assert self._group is not None
+        key = (self._group, self.timeout)
         values: list[Any] = [None] * self.size
         try:
-            dist.all_gather_object(values, value, group=self._group)
+            if known[0] == 0 or len(set(known)) > 1:
+                made = dist.new_group(
+                    dist.get_process_group_ranks(self._group),
+                    timeout=datetime.timedelta(seconds=self.timeout),
+                    backend="gloo",
+                    use_local_synchronization=self._group is not dist.group.WORLD,
+                )
+                assert isinstance(made, dist.ProcessGroup)
+                _large_groups[key] = (max(known) + 1, made)
+            dist.all_gather_object(values, value, group=_large_groups[key][1])
         except (RuntimeError, ValueError) as error:
-            _forget(self._group)
-            reason = str(error).strip().splitlines()
+            _large_groups.pop(key, None)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise fail(
                 "distributed/lost",
-                f"rank {self.rank} was left alone while {what}: a rank is gone, or did not answer within "
-                f"{self.timeout:g} s ({reason[-1] if reason else type(error).__name__})",
+                f"rank {self.rank} was left alone while {what}: a rank is gone, or stopped in the middle ({reason})",
                 hint="the first error of the rank that failed says why",
             ) from error
         return values
+
+    def _meetings(self) -> Channel:
+        assert self._group is not None
+        if self._channel is None:
+            self._channel = channel(self._group, self._purpose)
+        return self._channel
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[Step]:
@@ -73,10 +120,14 @@ class Team:
         except CrosswalkError as error:
             problems, cause = error.diagnostics, error
             if any(problem.code == "distributed/lost" for problem in problems):
-                raise
+                raise  # known to the others, or out of their reach
         except Exception as error:
             problems = (Diagnostic("distributed/failed", f"{what}: {type(error).__name__}: {error}"),)
             cause = error
+        except BaseException:
+            if self._group is not None:
+                self._meetings().leave(what, self._new)
+            raise
         texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in step.agree.items()}
         digests = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
         found = self.gather(what, (problems, digests, step.value))
@@ -153,40 +204,18 @@ def _compare(path: str, values: Sequence[Any]) -> Iterator[tuple[str, list[str]]
     yield path, [f"{'…' if start else ''}{t[start : start + 80]}{'…' if len(t) > start + 80 else ''}" for t in texts]
 
 
-_teams: dict[tuple[Any, float, str], Team] = {}
-_lock = threading.Lock()
+#: Process group and timeout -> the number and the gloo group for what is too large for the store.
+_large_groups: dict[tuple[dist.ProcessGroup, float], tuple[int, dist.ProcessGroup | None]] = {}
 
 
 def team(group: dist.ProcessGroup | None = None, timeout: float = TIMEOUT, purpose: str = "foreground") -> Team:
-    """The ranks of ``group`` (by default all), with a control group of their own for each purpose. Every rank must call
-    it alike. Without torch.distributed, this process alone. Raises ``CrosswalkError`` if a rank does not show up."""
+    """The ranks of ``group`` (by default all), for one thing that they do together; what is done for another
+    ``purpose`` may be done at the same time. Without torch.distributed, this process alone."""
     if not (dist.is_available() and dist.is_initialized()):
         return Team(None, timeout)
     base = group if group is not None else dist.group.WORLD
     assert base is not None
-    key = (base, timeout, purpose)
-    with _lock:
-        found = _teams.get(key)
-        if found is None:
-            try:
-                control = dist.new_group(
-                    dist.get_process_group_ranks(base),
-                    timeout=datetime.timedelta(seconds=timeout),
-                    backend="gloo",
-                    use_local_synchronization=group is not None,
-                )
-            except (RuntimeError, ValueError) as error:
-                raise fail("distributed/lost", f"not every rank showed up within {timeout:g} s: {error}") from error
-            assert isinstance(control, dist.ProcessGroup)
-            found = _teams[key] = Team(control, timeout)
-    return found
-
-
-def _forget(control: dist.ProcessGroup) -> None:
-    """A group in which a message was lost cannot be used again."""
-    with _lock:
-        for key in [key for key, found in _teams.items() if found._group is control]:
-            del _teams[key]
+    return Team(base, timeout, purpose)
 
 
 def table(placed: Mapping[str, Placed]) -> Table:

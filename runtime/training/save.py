@@ -16,12 +16,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from crosswalk.runtime import background as background_work
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.output import (
     DataFile,
@@ -37,10 +38,11 @@ from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.staging.directory import Staging, check_space
 from crosswalk.runtime.staging.finishing import add_small_files, check_output
+from crosswalk.runtime.staging.stale import owner, remove_stale
 from crosswalk.runtime.staging.writing import set_size, sync, write_at
 
-from .load import Model, collect, place_all
 from .moves import Moves, moves
+from .parameters import Model, collect, place_all
 from .placement import Part, Placed
 from .ranks import Team, share_out, table
 from .transfer import (
@@ -91,12 +93,14 @@ def save(
     background: Callable[[], Team] | None = None,
     output: Output | None = None,
     bucket_bytes: int = BUCKET,
+    elsewhere: Mapping[str, TensorSpec] | None = None,
 ) -> SaveReport | Future[SaveReport]:
     """Write the targets of ``plan``, whose sources ``model`` holds, into the new directory ``destination``.
 
     Every rank of the team must call this. With ``background``, which makes the team for another thread, the parameters
     are converted and copied to (pinned) host memory, and the rest happens while the caller goes on: the result is a
-    future. Raises ``CrosswalkError`` on every rank for what any of them finds, or lets the future raise it.
+    future. ``elsewhere``: what other ranks have, which may be absent here. Raises ``CrosswalkError`` on every rank for
+    what any of them finds, or lets the future raise it.
     """
     started = time.monotonic()
     output = output or Output()
@@ -110,7 +114,7 @@ def save(
         files = lay_out(plan.targets, natural_order(plan.targets), output.layout)
         check_names([file.name for file in files], output.extra, output.carried)
         step.agree["files"] = {file.name: file.size for file in files}
-        placed = place_all(collect(model), plan.sources)
+        placed = place_all(collect(model), plan.sources, elsewhere=elsewhere)
         step.value = table(placed)
     mine = share_out(step.values, plan.sources)[team.rank]
     planned = moves(plan, {name: owned(placed[name], boxes) for name, boxes in mine.items()}, "source")
@@ -149,11 +153,8 @@ def save(
                     draft.complete()
         return SaveReport(other.rank, destination, sizes, total, time.monotonic() - started, blocked)
 
-    return _background.submit(finish)
+    return background_work.submit(f"saving {destination}", finish)
 
-
-#: One thread, so that saves finish in the order in which they began, which is the same on every rank.
-_background = ThreadPoolExecutor(1, "crosswalk-save")
 
 #: Writes the stretches of a bucket from a buffer, and its direct bytes from memories.
 Write = Callable[[Bucket, torch.Tensor, Sequence[Memory]], None]
@@ -175,8 +176,10 @@ class Draft:
         what the plan pads is there already."""
         sizes = {file.name: file.size for file in self.files}
         overwrite = self.output.overwrite
-        staging = Staging(self.destination, sizes, sizes, overwrite=overwrite, resume=False)
+        identity = {"owner": owner(), "sizes": sizes}
+        staging = Staging(self.destination, identity, sizes, overwrite=overwrite, resume=False)
         self._staging, self.path = staging, staging.path
+        remove_stale(self.destination)
         check_space(staging, sum(sizes.values()))
         with staging.errors("created"):
             for file in self.files:

@@ -307,6 +307,7 @@ def test_problems_of_the_config_are_said_of_the_file_of_the_user(tmp_path: Path)
     position = caught.value.diagnostics[0].position
     assert position is not None
     assert position.file == str(tmp_path / "config.json")
+    assert crosswalk.compare(tmp_path, tiny=True, keep="strange_key").same
 
 
 @pytest.mark.parametrize(

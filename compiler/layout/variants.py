@@ -1,0 +1,170 @@
+"""How a model stores its parameters: fields of ``training`` can decide it, and a live model shows which of them it has.
+
+A checkpoint says nothing about such fields (queries, keys and values in one parameter or in three). Names and shapes of
+the model's parameters do: the config is changed, one field at a time, as long as it fits them better.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from crosswalk.compiler.notation.axes import ParameterPattern, resolve
+from crosswalk.compiler.notation.expressions import Expression, compile_expression
+from crosswalk.compiler.notation.templates import join
+from crosswalk.runtime.errors import CrosswalkError
+
+from .cells import ours_shape
+from .model import Field, Layout, Type
+from .modules import AxisSizes, parameters, walk
+from .scope import Path, Scope, normalize
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Choice(NamedTuple):
+    """A field that decides how parameters are stored, and the values that it can have."""
+
+    path: Path
+    values: Sequence[Any]
+
+
+def fitting(layout: Layout, kind: Type, config: Mapping[str, Any], found: Shapes, part: bool = False) -> dict[str, Any]:
+    """The config with those values of ``training`` fields whose parameters are the ``found`` ones, or as near to them
+    as there are; ``config`` itself if no other is nearer. ``part``: there may be parameters that are not found."""
+    best = dict(config)
+    if not any(choices(Scope(layout, kind, best))):
+        return best
+    distance = functools.partial(_distance, layout, kind, found, part)
+    least = distance(best)
+    better = True
+    while better and any(least):
+        better = False
+        for choice in list(choices(Scope(layout, kind, best))):
+            for value in choice.values:
+                changed = _changed(layout, kind, best, choice.path, value)
+                if changed is not None and (now := distance(changed)) < least:
+                    best, least, better = changed, now, True
+            if better:
+                break  # another value may bring other fields
+    return best
+
+
+def variants(layout: Layout, kind: Type, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The configs that differ from a complete one in one of the fields that decide how parameters are stored."""
+    for choice in choices(Scope(layout, kind, config)):
+        for value in choice.values:
+            changed = _changed(layout, kind, config, choice.path, value)
+            if changed is not None and changed != config:
+                yield changed
+
+
+def choices(root: Scope) -> Iterator[Choice]:
+    """The fields of ``training`` in a config that decide how parameters are stored."""
+    decisive = frozenset(_mentioned(root.layout))
+    for path, scope in root.walk():
+        for name, declared in scope.kind.fields.items():
+            if declared.group == "training" and (values := _values(root.layout, declared, decisive)):
+                yield Choice((*path, name), values)
+
+
+def shapes(root: Scope) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter that the config at ``root`` gives rise to, without tied ones."""
+    tied = {tie.parameter for tie in root.kind.ties if root.holds(tie.condition)}
+    known: dict[Scope, list[tuple[Any, tuple[int, ...]]]] = {}
+    result = {}
+    for module, scope in walk(root):
+        if scope not in known:
+            sizes = AxisSizes(scope)
+            known[scope] = [
+                (name, ours_shape(pattern, sizes))
+                for name, parameter, pattern in parameters(scope)
+                if parameter.same_as is None
+            ]
+        result |= {str(join(module, name)): shape for name, shape in known[scope]}
+    return {name: shape for name, shape in result.items() if name not in tied}
+
+
+def absent(root: Scope) -> dict[str, str]:
+    """Name of every parameter that a module of the config at ``root`` could have and has not -> when it would."""
+    result = {}
+    for module, scope in walk(root):
+        for parameter in scope.kind.parameters:
+            condition = parameter.condition
+            if condition is not None and not parameter.name.holes and not scope.holds(condition):
+                where = ".".join(scope.path)
+                result[str(join(module, parameter.name))] = f"`{condition.text}` in `{where}`"
+    return result
+
+
+def described(root: Scope) -> str:
+    """The fields that decide how parameters are stored, as they are in a config; empty if there is none."""
+    found = []
+    for choice in choices(root):
+        value: Any = root.config
+        for name in choice.path:
+            value = value[name]
+        shown = value.get("type", value) if isinstance(value, Mapping) else value
+        found.append(f"{'.'.join(choice.path)}: {shown}")
+    return ", ".join(found)
+
+
+def _distance(layout: Layout, kind: Type, found: Shapes, part: bool, config: Mapping[str, Any]) -> tuple[int, int]:
+    expected = shapes(Scope(layout, kind, config))
+    wrong = sum(expected.get(name) != shape for name, shape in found.items())
+    missing = sum(name not in found for name in expected)
+    return (wrong, missing) if part else (wrong + missing, 0)
+
+
+def _changed(layout: Layout, kind: Type, config: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any] | None:
+    """The config with another value at a path, complete; None if the layout does not allow it there."""
+    result = copy.deepcopy(dict(config))
+    place: Any = result
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    try:
+        return normalize(layout, result, kind.name)
+    except CrosswalkError:
+        return None
+
+
+def _values(layout: Layout, declared: Field, decisive: Collection[str]) -> Sequence[Any]:
+    """The values that a field can have, if they decide how parameters are stored."""
+    family = layout.families.get(declared.of)
+    if family is not None and declared.is_config:
+        stores = any(kind.parameters or kind.children for kind in family.types.values())
+        return [{"type": name} for name in family.types] if stores else ()
+    if declared.kind == "type" and declared.nullable:
+        inner = layout.type_of(declared.of)
+        return [None, {}] if inner is not None and (inner.parameters or inner.children) else ()
+    if declared.name not in decisive:
+        return ()
+    if declared.kind == "enum":
+        return layout.enums[declared.of]
+    return (False, True) if (declared.kind, declared.of) == ("scalar", "bool") else ()
+
+
+def _mentioned(layout: Layout) -> Iterator[str]:
+    """Names of the fields that conditions, patterns and sizes of parameters speak of."""
+    for kind in layout.all_types():
+        expressions = [size for size in kind.axes.values() if isinstance(size, Expression)]
+        expressions += [tie.condition for tie in kind.ties]
+        for parameter in kind.parameters:
+            expressions += [compile_expression(text, None) for text in _conditions(parameter.pattern)]
+            if parameter.condition is not None:
+                expressions.append(parameter.condition)
+        yield from (path[-1] for expression in expressions for path in expression.names)
+
+
+def _conditions(pattern: ParameterPattern) -> list[str]:
+    found: list[str] = []
+
+    def holds(text: str) -> bool:
+        found.append(text)
+        return True
+
+    resolve(pattern, holds)
+    return found

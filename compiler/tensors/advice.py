@@ -1,0 +1,53 @@
+"""What a user should do where the parameters of a live model are not those of a config."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.layout.variants import absent, described
+from crosswalk.compiler.relations.tree import CompiledMapping
+
+#: Parts of the names that adapters of a model have, or that adapters give to what they are put on.
+_ADAPTERS = ("lora_", "base_layer", "modules_to_save", "original_module", "base_model")
+
+
+def of_adapter(name: str) -> str | None:
+    """What to do about a tensor that an adapter has put into a model; None for any other."""
+    if any(part.startswith(_ADAPTERS) for part in name.split(".")):
+        return "it belongs to an adapter (LoRA): merge the adapters into the model first"
+    return None
+
+
+class Advice:
+    """What a user should do about a parameter that is missing, not expected, or of another shape."""
+
+    def __init__(self, mapping: CompiledMapping, config: Mapping[str, Any]) -> None:
+        self._mapping, self._root = mapping, Scope(mapping.layout, mapping.root.type, config)
+
+    def __call__(self, name: str) -> str | None:
+        """None if there is nothing to say about it."""
+        if (hint := of_adapter(name)) is not None:
+            return hint
+        if name in self._ties:
+            return "a tied parameter must share the memory of the other"
+        if name in self._absent:
+            said = f"the layout has it where {self._absent[name]}, which `{self._mapping.name}` says nothing of"
+            return f"{said}: leave it out of what is passed, a dict of the other parameters"
+        if self._variant:
+            return f"the nearest variant of the layout has {self._variant}: give the model's own as native_config"
+        return None
+
+    @functools.cached_property
+    def _ties(self) -> set[str]:
+        return {tie.parameter for tie in self._root.kind.ties}
+
+    @functools.cached_property
+    def _absent(self) -> dict[str, str]:
+        return absent(self._root)
+
+    @functools.cached_property
+    def _variant(self) -> str:
+        return described(self._root)
