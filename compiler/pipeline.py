@@ -236,8 +236,8 @@ def _to_fill(
     found, complete = Scope(layout, kind, imported), Scope(layout, kind, normalize(layout, given, kind.name))
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
-    for path, given, wanted in differing(complete, found):
-        text = f"`{'.'.join(path)}` is {given}, the checkpoint says {wanted}"
+    for path, now, wanted in differing(complete, found):
+        text = f"`{'.'.join(path)}` is {now}, the checkpoint says {wanted}"
         problems.append(Diagnostic("native/differs", text, None, hint, path=path))
     if problems:
         raise CrosswalkError(problems)

@@ -7,12 +7,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from crosswalk.compiler.notation.axes import ParameterPattern, resolve
-from crosswalk.compiler.notation.expressions import compile_expression
+from crosswalk.compiler.notation.expressions import KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import Hole, Template, join
 from crosswalk.runtime.errors import CrosswalkError
 
 from .model import Child, Parameter
-from .scope import Path, Scope
+from .scope import Scope
 
 
 class Present(NamedTuple):
@@ -33,7 +33,7 @@ def instances(scope: Scope, child: Child) -> Iterator[tuple[dict[str, object], S
         yield values, found
 
 
-def _configs(scope: Scope, name: Template, config: Path) -> Iterator[tuple[dict[str, object], Scope]]:
+def _configs(scope: Scope, name: Template, config: KeyPath) -> Iterator[tuple[dict[str, object], Scope]]:
     holes = [hole.name for hole in name.holes if isinstance(hole, Hole)]
     if not holes:
         found = config_of(scope, config)
@@ -56,7 +56,7 @@ def _configs(scope: Scope, name: Template, config: Path) -> Iterator[tuple[dict[
                 yield {hole: index}, found
 
 
-def config_of(scope: Scope, config: Path) -> Scope | None:
+def config_of(scope: Scope, config: KeyPath) -> Scope | None:
     """The config that a child is made from: a path of fields; ``decoder.{last}`` is the last layer."""
     if config[-1] == "{last}":
         blocks = scope.blocks(config[0])
@@ -92,7 +92,7 @@ def walk(scope: Scope) -> Iterator[tuple[Template, Scope]]:
     """This module and all below it, by name. Layers of one config share the scopes of what is in them."""
     yield Template.parse(""), scope
     for child in scope.kind.children:
-        known: dict[Path, list[tuple[Template, Scope]]] = {}
+        known: dict[KeyPath, list[tuple[Template, Scope]]] = {}
         for values, inner in instances(scope, child):
             if inner.path not in known:
                 known[inner.path] = list(walk(inner))

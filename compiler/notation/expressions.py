@@ -19,14 +19,14 @@ from crosswalk.runtime.errors import Position, fail
 from . import operators as ops
 from .operators import ALLOWED, COMPARISONS, MAX_DEPTH, MAX_LENGTH, ExpressionProblem
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 Tree = list[Any]
 
 
 @dataclass(slots=True)
 class _Scope:
-    resolve: Callable[[Path], Any]
-    exists: Callable[[Path], bool] | None
+    resolve: Callable[[KeyPath], Any]
+    exists: Callable[[KeyPath], bool] | None
 
 
 Run = Callable[[_Scope], Any]
@@ -38,11 +38,11 @@ class Expression:
 
     text: str
     position: Position | None
-    names: frozenset[Path]
-    tested: frozenset[Path]
+    names: frozenset[KeyPath]
+    tested: frozenset[KeyPath]
     _run: Run = field(repr=False, compare=False)
 
-    def evaluate(self, resolve: Callable[[Path], Any], exists: Callable[[Path], bool] | None = None) -> Any:
+    def evaluate(self, resolve: Callable[[KeyPath], Any], exists: Callable[[KeyPath], bool] | None = None) -> Any:
         """The value, as None, bool, int, float, str, list or dict.
 
         ``resolve(path)`` is called when, and only when, the value of a name is needed; what it raises passes through.
@@ -95,7 +95,7 @@ def recording() -> Iterator[set[str]]:
 
 
 @lru_cache(maxsize=4096)
-def _compile(text: str) -> tuple[frozenset[Path], frozenset[Path], Run]:
+def _compile(text: str) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run]:
     if text in _known:
         try:
             return _built(_known[text])
@@ -106,7 +106,7 @@ def _compile(text: str) -> tuple[frozenset[Path], frozenset[Path], Run]:
     return _built(parse(text))
 
 
-def _built(tree: Tree) -> tuple[frozenset[Path], frozenset[Path], Run]:
+def _built(tree: Tree) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run]:
     compiler = _Compiler()
     run = compiler.build(tree)
     return frozenset(compiler.names), frozenset(compiler.tested), run
@@ -116,8 +116,8 @@ class _Compiler:
     """Collects names and keeps the depth while builders call :meth:`build` for their children."""
 
     def __init__(self) -> None:
-        self.names: set[Path] = set()
-        self.tested: set[Path] = set()
+        self.names: set[KeyPath] = set()
+        self.tested: set[KeyPath] = set()
         self.depth = 0
 
     def build(self, tree: Any) -> Run:

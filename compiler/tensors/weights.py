@@ -16,8 +16,9 @@ from crosswalk.compiler.layout.model import Child, Layout, Parameter
 from crosswalk.compiler.layout.modules import AxisSizes, config_of, instances, parameters
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
+from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.templates import Template, join
-from crosswalk.compiler.relations.tree import Path
+from crosswalk.compiler.relations.tree import alternatives
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .lower import Piece, Source, Tensor, lower, ours_shape
@@ -62,7 +63,7 @@ class Weights:
 class _Claim:
     """A line that speaks of ``ours`` below the current module; names below ``theirs`` are its left side."""
 
-    ours: tuple[Path, ...]
+    ours: tuple[KeyPath, ...]
     theirs: Template
     line: TensorEntry
     chosen: Chosen | None
@@ -119,7 +120,7 @@ class _Walk:
         default: Template | None = None if here else theirs
         for chosen in here:
             section = chosen.struct.section
-            whole = chosen.struct is chosen.mapping.root
+            whole = any(chosen.struct is root for root in alternatives(chosen.mapping.root))
             prefix = Template.parse(chosen.tensors) if whole else theirs
             for line in section.tensors:
                 name = line.theirs if prefix is None else join(prefix, line.theirs)
@@ -161,7 +162,7 @@ class _Walk:
             for path in c.ours
             if len(path) > len(own) and path[: len(own)] == own and len(c.ours) == 1
         )
-        cache: dict[Path, Weights] = {}
+        cache: dict[KeyPath, Weights] = {}
         for values, inner in instances(scope, child):
             if exact is not None:
                 prefix: Template | None = exact.theirs.render(values)
@@ -229,7 +230,7 @@ class _Walk:
                 out,
             )
 
-    def leaves(self, path: Path, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
+    def leaves(self, path: KeyPath, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
         """The parameters that a path names: itself, or as a group all below it, by what is added to its name."""
         name = ".".join(path)
         if name in present:
