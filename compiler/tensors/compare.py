@@ -5,8 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Container, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
+from crosswalk.compiler.layout.limit import Limit
+from crosswalk.compiler.layout.natives import natives_of
+from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
+from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.dtypes import FLOATS
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.folding import fold
@@ -17,6 +22,16 @@ from .quantised import looks_quantised, quantised_marks
 
 _Shapes = Mapping[str, tuple[int, ...]]
 _Lines = Mapping[str, TensorEntry]
+
+
+def check_stored(mapping: CompiledMapping, native: Mapping[str, Any], files: Mapping[str, TensorSpec]) -> None:
+    """Raise ``CrosswalkError`` unless the files hold the parameters of a complete native config, each of its shape, and
+    nothing else."""
+    scope = Scope(mapping.layout, mapping.root.type, native)
+    natives = natives_of(scope, limit=Limit.of(files))
+    stored = {name: native.shape for name, native in natives.items() if native.tied_to is None}
+    hint = "the config of this checkpoint says that there is no such parameter"
+    compare_tensors(stored, files, f"layout `{mapping.layout.name}`", hint)
 
 
 def compare_tensors(
