@@ -28,9 +28,10 @@ def show_report(report: Report) -> None:
     """One line a fact; on a terminal, long ones are wrapped to its width."""
     facts = [
         ("format", f"{report.format} -> {report.to}"),
-        ("tensors", f"{report.sources} -> {report.targets} in {report.copies} copies"),
+        ("tensors", report.verdict),
+        ("config", report.config),
+        ("moved", f"{report.sources} -> {report.targets} tensors in {report.copies} copies"),
         ("bytes", f"{bytes_text(report.bytes_read)} read, {bytes_text(report.bytes_written)} written"),
-        ("verdict", report.verdict),
         ("plan", report.digest),
     ]
     if report.destination is not None:
