@@ -11,7 +11,8 @@ from crosswalk.compiler.notation.axes import parse_dims
 from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.notation.versions import version_numbers
-from crosswalk.compiler.text.documents import Map, Seq, scalar_of
+from crosswalk.compiler.text.positioned import Map, Seq
+from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .encodings import parse_encodings, parse_signs
@@ -32,7 +33,7 @@ TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
-     "versions", "write_dialects", "keeps", "harmless", "unmapped", "wrappers", "quantised",
+     "versions", "write_dialects", "keeps", "class_defaults", "harmless", "unmapped", "wrappers", "quantised",
      "enums", "dialects", "encodings", "parts", "elsewhere")
 )  # fmt: skip
 
@@ -75,6 +76,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         versions=_versions(document, base),
         write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
         keeps=tuple({entry.theirs: entry for entry in (*base.keeps, *_keeps(document), *_harmless(document))}.values()),
+        class_defaults=dict(document.get("class_defaults", base.class_defaults)),
         wrappers=(*base.wrappers, *document.get("wrappers", ())),
         quantised=parse_signs(document, base),
         unmapped={**base.unmapped, **document.get("unmapped", {})},

@@ -49,6 +49,10 @@ def planning_options(command: Command) -> Command:
                 help="Cut an axis on the way back. Default: what --pad added.",
             ),
             click.option(
+                "--like", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+                help="The original Hugging Face directory: tokenizer, token ids and the like come from there.",
+            ),
+            click.option(
                 "--model-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
                 help="Where the model code of a custom architecture is, if SRC does not carry it.",
             ),
@@ -93,7 +97,7 @@ def convert(
     """Convert the checkpoint SRC into the new directory DST."""
     from crosswalk import convert as run
 
-    from .tables import show_report
+    from .report import show_report
 
     options = _options(workers, memory, checksum, overwrite, resume)
     with _progress(quiet, "converting") as progress:
@@ -110,7 +114,7 @@ def check(src: Path, **planning: Any) -> None:
     """Check SRC against its mapping: config.json and headers; of the weights only what is tied and stored twice."""
     from crosswalk import check as run
 
-    from .tables import show_report
+    from .report import show_report
 
     show_report(run(src, **_planned(planning)))
 
@@ -163,7 +167,7 @@ def verify(
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
-    from .tables import show_report
+    from .report import show_report
 
     with _progress(quiet, "verifying") as progress:
         report = run(

@@ -16,11 +16,13 @@ DEFAULT_SHARD = 5_000_000_000
 @dataclass(frozen=True, kw_only=True)
 class Options(PlanOptions):
     """The options of a plan that is made for files. ``format``: a name, None or ``auto`` to find it; ``to``: ``hf`` or
-    a layout; ``model_files``: where the model code of a custom architecture is."""
+    a layout; ``model_files``: where the model code of a custom architecture is; ``like``: the Hugging Face checkpoint
+    that a native one came from."""
 
     format: str | None = None
     to: str | None = None
     model_files: Path | None = None
+    like: Path | None = None
 
     @property
     def named_format(self) -> str | None:
@@ -30,10 +32,8 @@ class Options(PlanOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """The options of Hugging Face files that a training job writes. ``carry_from``: the checkpoint that the model came
-    from; ``max_shard_size`` in bytes."""
+    """The options of Hugging Face files that a training job writes. ``max_shard_size`` in bytes."""
 
-    carry_from: Path | None = None
     max_shard_size: int = DEFAULT_SHARD
     overwrite: bool = False
 
@@ -46,6 +46,9 @@ def check_direction(options: Options) -> None:
     if options.to != "hf" and options.truncate:
         text = "axes are truncated on the way to `hf`, and this is a conversion to a layout"
         raise fail("usage/truncate", text, None, "leave out --truncate")
+    if options.to != "hf" and options.like:
+        text = "an original is given on the way to `hf`, and this is a conversion to a layout"
+        raise fail("usage/like", text, None, "leave out --like: all of it is carried along")
 
 
 def parse_sizes(texts: Iterable[str], option: str) -> dict[str, int]:
