@@ -100,7 +100,7 @@ def convert(
     """Convert the checkpoint SRC into the new directory DST."""
     from crosswalk import convert as run
 
-    from .reports import show_report
+    from .report import show_report
 
     options = _options(workers, memory, checksum, overwrite, resume)
     with _progress(quiet, "converting") as progress:
@@ -120,7 +120,7 @@ def check(src: Path, verbose: bool, **planning: Any) -> None:
     from crosswalk.jobs.options import Options
     from crosswalk.jobs.report import Report
 
-    from .reports import show_report
+    from .report import show_report
 
     prepared = checked(src, Options(**_planned(planning)))
     show_report(Report.of(prepared))
@@ -179,7 +179,7 @@ def verify(
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
-    from .reports import show_report
+    from .report import show_report
 
     with _progress(quiet, "verifying") as progress:
         report = run(

@@ -28,16 +28,6 @@ def echo(lines: Iterable[str]) -> None:
         click.echo(_cell(line).rstrip())
 
 
-def bytes_text(count: int) -> str:
-    """A number of bytes for people."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
-        value /= 1000
-    return f"{value:.2f} TB"
-
-
 def short(position: str) -> str:
     """``llama.yaml:37:5`` for a long path."""
     file, _, rest = position.partition(":")

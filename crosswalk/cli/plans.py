@@ -16,8 +16,8 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.plan.regions import Region
 
 from .configs import show_native_config
-from .lines import bytes_text, echo, related, short
-from .reports import report_lines
+from .lines import echo, related, short
+from .report import bytes_text, show_report
 
 #: A number that is a whole part of a name: the place of a layer or an expert. ``1`` in ``norm_1`` is none.
 _PLACE = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -59,8 +59,8 @@ def show_plan(prepared: Prepared, workers: int | None, verbose: bool = False) ->
     from crosswalk.runtime.files.workers import peak_memory
 
     threads = workers or min(4, os.cpu_count() or 1)
-    echo(report_lines(Report.of(prepared)))
-    echo((f"{'memory':<10}  {bytes_text(peak_memory(threads))} with {threads} workers, whatever the model", ""))
+    show_report(Report.of(prepared))
+    echo((f" {'memory':<11}{bytes_text(peak_memory(threads))} with {threads} workers, whatever the model", ""))
     echo(plan_lines(prepared.plan, prepared.to == "hf", list(prepared.bound.ours), verbose))
     if verbose:
         echo([""])
