@@ -16,8 +16,8 @@ INTRODUCTION = """\
 <!-- Written by docs/generate_errors.py from runtime/error_codes.toml: edit that. -->
 # Error codes
 
-Every problem has a code, which the command line prints after the message and which stays what it is:
-`CrosswalkError.diagnostics` has it as `code`. The message says what was expected and found, and where; this page what
+Every problem has a code, which stays what it is: `CrosswalkError.diagnostics` has it as `code`, and the text of the
+exception ends its first line with it. The message says what was expected and found, and where; this page what
 a code means in general, and what to do."""
 
 

@@ -16,7 +16,7 @@ _WIDTH = 120  # of the part of a source line that is shown
 def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | None] | None = None) -> str:
     """Plain text for a terminal, one paragraph a problem, in the order of the files; duplicates appear once.
 
-        mappings/llama.yaml:37:26: error: type `attention` has no field `head_group` [mapping/no-such-field]
+        mappings/llama.yaml:37:26: error: type `attention` has no field `head_group`
           37 |     num_key_value_heads: head_group
              |                          ^^^^^^^^^^
           hint: did you mean `head_groups`? (layouts/fast_llm.yaml:169)
@@ -36,7 +36,7 @@ def _order(found: Diagnostic) -> tuple[bool, str, int, int]:
 def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:
     where = f"{found.position}: " if found.position else ""
     first, *more = visible(found.message).split("\n")
-    parts = [f"{visible(where)}{found.severity}: {first} [{found.code}]"]
+    parts = [f"{visible(where)}{found.severity}: {first}"]
     if found.position:
         parts += _excerpt(found.position, lines_of)
     parts += [f"  {line}".rstrip() for line in more]
