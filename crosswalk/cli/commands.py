@@ -43,6 +43,7 @@ def planning_options(command: Command) -> Command:
             click.option(
                 "--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread."
             ),
+            click.option("--text-only", is_flag=True, help="Take the text tower of a model that has others too."),
             click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
             click.option(
                 "--truncate", multiple=True, metavar="AXIS=SIZE",

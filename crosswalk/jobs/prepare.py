@@ -34,11 +34,12 @@ from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import Position, fail
 from crosswalk.runtime.plan.model import Plan
 
-from .detect import DEFAULT_LAYOUT, chosen_format
-from .formats import catalog, format_named
+from .detect import chosen_format
+from .formats import DEFAULT_LAYOUT, catalog, format_named
 from .options import Options, check_direction
 from .origin import record, remembered
 from .plans import formats
+from .towers import text_tower
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ def prepare(source: Path, options: Options) -> Prepared:
     if options.to is None:
         options = replace(options, to="hf" if native else DEFAULT_LAYOUT)
     check_direction(options)
+    if native and options.text_only:
+        text = f"a text tower is taken from a Hugging Face checkpoint, and this is one of {DEFAULT_LAYOUT} ({METADATA})"
+        raise fail("usage/text-only", text, Position(str(source)), "leave out --text-only")
     if native and options.to == "hf":
         return _prepare_export(source, options)
     if native:
@@ -106,9 +110,13 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     if options.named_format is not None:
         format_named(options.named_format)
     checkpoint = open_hugging_face(path)
-    path, specs = checkpoint.path, checkpoint.tensors.specs()
-    places = _places(path / CONFIG, checkpoint.text, path)
-    with read_from(path / CONFIG, checkpoint.text):
+    path, text = checkpoint.path, checkpoint.text
+    root: tuple[str, ...] = ()
+    if options.text_only:
+        checkpoint, root = text_tower(checkpoint, options.named_format, options.to)
+    specs = checkpoint.tensors.specs()
+    places = _places(path / CONFIG, text, path, root)
+    with read_from(path / CONFIG, text, root):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
     return checkpoint, import_checkpoint(mapping, checkpoint.config, specs, options, places)
 
@@ -130,7 +138,7 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
-        origin=record(imported, text, checkpoint.files),
+        origin=record(imported, text, checkpoint.files, options.text_only),
     )  # fmt: skip
 
 
