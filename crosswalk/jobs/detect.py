@@ -105,7 +105,7 @@ def chosen_format(
         message = f"format `{name}` converts to layout `{mapping.layout.name}`, not to `{layout}`"
         raise fail("format/layout", message, None, "name one of the two only, or one of each that belong together")
     kind = config.get("model_type")
-    if kind in mapping.source.tower_of and kind not in mapping.source.model_types:
+    if kind in tuple(mapping.source.tower_of) and kind not in mapping.source.model_types:
         raise fail("format/tower", f"model_type {kind!r} has other towers beside that of format `{name}`", None, FLAG)
     return mapping
 

@@ -22,7 +22,7 @@ FLAG = "pass --text-only (in Python: text_only=True) to convert the text tower a
 def formats_of_tower(kind: Any, layout: str) -> list[MappingFile]:
     """The formats of a layout that may be the text tower of a model of the ``model_type`` ``kind``."""
     found = [catalog().mapping(name) for name in catalog().formats()]
-    return [mapping for mapping in found if mapping.layout == layout and kind in mapping.tower_of]
+    return [mapping for mapping in found if mapping.layout == layout and kind in tuple(mapping.tower_of)]
 
 
 def text_tower(
