@@ -11,17 +11,17 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING, Layout
 from crosswalk.compiler.mapping.model import MappingFile
-from crosswalk.compiler.relations.build import Expander
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.build import Builder
 from crosswalk.compiler.relations.check_config import check_config
+from crosswalk.compiler.relations.rules import OTHER_FORMAT
 from crosswalk.compiler.relations.tree import (
-    OTHER_FORMAT,
     Carried,
-    Choice,
+    CaseNode,
     CompiledMapping,
     FieldRule,
     Layers,
-    Path,
-    Struct,
+    OneOf,
     TheirsFact,
     claimed_paths,
     nodes_of,
@@ -36,10 +36,10 @@ def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position],
 
     Raises ``CrosswalkError`` with every problem found.
     """
-    expander = Expander(mapping, layout, load)
-    root = expander.root()
-    if expander.problems:
-        raise CrosswalkError(dict.fromkeys(expander.problems))
+    builder = Builder(mapping, layout, load)
+    root = builder.root()
+    if builder.sections.problems:
+        raise CrosswalkError(dict.fromkeys(builder.sections.problems))
     compiled = CompiledMapping(
         mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(claimed_paths(root))
     )
@@ -61,13 +61,14 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
     return tuple(facts)
 
 
-def _defaults(root: Struct) -> dict[Path, Any]:
-    result: dict[Path, Any] = {}
+def _defaults(root: OneOf) -> dict[KeyPath, Any]:
+    """What absent keys mean, for expressions."""
+    result: dict[KeyPath, Any] = {}
     for rule in rules_of(root):
         if isinstance(rule, (FieldRule, TheirsFact, Carried)) and rule.default is not MISSING:
             result.setdefault(rule.theirs, rule.default)
     for node in nodes_of(root):
-        if isinstance(node, Choice) and node.default is not MISSING:
+        if isinstance(node, CaseNode) and node.default is not MISSING:
             result.setdefault(node.key, node.default)
         elif isinstance(node, Layers) and node.each and node.each_default is not MISSING:
             result.setdefault(node.each, node.each_default)

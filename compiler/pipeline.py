@@ -23,11 +23,13 @@ from .config.read import import_config
 from .config.taken import Cases, Taken, follow, related_training
 from .config.write import export_config
 from .layout.differences import differing
+from .layout.limit import Limit
 from .layout.padded_axes import cut_to, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
 from .layout.variants import Shapes, fitting
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
+from .tensors.compare import check_stored
 from .tensors.encoded import Read, read_encodings
 from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
 from .tensors.read_config import import_with_tensors
@@ -160,7 +162,7 @@ def import_checkpoint(
     try:
         native, cases, lengths = _to_fill(mapping, read, options)
         with at(places.tensors):
-            bound = bind(mapping, native, cases, lengths)
+            bound = bind(mapping, native, cases, lengths, Limit.of(read.stored.names if tensors is not None else None))
             found = read.stored if tensors is not None else None
             plan = plan_import(
                 bound,
@@ -236,8 +238,8 @@ def _to_fill(
     found, complete = Scope(layout, kind, imported), Scope(layout, kind, normalize(layout, given, kind.name))
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
-    for path, given, wanted in differing(complete, found):
-        text = f"`{'.'.join(path)}` is {given}, the checkpoint says {wanted}"
+    for path, now, wanted in differing(complete, found):
+        text = f"`{'.'.join(path)}` is {now}, the checkpoint says {wanted}"
         problems.append(Diagnostic("native/differs", text, None, hint, path=path))
     if problems:
         raise CrosswalkError(problems)
@@ -269,6 +271,10 @@ def export_checkpoint(
     remembered, same = _remembered(mapping, source, theirs)
     with at(places.config):
         written, taken = export_config(mapping, theirs, dialects, allow, remembered)
+    if tensors is not None:
+        with at(places.tensors):
+            check_stored(mapping, native, tensors)
+    with at(places.config):
         bound = bind(mapping, native, taken.cases, lengths)
     names = tensor_dialect(mapping, dialects)
     if origin is not None and known and options.dialect is None and origin.tensor_dialect in mapping.source.dialects:

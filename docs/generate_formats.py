@@ -14,17 +14,17 @@ from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.notation.axes import format_terms
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.relations.tree import (
     Carried,
+    CaseNode,
     CheckRule,
-    Choice,
     CompiledMapping,
     Entries,
     FieldRule,
     Layers,
     Node,
-    Optional,
+    Nullable,
     OursFact,
     PartNode,
     Rule,
@@ -32,7 +32,6 @@ from crosswalk.compiler.relations.tree import (
     TheirsFact,
     Unused,
 )
-from crosswalk.compiler.relations.tree import Path as Keys
 from crosswalk.compiler.text.documents import Map, load_document
 from crosswalk.jobs.formats import catalog
 
@@ -207,7 +206,7 @@ def _tables(mapping: CompiledMapping) -> tuple[Table, Table, Table, dict[str, li
     keys, fields, tensors, checks = Table(), Table(), Table(), Table()
     silent: dict[str, list[str]] = {}
     for node, where in _walk(mapping.root, ()):
-        if isinstance(node, Choice):
+        if isinstance(node, CaseNode):
             _add(keys, _choice(node), where)
         elif isinstance(node, Layers):
             for row in _layers(node):
@@ -250,13 +249,13 @@ def _walk(node: Node, where: Where) -> Iterator[tuple[Node, Where]]:
         case Struct():
             for child in node.children:
                 yield from _walk(child, where)
-        case Choice():
+        case CaseNode():
             for case in node.cases:
                 yield from _walk(case.node, (*where, (_dotted(node.key), _value(case.value))))
         case Layers():
             for kind in node.kinds:
                 yield from _walk(kind.node, where if kind.name is None else (*where, ("kind", f"`{kind.name}`")))
-        case Optional() | Entries():
+        case Nullable() | Entries():
             yield from _walk(node.node, where)
         case PartNode():
             yield from _walk(node.beside, where)
@@ -275,7 +274,7 @@ def _key(rule: Rule) -> Row:
             if rule.otherwise is not MISSING:
                 absent += f", or {_value(rule.otherwise)} if the tensors say so"
             export = "always" if rule.omit is MISSING else f"unless {_value(rule.omit)}"
-            export = _value(rule.write) if rule.write is not None else export
+            export = _value(rule.write_as) if rule.write_as is not None else export
             hold = ["not null"] if rule.required else []
             hold += [f"{_value(value)} is as if absent" for value in rule.unset]
             hold += [f"also as `{_dotted(alias)}`" for alias in rule.alias]
@@ -289,13 +288,13 @@ def _key(rule: Rule) -> Row:
             return f"`{_dotted(rule.theirs)}`", "", absent, "always" if rule.written else "never", must
         case Carried():
             absent = "" if rule.default is MISSING else _value(rule.default)
-            export = _value(rule.write) if rule.write is not None else "as it was" if rule.kept else "never"
+            export = _value(rule.write_as) if rule.write_as is not None else "as it was" if rule.kept else "never"
             hold = f"must be {' or '.join(map(_value, rule.only))}: no {rule.feature}" if rule.only else "carried along"
             return f"`{_dotted(rule.theirs)}`", "", absent, export, hold if rule.kept else ""
     raise AssertionError(rule)
 
 
-def _choice(node: Choice) -> Row:
+def _choice(node: CaseNode) -> Row:
     cases = []
     for case in node.cases:
         name = case.node.type.name if isinstance(case.node, Struct) else ""
@@ -327,7 +326,7 @@ def _tensor(line: TensorEntry) -> Row:
     return f"`{line.theirs}`", ours + types, f"`{axes}`" if axes else ""
 
 
-def _dotted(path: Keys) -> str:
+def _dotted(path: KeyPath) -> str:
     return ".".join(path)
 
 

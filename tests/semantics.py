@@ -3,7 +3,8 @@
 1. Rotary keys are those of either dialect, with or without the optional keys that hold the class's defaults.
 2. A derived size may be written out: ``head_dim``, ``num_key_value_heads``.
 3. A key at the default of its class may be written out: ``attention_bias``, ``mlp_bias``, ``sliding_window``.
-4. Qwen2 says the window of each layer in three ways; Gemma 4 says the sizes of its full-attention layers in two.
+4. Qwen2 says the window of each layer in three ways, Dream says one that does not count; Gemma 4 says
+   the sizes of its full-attention layers in two.
 5. ``torch_dtype`` is the older name of ``dtype``; the root of a llava repeats the tie of its text.
 """
 
@@ -19,7 +20,7 @@ Config = Mapping[str, Any]
 _ROPE = ("rope_parameters", "rope_theta", "rope_scaling")
 _WINDOW = ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers")
 _LLAMA = ("llama", "mtp_llama", "diffusion_llama")
-_QWEN2 = ("qwen2", "qwen3", "dream")
+_QWEN2 = ("qwen2", "qwen3")
 _APRIEL2 = ("apriel2", "apriel2_text")
 
 
@@ -51,6 +52,8 @@ def meaning(config: Config) -> dict[str, Any]:
         result["num_key_value_heads"] = result["num_attention_heads"]
     if kind in _QWEN2:
         result = _without(result, *_WINDOW) | {"windows": windows_of(result)}
+    elif kind == "dream":  # its class looks at no window
+        result = _without(result, *_WINDOW)
     elif result.get("head_dim") is None:
         result["head_dim"] = result["hidden_size"] // result["num_attention_heads"]
     if kind in ("mistral", "mixtral"):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import (
     LLAMA,
     LLAVA,
+    MIXTRAL,
     CommandLine,
     Damage,
     Ran,
@@ -25,6 +26,8 @@ from small_checkpoints import (
     shard,
     write_index,
 )
+
+from crosswalk import CrosswalkError, compile_plan, import_config
 
 QWEN2 = {key: value for key, value in LLAMA.items() if key not in ("attention_bias", "mlp_bias", "head_dim")} | {
     "architectures": ["Qwen2ForCausalLM"],
@@ -306,6 +309,14 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("`num_key_value_heads` must be of type int, it is '2'", "`vocab_size` must be of type int, it is [71]"),
     ),
     "a billion layers": (config(num_hidden_layers=10**9), ("`num_hidden_layers` must be a number of layers",)),
+    "layers that no file holds": (
+        config(num_hidden_layers=100_000),
+        ("the config states 100000 `decoder.{i}`, which take 700001 tensors or more, but the files hold 30 tensors",),
+    ),
+    "more layers than the files hold": (
+        config(num_hidden_layers=1_000),
+        ("the config states 1000 `model.layers.{i}`, which take 2062 tensors or more, but the files hold 30 tensors",),
+    ),
     "true layers": (config(num_hidden_layers=True), ("`num_hidden_layers` must be a number of layers, it is True",)),
     "heads that do not divide": (
         lambda path: (config(num_attention_heads=7)(path), without("head_dim")(path)),
@@ -341,6 +352,47 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "NaN": (config(rms_norm_eps=math.nan), ("`rms_norm_eps` must be of type float and finite, it is nan",)),
     "too deep": (text(b"[" * 100_000), ("config.json:1:41: error: more than 40 levels of nesting",)),
 }
+
+
+@pytest.mark.parametrize("number", [2_000, 100_000, 10**9])
+def test_experts_that_no_file_holds(number: int, crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source", MIXTRAL)
+    config(num_local_experts=number)(source)
+    (error,) = crosswalk("check", source).problems
+    assert f"the config states {number} `block_sparse_moe.experts.{{expert}}." in error
+    assert "tensors or more, but the files hold 65 tensors" in error
+
+
+def test_layers_of_a_part_that_no_file_holds(crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source", LLAVA)
+    below("vision_config", num_hidden_layers=90_000)(source)
+    (error,) = crosswalk("check", source).problems
+    assert "the config states 90000 `vision_encoder.encoder.{i}`" in error
+    assert "but the files hold 54 tensors" in error
+
+
+def test_a_few_layers_more_are_named_tensor_by_tensor(crosswalk: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    config(num_hidden_layers=40)(source)
+    problems = crosswalk("check", source).problems
+    assert len(problems) == 9
+    assert "tensor `model.layers.{3..39}.self_attn.q_proj.weight` [84, 30] is missing (37 in all)" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        (LLAMA, {"num_hidden_layers": 100_000}),
+        (MIXTRAL, {"num_local_experts": 10**9}),
+        (LLAMA | {"model_type": "mtp_llama", "architectures": ["MTPLlamaForCausalLM"]}, {"prediction_heads": 10**9}),
+    ],
+    ids=["layers", "experts", "heads"],
+)
+def test_a_plan_without_files_is_bounded(base: dict[str, Any], changes: dict[str, int]) -> None:
+    config = import_config({**base, **changes})
+    for to, given in (("fast_llm", {**base, **changes}), ("hf", config)):
+        with pytest.raises(CrosswalkError, match=r"the config states (10+|9+) `.*tensors or more: there can be 500000"):
+            compile_plan(given, format=base["model_type"], to=to)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

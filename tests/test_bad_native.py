@@ -140,6 +140,10 @@ METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
         metadata(*BASE, "decoder", num_blocks=10**9),
         ("`decoder.num_blocks` must be at most 100000",),
     ),
+    "layers that no file holds": (
+        metadata(*BASE, "decoder", num_blocks=100_000),
+        ("the config states 100000 `decoder.{i}`, which take 700001 tensors or more, but the files hold 24 tensors",),
+    ),
     "infinite": (
         metadata(*BASE, "head", "normalization", epsilon=float("inf")),
         ("`head.normalization.epsilon` must be of",),

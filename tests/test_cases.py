@@ -190,8 +190,8 @@ def folds(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return counting
 
-    monkeypatch.setattr(read._Import, "__init__", count("read", read._Import.__init__))
-    monkeypatch.setattr(write._Export, "__init__", count("write", write._Export.__init__))
+    monkeypatch.setattr(read._Read, "__init__", count("read", read._Read.__init__))
+    monkeypatch.setattr(write._Write, "__init__", count("write", write._Write.__init__))
     return counted
 
 

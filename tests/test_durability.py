@@ -290,22 +290,23 @@ def test_source_that_changes(model: tuple[Plan, Path], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("checksum", ["xxh3", "sha256"])
 def test_resume_writes_only_what_is_missing(
-    model: tuple[Plan, Path], expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checksum: str, model: tuple[Plan, Path], expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination = tmp_path / "out"
     with monkeypatch.context() as patch:
         failing(patch, "fsync", 5, errno.EIO)  # the journal's first line, then data and journal of two files
         with pytest.raises(CrosswalkError):
-            write(model, destination, resume=True, workers=1)
+            write(model, destination, resume=True, workers=1, checksum=checksum)
     (stage,) = tmp_path.iterdir()
     times = {path.name: path.stat().st_mtime_ns for path in stage.glob("output/model-*")}
-    report = write(model, destination, resume=True)
+    report = write(model, destination, resume=True, checksum=checksum)
     assert len(report.resumed) == 2
     assert content(destination) == expected
     kept = {name for name, at in times.items() if (destination / name).stat().st_mtime_ns == at}
     assert kept == set(report.resumed)
-    whole = write(model, tmp_path / "other")
+    whole = write(model, tmp_path / "other", checksum=checksum)
     assert dict(sorted(whole.checksums.items())) == dict(sorted(report.checksums.items()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -520,6 +521,26 @@ def test_checksum_definition(tmp_path: Path) -> None:
     expected = xxhash.xxh3_128_hexdigest(b"".join(digests))
     assert len(digests) == 4
     assert checksum_checkpoint(open_checkpoint(tmp_path)) == {"a": expected}
+
+
+def test_sha256_is_that_of_the_bytes_of_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied, transposed, cast or empty, written by one worker or by several: what hashlib says of it."""
+    shrink(monkeypatch)
+    sources = {"copied": noise(70, 121), "turned": noise(75, 103), "cast": noise(71, 97), "none": noise(0, 3)}
+    plan = moved(
+        sources,
+        lambda t: {"a": t["copied"], "b": t["turned"].T, "c": t["cast"], "d": t["none"]},
+        {"c": torch.bfloat16},
+    )
+    source = open_checkpoint(save(sources, tmp_path / "in"))
+    report = write_checkpoint(plan, source, tmp_path / "out", options=Options(workers=3, checksum="sha256"))
+    written = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    expected = {
+        name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in written.items()
+    }
+    assert report.checksums == expected
+    assert checksum_checkpoint(open_checkpoint(tmp_path / "out"), "sha256") == expected
 
 
 def test_progress(tmp_path: Path) -> None:

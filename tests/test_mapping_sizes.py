@@ -31,6 +31,10 @@ LIMITS = {
     "torchtitan_llama3": 80,
     "torchtitan_qwen3": 45,
     "torchtitan_qwen3_moe": 45,
+    "megatron_llama": 85,
+    "megatron_mistral": 30,
+    "megatron_qwen2": 30,
+    "megatron_qwen3": 30,
 }
 
 

@@ -250,7 +250,7 @@ def _documents() -> Iterator[tuple[str, Config]]:
     folder = Path(str(resources.files("crosswalk.mappings")))
     for file in sorted(folder.glob("*.yaml")):
         document = read_yaml(file)
-        if not file.stem.startswith("torchtitan"):
+        if not file.stem.startswith(("torchtitan", "megatron")):
             yield file.stem, document
 
 

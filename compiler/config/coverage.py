@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Entry
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.keys import get, put, same_number
 from crosswalk.compiler.relations.tree import (
     Carried,
     CompiledMapping,
     Entries,
     Layers,
-    Optional,
+    Nullable,
     PartNode,
-    Path,
     nodes_of,
     part_mapping,
     rules_of,
@@ -27,7 +28,6 @@ from crosswalk.compiler.text.positioned import shorten
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .dialects import read_dialects
-from .keys import get, put, same_number
 
 
 def kept_names(keep: str | Iterable[str]) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ MAX_LISTED = 60  # keys in one message
 class Unknown(NamedTuple):
     """A key that no rule speaks of: its place in the file, its value, and what may have been meant."""
 
-    path: Path
+    path: KeyPath
     value: Any
     near: str | None
 
@@ -93,23 +93,23 @@ def _check_keep(mapping: CompiledMapping, config: Mapping[str, Any], names: list
             yield Diagnostic("usage/keep", text, None, "leave it out of --keep", path=path)
 
 
-def _place(config: Mapping[str, Any], name: str) -> Path | None:
+def _place(config: Mapping[str, Any], name: str) -> KeyPath | None:
     """The path of a dotted name; keys may have dots of their own."""
     return next((path for key, path in _dotted(config) if key == name), None)
 
 
-def _dotted(config: Mapping[str, Any], at: Path = ()) -> Iterator[tuple[str, Path]]:
+def _dotted(config: Mapping[str, Any], at: KeyPath = ()) -> Iterator[tuple[str, KeyPath]]:
     for key, value in config.items():
         yield ".".join((*at, key)), (*at, key)
         if isinstance(value, Mapping):
             yield from _dotted(value, (*at, key))
 
 
-def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: Path) -> Iterator[Unknown | Diagnostic]:
+def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath) -> Iterator[Unknown | Diagnostic]:
     """The keys that no rule speaks of, and what is wrong with others; ``where`` is the object of the mapping."""
     data = read_dialects(mapping, config)[0]
     claims = _Claims(mapping)
-    checked = {node.theirs for node in nodes_of(mapping.root) if isinstance(node, (Optional, Entries))}
+    checked = {node.theirs for node in nodes_of(mapping.root) if isinstance(node, (Nullable, Entries))}
     checked |= {node.overrides for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.overrides}
     parts = {node.part.theirs: node for node in nodes_of(mapping.root) if isinstance(node, PartNode)}
     for path, value in _unclaimed(data, (), claims, parts):
@@ -135,7 +135,7 @@ def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: Path) ->
 
 
 def _features(
-    mapping: CompiledMapping, config: Mapping[str, Any], data: Mapping[str, Any], where: Path
+    mapping: CompiledMapping, config: Mapping[str, Any], data: Mapping[str, Any], where: KeyPath
 ) -> Iterator[Diagnostic]:
     """Keys that are carried at some values alone and have another."""
     for rule in rules_of(mapping.root):
@@ -173,14 +173,16 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, (Mapping, list)) and not value)
 
 
-def _as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: Path) -> Path:
+def _as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: KeyPath) -> KeyPath:
     """The place in the file of what reading moved to ``path`` from the old place of a dialect."""
     moves = [move for dialect in mapping.source.dialects.values() for move in dialect.config]
     places = [(*move.old, *path[len(move.new) :]) for move in moves if path[: len(move.new)] == move.new]
     return next((place for place in (path, *places) if get(config, place) is not MISSING), path)
 
 
-def _carried(mapping: CompiledMapping, config: Mapping[str, Any], where: Path) -> Iterator[tuple[Path, Path, Any]]:
+def _carried(
+    mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath
+) -> Iterator[tuple[KeyPath, KeyPath, Any]]:
     """What a config holds that means nothing to the trainer and is to be restored: its place in the file, its place in
     the newest dialect, and its value. What nothing speaks of was accepted because it is empty, or by name."""
     data = read_dialects(mapping, config)[0]
@@ -231,7 +233,7 @@ class _Claims:
         self.prefixes = {path[:n] for path in paths for n in range(1, len(path))}
         self.has_holes = {path[:n] for path in paths for n, part in enumerate(path) if part.startswith("{")}
 
-    def match(self, path: Path, among: set[Path]) -> bool:
+    def match(self, path: KeyPath, among: set[KeyPath]) -> bool:
         if path in among:
             return True
         if not self.has_holes:
@@ -241,15 +243,15 @@ class _Claims:
             for other in among
         )
 
-    def siblings(self, parent: Path) -> list[str]:
+    def siblings(self, parent: KeyPath) -> list[str]:
         """The keys of an object that mean something to the trainer."""
         depth = len(parent)
         return [path[depth] for path in self.paths - self.carried if path[:depth] == parent and len(path) > depth]
 
 
 def _unclaimed(
-    data: Mapping[str, Any], at: Path, claims: _Claims, parts: Mapping[Path, PartNode]
-) -> Iterator[tuple[Path, Any]]:
+    data: Mapping[str, Any], at: KeyPath, claims: _Claims, parts: Mapping[KeyPath, PartNode]
+) -> Iterator[tuple[KeyPath, Any]]:
     for key, value in data.items():
         path = (*at, key)
         dotted = (*at, *key.split("."))  # a key may have dots of its own

@@ -11,11 +11,11 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Dialect, Move
+from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.versions import version_numbers
-from crosswalk.compiler.relations.tree import CompiledMapping, Layers, PartNode, Path, nodes_of, part_mapping
+from crosswalk.compiler.relations.keys import Names, get, layer_index, put, same_number
+from crosswalk.compiler.relations.tree import CompiledMapping, Layers, PartNode, nodes_of, part_mapping
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
-
-from .keys import Names, get, layer_index, put, same_number
 
 _OTHER = "write another one with --dialect; `crosswalk formats` lists them"
 
@@ -58,7 +58,13 @@ def _holds(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> boo
 
 
 def _merge(
-    data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, notes: list[str], problems: list[Diagnostic]
+    data: dict[str, Any],
+    move: Move,
+    old: KeyPath,
+    new: KeyPath,
+    value: Any,
+    notes: list[str],
+    problems: list[Diagnostic],
 ) -> None:
     there = get(data, new)
     if isinstance(value, Mapping) and isinstance(there, Mapping):
@@ -76,7 +82,9 @@ def _merge(
             problems.append(Diagnostic("config/dialects-differ", text, move.position, hint))
 
 
-def _place(data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, problems: list[Diagnostic]) -> None:
+def _place(
+    data: dict[str, Any], move: Move, old: KeyPath, new: KeyPath, value: Any, problems: list[Diagnostic]
+) -> None:
     """Put a value at its new place. A null on the way is like an absent object; anything else there is wrong."""
     for length in range(1, len(new)):
         found = get(data, new[:length])
@@ -90,7 +98,10 @@ def _place(data: dict[str, Any], move: Move, old: Path, new: Path, value: Any, p
 
 
 def write_dialects(
-    mapping: CompiledMapping, config: Mapping[str, Any], names: Iterable[str], effective: Mapping[tuple[str, Path], Any]
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    names: Iterable[str],
+    effective: Mapping[tuple[str, KeyPath], Any],
 ) -> dict[str, Any]:
     """The config as the given dialects want it. The newest form stays only if it is among ``names``.
 
@@ -99,21 +110,17 @@ def write_dialects(
     """
     wanted = list(names)
     result: dict[str, Any] = copy.deepcopy(dict(config))
-    old_places: list[tuple[Path, Any]] = []
-    moved: list[Path] = []
-    told: set[Path] = set()
+    old_places: list[tuple[KeyPath, Any]] = []
+    moved: list[KeyPath] = []
+    told: set[KeyPath] = set()
     for name in (name for name in wanted if name in mapping.source.dialects):
         dialect = mapping.source.dialects[name]
         for move in sorted((m for m in dialect.config if not m.legacy), key=lambda move: -len(move.new)):
             kind, objects = _kind_of(move), _object_of(move)
             if kind is not None and objects is not None:
                 path = move.new[len(objects) + 1 :]
-                value = effective.get((kind, path), MISSING)
                 told.update((*objects, str(index), *path) for index in _indices(mapping, config, kind))
-                if (kind, path) in effective and (value is MISSING or not _counts(mapping, config, move, path, value)):
-                    needs = f" with `{move.when.text}`" if move.when is not None else ""
-                    message = f"dialect `{name}` has one `{'.'.join(move.old)}` for all layers that are `{kind}`{needs}"
-                    raise fail("dialect/one-value", message, move.position, _OTHER)
+                value = _one_value(mapping, config, effective, dialect, move)
                 if value is not MISSING:
                     old_places.append((move.old, value))
                 moved.append(objects)
@@ -133,6 +140,26 @@ def write_dialects(
     for path, value in old_places:
         put(result, path, value)
     return result
+
+
+def _one_value(
+    mapping: CompiledMapping,
+    config: Mapping[str, Any],
+    effective: Mapping[tuple[str, KeyPath], Any],
+    dialect: Dialect,
+    move: Move,
+) -> Any:
+    """The value that all layers of a kind have, for the one old place of a move; MISSING if there is nothing to say."""
+    kind, objects = _kind_of(move), _object_of(move)
+    assert kind is not None
+    assert objects is not None
+    path = move.new[len(objects) + 1 :]
+    value = effective.get((kind, path), MISSING)
+    if (kind, path) in effective and (value is MISSING or not _counts(mapping, config, move, path, value)):
+        needs = f" with `{move.when.text}`" if move.when is not None else ""
+        message = f"dialect `{dialect.name}` has one `{'.'.join(move.old)}` for all layers that are `{kind}`{needs}"
+        raise fail("dialect/one-value", message, move.position, _OTHER)
+    return value
 
 
 def dialects_of(mapping: CompiledMapping, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -168,7 +195,7 @@ def without_stale_versions(
 
 def _parts(
     mapping: CompiledMapping, config: Mapping[str, Any]
-) -> Iterator[tuple[Path, CompiledMapping, Mapping[str, Any]]]:
+) -> Iterator[tuple[KeyPath, CompiledMapping, Mapping[str, Any]]]:
     for node in nodes_of(mapping.root):
         value = get(config, node.part.theirs) if isinstance(node, PartNode) else None
         if isinstance(node, PartNode) and isinstance(value, Mapping):
@@ -251,19 +278,19 @@ def _kind_of(move: Move) -> str | None:
     return holes[0] if holes else None
 
 
-def _object_of(move: Move) -> Path | None:
+def _object_of(move: Move) -> KeyPath | None:
     """The object whose keys the hole of a move stands for; None without a hole."""
     kind = _kind_of(move)
     return None if kind is None else move.new[: move.new.index("{" + kind + "}")]
 
 
-def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Move, path: Path, value: Any) -> bool:
+def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Move, path: KeyPath, value: Any) -> bool:
     """Whether a reader of the old place would find ``value``: where the place does not count, the common one holds."""
     common = get(config, (*_layers(mapping).theirs, *path))
     return move.when is None or _holds(mapping, config, move) or same_number(common, value)
 
 
-def _check_told(objects: Any, path: Path, told: set[Path], wanted: list[str]) -> None:
+def _check_told(objects: Any, path: KeyPath, told: set[KeyPath], wanted: list[str]) -> None:
     """What stands in single layers and no old place holds would be lost."""
     for index, override in objects.items() if isinstance(objects, Mapping) else ():
         for key in override if isinstance(override, Mapping) else ():
@@ -288,7 +315,7 @@ def _indices(mapping: CompiledMapping, data: Mapping[str, Any], kind: str) -> li
     return [index for index, name in enumerate(listed) if name == kind] if isinstance(listed, list) else []
 
 
-def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> list[Path]:
+def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> list[KeyPath]:
     """The new places of a move: one, or one for each layer of the kind that its hole names."""
     kind, objects = _kind_of(move), _object_of(move)
     if kind is None or objects is None:
@@ -299,7 +326,7 @@ def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> li
     return [(*objects, written.get(index, str(index)), *after) for index in _indices(mapping, data, kind)]
 
 
-def _remove(data: dict[str, Any], path: Path) -> None:
+def _remove(data: dict[str, Any], path: KeyPath) -> None:
     """Remove a place, and the objects that this leaves empty."""
     parent = get(data, path[:-1]) if len(path) > 1 else data
     if isinstance(parent, dict) and path[-1] in parent:

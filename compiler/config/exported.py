@@ -1,34 +1,27 @@
-"""What an export has written so far, and which structs it chose on the way."""
+"""What an attempt to write an object has written so far, layers and the structs that speak for objects included."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.notation.expressions import Expression
-from crosswalk.compiler.relations.tree import CheckRule, Path
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.sides import Draft
 from crosswalk.runtime.errors import Diagnostic, Position
 
-from .keys import same_number
 from .taken import Record
 
 
 @dataclass
-class Exported:
-    """What one attempt has written: places of theirs, and a record of what speaks for the objects of ours."""
+class Attempt(Draft):
+    """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
+    record of what speaks for the objects of ours."""
 
-    values: dict[Path, tuple[Any, Position]] = field(default_factory=dict)
-    overrides: dict[Path, Any] = field(default_factory=dict)
-    effective: dict[tuple[str, Path], Any] = field(default_factory=dict)
-    computed: list[tuple[Path, Expression, Path, Mapping[str, str]]] = field(default_factory=list)
-    checks: list[tuple[CheckRule, Scope, Mapping[str, str], Mapping[Path, Any]]] = field(default_factory=list)
+    overrides: dict[KeyPath, Any] = field(default_factory=dict)
+    effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
     record: Record = field(default_factory=Record)
-    problems: list[Diagnostic] = field(default_factory=list)
 
-    def absorb(self, other: Exported) -> None:
+    def absorb(self, other: Attempt) -> None:
         """Take over what another attempt wrote; a place written twice must have the same value and type."""
         for path, (value, position) in other.values.items():
             self.put(path, value, position)
@@ -36,23 +29,9 @@ class Exported:
         self.effective |= other.effective
         self.computed += other.computed
         self.checks += other.checks
+        self.lossy += other.lossy
         self.record.absorb(other.record)
         self.problems += other.problems
-
-    def put(self, path: Path, value: Any, position: Position) -> None:
-        if path in self.values:
-            old, at = self.values[path]
-            if not same_number(old, value) or (old is MISSING) != (value is MISSING):
-                self.problems.append(
-                    Diagnostic(
-                        "export/conflict",
-                        f"`{'.'.join(path)}` would be both {old!r} ({at}) and {value!r}",
-                        position,
-                        "the format has one place for what the trainer has several of: make these equal",
-                    )
-                )
-        else:
-            self.values[path] = (value, position)
 
 
 def none_fits(failed: list[tuple[str, list[Diagnostic]]], where: str, position: Position) -> list[Diagnostic]:

@@ -5,36 +5,35 @@ One method for each node and rule of :mod:`~crosswalk.compiler.relations.tree`; 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.layout.scope import Scope, Unresolved, misfit, normalize, widened
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.layout.scope import Scope, Unresolved, normalize
+from crosswalk.compiler.layout.values import widened
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.fields import scope_at
+from crosswalk.compiler.relations.keys import Names, fill, get, layer_index, overlaid, placed, put
+from crosswalk.compiler.relations.rules import at_rule
+from crosswalk.compiler.relations.sides import Findings, Reading
 from crosswalk.compiler.relations.tree import (
-    CheckRule,
-    Choice,
+    CaseNode,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
-    Optional,
-    OursFact,
+    Nullable,
     PartNode,
-    Path,
+    Rule,
     Struct,
-    TheirsFact,
     part_mapping,
 )
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .architectures import other_head, right_architecture
-from .checks import at_rule, run_check
 from .dialects import read_dialects
-from .fields import scope_at
-from .keys import Names, fill, get, layer_index, overlaid, placed, put, same_number
 from .taken import Chosen, Record, Taken
 
 
@@ -46,13 +45,14 @@ def import_config(
 
     Raises ``CrosswalkError`` with every problem of the config, each at the rule that it breaks.
     """
-    reading = _Import(mapping, allow_lossy, otherwise)
+    reading = _Read(mapping, allow_lossy, otherwise)
     native: dict[str, Any] = {}
     config, reading.record.notes = right_architecture(mapping.source, config)
     data = reading.prepare(mapping, config)
+    view = _View(mapping, data, {})
     for fact in mapping.header:
-        reading.theirs_fact(fact, Names(data, mapping.defaults, {}), other_head(mapping.source, config))
-    reading.node(mapping.root, _View(mapping, data, {}), native, ())
+        reading.rule(fact, view, native, (), other_head(mapping.source, config))
+    reading.node(mapping.root, view, native, ())
     reading.finish_facts(native)
     if reading.problems:
         raise CrosswalkError(dict.fromkeys(reading.problems))
@@ -60,7 +60,7 @@ def import_config(
     reading.finish_checks(result)
     if reading.problems:
         raise CrosswalkError(dict.fromkeys(reading.problems))
-    return result, reading.record.taken()
+    return result, reading.record.taken(reading.found.lossy)
 
 
 class _View:
@@ -79,13 +79,11 @@ class _View:
         self.names = Names(data, mapping.defaults, holes, root)
 
 
-class _Import:
+class _Read:
     def __init__(self, mapping: CompiledMapping, allow_lossy: bool, otherwise: bool) -> None:
         self.mapping, self.allow_lossy, self.otherwise = mapping, allow_lossy, otherwise
-        self.problems: list[Diagnostic] = []
-        self.record = Record()
-        self.facts: dict[Path, tuple[OursFact, Path]] = {}
-        self.checks: list[tuple[CheckRule, Path, _View]] = []
+        self.found, self.record = Findings(), Record()
+        self.problems = self.found.problems
 
     def prepare(self, mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
         data, notes, problems = read_dialects(mapping, config)
@@ -98,13 +96,13 @@ class _Import:
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
-    def node(self, node: Node, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def node(self, node: Node, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         match node:
             case Struct():
                 self.struct(node, view, out, anchor)
-            case Choice():
+            case CaseNode():
                 self.choice(node, view, out, anchor)
-            case Optional():
+            case Nullable():
                 self.optional(node, view, out, anchor)
             case Layers():
                 self.layers(node, view, out, anchor)
@@ -113,30 +111,25 @@ class _Import:
             case PartNode():
                 self.part(node, view, out, anchor)
 
-    def struct(self, node: Struct, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def struct(self, node: Struct, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         if node.type.registered:
             put(out, (*node.ours, "type"), node.type.registered)
         self.record.add((*anchor, *node.ours), Chosen(node, view.mapping, view.tensors))
         self.body(node, view, out, anchor)
 
-    def body(self, node: Struct, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def body(self, node: Struct, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         for rule in node.rules:
-            try:
-                match rule:
-                    case FieldRule():
-                        self.set(out, rule.ours, self.read(rule, view), rule.position)
-                    case TheirsFact():
-                        self.theirs_fact(rule, view.names)
-                    case OursFact():
-                        self.ours_fact(rule, out, anchor)
-                    case CheckRule():
-                        self.checks.append((rule, anchor, view))
-            except CrosswalkError as error:
-                self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
+            self.rule(rule, view, out, anchor)
         for child in node.children:
             self.node(child, view, out, anchor)
 
-    def choice(self, node: Choice, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def rule(self, rule: Rule, view: _View, out: dict[str, Any], anchor: KeyPath, because: str | None = None) -> None:
+        try:
+            rule.read(Reading(view.names, out, anchor, self.found, self.allow_lossy, self.otherwise, because))
+        except CrosswalkError as error:
+            self.problems += at_rule(error, rule.position)
+
+    def choice(self, node: CaseNode, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.key, view.holes)
         value = get(view.data, path)
         if value is MISSING or (value is None and node.default is not MISSING):
@@ -152,7 +145,7 @@ class _Import:
         found = f"it is {value!r}" if value is not MISSING else "it is absent"
         return self.error("config/choice", f"`{key}` must be one of {known}; {found}", node.position)
 
-    def optional(self, node: Optional, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def optional(self, node: Nullable, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.theirs, view.holes)
         value = get(view.data, path)
         if value is None and node.nullable:
@@ -166,18 +159,15 @@ class _Import:
             return self.error("config/type", f"`{'.'.join(path)}` must be an object, it is {value!r}", node.position)
         return self.node(node.node, view, out, anchor)
 
-    def layers(self, node: Layers, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def layers(self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         try:
             count = view.names.lookup(("root", *node.count), ())
             listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
         except CrosswalkError as error:
-            self.problems += [at_rule(problem, node.position) for problem in error.diagnostics]
+            self.problems += at_rule(error, node.position)
             return
         for rule in node.rules:
-            if isinstance(rule, TheirsFact):
-                self.theirs_fact(rule, view.names)
-            elif isinstance(rule, CheckRule):
-                self.checks.append((rule, (*anchor, *node.ours), view))
+            self.rule(rule, view, out, (*anchor, *node.ours))
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
             self.error(
                 "config/type", f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}", node.position
@@ -191,7 +181,7 @@ class _Import:
         self.listed_layers(node, view, out, anchor, count, listed)
 
     def listed_layers(
-        self, node: Layers, view: _View, out: dict[str, Any], anchor: Path, count: int, listed: Any
+        self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath, count: int, listed: Any
     ) -> None:
         assert node.each is not None
         key = ".".join(node.each)
@@ -246,22 +236,20 @@ class _Import:
             else:
                 common = {name: get(view.data, (*node.theirs, name)) for name in value}
                 result[index] = {name: item for name, item in value.items() if not same_value(item, common[name])}
-        if node.overridable is not None:
-            for kind in dict.fromkeys(kinds):
-                alike = [index for index, other in enumerate(kinds) if other == kind]
-                for index in alike:
-                    if not same_value(result.get(index, {}), result.get(alike[0], {})):
-                        message = f"`{where}`: layers {alike[0]} and {index} are both `{kind}`, and they differ"
-                        self.error("config/conflict", message, node.position)
-                        break
+        for kind in dict.fromkeys(kinds) if node.overridable is not None else ():
+            first, *others = (index for index, other in enumerate(kinds) if other == kind)
+            differs = (n for n in others if not same_value(result.get(n, {}), result.get(first, {})))
+            for index in itertools.islice(differs, 1):
+                message = f"`{where}`: layers {first} and {index} are both `{kind}`, and they differ"
+                self.error("config/conflict", message, node.position)
         return {index: value for index, value in result.items() if value}
 
-    def block(self, node: Node, view: _View, out: dict[str, Any], anchor: Path, where: Path) -> None:
+    def block(self, node: Node, view: _View, out: dict[str, Any], anchor: KeyPath, where: KeyPath) -> None:
         block: dict[str, Any] = {}
         put(out, where, block)
         self.node(node, view, block, (*anchor, *where))
 
-    def entries(self, node: Entries, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def entries(self, node: Entries, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.theirs, view.holes)
         value = get(view.data, path)
         if not isinstance(value, Mapping) or not value:
@@ -273,7 +261,7 @@ class _Import:
             inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key}, view.root, view.tensors)
             self.block(node.node, inner, out, anchor, (*node.ours, key))
 
-    def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: Path) -> None:
+    def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         value = get(view.data, node.part.theirs)
         key = ".".join(node.part.theirs)
         if value is None or value is MISSING:
@@ -298,112 +286,36 @@ class _Import:
         self.node(mapping.root, _View(mapping, data, {}, None, prefix), target, (*anchor, *node.ours))
         self.body(node.beside, view, out, anchor)
 
-    # ---- rules ------------------------------------------------------------------------------------------------------
-
-    def read(self, rule: FieldRule, view: _View) -> Any:
-        path = fill(rule.theirs, view.holes)
-        present: list[tuple[Path, Any]] = []
-        for place in (path, *(fill(alias, view.holes) for alias in rule.alias)):
-            value = get(view.data, place)
-            if value is not MISSING and not any(same_value(value, unset) for unset in rule.unset):
-                present.append((place, value))
-        for place, value in present[1:]:
-            if not same_number(value, present[0][1]):
-                raise fail(
-                    "config/conflict",
-                    f"`{'.'.join(present[0][0])}` is {present[0][1]!r}, and `{'.'.join(place)}`, which means the same,"
-                    f" is {value!r}",
-                )
-        value = present[0][1] if present else MISSING
-        nullable = (rule.field.nullable and not rule.required) or rule.field.of == "any"
-        if value is MISSING or (value is None and not nullable):
-            default = rule.otherwise if self.otherwise and rule.otherwise is not MISSING else rule.default
-            value = view.names.evaluate(default, rule.theirs[:-1])
-            if value is MISSING:
-                found = "null" if present else "absent"
-                raise fail("config/missing-key", f"`{'.'.join(path)}` is required, it is {found}")
-        if rule.read is not None:
-            value = view.names.evaluate(rule.read, rule.theirs[:-1])
-        if rule.table is not None and value is not None:
-            return self.from_table(rule, path, value)
-        value = widened(rule.field, value)
-        if (wanted := misfit(rule.field, value)) is not None:
-            raise fail("config/type", f"`{'.'.join(path)}` must be {wanted}, it is {value!r}")
-        return value
-
-    def from_table(self, rule: FieldRule, path: Path, value: Any) -> Any:
-        for row in rule.table or ():
-            if same_value(row.theirs, value):
-                if row.lossy and not self.allow_lossy:
-                    raise fail(
-                        "config/lossy",
-                        f"`{'.'.join(path)}` is {value!r}: {row.lossy}",
-                        hint="allow it with --allow-lossy (allow_lossy=True), or train with another value",
-                    )
-                if row.lossy:
-                    self.record.lossy.append(f"`{'.'.join(path)}` is {value!r}: {row.lossy}")
-                return row.ours
-        known = ", ".join(str(row.theirs) for row in rule.table or ())
-        raise fail("config/choice", f"`{'.'.join(path)}` must be one of {known}; it is {value!r}")
-
-    def theirs_fact(self, rule: TheirsFact, names: Names, found: str | None = None) -> None:
-        value = get(names.data, fill(rule.theirs, names.holes))
-        if value is MISSING:
-            value = rule.default
-        if value is MISSING:
-            return
-        allowed = [names.evaluate(v, rule.theirs[:-1]) for v in rule.values]
-        if not any(same_number(value, v) for v in allowed):
-            key = ".".join(fill(rule.theirs, names.holes))
-            wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
-            self.error(
-                "config/unsupported",
-                f"`{key}` must be {wanted} to be converted, it is {value!r}{f': {found}' if found else ''}",
-                rule.position,
-                rule.why or "the trainer has nothing that would hold it",
-            )
-
-    def ours_fact(self, rule: OursFact, out: dict[str, Any], anchor: Path) -> None:
-        if isinstance(rule.value, Expression):
-            self.facts[(*anchor, *rule.ours)] = (rule, (*anchor, *rule.scope))
-        else:
-            self.set(out, rule.ours, widened(rule.field, rule.value), rule.position)
-
-    def set(self, out: dict[str, Any], path: Path, value: Any, position: Position) -> None:
-        old = get(out, path)
-        if old is not MISSING and not same_value(old, value):
-            raise fail("config/conflict", f"`{'.'.join(path)}` would be both {old!r} and {value!r}", position)
-        put(out, path, value)
+    # ---- what waits until all fields are there ----------------------------------------------------------------------
 
     def finish_facts(self, native: dict[str, Any]) -> None:
-        """Facts that are computed from other fields, in an order in which each finds its operands."""
+        """Values that are computed from other fields, in an order in which each finds its operands."""
         if self.problems:
             return
-        waiting = dict(self.facts)
+        waiting = dict(self.found.facts)
         while waiting:
             before = len(waiting)
-            for path, (rule, at) in list(waiting.items()):
-                pending = waiting.keys() - {path}
-                root = Scope(self.mapping.layout, self.mapping.root.type, native, pending=set(pending))
+            for path, later in list(waiting.items()):
+                root = Scope(self.mapping.layout, self.mapping.root.type, native, pending=waiting.keys() - {path})
                 try:
-                    value = scope_at(root, at).evaluate(rule.value)
+                    value = scope_at(root, later.at).evaluate(later.value)
                 except Unresolved:
                     continue
                 except CrosswalkError as error:
-                    self.problems += [at_rule(problem, rule.position) for problem in error.diagnostics]
+                    self.problems += at_rule(error, later.position)
                 else:
-                    put(native, path, widened(rule.field, value))
+                    put(native, path, widened(later.field, value))
                 del waiting[path]
             if len(waiting) == before:
-                for rule, _ in waiting.values():
-                    self.error("mapping/cycle", f"`{'.'.join(rule.ours)}` depends on itself", rule.position)
+                for path, later in waiting.items():
+                    self.error("mapping/cycle", f"`{'.'.join(path)}` depends on itself", later.position)
                 return
 
     def finish_checks(self, native: dict[str, Any]) -> None:
         root = Scope(self.mapping.layout, self.mapping.root.type, native)
-        for rule, anchor, view in self.checks:
-            for found in run_check(rule, scope_at(root, (*anchor, *rule.scope)), view.names):
-                if found.severity == "error":
-                    self.problems.append(found)
+        for check in self.found.checks:
+            for problem in check(root):
+                if problem.severity == "error":
+                    self.problems.append(problem)
                 else:
-                    self.record.notes.append(found.message)
+                    self.record.notes.append(problem.message)

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.layout.model import Field
 from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.relations.tree import (
-    CompiledMapping,
-    FieldRule,
-    Node,
-    PartNode,
-    Path,
-    Struct,
-    nodes_of,
-    rules_of,
-)
-
-from .keys import placed
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.keys import placed
+from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, Node, PartNode, Struct, nodes_of, rules_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +24,7 @@ class Chosen:
 
 
 #: The objects of a native config by path, each with what speaks for it, in the order of the tree.
-Cases = Mapping[Path, Sequence[Chosen]]
+Cases = Mapping[KeyPath, Sequence[Chosen]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +41,20 @@ class Taken:
 class Record:
     """:class:`Taken` while it is made."""
 
-    cases: dict[Path, list[Chosen]] = field(default_factory=dict)
+    cases: dict[KeyPath, list[Chosen]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    lossy: list[str] = field(default_factory=list)
 
-    def add(self, path: Path, chosen: Chosen) -> None:
+    def add(self, path: KeyPath, chosen: Chosen) -> None:
         self.cases.setdefault(path, []).append(chosen)
 
-    def absorb(self, other: Record, anchor: Path = ()) -> None:
+    def absorb(self, other: Record, anchor: KeyPath = ()) -> None:
         """Take over what another record holds of what is below ``anchor``."""
         for path, chosen in other.cases.items():
             self.cases.setdefault((*anchor, *path), []).extend(chosen)
         self.notes += other.notes
-        self.lossy += other.lossy
 
-    def taken(self) -> Taken:
-        return Taken(self.cases, tuple(dict.fromkeys(self.notes)), tuple(dict.fromkeys(self.lossy)))
+    def taken(self, lossy: Iterable[str]) -> Taken:
+        return Taken(self.cases, tuple(dict.fromkeys(self.notes)), tuple(dict.fromkeys(lossy)))
 
 
 def holds_taken(node: Node, chosen: Sequence[Chosen]) -> bool:
@@ -80,15 +69,15 @@ def related_training(mapping: CompiledMapping) -> list[Field]:
     return own + [declared for part in parts for declared in related_training(part)]
 
 
-def follow(cases: Cases, source: Scope, target: Scope) -> tuple[dict[str, Any], dict[Path, Sequence[Chosen]]]:
+def follow(cases: Cases, source: Scope, target: Scope) -> tuple[dict[str, Any], dict[KeyPath, Sequence[Chosen]]]:
     """The cases of the config ``source`` for ``target``, which is the same model with its layers perhaps listed
     otherwise: the config of it, and its cases. A block that stands for layers of several cases becomes several."""
-    result: dict[Path, Sequence[Chosen]] = {}
+    result: dict[KeyPath, Sequence[Chosen]] = {}
     return _follow(cases, source, target, (), result), result
 
 
 def _follow(
-    cases: Cases, source: Scope, target: Scope, at: Path, result: dict[Path, Sequence[Chosen]]
+    cases: Cases, source: Scope, target: Scope, at: KeyPath, result: dict[KeyPath, Sequence[Chosen]]
 ) -> dict[str, Any]:
     if source.path in cases:
         result[at] = cases[source.path]
@@ -109,7 +98,7 @@ def _follow(
 
 
 def _follow_layers(
-    cases: Cases, source: Scope, target: Scope, at: Path, result: dict[Path, Sequence[Chosen]]
+    cases: Cases, source: Scope, target: Scope, at: KeyPath, result: dict[KeyPath, Sequence[Chosen]]
 ) -> dict[str, Any]:
     name = at[-1]
     config = dict(target.sub(name).config)
@@ -123,7 +112,7 @@ def _follow_layers(
             inner = _follow(cases, known, block, (*at, *path[1:]), result)
             config = placed(config, path[1:], inner)
         return config
-    names: dict[tuple[Path, Path], str] = {}
+    names: dict[tuple[KeyPath, KeyPath], str] = {}
     for path, other in pairs:
         names[path, other] = next(n for n in _numbered(path[-1]) if n not in names.values())
     blocks = {

@@ -8,38 +8,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.layout.scope import Scope, simple
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.fields import below, object_at
+from crosswalk.compiler.relations.keys import Names, fill, leaves, put, same_number
+from crosswalk.compiler.relations.sides import Writing
 from crosswalk.compiler.relations.tree import (
-    Carried,
     Case,
-    CheckRule,
-    Choice,
+    CaseNode,
     CompiledMapping,
     Entries,
-    FieldRule,
-    Kind,
+    LayerKind,
     Layers,
     Node,
-    Optional,
-    OursFact,
+    Nullable,
     PartNode,
-    Path,
     Struct,
-    TheirsFact,
-    Unused,
+    alternatives,
 )
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-from .checks import run_check
 from .dialects import write_dialects
-from .exported import Exported, none_fits
-from .fields import below, is_default, object_at, shown
-from .keys import Names, fill, leaves, put, same_number
+from .exported import Attempt, none_fits
 from .taken import Cases, Chosen, Taken, holds_taken
 
 
@@ -55,28 +50,40 @@ def export_config(
 
     Raises ``CrosswalkError`` with everything in the config that the format cannot hold.
     """
-    writing = _Export(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy, remembered)
+    writing = _Write(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy, remembered)
     scope = Scope(mapping.layout, mapping.root.type, native)
     config, result = writing.whole(scope, (), "")
     for fact in mapping.header:
         put(config, fact.theirs, fact.values[0])
     if result.problems:
         raise CrosswalkError(dict.fromkeys(result.problems))
-    return config, result.record.taken()
+    return config, result.record.taken(result.lossy)
 
 
-class _Export:
+class _Write:
     def __init__(
         self, mapping: CompiledMapping, dialects: tuple[str, ...], allow_lossy: bool, remembered: Cases
     ) -> None:
         self.mapping, self.dialects, self.allow_lossy, self.remembered = mapping, dialects, allow_lossy, remembered
         self.tensors = ""
 
-    def whole(self, scope: Scope, anchor: Path, tensors: str) -> tuple[dict[str, Any], Exported]:
+    def whole(self, scope: Scope, anchor: KeyPath, tensors: str) -> tuple[dict[str, Any], Attempt]:
         """The object of a mapping (config.json, or a part's) in the dialects asked for."""
         self.tensors = tensors
-        out = Exported()
+        out = Attempt()
         self.node(self.mapping.root, scope, anchor, {}, out)
+        config = self.config(out)
+        if not out.problems:
+            self.run_checks(config, out)
+        if not out.problems:
+            try:
+                config = write_dialects(self.mapping, config, self.dialects, out.effective)
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+        return config, out
+
+    def config(self, out: Attempt) -> dict[str, Any]:
+        """The object that an attempt has written, in its newest form."""
         config: dict[str, Any] = {}
         for path, (value, _) in out.values.items():
             if value is not MISSING:
@@ -88,32 +95,28 @@ class _Export:
                 put(config, path, Names(config, self.mapping.defaults, holes).evaluate(expression, at))
             except CrosswalkError as error:
                 out.problems += error.diagnostics
-        if not out.problems:
-            for rule, where, holes, layer in out.checks:
-                seen: dict[str, Any] = copy.deepcopy(config) if layer else config
-                for path, value in layer.items():
-                    put(seen, path, value)
-                for found in run_check(rule, where, Names(seen, self.mapping.defaults, holes, config)):
-                    if found.severity == "error":
-                        out.problems.append(found)
-                    else:
-                        out.record.notes.append(found.message)
-        if not out.problems:
-            try:
-                config = write_dialects(self.mapping, config, self.dialects, out.effective)
-            except CrosswalkError as error:
-                out.problems += error.diagnostics
-        return config, out
+        return config
+
+    def run_checks(self, config: dict[str, Any], out: Attempt) -> None:
+        for check in out.checks:
+            seen: dict[str, Any] = copy.deepcopy(config) if check.layer else config
+            for path, value in check.layer.items():
+                put(seen, path, value)
+            for found in check.run(Names(seen, self.mapping.defaults, check.holes, config)):
+                if found.severity == "error":
+                    out.problems.append(found)
+                else:
+                    out.record.notes.append(found.message)
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
-    def node(self, node: Node, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def node(self, node: Node, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
         match node:
             case Struct():
                 self.struct(node, scope, anchor, holes, out)
-            case Choice():
+            case CaseNode():
                 self.choice(node, scope, anchor, holes, out)
-            case Optional():
+            case Nullable():
                 if below(scope, node.ours, raw=True) is None and node.nullable:
                     out.put(fill(node.theirs, holes), None, node.position)
                 else:
@@ -128,12 +131,12 @@ class _Export:
             case PartNode():
                 self.part(node, scope, anchor, holes, out)
 
-    def attempt(self, node: Node, scope: Scope, anchor: Path, holes: Mapping[str, str]) -> Exported:
-        out = Exported()
+    def attempt(self, node: Node, scope: Scope, anchor: KeyPath, holes: Mapping[str, str]) -> Attempt:
+        out = Attempt()
         self.node(node, scope, anchor, holes, out)
         return out
 
-    def struct(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def struct(self, node: Struct, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
         where = ".".join((*anchor, *node.ours))
         actual = below(scope, node.ours)
         if not isinstance(actual, Scope) or (actual.kind != node.type and node.type.name not in actual.kind.bases):
@@ -156,39 +159,26 @@ class _Export:
         out.record.add((*anchor, *node.ours), Chosen(node, self.mapping, self.tensors))
         self.body(node, scope, anchor, holes, out)
 
-    def body(self, node: Struct, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def body(self, node: Struct, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
+        at = Writing(scope, anchor, holes, out, self.allow_lossy)
         for rule in node.rules:
-            match rule:
-                case FieldRule():
-                    self.field(rule, scope, anchor, holes, out)
-                case TheirsFact():
-                    if rule.written:
-                        self.written(rule.theirs, rule.values[0], holes, rule.position, out)
-                case Carried():
-                    if rule.write is not None:
-                        self.written(rule.theirs, rule.write, holes, rule.position, out)
-                case OursFact():
-                    self.ours_fact(rule, scope, anchor, out)
-                case Unused():
-                    self.unused(rule, scope, anchor, out)
-                case CheckRule():
-                    out.checks.append((rule, object_at(scope, rule.scope), holes, {}))
+            rule.write(at)
         for child in node.children:
             self.node(child, scope, anchor, holes, out)
 
-    def choice(self, node: Choice, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def choice(self, node: CaseNode, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
         actual = below(scope, node.ours)
         fitting = [
             case
             for case in node.cases
-            if not isinstance(case.node, Struct) or (isinstance(actual, Scope) and case.node.type == actual.kind)
+            if isinstance(actual, Scope) and any(struct.type == actual.kind for struct in alternatives(case.node))
         ]
         where = ".".join((*anchor, *node.ours))
         known = self.remembered.get((*anchor, *node.ours), ())
         fitting.sort(key=lambda case: not holds_taken(case.node, known))
         if not fitting:
             found = str(actual.kind) if isinstance(actual, Scope) else "null"
-            listed = ", ".join(dict.fromkeys(str(c.node.type) for c in node.cases if isinstance(c.node, Struct)))
+            listed = ", ".join(dict.fromkeys(str(struct.type) for struct in alternatives(node)))
             why = next((f": {refused.why}" for refused in node.refused if refused.type == found), "")
             message = f"`{where}` is `{found}`, which this format cannot hold; it can hold {listed}{why}"
             out.problems.append(Diagnostic("export/type", message, node.position))
@@ -205,20 +195,15 @@ class _Export:
         assert isinstance(taken, Case)
         out.put(fill(node.key, holes), taken.value, node.position)
 
-    def layers(self, node: Layers, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def layers(self, node: Layers, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
         layers = object_at(scope, node.ours[:-1]).blocks(node.ours[-1])
         blocks = dict(layers)
-        attempts: dict[Path, tuple[Kind, Exported]] = {}
+        attempts: dict[KeyPath, tuple[LayerKind, Attempt]] = {}
         for path, block in blocks.items():
-            at = (*anchor, *node.ours[:-1], *path)
-            attempts[path] = self.fitting_kind(node, block, at, holes)
+            attempts[path] = self.fitting_kind(node, block, (*anchor, *node.ours[:-1], *path), holes)
+        at = Writing(object_at(scope, node.ours), anchor, holes, out, self.allow_lossy)
         for rule in node.rules:
-            if isinstance(rule, Carried) and rule.write is not None:
-                self.written(rule.theirs, rule.write, holes, rule.position, out)
-            elif isinstance(rule, TheirsFact) and rule.written:
-                self.written(rule.theirs, rule.values[0], holes, rule.position, out)
-            elif isinstance(rule, CheckRule):
-                out.checks.append((rule, object_at(scope, node.ours), holes, {}))
+            rule.write(at)
         out.put(node.count, len(layers), node.position)
         if node.each is not None:
             out.put(node.each, [attempts[path][0].name for path, _ in layers], node.position)
@@ -235,7 +220,9 @@ class _Export:
                 for path, value in out.overrides.items()
             } or {node.overrides: {}}  # an absent key may stand for overrides that the class fills in
 
-    def fitting_kind(self, node: Layers, block: Scope, at: Path, holes: Mapping[str, str]) -> tuple[Kind, Exported]:
+    def fitting_kind(
+        self, node: Layers, block: Scope, at: KeyPath, holes: Mapping[str, str]
+    ) -> tuple[LayerKind, Attempt]:
         failed: list[tuple[str, list[Diagnostic]]] = []
         known = self.remembered.get(at, ())
         for kind in sorted(node.kinds, key=lambda kind: not holds_taken(kind.node, known)):
@@ -247,10 +234,10 @@ class _Export:
             attempt.problems = none_fits(failed, ".".join(at), node.position)
         return kind, attempt
 
-    def merge_layer(self, node: Layers, kind: Kind, attempt: Exported, indices: list[int], out: Exported) -> None:
+    def merge_layer(self, node: Layers, kind: LayerKind, attempt: Attempt, indices: list[int], out: Attempt) -> None:
         """Lay one block's places beside those of the others; what differs goes to the overrides that may hold it."""
         depth = len(node.theirs)
-        overridden: dict[Path, Any] = {}
+        overridden: dict[KeyPath, Any] = {}
         for path, (value, position) in list(attempt.values.items()):
             key = (str(kind.name), path[depth:])
             alike = key not in out.effective or same_number(out.effective[key], value)
@@ -267,10 +254,10 @@ class _Export:
             overridden[path] = value
             for index in indices:
                 out.overrides[(*node.overrides, str(index), *path[depth:])] = value
-        attempt.checks = [(rule, where, holes, overridden) for rule, where, holes, _ in attempt.checks]
+        attempt.checks = [replace(check, layer=overridden) for check in attempt.checks]
         out.absorb(attempt)
 
-    def part(self, node: PartNode, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
+    def part(self, node: PartNode, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
         actual = below(scope, node.ours)
         if actual is None:
             if node.part.optional:
@@ -287,7 +274,7 @@ class _Export:
         inside = {path[len(anchor) :]: c for path, c in self.remembered.items() if path[: len(anchor)] == anchor}
         for mapping in sorted(node.mappings, key=lambda mapping: not holds_taken(mapping.root, known)):
             inner = Scope(mapping.layout, mapping.root.type, actual.config, None, ())
-            writing = _Export(mapping, self.dialects, self.allow_lossy, inside)
+            writing = _Write(mapping, self.dialects, self.allow_lossy, inside)
             config, attempt = writing.whole(inner, node.ours, prefix)
             if not attempt.problems:
                 break
@@ -299,82 +286,3 @@ class _Export:
             out.put((*node.part.theirs, *path), value, node.part.position)
         out.record.absorb(attempt.record, anchor)
         self.body(node.beside, scope, anchor, holes, out)
-
-    # ---- rules ------------------------------------------------------------------------------------------------------
-
-    def field(self, rule: FieldRule, scope: Scope, anchor: Path, holes: Mapping[str, str], out: Exported) -> None:
-        path = fill(rule.theirs, holes)
-        raw = below(scope, rule.ours, raw=True)
-        value = simple(below(scope, rule.ours))
-        if rule.table is not None and value is not None:
-            rows = [row for row in rule.table if row.ours == value and (self.allow_lossy or not row.lossy)]
-            if not rows:
-                known = ", ".join(dict.fromkeys(str(row.ours) for row in rule.table))
-                where = ".".join((*anchor, *rule.ours))
-                out.problems.append(
-                    Diagnostic("export/choice", f"`{where}` must be one of {known}; it is {value!r}", rule.position)
-                )
-                return
-            value = rows[0].theirs
-            if rows[0].lossy:
-                out.record.lossy.append(f"`{'.'.join(path)}` is {value!r}: {rows[0].lossy}")
-            raw = value if raw is not None else None
-        if rule.required and value is None:
-            where = ".".join((*anchor, *rule.ours))
-            out.problems.append(Diagnostic("export/required", f"`{where}` must not be null here", rule.position))
-            return
-        if rule.omit is not MISSING and same_number(raw, rule.omit):
-            out.put(path, MISSING, rule.position)
-            return
-        if rule.write is not None:
-            self.written(rule.theirs, rule.write, holes, rule.position, out)
-            return
-        for place in (path, *(fill(alias, holes) for alias in rule.alias)):
-            out.put(place, value, rule.position)
-
-    def written(self, theirs: Path, value: Any, holes: Mapping[str, str], position: Position, out: Exported) -> None:
-        if isinstance(value, Expression):
-            out.computed.append((fill(theirs, holes), value, theirs[:-1], holes))
-        else:
-            out.put(fill(theirs, holes), value, position)
-
-    def ours_fact(self, rule: OursFact, scope: Scope, anchor: Path, out: Exported) -> None:
-        if rule.field.group == "training":
-            return
-        actual = simple(below(scope, rule.ours))
-        expected = rule.value
-        if isinstance(expected, Expression):
-            try:
-                expected = object_at(scope, rule.scope).evaluate(expected)
-            except CrosswalkError as error:
-                out.problems += error.diagnostics
-                return
-            close = isinstance(actual, float) and isinstance(expected, (int, float))
-            fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_number(actual, expected)
-        elif expected is None and rule.field.is_config:
-            fits = is_default(scope, rule.ours, rule.field, None)
-        else:
-            fits = same_number(actual, expected)
-        if not fits:
-            out.problems.append(
-                Diagnostic(
-                    "export/fact",
-                    f"`{'.'.join((*anchor, *rule.ours))}` must be {expected!r} in this format, it is {shown(actual)}",
-                    rule.position,
-                )
-            )
-
-    def unused(self, rule: Unused, scope: Scope, anchor: Path, out: Exported) -> None:
-        default = rule.field.default if rule.field.default is not MISSING else None
-        if rule.field.kind == "type" and not rule.field.nullable:
-            default = {}
-        if not is_default(scope, rule.ours, rule.field, default):
-            where = ".".join((*anchor, *rule.ours))
-            out.problems.append(
-                Diagnostic(
-                    "export/unused-feature",
-                    f"`{where}` is {shown(below(scope, rule.ours))}: this format has no place for it",
-                    rule.position,
-                    f"it can be exported only at its default, {default!r}",
-                )
-            )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from crosswalk.compiler.notation.expressions import KeyPath
+
 from .model import Field
-from .scope import Path, Scope
+from .scope import Scope
 
 
 def same_value(left: Any, right: Any) -> bool:
@@ -36,7 +38,7 @@ def _counts(declared: Field, also: Sequence[Field]) -> bool:
 class Difference(NamedTuple):
     """The path of a field, and what it is in both configs, as it is shown."""
 
-    where: Path
+    where: KeyPath
     first: str
     second: str
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from crosswalk.compiler.notation.axes import ParameterPattern, resolve
-from crosswalk.compiler.notation.expressions import compile_expression
+from crosswalk.compiler.notation.expressions import KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import Hole, Template, join
 from crosswalk.runtime.errors import CrosswalkError
 
 from .model import Child, Parameter
-from .scope import Path, Scope
+from .scope import Scope
 
 
 class Present(NamedTuple):
@@ -33,14 +34,13 @@ def instances(scope: Scope, child: Child) -> Iterator[tuple[dict[str, object], S
         yield values, found
 
 
-def _configs(scope: Scope, name: Template, config: Path) -> Iterator[tuple[dict[str, object], Scope]]:
-    holes = [hole.name for hole in name.holes if isinstance(hole, Hole)]
-    if not holes:
+def _configs(scope: Scope, name: Template, config: KeyPath) -> Iterator[tuple[dict[str, object], Scope]]:
+    hole = _hole(name)
+    if hole is None:
         found = config_of(scope, config)
         if found is not None:
             yield {}, found
         return
-    (hole,) = holes
     domain = scope.kind.holes[hole]
     declared = scope.kind.fields.get(domain)
     if declared is not None and declared.kind == "dict":
@@ -50,13 +50,38 @@ def _configs(scope: Scope, name: Template, config: Path) -> Iterator[tuple[dict[
         for index, (_, block) in enumerate(scope.blocks(domain)):
             yield {hole: index}, block
     else:
-        for index in range(scope.count(compile_expression(domain, None))):
-            found = config_of(scope, config)
-            if found is not None:
+        found = config_of(scope, config)
+        if found is not None:
+            for index in range(scope.count(compile_expression(domain, None))):
                 yield {hole: index}, found
 
 
-def config_of(scope: Scope, config: Path) -> Scope | None:
+def alike(scope: Scope, child: Child) -> Iterator[tuple[int, Scope]]:
+    """The modules that a child stands for, as how many there are of each."""
+    hole = _hole(child.name)
+    domain = None if hole is None else scope.kind.holes[hole]
+    if domain is None or domain in scope.kind.fields:
+        found = {inner.path: inner for _, inner in instances(scope, child)}
+        numbers = Counter(inner.path for _, inner in instances(scope, child))
+        yield from ((numbers[path], inner) for path, inner in found.items())
+        return
+    one = config_of(scope, child.config)
+    if one is not None:
+        yield scope.count(compile_expression(domain, None)), one
+
+
+def number_of_names(scope: Scope, parameter: Parameter) -> int:
+    """How many parameters one declaration makes: one, or one for each value of the hole in its name."""
+    hole = _hole(parameter.name)
+    return 1 if hole is None else scope.count(compile_expression(scope.kind.holes[hole], None))
+
+
+def _hole(name: Template) -> str | None:
+    """The hole in a name of the layout, which has at most one."""
+    return next((hole.name for hole in name.holes if isinstance(hole, Hole)), None)
+
+
+def config_of(scope: Scope, config: KeyPath) -> Scope | None:
     """The config that a child is made from: a path of fields; ``decoder.{last}`` is the last layer."""
     if config[-1] == "{last}":
         blocks = scope.blocks(config[0])
@@ -80,19 +105,19 @@ def parameters(scope: Scope) -> Iterator[Present]:
 
 def _names(scope: Scope, parameter: Parameter) -> Iterator[Template]:
     """The names of a parameter: one, or one for each value of the hole in it."""
-    holes = [hole.name for hole in parameter.name.holes if isinstance(hole, Hole)]
-    if not holes:
+    hole = _hole(parameter.name)
+    if hole is None:
         yield parameter.name
         return
-    for index in range(scope.count(compile_expression(scope.kind.holes[holes[0]], None))):
-        yield parameter.name.render({holes[0]: index})
+    for index in range(number_of_names(scope, parameter)):
+        yield parameter.name.render({hole: index})
 
 
 def walk(scope: Scope) -> Iterator[tuple[Template, Scope]]:
     """This module and all below it, by name. Layers of one config share the scopes of what is in them."""
     yield Template.parse(""), scope
     for child in scope.kind.children:
-        known: dict[Path, list[tuple[Template, Scope]]] = {}
+        known: dict[KeyPath, list[tuple[Template, Scope]]] = {}
         for values, inner in instances(scope, child):
             if inner.path not in known:
                 known[inner.path] = list(walk(inner))

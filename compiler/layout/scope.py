@@ -7,21 +7,18 @@ default); its *effective* value resolves a null that stands for something else (
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 from .model import MISSING, Field, Layout, Type
-
-Path = tuple[str, ...]
+from .values import misfit, widened
 
 #: Most layers of a sequence: an absurd number is an error, not a list that fills the memory.
 MAX_BLOCKS = 100_000
@@ -44,15 +41,15 @@ class Scope:
         kind: Type,
         config: Mapping[str, Any],
         parent: Scope | None = None,
-        path: Path = (),
+        path: KeyPath = (),
         arguments: Mapping[str, Callable[[], Any]] | None = None,
-        pending: frozenset[Path] | set[Path] = frozenset(),
+        pending: frozenset[KeyPath] | set[KeyPath] = frozenset(),
         axis_names: Mapping[str, str] | None = None,
         assumes: bool = False,
     ) -> None:
         self.layout, self.kind, self.config, self.parent, self.path = layout, kind, config, parent, path
         self.arguments = arguments or {}
-        self.pending: frozenset[Path] | set[Path] = parent.pending if parent else pending
+        self.pending: frozenset[KeyPath] | set[KeyPath] = parent.pending if parent else pending
         self.assumes: bool = parent.assumes if parent else assumes
         self.axis_names = axis_names or {}
         self.root: Scope = parent.root if parent else self
@@ -98,7 +95,7 @@ class Scope:
         kind = config_type(self.layout, declared, value)
         return Scope(self.layout, kind, value, self, (*self.path, name, key))
 
-    def resolve(self, path: Path) -> Any:
+    def resolve(self, path: KeyPath) -> Any:
         """The value of a dotted name in an expression: a field, an argument, an axis, or ``root.`` and one of those."""
         if path[0] == "root":
             return self.root.resolve(path[1:]) if len(path) > 1 else self.root
@@ -179,7 +176,7 @@ class Scope:
         assert isinstance(found, int), number.text
         return found
 
-    def blocks(self, name: str) -> list[tuple[Path, Scope]]:
+    def blocks(self, name: str) -> list[tuple[KeyPath, Scope]]:
         """The layers of a sequence field: (path below this object, block) in order, patterns written out."""
         sequence = self.sub(name)
         count = sequence.raw("num_blocks")
@@ -190,7 +187,7 @@ class Scope:
         entries = {key: ((name, "blocks", key), sequence.entry("blocks", key)) for key in set(names)}
         return [entries[names[index % len(names)]] for index in range(count)]
 
-    def walk(self) -> Iterator[tuple[Path, Scope]]:
+    def walk(self) -> Iterator[tuple[KeyPath, Scope]]:
         """This object and every sub-config below it that is not null."""
         yield self.path, self
         for name, declared in self.kind.fields.items():
@@ -268,7 +265,7 @@ def as_stored(layout: Layout, kind: Type, config: Mapping[str, Any]) -> dict[str
     return normalize(layout, {name: value for name, value in config.items() if name in kept}, kind.name)
 
 
-def _check(path: Path, scope: Scope, problems: list[Diagnostic]) -> None:
+def _check(path: KeyPath, scope: Scope, problems: list[Diagnostic]) -> None:
     for check in scope.kind.checks:
         if not scope.holds(check.expression):
             where = ".".join(path) or str(scope.kind)
@@ -297,7 +294,7 @@ def _check(path: Path, scope: Scope, problems: list[Diagnostic]) -> None:
 
 
 def _fill(
-    layout: Layout, kind: Type, config: Mapping[str, Any], path: Path, problems: list[Diagnostic]
+    layout: Layout, kind: Type, config: Mapping[str, Any], path: KeyPath, problems: list[Diagnostic]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"type": kind.registered} if kind.registered else {}
     for key in config:
@@ -321,31 +318,7 @@ def _fill(
     return result
 
 
-def misfit(declared: Field, value: Any) -> str | None:
-    """What a value of a scalar or list field had to be, if it is not; None for one that fits, and for null."""
-    if value is None or declared.is_config or declared.kind in ("enum", "dict"):
-        return None
-    if declared.kind == "list":
-        fits = isinstance(value, (list, tuple)) and all(map(_SCALARS[declared.of], value))
-        return None if fits else f"a list of {declared.of}"
-    if not _SCALARS[declared.of](value):
-        return f"of type {declared.of}{' and finite' if isinstance(value, float) and declared.of == 'float' else ''}"
-    if declared.bound is not None:
-        relation, bound = declared.bound
-        if not (value > bound if relation == ">" else value >= bound):
-            return f"{relation} {bound:g}"
-    return None
-
-
-def widened(declared: Field, value: Any) -> Any:
-    """An int for a field of floats as a float. One beyond all floats stays as it is, and does not fit."""
-    if declared.of == "float" and isinstance(value, int) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            return float(value)
-    return value
-
-
-def _fill_value(layout: Layout, declared: Field, value: Any, path: Path, problems: list[Diagnostic]) -> Any:
+def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
     where = ".".join(path)
 
     def wrong(expected: str) -> Any:
@@ -371,7 +344,7 @@ def _fill_value(layout: Layout, declared: Field, value: Any, path: Path, problem
     return list(value) if isinstance(value, tuple) else value
 
 
-def _fill_config(layout: Layout, declared: Field, value: Any, path: Path, problems: list[Diagnostic]) -> Any:
+def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
     where = ".".join(path)
     named = isinstance(value, str) and declared.of in layout.families and value == declared.default
     if not isinstance(value, Mapping) and not named:
@@ -395,14 +368,3 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: Path, proble
         return value
     body = value if isinstance(value, Mapping) else {}
     return _fill(layout, config_type(layout, declared, value), body, path, problems)
-
-
-_SCALARS: Mapping[str, Callable[[Any], bool]] = {
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, float) and math.isfinite(v),
-    "bool": lambda v: isinstance(v, bool),
-    "str": lambda v: isinstance(v, str),
-    "list": lambda v: isinstance(v, (list, tuple)),
-    "dict": lambda v: isinstance(v, Mapping),
-    "any": lambda v: True,
-}

@@ -12,22 +12,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from crosswalk.compiler.notation.axes import ParameterPattern, resolve
-from crosswalk.compiler.notation.expressions import Expression, compile_expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import join
 from crosswalk.runtime.errors import CrosswalkError
 
 from .cells import ours_shape
 from .model import Field, Layout, Type
 from .modules import AxisSizes, parameters, walk
-from .scope import Path, Scope, normalize
+from .scope import Scope, normalize
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Choice(NamedTuple):
+class StoredChoice(NamedTuple):
     """A field that decides how parameters are stored, and the values that it can have."""
 
-    path: Path
+    path: KeyPath
     values: Sequence[Any]
 
 
@@ -61,20 +61,20 @@ def variants(layout: Layout, kind: Type, config: Mapping[str, Any]) -> Iterator[
                 yield changed
 
 
-def choices(root: Scope) -> Iterator[Choice]:
+def choices(root: Scope) -> Iterator[StoredChoice]:
     """The fields of ``training`` in a config that decide how parameters are stored."""
     decisive = frozenset(_mentioned(root.layout))
     for path, scope in root.walk():
         for name, declared in scope.kind.fields.items():
             if declared.group == "training" and (values := _values(root.layout, declared, decisive)):
-                yield Choice((*path, name), values)
+                yield StoredChoice((*path, name), values)
 
 
 def shapes(root: Scope) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter that the config at ``root`` gives rise to, without tied ones."""
     tied = {tie.parameter for tie in root.kind.ties if root.holds(tie.condition)}
     known: dict[Scope, list[tuple[Any, tuple[int, ...]]]] = {}
-    result = {}
+    result: dict[str, tuple[int, ...]] = {}
     for module, scope in walk(root):
         if scope not in known:
             sizes = AxisSizes(scope)
@@ -118,7 +118,7 @@ def _distance(layout: Layout, kind: Type, found: Shapes, part: bool, config: Map
     return (wrong, missing) if part else (wrong + missing, 0)
 
 
-def _changed(layout: Layout, kind: Type, config: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any] | None:
+def _changed(layout: Layout, kind: Type, config: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any] | None:
     """The config with another value at a path, complete; None if the layout does not allow it there."""
     result = copy.deepcopy(dict(config))
     place: Any = result

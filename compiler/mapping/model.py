@@ -12,11 +12,9 @@ from typing import Any, TypeAlias
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.axes import Term
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Template
 from crosswalk.runtime.errors import Position
-
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +27,14 @@ class Entry:
     of ``keep`` what another value asks for.
     """
 
-    theirs: Path
+    theirs: KeyPath
     kind: str
     position: Position
-    ours: Path | None = None
+    ours: KeyPath | None = None
     default: Any = MISSING
     omit: Any = MISSING
     unset: tuple[Any, ...] = ()
-    alias: tuple[Path, ...] = ()
+    alias: tuple[KeyPath, ...] = ()
     read: Expression | None = None
     write: Expression | None = None
     values: tuple[Any, ...] = ()
@@ -60,7 +58,7 @@ class Entry:
 class Fact:
     """One line of ``sets:``: ``ours`` has ``value`` (a literal, the name of a type, or an expression)."""
 
-    ours: Path
+    ours: KeyPath
     value: Any
     position: Position
     value_at: Position | None = None
@@ -81,7 +79,7 @@ class TensorEntry:
     its dimensions where it is stored encoded, if they are not ``dims`` then."""
 
     theirs: Template
-    ours: tuple[Path, ...]
+    ours: tuple[KeyPath, ...]
     types: tuple[str, ...] | None
     dims: tuple[Term, ...] | None
     position: Position
@@ -116,6 +114,10 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class Section:
+    """What is true of every object of one type, or which type of a family an object has. ``by`` and ``each`` are None
+    where nothing is said, and empty where ``~`` takes the inherited one away; ``nothing`` are the cases and kinds that
+    are written as ``~``: they take inherited ones away, and differ in nothing where there is none."""
+
     name: str
     position: Position
     config: tuple[Entry, ...] = ()
@@ -124,19 +126,20 @@ class Section:
     same_names: bool = False
     has_tensors: bool = False
     checks: tuple[CheckEntry, ...] = ()
-    by: Path | None = None
+    by: KeyPath | None = None
     by_default: Any = MISSING
     cases: Mapping[str, Section] = field(default_factory=dict)
     of: str | None = None
-    count: Path | None = None
-    each: Path | None = None
+    count: KeyPath | None = None
+    each: KeyPath | None = None
     repeats: bool = False
     kinds: Mapping[str, Mapping[str, Section]] = field(default_factory=dict)
-    overrides: Path | None = None
+    overrides: KeyPath | None = None
     overridable: frozenset[str] | None = None
     refused: str | None = None
     transposed: bool | None = None
     replaced: tuple[Replaced, ...] = ()
+    nothing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +148,8 @@ class Move:
     differ from the new place, which wins. ``unset``: values of the old place that mean it is not there. ``default``:
     meant where a file has neither the old place nor the object of the new. ``when``: the old place counts only then."""
 
-    old: Path
-    new: Path
+    old: KeyPath
+    new: KeyPath
     position: Position
     unset: tuple[Any, ...] = ()
     legacy: bool = False
@@ -195,11 +198,11 @@ class EnumRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartLine:
     """An object of config.json and a tensor prefix with a mapping of their own."""
 
-    theirs: Path
-    ours: Path
+    theirs: KeyPath
+    ours: KeyPath
     mappings: tuple[str, ...]
     tensors: str
     default: str | None
@@ -214,7 +217,7 @@ class Tower:
     """Where a model with other towers holds this one: its config under the key ``config``, and its tensors under
     prefixes, each with the one that stands in its place where the tower is alone."""
 
-    config: Path
+    config: KeyPath
     tensors: tuple[tuple[str, str], ...]
 
 
@@ -250,7 +253,7 @@ class MappingFile:
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
     encodings: Mapping[str, Encodings] = field(default_factory=dict)
     sections: Mapping[str, Section] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PartLine, ...] = ()
     tower_of: Mapping[str, Tower] = field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ deleted. What was replaced is kept for ``crosswalk formats NAME``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from .model import CheckEntry, Entry, Line, Replaced, Section, TensorEntry
 
@@ -23,10 +24,6 @@ def overlay(base: Section, over: Section) -> Section:
         return True
 
     claims: tuple[Line, ...] = (*over.config, *over.sets)
-    merged = {c: overlay(base.cases[c], s) if c in base.cases else s for c, s in over.cases.items()}
-    cases = merged if over.by is not None else {**base.cases, **merged}
-    kinds = {kind: dict(sections) for kind, sections in base.kinds.items()} if not over.kinds else {}
-    kinds |= {kind: dict(sections) for kind, sections in over.kinds.items()}
     return dataclasses.replace(
         base,
         position=over.position,
@@ -36,20 +33,42 @@ def overlay(base: Section, over: Section) -> Section:
         same_names=base.same_names or over.same_names,
         has_tensors=base.has_tensors or over.has_tensors,
         checks=_laid_over(base.checks, over.checks),
-        by=over.by or base.by,
-        by_default=over.by_default if over.by else base.by_default,
-        cases=cases,
+        by=base.by if over.by is None else over.by,
+        by_default=base.by_default if over.by is None else over.by_default,
+        cases=_cases(base, over),
         of=over.of or base.of,
         count=over.count or base.count,
-        each=over.each or base.each,
-        repeats=over.repeats if over.each else base.repeats,
-        kinds=kinds,
+        each=base.each if over.each is None else over.each,
+        repeats=base.repeats if over.each is None else over.repeats,
+        kinds=_kinds(base, over),
+        nothing=(base.nothing - over.cases.keys() - over.kinds.keys()) | over.nothing,
         overrides=over.overrides or base.overrides,
         overridable=over.overridable if over.overrides else base.overridable,
         refused=over.refused,
         transposed=base.transposed if over.transposed is None else over.transposed,
         replaced=tuple(replaced),
     )
+
+
+def _cases(base: Section, over: Section) -> dict[str, Section]:
+    """A list of cases that is stated anew with ``by:`` holds those in it, in its order; else they add up."""
+    merged = {c: overlay(base.cases[c], s) if c in base.cases else s for c, s in over.cases.items()}
+    if over.by is not None and (over.cases or not over.by):
+        return merged
+    gone = over.nothing & base.cases.keys()
+    return {c: s for c, s in {**base.cases, **merged}.items() if c not in gone}
+
+
+def _kinds(base: Section, over: Section) -> dict[str, Mapping[str, Section]]:
+    """The same for kinds of layers and ``each:``."""
+    merged: dict[str, Mapping[str, Section]] = {}
+    for kind, sections in over.kinds.items():
+        old = base.kinds.get(kind, {})
+        merged[kind] = {**old, **{k: overlay(old[k], s) if k in old else s for k, s in sections.items()}}
+    if over.each is not None and (over.kinds or not over.each):
+        return merged
+    gone = over.nothing & base.kinds.keys()
+    return {kind: sections for kind, sections in {**base.kinds, **merged}.items() if kind not in gone}
 
 
 def _laid_over(base: tuple[CheckEntry, ...], over: tuple[CheckEntry, ...]) -> tuple[CheckEntry, ...]:

@@ -8,27 +8,14 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.axes import parse_dims
-from crosswalk.compiler.notation.expressions import Expression, compile_expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.notation.versions import version_numbers
 from crosswalk.compiler.text.documents import Map, Seq, scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .encodings import parse_encodings, parse_signs
-from .model import (
-    CheckEntry,
-    Dialect,
-    Entry,
-    EnumRow,
-    Fact,
-    MappingFile,
-    Move,
-    Part,
-    Path,
-    Section,
-    TensorEntry,
-    Tower,
-)
+from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, PartLine, Section, TensorEntry, Tower
 from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
@@ -149,13 +136,19 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
         cases=case_sections,
         of=body.get("of"),
         count=_path(body["count"]) if "count" in body else None,
-        each=_path(next(iter(each)) if isinstance(each, Mapping) else each) if each else None,
+        each=_path(next(iter(each)) if isinstance(each, Mapping) else each) if each else () if "each" in body else None,
         repeats=isinstance(each, Mapping),
         kinds=kinds,
         overrides=_path(next(iter(overrides)) if isinstance(overrides, Mapping) else overrides) if overrides else None,
         overridable=frozenset(*overrides.values()) if isinstance(overrides, Mapping) else None,
+        nothing=_nothing(cases) | _nothing(body.get("kinds", ())),
         transposed={"in -> out": True, "out <- in": False, None: None}[body.get("linear")],
     )
+
+
+def _nothing(named: Any) -> frozenset[str]:
+    """The cases or kinds that are written as ``~``."""
+    return frozenset(name for name in named if named[name] is None) if isinstance(named, Mapping) else frozenset()
 
 
 def _case(name: str, body: Any, position: Position) -> Section:
@@ -180,7 +173,7 @@ def _check_distinct(config: list[Entry], tensors: list[TensorEntry]) -> None:
         raise CrosswalkError(problems)
 
 
-def _path(text: str) -> Path:
+def _path(text: str) -> KeyPath:
     return tuple(text.split("."))
 
 
@@ -191,7 +184,7 @@ def value_of(value: Any, position: Position) -> Any:
     return value
 
 
-def _entries(body: Map, prefix: Path) -> list[Entry]:
+def _entries(body: Map, prefix: KeyPath) -> list[Entry]:
     result: list[Entry] = []
     for key, value in body.items():
         theirs = (*prefix, *_path(key))
@@ -204,7 +197,7 @@ def _entries(body: Map, prefix: Path) -> list[Entry]:
     return result
 
 
-def _entry(theirs: Path, value: Any, position: Position) -> Entry:
+def _entry(theirs: KeyPath, value: Any, position: Position) -> Entry:
     if value is None:
         return Entry(theirs, "drop", position)
     if isinstance(value, str):
@@ -220,21 +213,7 @@ def _entry(theirs: Path, value: Any, position: Position) -> Entry:
                 raise fail("mapping/expression", f"`{word}` takes an expression: `{word}: = ...`", at)
             options[word] = expression
     if "is" in value:
-        alias = value.get("alias", [])
-        unset = value.get("unset", MISSING)
-        return Entry(
-            theirs,
-            "field",
-            position,
-            ours=_path(value["is"]),
-            omit=value.get("omit", MISSING),
-            unset=() if unset is MISSING else tuple(unset) if isinstance(unset, list) else (unset,),
-            alias=tuple((*theirs[:-1], *_path(a)) for a in ([alias] if isinstance(alias, str) else alias)),
-            cases=tuple(value["cases"]) if "cases" in value else None,
-            required=bool(value.get("required", False)),
-            otherwise=value.get("otherwise", MISSING),
-            **{"default": value.get("omit", MISSING), **options},
-        )
+        return _field(theirs, value, position, options)
     for word in ("const", "only"):
         if word in value:
             given = value[word]
@@ -242,6 +221,25 @@ def _entry(theirs: Path, value: Any, position: Position) -> Entry:
             values = tuple(value_of(v, value.value_position(word)) for v in values)
             return Entry(theirs, word, position, values=values, why=value.get("why"), **options)
     return Entry(theirs, "mirror" if "write" in options else "drop", position, **options)
+
+
+def _field(theirs: KeyPath, value: Map, position: Position, options: Mapping[str, Any]) -> Entry:
+    """An entry that names a field."""
+    alias = value.get("alias", [])
+    unset = value.get("unset", MISSING)
+    return Entry(
+        theirs,
+        "field",
+        position,
+        ours=_path(value["is"]),
+        omit=value.get("omit", MISSING),
+        unset=() if unset is MISSING else tuple(unset) if isinstance(unset, list) else (unset,),
+        alias=tuple((*theirs[:-1], *_path(a)) for a in ([alias] if isinstance(alias, str) else alias)),
+        cases=tuple(value["cases"]) if "cases" in value else None,
+        required=bool(value.get("required", False)),
+        otherwise=value.get("otherwise", MISSING),
+        **{"default": value.get("omit", MISSING), **options},
+    )
 
 
 def _keeps(body: Map) -> list[Entry]:
@@ -260,7 +258,7 @@ def _harmless(document: Map) -> list[Entry]:
     return result
 
 
-def _facts(body: Map, prefix: Path) -> list[Fact]:
+def _facts(body: Map, prefix: KeyPath) -> list[Fact]:
     result: list[Fact] = []
     for key, value in body.items():
         ours = (*prefix, *_path(key))
@@ -282,27 +280,32 @@ def _tensors(body: Map, prefix: str) -> list[TensorEntry]:
         if isinstance(value, Map) and not TENSOR_WORDS & value.keys():
             result += _tensors(value, name)
             continue
-        dims = dims_at = encoded = encoded_at = None
-        if isinstance(value, Map):
-            if "axes" in value:
-                dims_at = value.value_position("axes")
-                dims = parse_dims(value["axes"], dims_at)
-            if "encoded" in value:
-                encoded_at = value.value_position("encoded")
-                encoded = parse_dims(value["encoded"], encoded_at)
-            value, at = value["is"], value.value_position("is")
-        refs = [value] if isinstance(value, str) else list(value or ())
-        places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
-        types: tuple[str, ...] | None = None
-        ours = []
-        for ref in refs:
-            path, _, filtered = ref.partition("(")
-            if filtered:
-                types = tuple(filtered.removesuffix(")").split("|"))
-            ours.append(_path(path))
-        template = Template.parse(name, position)
-        result.append(TensorEntry(template, tuple(ours), types, dims, position, places, dims_at, encoded, encoded_at))
+        result.append(_tensor(name, value, position, at))
     return result
+
+
+def _tensor(name: str, value: Any, position: Position, at: Position) -> TensorEntry:
+    """One line; ``at`` is where its right side is."""
+    dims = dims_at = encoded = encoded_at = None
+    if isinstance(value, Map):
+        if "axes" in value:
+            dims_at = value.value_position("axes")
+            dims = parse_dims(value["axes"], dims_at)
+        if "encoded" in value:
+            encoded_at = value.value_position("encoded")
+            encoded = parse_dims(value["encoded"], encoded_at)
+        value, at = value["is"], value.value_position("is")
+    refs = [value] if isinstance(value, str) else list(value or ())
+    places = tuple(value.item_position(i) for i in range(len(refs))) if isinstance(value, Seq) else (at,)
+    types: tuple[str, ...] | None = None
+    ours = []
+    for ref in refs:
+        path, _, filtered = ref.partition("(")
+        if filtered:
+            types = tuple(filtered.removesuffix(")").split("|"))
+        ours.append(_path(path))
+    template = Template.parse(name, position)
+    return TensorEntry(template, tuple(ours), types, dims, position, places, dims_at, encoded, encoded_at)
 
 
 def _checks(body: Map) -> list[CheckEntry]:
@@ -316,10 +319,10 @@ def _checks(body: Map) -> list[CheckEntry]:
     return result
 
 
-def _by(body: Map) -> tuple[Path | None, Any]:
+def _by(body: Map) -> tuple[KeyPath | None, Any]:
     by = body.get("by")
     if by is None:
-        return None, MISSING
+        return (() if "by" in body else None), MISSING
     if isinstance(by, Mapping):
         ((key, default),) = by.items()
         return _path(key), default
@@ -369,12 +372,12 @@ def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:
     return result
 
 
-def _parts(document: Map) -> list[Part]:
+def _parts(document: Map) -> list[PartLine]:
     result = []
     for key, body in document.get("parts", {}).items():
         names = body["with"]
         result.append(
-            Part(
+            PartLine(
                 _path(key),
                 () if body["is"] == "." else _path(body["is"]),
                 (names,) if isinstance(names, str) else tuple(names),

@@ -25,7 +25,7 @@ from .operators import COMPARISONS, ExpressionProblem
 MAX_LENGTH = 500
 MAX_DEPTH = 30
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 _ALLOWED = (
     "allowed are literals, names, + - * / // % **, comparisons, `in`, `and` `or` `not`, `a if b else c`, [lists], "
     "{dicts}, indexing, slices, and ceil_div, log, min, max, len, find, first, has"
@@ -34,8 +34,8 @@ _ALLOWED = (
 
 @dataclass(slots=True)
 class _Scope:
-    resolve: Callable[[Path], Any]
-    exists: Callable[[Path], bool] | None
+    resolve: Callable[[KeyPath], Any]
+    exists: Callable[[KeyPath], bool] | None
 
 
 Run = Callable[[_Scope], Any]
@@ -47,11 +47,11 @@ class Expression:
 
     text: str
     position: Position | None
-    names: frozenset[Path]
-    tested: frozenset[Path]
+    names: frozenset[KeyPath]
+    tested: frozenset[KeyPath]
     _run: Run = field(repr=False, compare=False)
 
-    def evaluate(self, resolve: Callable[[Path], Any], exists: Callable[[Path], bool] | None = None) -> Any:
+    def evaluate(self, resolve: Callable[[KeyPath], Any], exists: Callable[[KeyPath], bool] | None = None) -> Any:
         """The value, as None, bool, int, float, str, list or dict.
 
         ``resolve(path)`` is called when, and only when, the value of a name is needed; what it raises passes through.
@@ -74,7 +74,7 @@ def compile_expression(text: str, position: Position | None = None) -> Expressio
 
 
 @lru_cache(maxsize=4096)
-def _compile(text: str) -> tuple[frozenset[Path], frozenset[Path], Run]:
+def _compile(text: str) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run]:
     if len(text) > MAX_LENGTH:
         raise ExpressionProblem(f"longer than {MAX_LENGTH} characters")
     if "\\" in text:
@@ -101,8 +101,8 @@ class _Compiler:
     """Collects names and keeps the depth while builders call :meth:`build` for their children."""
 
     def __init__(self) -> None:
-        self.names: set[Path] = set()
-        self.tested: set[Path] = set()
+        self.names: set[KeyPath] = set()
+        self.tested: set[KeyPath] = set()
         self.depth = 0
 
     def build(self, node: nodes.Node) -> Run:

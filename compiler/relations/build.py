@@ -1,237 +1,248 @@
 """Lay sections over types: for every field of an object, find the rule that speaks of it, or what silence means.
 
-What a field of a config type holds (one of several types, layers, a part) is in :mod:`.branches`.
+Recursion over the types of the layout. What one line says is in :mod:`.lines`, which section counts in
+:mod:`.sections`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from crosswalk.compiler.layout.model import MISSING, Field, Layout, Type
-from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, Section
+from crosswalk.compiler.layout.model import MISSING, Family, Field, Layout, Type
+from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, PartLine, Section
 from crosswalk.compiler.mapping.overlay import overlay
-from crosswalk.compiler.mapping.parse import ENTRY_WORDS
-from crosswalk.compiler.notation.expressions import Expression
-from crosswalk.compiler.text.positioned import describe, did_you_mean
-from crosswalk.runtime.errors import Diagnostic, Position, fail
+from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.text.documents import scalar_of
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.errors import CrosswalkError, Position
 
-from .branches import family_choice, layers, part_node, struct_choice
+from .lines import (
+    Claim,
+    check_rules,
+    fill_kind,
+    header_rules,
+    misspelt_word,
+    named_type,
+    only_type,
+    theirs_rule,
+    value_rule,
+)
+from .sections import Sections
 from .tree import (
-    OTHER_FORMAT,
-    Carried,
-    CheckRule,
+    Case,
+    CaseNode,
     CompiledMapping,
     Entries,
-    FieldRule,
+    LayerKind,
+    Layers,
     Node,
-    Optional,
+    Nullable,
+    OneOf,
     OursFact,
-    Path,
+    PartNode,
+    Refusal,
     Rule,
     Struct,
-    TheirsFact,
     Unused,
-    claimed_paths,
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Claim:
-    """A line that speaks of ``ours`` below the current object. ``theirs`` is where the object of its section is."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an object is on both sides, which sections hold there, and what enclosing sections say of its inside.
+    ``typed``: its type is stated by a fact of ours."""
 
-    ours: Path
-    line: Entry | Fact
-    theirs: Path
-    scope: Path
+    ours: KeyPath
+    theirs: KeyPath
+    sections: Mapping[str, Section]
+    claims: tuple[Claim, ...] = ()
+    typed: bool = False
 
 
-class Expander:
-    """Walks types and sections side by side; ``problems`` collects what is wrong, ``reached`` the sections in use."""
+class Builder:
+    """Walks types and sections side by side. ``load(name, position)`` gives the mappings of parts."""
 
     def __init__(self, mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]) -> None:
         self.mapping, self.layout, self.load = mapping, layout, load
-        self.problems: list[Diagnostic] = []
-        self.reached: set[str] = set()
-        self.guessed: set[tuple[str, str]] = set()
+        self.sections = Sections(mapping, layout)
+        self.error = self.sections.error
 
-    def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
-        self.problems.append(Diagnostic(code, message, position, hint))
-
-    def root(self) -> Struct:
+    def root(self) -> Struct | CaseNode:
         """The tree of the mapping, as far as it can be built."""
-        mapping, layout = self.mapping, self.layout
-        name = mapping.root or layout.root
-        kind = layout.types.get(name)
-        if kind is None:
-            hint = did_you_mean(name, layout.types) or f"its types are {', '.join(layout.types)}"
-            message = f"layout `{layout.name}` has no type `{name}`"
-            raise fail("mapping/no-such-type", message, mapping.place("root"), hint)
-        for what in (*mapping.elsewhere, *(part.ours[0] for part in mapping.parts if part.ours)):
-            if what not in kind.fields:
-                at = next((part.is_at for part in mapping.parts if part.ours == (what,)), mapping.place("elsewhere"))
-                self.no_such_field(kind, what, at)
-        section = self.section_or_empty(kind, mapping.sections, mapping.position)
-        root = self.struct(kind, section, (), (), (), mapping.sections)
-        self.check_reached()
-        return dataclasses.replace(root, rules=(*root.rules, *_header(mapping, root)))
-
-    def no_such_field(self, kind: Type, name: str, position: Position, hint: str | None = None) -> None:
-        near = difflib.get_close_matches(name, kind.fields, 1)
-        if near:
-            self.guessed.add((kind.name, near[0]))
-            hint = f"did you mean `{near[0]}`? ({kind.fields[near[0]].position})"
-        message = f"type `{kind}` has no field `{name}`"
-        self.error("mapping/no-such-field", message, position, hint or f"its fields are {', '.join(kind.fields)}")
-
-    # ---- sections -------------------------------------------------------------------------------------------------
-
-    def section(self, kind: Type, sections: Mapping[str, Section]) -> Section | None:
-        """The section of a type, laid over those of its bases; None if it has none of its own."""
-        if kind.name not in sections or (kind.family and self.layout.type_of(kind.name) is not kind):
-            return None
-        self.reached.add(kind.name)
-        result = sections[kind.name]
-        for base in reversed(kind.bases):
-            if base in sections:
-                self.reached.add(base)
-                result = overlay(sections[base], result)
-        return dataclasses.replace(result, name=kind.name)
-
-    def section_or_empty(self, kind: Type, sections: Mapping[str, Section], position: Position) -> Section:
-        """The section of a type; if there is none, an empty one at what leads to the type."""
-        return self.section(kind, sections) or Section(kind.name, position)
+        mapping = self.mapping
+        kind = self.sections.root_type()
+        section = self.sections.of_type_or_empty(kind, mapping.sections, mapping.position)
+        root = self.object(kind, section, _Place((), (), mapping.sections))
+        self.sections.check_reached()
+        return _with_rules(root, tuple(header_rules(mapping, root)))
 
     # ---- objects --------------------------------------------------------------------------------------------------
 
-    def struct(
-        self,
-        kind: Type,
-        section: Section,
-        ours: Path,
-        theirs: Path,
-        outer: tuple[Claim, ...],
-        sections: Mapping[str, Section],
-        typed: bool = False,
-    ) -> Struct:
-        """The node of an object of type ``kind``; ``outer`` are claims that enclosing sections make on its inside."""
-        rules: list[Rule] = []
+    def object(self, kind: Type, section: Section, place: _Place) -> Struct | CaseNode:
+        """The node of an object of type ``kind``: one of the cases of its section, if that has some."""
+        if bool(section.by) != bool(section.cases):
+            missing = "cases" if section.by else "by"
+            message = f"section `{section.name}` needs `by:` and `cases:`, there is no `{missing}:`"
+            self.error("mapping/by", message, section.position)
+        if not section.by or not section.cases:
+            return self.struct(kind, section, place)
+        plain = replace(section, by=None, cases={})
+        cases = tuple(
+            Case(scalar_of(value, case.position), self.struct(kind, overlay(plain, case), place))
+            for value, case in section.cases.items()
+        )
+        return CaseNode((*place.theirs, *section.by), section.by_default, place.ours, cases, section.position)
+
+    def struct(self, kind: Type, section: Section, place: _Place) -> Struct:
+        ours, theirs = place.ours, place.theirs
         lines: tuple[Entry | Fact, ...] = (*section.config, *section.sets)
         own = [Claim(line.ours, line, theirs, ours) for line in lines if line.ours]
-        taken = {claim.ours for claim in outer}
-        claims = (*outer, *(claim for claim in own if claim.ours not in taken))
-        for line in section.config:
-            if line.ours is None:
-                rules.append(self.theirs_rule(line, theirs))
-        for check in section.checks:
-            rules.append(CheckRule(check.expression, check.message, check.severity, ours, theirs, check.position))
-        parts = {part.ours: part for part in self.mapping.parts} if not ours else {}
+        taken = {claim.ours for claim in place.claims}
+        claims = (*place.claims, *(claim for claim in own if claim.ours not in taken))
+        rules = [theirs_rule(line, theirs) for line in section.config if line.ours is None]
+        rules += check_rules(section, ours, theirs)
         children: list[Node] = []
-        covered: set[str] = set()
-        if () in parts:
-            whole = part_node(self, parts[()], kind)
-            children.append(whole)
-            covered = {name for mapping in whole.mappings for name in mapping.root.type.fields}
         by_field: dict[str, list[Claim]] = {}
         for claim in claims:
-            if claim.ours[0] not in kind.fields:
-                self.no_such_field(kind, claim.ours[0], claim.line.right, _misspelt_word(claim.line))
-                continue
-            by_field.setdefault(claim.ours[0], []).append(dataclasses.replace(claim, ours=claim.ours[1:]))
+            if claim.ours[0] in kind.fields:
+                by_field.setdefault(claim.ours[0], []).append(replace(claim, ours=claim.ours[1:]))
+            else:
+                self.sections.no_such_field(kind, claim.ours[0], claim.line.right, misspelt_word(claim.line))
+        covered = self.whole(kind, place, children) if not ours else set()
         for name, declared in kind.fields.items():
-            below = by_field.get(name, [])
-            if not ours and name in self.mapping.elsewhere:
+            inside = replace(place, ours=(*ours, name), claims=tuple(by_field.get(name, ())), typed=False)
+            if not ours and self.apart(declared, covered, inside, children):
                 continue
-            if name in covered:
-                for claim in below:
-                    self.error("mapping/claimed-twice", f"`{name}` belongs to a part", claim.line.position)
-            elif (name,) in parts:
-                part, of = parts[(name,)], self.only_type(declared)
-                if of is None:
-                    message = f"`{name}` cannot be a part: it is {declared.of}, and a part is an object of one type"
-                    self.error("mapping/part-type", message, part.is_at)
-                else:
-                    children.append(part_node(self, part, of, theirs, tuple(below), sections))
-            elif below or (kind.name, name) not in self.guessed:
-                self.field(declared, (*ours, name), theirs, below, section, sections, rules, children)
-        return Struct(kind, ours, theirs, section, tuple(rules), tuple(children), typed, section.position)
+            if inside.claims or (kind.name, name) not in self.sections.guessed:
+                self.field(declared, inside, section, rules, children)
+        return Struct(kind, ours, theirs, section, tuple(rules), tuple(children), place.typed, section.position)
 
-    def theirs_rule(self, line: Entry, theirs: Path) -> Rule:
-        at = (*theirs, *line.theirs)
-        if line.kind in ("const", "only"):
-            return TheirsFact(at, line.values, line.kind == "const", line.default, line.position, line.why)
-        return Carried(at, line.kind == "keep", line.default, line.write, line.position)
+    # ---- parts ------------------------------------------------------------------------------------------------------
 
-    def field(
-        self,
-        declared: Field,
-        ours: Path,
-        theirs: Path,
-        claims: list[Claim],
-        section: Section,
-        sections: Mapping[str, Section],
-        rules: list[Rule],
-        children: list[Node],
-    ) -> None:
+    def whole(self, kind: Type, place: _Place, children: list[Node]) -> set[str]:
+        """The part that is the outermost object itself; the names of its fields."""
+        part = next((part for part in self.mapping.parts if not part.ours), None)
+        if part is None:
+            return set()
+        node = self.part(part, kind, replace(place, claims=()))
+        children.append(node)
+        return {name for mapping in node.mappings for name in mapping.root.type.fields}
+
+    def apart(self, declared: Field, covered: set[str], place: _Place, children: list[Node]) -> bool:
+        """Whether a field of the outermost object is said elsewhere, is in the part ``covered``, or is a part."""
+        (name,) = place.ours
+        if name in self.mapping.elsewhere:
+            return True
+        if name in covered:
+            for claim in place.claims:
+                self.error("mapping/claimed-twice", f"`{name}` belongs to a part", claim.line.position)
+            return True
+        part = next((part for part in self.mapping.parts if part.ours == (name,)), None)
+        if part is None:
+            return False
+        of = only_type(self.layout, declared)
+        if of is None:
+            message = f"`{name}` cannot be a part: it is {declared.of}, and a part is an object of one type"
+            self.error("mapping/part-type", message, part.is_at)
+        else:
+            children.append(self.part(part, of, replace(place, ours=())))
+        return True
+
+    def part(self, part: PartLine, kind: Type, place: _Place) -> PartNode:
+        """An object with mappings of its own. What these leave to the enclosing one (``elsewhere``) stands beside."""
+        mappings = tuple(self.load(name, part.with_at) for name in part.mappings)
+        elsewhere = {name for mapping in mappings for name in mapping.source.elsewhere}
+        rules: list[Rule] = []
+        children: list[Node] = []
+        section = Section(kind.name, part.position)
+        for mapping in mappings:
+            if mapping.root.type.name not in (kind.name, *kind.bases):
+                message = f"mapping `{mapping.name}` is of type `{mapping.root.type}`, the part is of type `{kind}`"
+                self.error("mapping/part-type", message, part.with_at)
+        for name in sorted({claim.ours[0] for claim in place.claims} | elsewhere):
+            below = tuple(replace(c, ours=c.ours[1:]) for c in place.claims if c.ours[0] == name)
+            if name in elsewhere and name in kind.fields:
+                inside = replace(place, ours=(*part.ours, name), claims=below)
+                self.field(kind.fields[name], inside, section, rules, children)
+            else:
+                self.error(
+                    "mapping/claimed-twice",
+                    f"`{'.'.join((*part.ours, name))}` belongs to the part `{'.'.join(part.theirs)}`",
+                    next(c.line.position for c in place.claims if c.ours[0] == name),
+                    f"say `elsewhere: [{name}]` in {' and '.join(part.mappings)}",
+                )
+        beside = Struct(kind, part.ours, place.theirs, section, tuple(rules), tuple(children), False, part.position)
+        return PartNode(part, part.ours, mappings, beside)
+
+    # ---- fields -----------------------------------------------------------------------------------------------------
+
+    def field(self, declared: Field, place: _Place, section: Section, rules: list[Rule], children: list[Node]) -> None:
         """Find the rule of one field among the claims on it, or what its silence means."""
-        exact = [claim for claim in claims if not claim.ours]
-        deeper = tuple(claim for claim in claims if claim.ours)
+        exact = [claim for claim in place.claims if not claim.ours]
         if len(exact) > 1:
             self.error(
                 "mapping/claimed-twice",
-                f"`{'.'.join(ours)}` is claimed twice, here and at {exact[0].line.position}",
+                f"`{'.'.join(place.ours)}` is claimed twice, here and at {exact[0].line.position}",
                 exact[1].line.position,
             )
-        if not declared.is_config and declared.kind != "dict":
-            if deeper:
-                claim = deeper[0]
-                self.error(
-                    "mapping/no-such-field",
-                    f"`{ours[-1]}` is no object: it has no field `{claim.ours[0]}`",
-                    claim.line.right,
-                )
-            elif exact:
-                rules.append(self.value_rule(exact[0], declared, ours))
-            else:
-                self.silent(declared, ours, section, rules)
-            return
-        if exact and isinstance(exact[0].line, Entry):
-            entry = exact[0].line
-            at = (*exact[0].theirs, *entry.theirs)
-            node = self.target(declared, ours, at, deeper, sections, entry)
-            if node is not None:
-                children.append(Optional(ours, at, declared.nullable, entry.default, node, entry.position))
-        elif exact:
-            fact = exact[0].line
-            assert isinstance(fact, Fact)
-            if fact.value is None and declared.nullable:
-                rules.append(OursFact(ours, None, declared, exact[0].scope, fact.position))
-                return
-            kind = self.named_type(declared, fact)
-            if kind is not None:
-                own = self.section_or_empty(kind, sections, (deeper[0].line if deeper else fact).position)
-                children.append(self.struct(kind, own, ours, theirs, deeper, sections, typed=True))
-        elif declared.group == "fields" and not declared.nullable:
-            node = self.target(declared, ours, theirs, deeper, sections, None, section)
-            if node is not None:
-                children.append(node)
+        claim = exact[0] if exact else None
+        deeper = tuple(claim for claim in place.claims if claim.ours)
+        if declared.is_config or declared.kind == "dict":
+            self.config_field(declared, claim, replace(place, claims=deeper), section, rules, children)
         elif deeper:
-            kind = self.only_type(declared)
-            if kind is None:
+            message = f"`{place.ours[-1]}` is no object: it has no field `{deeper[0].ours[0]}`"
+            self.error("mapping/no-such-field", message, deeper[0].line.right)
+        elif claim is not None:
+            rules.append(value_rule(self.mapping, claim, declared, place.ours))
+        else:
+            self.silent(declared, place.ours, section, rules)
+
+    def config_field(
+        self,
+        declared: Field,
+        claim: Claim | None,
+        place: _Place,
+        section: Section,
+        rules: list[Rule],
+        children: list[Node],
+    ) -> None:
+        """A field that holds a config, or a dict of configs."""
+        node: Node | None = None
+        line = claim.line if claim else None
+        if claim is not None and isinstance(line, Entry):
+            at = (*claim.theirs, *line.theirs)
+            node = self.target(declared, replace(place, theirs=at), line, section)
+            node = node and Nullable(place.ours, at, declared.nullable, line.default, node, line.position)
+        elif claim is not None and isinstance(line, Fact):
+            if line.value is None and declared.nullable:
+                rules.append(OursFact(place.ours, None, declared, claim.scope, line.position))
+                return
+            try:
+                kind = named_type(self.layout, declared, line)
+            except CrosswalkError as error:
+                self.sections.problems += error.diagnostics
+                return
+            node = self.of_type(kind, replace(place, typed=True), line.position)
+        elif declared.group == "fields" and not declared.nullable:
+            node = self.target(declared, place, None, section)
+        elif place.claims:
+            only = only_type(self.layout, declared)
+            if only is None:
                 self.error(
                     "mapping/which-type",
-                    f"`{'.'.join(ours)}` may be of several types: say which",
-                    deeper[0].line.position,
-                    f"add `{ours[-1]}: TYPE` under `sets:`",
+                    f"`{'.'.join(place.ours)}` may be of several types: say which",
+                    place.claims[0].line.position,
+                    f"add `{place.ours[-1]}: TYPE` under `sets:`",
                 )
             else:
-                own = Section(kind.name, deeper[0].line.position)
-                children.append(self.struct(kind, own, ours, theirs, deeper, sections))
+                node = self.of_type(only, place, section.position)
         else:
-            self.silent(declared, ours, section, rules)
+            self.silent(declared, place.ours, section, rules)
+        if node is not None:
+            children.append(node)
 
-    def silent(self, declared: Field, ours: Path, section: Section, rules: list[Rule]) -> None:
+    def silent(self, declared: Field, ours: KeyPath, section: Section, rules: list[Rule]) -> None:
         if declared.group == "features" or (declared.group == "fields" and declared.nullable and declared.is_config):
             rules.append(Unused(ours, declared, section.position))
         elif declared.group == "fields":
@@ -243,137 +254,142 @@ class Expander:
                 f"relate it to a key, or state it: `sets: {{{ours[-1]}: ...}}` ({declared.position})",
             )
 
-    def value_rule(self, claim: Claim, declared: Field, ours: Path) -> Rule:
-        line = claim.line
-        if isinstance(line, Fact):
-            return OursFact(ours, line.value, declared, claim.scope, line.position, line.value_at)
-        table = self.mapping.enums.get(declared.of) if declared.kind == "enum" else None
-        if declared.kind == "enum" and table is None:
-            table = ()
-        return FieldRule(
-            (*claim.theirs, *line.theirs),
-            ours,
-            declared,
-            line.position,
-            line.default,
-            line.omit,
-            line.unset,
-            tuple((*claim.theirs, *alias) for alias in line.alias),
-            line.read,
-            line.write,
-            table or None,
-            line.required,
-            line.otherwise,
-        )
-
     # ---- what a field of a config type holds ------------------------------------------------------------------------
 
-    def only_type(self, declared: Field) -> Type | None:
-        return None if declared.of in self.layout.families else self.layout.type_of(declared.of)
+    def target(self, declared: Field, place: _Place, entry: Entry | None, section: Section) -> Node | None:
+        """The node for the sub-config of a field, related to the object at ``place``."""
+        only, position = (entry.cases, entry.position) if entry else (None, section.position)
+        if declared.kind != "dict":
+            return self.value(declared.of, place, only, position)
+        if entry is None:
+            self.silent(declared, place.ours, section, [])
+            return None
+        inside = _Place((), (*place.theirs, "{" + declared.name + "}"), place.sections)
+        inner = self.value(declared.of, inside, only, position)
+        return None if inner is None else Entries(place.ours, place.theirs, inner, position)
 
-    def named_type(self, declared: Field, fact: Fact) -> Type | None:
-        family = self.layout.families.get(declared.of)
-        types = family.types if family else {declared.of: self.layout.type_of(declared.of)}
-        if isinstance(fact.value, str) and fact.value in types:
-            return types[fact.value]
-        found = "the value of an expression" if isinstance(fact.value, Expression) else describe(fact.value)
-        self.error(
-            "mapping/no-such-type",
-            f"`{'.'.join(fact.ours)}` cannot be {found}: it is {'one of ' if family else ''}{', '.join(types)}",
-            fact.value_at or fact.position,
-            did_you_mean(str(fact.value), types) if family else "set the fields below it",
-        )
-        return None
+    def of_type(self, kind: Type, place: _Place, position: Position) -> Struct | CaseNode:
+        """An object of a type, by the section of that type; ``position`` is what leads to it."""
+        at = place.claims[0].line.position if place.claims else position
+        return self.object(kind, self.sections.of_type_or_empty(kind, place.sections, at), place)
 
-    def target(
-        self,
-        declared: Field,
-        ours: Path,
-        theirs: Path,
-        deeper: tuple[Claim, ...],
-        sections: Mapping[str, Section],
-        entry: Entry | None,
-        enclosing: Section | None = None,
-    ) -> Node | None:
-        """The node for the sub-config ``declared`` related to the object at ``theirs``."""
-        if declared.kind == "dict":
-            if entry is None:
-                assert enclosing is not None
-                self.silent(declared, ours, enclosing, [])
-                return None
-            hole = "{" + declared.name + "}"
-            inner = self.value(declared.of, (), (*theirs, hole), (), sections, entry.cases, entry.position)
-            return None if inner is None else Entries(ours, theirs, inner, entry.position)
-        position = entry.position if entry else enclosing.position if enclosing else self.mapping.position
-        return self.value(declared.of, ours, theirs, deeper, sections, entry.cases if entry else None, position)
-
-    def value(
-        self,
-        of: str,
-        ours: Path,
-        theirs: Path,
-        outer: tuple[Claim, ...],
-        sections: Mapping[str, Section],
-        only: tuple[str, ...] | None,
-        position: Position,
-    ) -> Node | None:
-        if of not in self.layout.families:
+    def value(self, of: str, place: _Place, only: tuple[str, ...] | None, position: Position) -> Node | None:
+        """An object of a type or of a family."""
+        family = self.layout.families.get(of)
+        if family is None:
             kind = self.layout.type_of(of)
             assert kind is not None
-            section = self.section_or_empty(kind, sections, outer[0].line.position if outer else position)
-            if section.by is not None:
-                return struct_choice(self, kind, section, ours, theirs, outer, sections)
-            return self.struct(kind, section, ours, theirs, outer, sections)
-        family = self.layout.families[of]
-        if of not in sections:
+            return self.of_type(kind, place, position)
+        section = self.sections.of_family(of, place.sections)
+        if section is None:
             words = "`count:`, or with `by:` and `cases:`" if family.sequence else "`by:` and `cases:`"
             hint = f"add a section `{of}:` with {words}"
             if not family.sequence:
-                hint += f", or `{ours[-1] if ours else of}: TYPE` under `sets:`"
-            message = f"`{'.'.join(ours)}` is one of {', '.join(family.types)}: nothing says which"
+                hint += f", or `{place.ours[-1] if place.ours else of}: TYPE` under `sets:`"
+            message = f"`{'.'.join(place.ours)}` is one of {', '.join(family.types)}: nothing says which"
             self.error("mapping/which-type", message, position, hint)
             return None
-        self.reached.add(of)
-        section = sections[of]
-        if family.sequence and section.by is None:
-            return layers(self, section, family, ours, theirs, sections)
-        return family_choice(self, section, family, ours, theirs, outer, sections, only, position)
+        if family.sequence and not section.by:
+            return self.layers(section, family, place)
+        return self.family_choice(section, family, place, only, position)
 
-    # ---- what is never used -----------------------------------------------------------------------------------------
+    def family_choice(
+        self, section: Section, family: Family, place: _Place, only: tuple[str, ...] | None, position: Position
+    ) -> CaseNode | None:
+        if not section.by or not section.cases:
+            missing = "cases" if section.by else "by"
+            message = f"section `{section.name}` needs `by:` and `cases:`, there is no `{missing}:`"
+            self.error("mapping/by", message, section.position)
+            return None
+        for at in (*(line.position for line in section.config), *(check.position for check in section.checks)):
+            message = f"section `{section.name}` is about several types"
+            self.error("mapping/unused", message, at, "say this in a case, or in the section of a type")
+        for value in only or ():
+            if value not in section.cases:
+                hint = did_you_mean(value, section.cases) or f"its cases are {', '.join(section.cases)}"
+                self.error("mapping/no-such-case", f"section `{section.name}` has no case `{value}`", position, hint)
+        cases = []
+        refused = []
+        for value, case in section.cases.items():
+            if only is not None and value not in only:
+                continue
+            if case.refused is not None:
+                refused.append(Refusal(scalar_of(value, case.position), case.of or value, case.refused))
+            elif node := self.case(value, case, family, place):
+                cases.append(Case(scalar_of(value, case.position), node))
+        key = (*place.theirs, *section.by)
+        return CaseNode(key, section.by_default, place.ours, tuple(cases), section.position, tuple(refused))
 
-    def check_reached(self) -> None:
-        """Sections of this file that nothing reaches are typos or left-overs."""
-        for name, section in self.mapping.sections.items():
-            if section.position.file == self.mapping.file:
-                self.check_section(name, section)
+    def case(self, value: str, case: Section, family: Family, place: _Place) -> Struct | CaseNode | None:
+        """One type of a family, by its section with the case laid over."""
+        name = case.of or value
+        kind = family.types.get(name)
+        if kind is None:
+            self.error(
+                "mapping/no-such-type",
+                f"case `{value}`: family `{family.name}` has no type `{name}`, it has {', '.join(family.types)}",
+                case.position,
+                did_you_mean(name, family.types) or "name the type with `of:`",
+            )
+            return None
+        own = self.sections.of_type(kind, place.sections)
+        merged = overlay(own, case) if own is not None else case
+        return self.object(kind, replace(merged, name=name), place)
 
-    def check_section(self, name: str, section: Section) -> None:
-        known = {*self.layout.families, *(kind.name for kind in self.layout.all_types())}
-        if name not in known:
-            message = f"section `{name}`: layout `{self.layout.name}` has no type or family of that name"
-            self.error("mapping/no-such-type", message, section.position, did_you_mean(name, known))
-        elif name not in self.reached and not self.mapping.abstract and not self.problems:
-            message = f"section `{name}` is never used: no rule leads to a config of that type"
-            self.error("mapping/unreachable", message, section.position)
+    def layers(self, section: Section, family: Family, place: _Place) -> Layers | None:
+        """A list of layers that is told by a number, and perhaps by a list of kinds."""
+        wrong = ""
+        if section.count is None:
+            wrong = "says nothing of how many layers there are: add `count:`, or `by:` and `cases:`"
+        elif section.each and not section.kinds:
+            wrong = "lists the kinds of the layers (`each:`): say under `kinds:` what they are"
+        elif section.kinds and not section.each:
+            wrong = "has kinds of layers: say under `each:` which key lists them"
+        if wrong or section.count is None:
+            self.error("mapping/layers", f"section `{section.name}` {wrong}", section.position)
+            return None
+        for line in section.config:
+            if line.ours is not None:
+                message = f"`{'.'.join(line.ours)}`: the fields of `{family.name}` follow from the list of layers"
+                self.error("mapping/unused", message, line.right, "say it in the section of a type")
+        theirs = place.theirs
+        own = [line for line in section.config if line.ours is None and line.theirs != section.each]
+        return Layers(
+            place.ours,
+            theirs,
+            (*theirs, *section.count),
+            (*theirs, *section.each) if section.each else None,
+            next((e.default for e in section.config if e.theirs == section.each), MISSING),
+            section.repeats,
+            tuple(self.kinds(section, family, place)),
+            (*theirs, *section.overrides) if section.overrides else None,
+            (*(theirs_rule(line, theirs) for line in own), *check_rules(section, (), theirs)),
+            section.position,
+            section.overridable,
+        )
+
+    def kinds(self, section: Section, family: Family, place: _Place) -> list[LayerKind]:
+        """What the layers of each kind are: the sections of a kind are laid over those of the file."""
+        block = next(f.of for t in family.types.values() for f in t.fields.values() if f.name == "block")
+        kinds = []
+        listed: Mapping[str | None, Mapping[str, Section]] = dict(section.kinds.items()) or {None: {}}
+        for name, overlays in listed.items():
+            around = place.sections
+            merged = {**around, **{k: overlay(around[k], o) if k in around else o for k, o in overlays.items()}}
+            if name is not None:
+                merged = {key: fill_kind(value, name) for key, value in merged.items()}
+            before, self.sections.reached = self.sections.reached, set()
+            node = self.value(block, _Place((), place.theirs, merged), None, section.position)
+            for key, over in overlays.items():
+                self.sections.check_section(key, over)
+            self.sections.reached |= before
+            if node is not None:
+                kinds.append(LayerKind(name, node))
+        return kinds
 
 
-def _header(mapping: MappingFile, root: Struct) -> list[Rule]:
-    """What the header says of every object with this mapping, a part included. What a section says of a key, or of one
-    below it, comes before."""
-    claimed = {path[:length] for path in claimed_paths(root) for length in range(1, len(path) + 1)}
-    rules: list[Rule] = [
-        Carried(entry.theirs, True, entry.default, None, entry.position, entry.values, entry.why or "")
-        for entry in mapping.keeps
-        if entry.theirs not in claimed
-    ]
-    if mapping.model_type:
-        at = mapping.place("model_type")
-        rules.append(TheirsFact(("model_type",), mapping.model_types, True, MISSING, at, OTHER_FORMAT))
-    return rules
-
-
-def _misspelt_word(line: Entry | Fact) -> str | None:
-    """A hint for ``{defualt: x}``: a map without any word of an entry nests keys."""
-    last = line.theirs[-1] if isinstance(line, Entry) else ""
-    near = difflib.get_close_matches(last, ENTRY_WORDS, 1, 0.8)
-    return f"`{last}` is read as a key: did you mean the word `{near[0]}`?" if near else None
+def _with_rules(node: OneOf, rules: tuple[Rule, ...]) -> OneOf:
+    """The node of an object with further rules, in each of its cases."""
+    if isinstance(node, Struct):
+        return replace(node, rules=(*node.rules, *rules))
+    return replace(node, cases=tuple(replace(case, node=_with_rules(case.node, rules)) for case in node.cases))

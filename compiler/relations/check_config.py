@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
-from crosswalk.compiler.layout.model import MISSING, Field, Layout, Type
+from crosswalk.compiler.layout.model import Field, Layout, Type
 from crosswalk.compiler.mapping.model import Entry
-from crosswalk.compiler.notation.expressions import Expression
-from crosswalk.compiler.text.positioned import describe, did_you_mean
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position
 
+from .check_dialects import check_dialects
 from .tree import (
-    Carried,
+    CaseNode,
     CheckRule,
-    Choice,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
-    Optional,
+    Nullable,
+    OneOf,
     OursFact,
     PartNode,
-    Path,
     Rule,
     Struct,
-    TheirsFact,
     nodes_of,
     rules_of,
 )
@@ -40,7 +37,7 @@ def check_config(mapping: CompiledMapping) -> list[Diagnostic]:
         *_check_keys(mapping),
         *_check_fields(mapping),
         *_check_circles(mapping),
-        *_check_dialects(mapping),
+        *check_dialects(mapping),
         *_check_derived_files(mapping),
     ]
 
@@ -66,55 +63,7 @@ def _check_enums(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 
 def _check_values(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     for rule in rules_of(mapping.root):
-        if isinstance(rule, OursFact) and not isinstance(rule.value, Expression) and not rule.field.is_config:
-            wanted = _unfit(rule.value, rule.field, mapping.layout)
-            if wanted:
-                yield _misfit(rule.ours, wanted, rule.value, rule.field, rule.value_at or rule.position)
-        elif isinstance(rule, FieldRule) and rule.read is None:
-            for word, value in (("default", rule.default), ("omit", rule.omit)):
-                if value is MISSING or isinstance(value, Expression) or (word == "default" and value is rule.omit):
-                    continue
-                wanted = _unfit(value, rule.field, mapping.layout)
-                if rule.table is not None and value is not None:
-                    known = [row.theirs for row in rule.table]
-                    wanted = None if value in known else f"one of {', '.join(map(str, known))}"
-                if wanted:
-                    yield _misfit(rule.theirs, wanted, value, rule.field, rule.position, f"the `{word}` of ")
-
-
-def _misfit(path: Path, wanted: str, value: Any, field: Field, position: Position, what: str = "") -> Diagnostic:
-    message = f"{what}`{'.'.join(path)}` must be {wanted}, not {describe(value)}"
-    return Diagnostic("mapping/literal", message, position, f"`{field.name}` is declared at {field.position}")
-
-
-_SCALARS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "int": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
-    "float": ("a number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
-    "bool": ("true or false", lambda v: isinstance(v, bool)),
-    "str": ("text", lambda v: isinstance(v, str)),
-    "list": ("a list", lambda v: isinstance(v, list)),
-    "dict": ("a mapping", lambda v: isinstance(v, Mapping)),
-}
-
-
-def _unfit(value: Any, field: Field, layout: Layout) -> str | None:
-    """What the field must hold, if ``value`` is not that."""
-    if value is None and (field.nullable or field.of == "any"):
-        return None
-    or_null = " or null" if field.nullable else ""
-    if field.kind == "enum":
-        known = layout.enums[field.of]
-        return None if value in known else f"one of {', '.join(known)}{or_null}"
-    if field.kind == "list":
-        return None if isinstance(value, list) else "a list"
-    wanted, fits = _SCALARS.get(field.of, ("", lambda _: True))
-    if not fits(value):
-        return wanted + or_null
-    if field.bound is not None:
-        relation, bound = field.bound
-        if not (value > bound if relation == ">" else value >= bound):
-            return f"{relation} {bound:g}"
-    return None
+        yield from rule.check(mapping.layout)
 
 
 # ---- names in expressions -----------------------------------------------------------------------------------------
@@ -143,21 +92,12 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             yield Diagnostic("mapping/no-such-name", message, expression.position or position, hint)
 
 
-def _over_theirs(root: Struct) -> Iterator[tuple[Expression, Path, Position]]:
+def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position]]:
     """The expressions over keys, each with the object whose keys its names are."""
     for rule in rules_of(root):
-        values: tuple[Any, ...]
-        if isinstance(rule, FieldRule):
-            values = (rule.default, rule.read, rule.write)
-        elif isinstance(rule, TheirsFact):
-            values = (rule.default, *rule.values)
-        elif isinstance(rule, Carried):
-            values = (rule.default, rule.write)
-        else:
-            continue
-        for value in values:
+        for value in rule.over_theirs():
             if isinstance(value, Expression):
-                yield value, rule.theirs[:-1], rule.position
+                yield value, rule.places()[0][:-1], rule.position
 
 
 def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
@@ -166,27 +106,28 @@ def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     axes = {name for kind in layout.all_types() for name in (*kind.axes, *kind.takes)}
     roots = [mapping.root.type, *(layout.types[name] for name in layout.roots().values())]
     known = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
-    for rule, types in _with_types(mapping.root, {}, layout):
-        expression = rule.expression if isinstance(rule, CheckRule) else rule.value
+    for rule, expression, types in _with_types(mapping.root, {}, layout):
         for name in sorted(expression.names):
             if name[0] in ("config", "root_config") and isinstance(rule, CheckRule):
-                path = (*rule.theirs, *name[1:]) if name[0] == "config" else name[1:]
-                found = path in known
-                message = f"no rule speaks of a key `{'.'.join(path)}`"
-                hint = did_you_mean(name[-1], {key[-1] for key in known})
+                wrong = _unknown_key((*rule.theirs, *name[1:]) if name[0] == "config" else name[1:], known)
+            elif name[0] == "root":
+                wrong = _first_unknown(roots, name[1:], axes, layout)
             else:
-                rest = name[1:] if name[0] == "root" else name
-                owners = roots if name[0] == "root" else types
-                wrong = _first_unknown(owners, rest, axes, layout)
-                found = wrong is None
-                message, hint = wrong or ("", None)
-            if not found:
-                message = f"`{expression.text}`: {message}"
-                yield Diagnostic("mapping/no-such-name", message, expression.position or rule.position, hint)
+                wrong = _first_unknown(types, name, axes, layout)
+            if wrong is not None:
+                message = f"`{expression.text}`: {wrong[0]}"
+                yield Diagnostic("mapping/no-such-name", message, expression.position or rule.position, wrong[1])
+
+
+def _unknown_key(path: KeyPath, known: Iterable[KeyPath]) -> tuple[str, str | None] | None:
+    """That no rule speaks of a key, and a hint; None if one does."""
+    if path in known:
+        return None
+    return f"no rule speaks of a key `{'.'.join(path)}`", did_you_mean(path[-1], {key[-1] for key in known})
 
 
 def _first_unknown(
-    types: Iterable[Type], path: Path, axes: Iterable[str], layout: Layout
+    types: Iterable[Type], path: KeyPath, axes: Iterable[str], layout: Layout
 ) -> tuple[str, str | None] | None:
     """What no type has on the way along a path of fields, and a hint; None if the path exists."""
     owners = list(types)
@@ -214,8 +155,8 @@ def types_of(field: Field, layout: Layout) -> list[Type]:
 
 
 def _with_types(
-    node: Node, types: Mapping[Path, list[Type]], layout: Layout
-) -> Iterator[tuple[OursFact | CheckRule, list[Type]]]:
+    node: Node, types: Mapping[KeyPath, list[Type]], layout: Layout
+) -> Iterator[tuple[Rule, Expression, list[Type]]]:
     """The rules with an expression over ours, each with the possible types of the object whose fields its names are.
     ``types`` are those of the objects around ``node``, up to the layer or dict entry that it is in."""
     match node:
@@ -224,10 +165,10 @@ def _with_types(
             yield from _rules_with_types(node.rules, inside)
             for child in node.children:
                 yield from _with_types(child, inside, layout)
-        case Choice():
+        case CaseNode():
             for case in node.cases:
                 yield from _with_types(case.node, types, layout)
-        case Optional():
+        case Nullable():
             yield from _with_types(node.node, types, layout)
         case PartNode():
             yield from _with_types(node.beside, types, layout)
@@ -241,11 +182,12 @@ def _with_types(
 
 
 def _rules_with_types(
-    rules: Iterable[Rule], types: Mapping[Path, list[Type]]
-) -> Iterator[tuple[OursFact | CheckRule, list[Type]]]:
+    rules: Iterable[Rule], types: Mapping[KeyPath, list[Type]]
+) -> Iterator[tuple[Rule, Expression, list[Type]]]:
     for rule in rules:
-        if isinstance(rule, CheckRule) or (isinstance(rule, OursFact) and isinstance(rule.value, Expression)):
-            yield rule, types[rule.scope]
+        expression = rule.over_ours()
+        if isinstance(rule, (CheckRule, OursFact)) and expression is not None:
+            yield rule, expression, types[rule.scope]
 
 
 # ---- circles ------------------------------------------------------------------------------------------------------
@@ -271,16 +213,16 @@ def _check_circles(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             yield _circle("value", circle, facts[circle[0]].position)
 
 
-def _circle(what: str, circle: list[Path], position: Position | None) -> Diagnostic:
+def _circle(what: str, circle: list[KeyPath], position: Position | None) -> Diagnostic:
     shown = " -> ".join(f"`{'.'.join(path)}`" for path in (*circle, circle[0]))
     return Diagnostic("mapping/cycle", f"the {what} of `{'.'.join(circle[0])}` depends on itself: {shown}", position)
 
 
-def _circles(edges: Mapping[Path, Iterable[Path]]) -> Iterator[list[Path]]:
+def _circles(edges: Mapping[KeyPath, Iterable[KeyPath]]) -> Iterator[list[KeyPath]]:
     """One circle for every group of paths that need each other."""
-    done: set[Path] = set()
+    done: set[KeyPath] = set()
     for start in edges:
-        trail: list[Path] = []
+        trail: list[KeyPath] = []
         pending = [(start, 0)]
         while pending:
             path, depth = pending.pop()
@@ -293,55 +235,6 @@ def _circles(edges: Mapping[Path, Iterable[Path]]) -> Iterator[list[Path]]:
             trail.append(path)
             done.add(path)
             pending += [(other, depth + 1) for other in sorted(edges.get(path, ()))]
-
-
-# ---- dialects -----------------------------------------------------------------------------------------------------
-
-
-def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
-    source = mapping.source
-    known = ("newest", *filter(None, [source.newest]), *source.dialects)
-    for name in source.write_dialects if source.place("write_dialects").file == source.file else ():
-        if name not in known:
-            hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
-            message = f"there is no dialect `{name}` to write"
-            yield Diagnostic("mapping/no-such-dialect", message, source.place("write_dialects"), hint)
-    for firsts in source.versions.values():
-        for name in firsts if source.place("versions").file == source.file else ():
-            if name not in known:
-                hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
-                message = f"`versions`: there is no dialect `{name}`"
-                yield Diagnostic("mapping/no-such-dialect", message, source.place("versions"), hint)
-    layers = [node for node in nodes_of(mapping.root) if isinstance(node, Layers)]
-    kinds = [str(kind.name) for node in layers for kind in node.kinds if kind.name is not None]
-    keys = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
-    for node in layers:
-        for key in sorted(node.overridable or ()):
-            if (*node.theirs, key) not in keys:
-                near = did_you_mean(key, {path[-1] for path in keys})
-                message = f"`overrides`: no rule speaks of `{key}`"
-                yield Diagnostic("mapping/no-such-key", message, node.position, near)
-    for dialect in source.dialects.values():
-        for move in dialect.config:
-            if move.position.file != source.file:
-                continue  # an inherited move may be about a key that this mapping has no use for
-            hole = next((index for index, part in enumerate(move.new) if part.startswith("{")), None)
-            if hole is not None and move.new[hole][1:-1] not in kinds:
-                hint = did_you_mean(move.new[hole][1:-1], kinds) or f"the kinds are {', '.join(kinds) or 'none'}"
-                message = f"`{move.new[hole]}` is no kind of layer"
-                yield Diagnostic("mapping/no-such-kind", message, move.position, hint)
-                continue
-            path = move.new if hole is None else move.new[hole + 1 :]
-            condition = move.when
-            for operand in sorted(condition.names) if condition is not None else ():
-                if condition is not None and operand not in keys:
-                    near = did_you_mean(operand[-1], {key[-1] for key in keys})
-                    message = f"`when`: no rule speaks of `{'.'.join(operand)}`"
-                    yield Diagnostic("mapping/no-such-key", message, condition.position, near)
-            if path not in keys:
-                message = f"no rule speaks of the new place `{'.'.join(move.new)}`"
-                near = did_you_mean(path[-1], {key[-1] for key in keys})
-                yield Diagnostic("mapping/no-such-key", message, move.position, near)
 
 
 # ---- files beside config.json -------------------------------------------------------------------------------------

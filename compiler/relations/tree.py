@@ -11,97 +11,38 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.compiler.layout.model import Field, Layout, Type
-from crosswalk.compiler.mapping.model import EnumRow, MappingFile, Part, Section
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.layout.model import Layout, Type
+from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
+from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.runtime.errors import Position, fail
 
-Path = tuple[str, ...]
+from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
 
-
-@dataclass(frozen=True, slots=True)
-class FieldRule:
-    """``theirs`` holds what ``ours`` holds, through ``table`` if there is one; ``required``: never null."""
-
-    theirs: Path
-    ours: Path
-    field: Field
-    position: Position
-    default: Any
-    omit: Any
-    unset: tuple[Any, ...]
-    alias: tuple[Path, ...]
-    read: Expression | None
-    write: Expression | None
-    table: tuple[EnumRow, ...] | None
-    required: bool
-    otherwise: Any
-
-
-#: Why a fact of the header does not hold.
-OTHER_FORMAT = "another value is another format (--format)"
-
-
-@dataclass(frozen=True, slots=True)
-class TheirsFact:
-    """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another."""
-
-    theirs: Path
-    values: tuple[Any, ...]
-    written: bool
-    default: Any
-    position: Position
-    why: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """``theirs`` means nothing to the trainer. ``kept``: restored on export; else dropped, because it says nothing new.
-    ``default`` is what expressions see when it is absent; ``write`` recomputes it on export. ``only``: the values at
-    which it means nothing, if not all; any other asks for ``feature``."""
-
-    theirs: Path
-    kept: bool
-    default: Any
-    write: Expression | None
-    position: Position
-    only: tuple[Any, ...] = ()
-    feature: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OursFact:
-    """``ours`` has ``value``: set on import, demanded on export unless the field is a ``training`` one. An expression
-    is over the names of the object at ``scope``."""
-
-    ours: Path
-    value: Any
-    field: Field
-    scope: Path
-    position: Position
-    value_at: Position | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Unused:
-    """No rule speaks of the feature at ``ours``: it must be at the value that means "not used"."""
-
-    ours: Path
-    field: Field
-    position: Position
-
-
-@dataclass(frozen=True, slots=True)
-class CheckRule:
-    expression: Expression
-    message: str
-    severity: str
-    scope: Path
-    theirs: Path
-    position: Position
-
-
-Rule = FieldRule | TheirsFact | Carried | OursFact | Unused | CheckRule
+__all__ = [
+    "Carried",
+    "Case",
+    "CaseNode",
+    "CheckRule",
+    "CompiledMapping",
+    "Entries",
+    "FieldRule",
+    "LayerKind",
+    "Layers",
+    "Node",
+    "Nullable",
+    "OneOf",
+    "OursFact",
+    "PartNode",
+    "Refusal",
+    "Rule",
+    "Struct",
+    "TheirsFact",
+    "Unused",
+    "alternatives",
+    "claimed_paths", "nodes_of",
+    "part_mapping",
+    "rules_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +50,8 @@ class Struct:
     """An object of a fixed type: its rules and what is below it. ``typed``: its type is stated by a fact of ours."""
 
     type: Type
-    ours: Path
-    theirs: Path
+    ours: KeyPath
+    theirs: KeyPath
     section: Section
     rules: tuple[Rule, ...]
     children: tuple[Node, ...]
@@ -121,7 +62,7 @@ class Struct:
 @dataclass(frozen=True, slots=True)
 class Case:
     value: Any
-    node: Node
+    node: Struct | CaseNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,23 +75,28 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class CaseNode:
     """One of several nodes for the object at ``ours``, told apart by the key ``key`` of theirs."""
 
-    key: Path
+    key: KeyPath
     default: Any
-    ours: Path
+    ours: KeyPath
     cases: tuple[Case, ...]
     position: Position
     refused: tuple[Refusal, ...] = ()
 
+    @property
+    def type(self) -> Type:
+        """The type of the object, where all cases have the same."""
+        return self.cases[0].node.type
+
 
 @dataclass(frozen=True, slots=True)
-class Optional:
+class Nullable:
     """The object at ``ours`` may be null, as may the one at ``theirs``; ``default`` is meant when theirs is absent."""
 
-    ours: Path
-    theirs: Path
+    ours: KeyPath
+    theirs: KeyPath
     nullable: bool
     default: Any
     node: Node
@@ -158,7 +104,7 @@ class Optional:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LayerKind:
     """What a layer of this kind is; ``name`` stands in the list of kinds. A count alone has one kind without a name."""
 
     name: str | None
@@ -170,14 +116,14 @@ class Layers:
     """A list of layers. ``each`` lists their kinds (None: all alike); ``overrides`` what differs in single layers, or
     with ``overridable`` between kinds, in these keys alone."""
 
-    ours: Path
-    theirs: Path
-    count: Path
-    each: Path | None
+    ours: KeyPath
+    theirs: KeyPath
+    count: KeyPath
+    each: KeyPath | None
     each_default: Any
     repeats: bool
-    kinds: tuple[Kind, ...]
-    overrides: Path | None
+    kinds: tuple[LayerKind, ...]
+    overrides: KeyPath | None
     rules: tuple[Rule, ...]
     position: Position
     overridable: frozenset[str] | None = None
@@ -187,8 +133,8 @@ class Layers:
 class Entries:
     """A dict of configs, entry by entry under the same keys; the anchor of ``node`` is the entry."""
 
-    ours: Path
-    theirs: Path
+    ours: KeyPath
+    theirs: KeyPath
     node: Node
     position: Position
 
@@ -198,13 +144,14 @@ class PartNode:
     """An object with a mapping of its own; of several, ``model_type`` tells which. ``beside`` holds what the enclosing
     mapping says of its inside."""
 
-    part: Part
-    ours: Path
+    part: PartLine
+    ours: KeyPath
     mappings: tuple[CompiledMapping, ...]
     beside: Struct
 
 
-Node = Struct | Choice | Optional | Layers | Entries | PartNode
+OneOf = Struct | CaseNode
+Node = Struct | CaseNode | Nullable | Layers | Entries | PartNode
 
 
 @dataclass(frozen=True)
@@ -214,10 +161,10 @@ class CompiledMapping:
 
     source: MappingFile = field(repr=False)
     layout: Layout = field(repr=False)
-    root: Struct = field(repr=False)
+    root: OneOf = field(repr=False)
     header: tuple[TheirsFact, ...] = field(repr=False)
-    defaults: Mapping[Path, Any] = field(repr=False)
-    claims: frozenset[Path] = field(repr=False)
+    defaults: Mapping[KeyPath, Any] = field(repr=False)
+    claims: frozenset[KeyPath] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -230,16 +177,25 @@ def nodes_of(node: Node) -> Iterator[Node]:
     match node:
         case Struct():
             below = node.children
-        case Choice():
+        case CaseNode():
             below = tuple(case.node for case in node.cases)
         case Layers():
             below = tuple(kind.node for kind in node.kinds)
-        case Optional() | Entries():
+        case Nullable() | Entries():
             below = (node.node,)
         case PartNode():
             below = (node.beside,)
     for child in below:
         yield from nodes_of(child)
+
+
+def alternatives(node: Node) -> Iterator[Struct]:
+    """The structs of which one speaks for the object of a node; none if it is no object."""
+    if isinstance(node, Struct):
+        yield node
+    elif isinstance(node, CaseNode):
+        for case in node.cases:
+            yield from alternatives(case.node)
 
 
 def rules_of(node: Node) -> Iterator[Rule]:
@@ -249,20 +205,14 @@ def rules_of(node: Node) -> Iterator[Rule]:
             yield from below.rules
 
 
-def claimed_paths(root: Struct) -> set[Path]:
+def claimed_paths(root: OneOf) -> set[KeyPath]:
     """Every path of theirs that some rule speaks of, holes included."""
-    result: set[Path] = set()
-    for rule in rules_of(root):
-        if isinstance(rule, (FieldRule, TheirsFact, Carried)):
-            result.add(rule.theirs)
-        if isinstance(rule, FieldRule):
-            result.update(rule.alias)
+    result = {place for rule in rules_of(root) for place in rule.places()}
     for node in nodes_of(root):
-        if isinstance(node, Choice):
+        if isinstance(node, CaseNode):
             result.add(node.key)
         elif isinstance(node, Layers):
-            result.add(node.count)
-            result |= {node.each} if node.each else set()
+            result |= {node.count, *([node.each] if node.each else [])}
     return result
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from crosswalk.compiler.config.taken import Cases
 from crosswalk.compiler.layout.cells import Box
+from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit
+from crosswalk.compiler.layout.natives import Native, natives_of
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-from .weights import Related, Weights, relate_weights
+from .weights import Related, relate_weights
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,18 @@ def bind(
     native: Mapping[str, Any],
     cases: Cases,
     lengths: Mapping[str, int] = MappingProxyType({}),
+    limit: Limit = WITHOUT_FILES,
 ) -> Bound:
     """Bind a mapping to a complete native config, with the ``cases`` that reading or writing it took. ``lengths``: axes
     that are shorter on their side; what is beyond is padding (:mod:`~crosswalk.compiler.layout.padded_axes`).
+    ``limit``: of the tensors on their side.
 
-    Raises ``CrosswalkError`` if a parameter has no tensor, or a tensor has two lines.
+    Raises ``CrosswalkError`` if a parameter has no tensor, a tensor has two lines, or there are too many.
     """
     scope = Scope(mapping.layout, mapping.root.type, native)
-    weights = relate_weights(mapping.layout, scope, cases, lengths)
-    related, duplicates = _split_ties(weights)
+    natives = natives_of(scope, lengths, Limit(found=limit.found))
+    weights = relate_weights(mapping.layout, scope, cases, lengths, limit)
+    related, duplicates = _split_ties(natives, weights.related)
     theirs: dict[str, tuple[int, ...]] = {}
     problems = []
     for entry in related:
@@ -59,18 +64,18 @@ def bind(
         theirs[entry.tensor.name] = entry.tensor.shape
     if problems:
         raise CrosswalkError(problems)
-    natives = {name: native for name, native in weights.natives.items() if native.tied_to is None}
-    stored = {name: native.shape for name, native in natives.items()}
-    padding = {name: native.padding for name, native in natives.items() if native.padding}
-    return Bound(mapping, stored, theirs, duplicates, weights.ignored, related, padding)
+    stored = {name: native for name, native in natives.items() if native.tied_to is None}
+    shapes = {name: native.shape for name, native in stored.items()}
+    padding = {name: native.padding for name, native in stored.items() if native.padding}
+    return Bound(mapping, shapes, theirs, duplicates, weights.ignored, related, padding)
 
 
-def _split_ties(weights: Weights) -> tuple[list[Related], dict[str, str]]:
+def _split_ties(natives: Mapping[str, Native], weights: Sequence[Related]) -> tuple[list[Related], dict[str, str]]:
     """Tensors that are stored, and those of tied parameters with the tensor of theirs that has the storage."""
-    owners = {piece.parameter: r.tensor.name for r in weights.related for piece in r.tensor.pieces}
+    owners = {piece.parameter: r.tensor.name for r in weights for piece in r.tensor.pieces}
     related, duplicates = [], {}
-    for entry in weights.related:
-        ties = {weights.natives[piece.parameter].tied_to for piece in entry.tensor.pieces}
+    for entry in weights:
+        ties = {natives[piece.parameter].tied_to for piece in entry.tensor.pieces}
         if ties == {None} or not ties:
             related.append(entry)
         else:

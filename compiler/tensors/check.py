@@ -17,18 +17,17 @@ from crosswalk.compiler.config.taken import Chosen
 from crosswalk.compiler.layout.model import Field, Layout, Type
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
-from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.relations.tree import (
-    Choice,
+    CaseNode,
     CompiledMapping,
     Entries,
     FieldRule,
     Layers,
     Node,
-    Optional,
+    Nullable,
     OursFact,
     PartNode,
-    Path,
     Struct,
     nodes_of,
 )
@@ -95,7 +94,7 @@ def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     """Two lines of one section that claim one parameter: only the first would be heard."""
     sections = {id(node.section): node.section for node in nodes_of(mapping.root) if isinstance(node, Struct)}
     for section in sections.values():
-        claimed: dict[tuple[Path, str | None], TensorEntry] = {}
+        claimed: dict[tuple[KeyPath, str | None], TensorEntry] = {}
         for line in section.tensors:
             for path in line.ours:
                 for kind in line.types or (None,):
@@ -106,7 +105,7 @@ def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                         yield Diagnostic("mapping/parameter-twice", message, line.position, "keep one of the two")
 
 
-def _check_path(path: Path, kind: Type, line: TensorEntry, at: Position, layout: Layout) -> Iterator[Diagnostic]:
+def _check_path(path: KeyPath, kind: Type, line: TensorEntry, at: Position, layout: Layout) -> Iterator[Diagnostic]:
     owners, done = [kind], 0
     while done < len(path):
         below = [found for owner in owners for found in _step(path[done:], owner, layout)]
@@ -122,7 +121,7 @@ def _check_path(path: Path, kind: Type, line: TensorEntry, at: Position, layout:
         done += length
 
 
-def _step(path: Path, kind: Type, layout: Layout) -> Iterator[tuple[int, list[Type]]]:
+def _step(path: KeyPath, kind: Type, layout: Layout) -> Iterator[tuple[int, list[Type]]]:
     """How many parts of the path name a module or a parameter (group) of the type, and the types of the module."""
     for child in kind.children:
         name = tuple(str(child.name).split("."))
@@ -134,7 +133,7 @@ def _step(path: Path, kind: Type, layout: Layout) -> Iterator[tuple[int, list[Ty
             yield len(path), []
 
 
-def _types_at(kind: Type, config: Path, layout: Layout) -> list[Type]:
+def _types_at(kind: Type, config: KeyPath, layout: Layout) -> list[Type]:
     """The types that the config of a module can have."""
     owners = [kind]
     for name in config:
@@ -159,7 +158,7 @@ def _members(kind: Type) -> Iterator[str]:
         yield from (parameter.group, str(parameter.name))
 
 
-def _check_holes(path: Path, kind: Type, line: TensorEntry) -> Iterator[Diagnostic]:
+def _check_holes(path: KeyPath, kind: Type, line: TensorEntry) -> Iterator[Diagnostic]:
     """Holes that count modules are the same on both sides; others are axes, which lowering knows."""
     ours = {part[1:-1] for part in path if part.startswith("{")}
     theirs = {getattr(hole, "name", "") for hole in line.theirs.holes}
@@ -177,16 +176,16 @@ class _Model:
     Paths start at the object."""
 
     config: dict[str, Any] = field(default_factory=dict)
-    pending: set[Path] = field(default_factory=set)
-    chosen: dict[Path, list[Chosen]] = field(default_factory=dict)
+    pending: set[KeyPath] = field(default_factory=set)
+    chosen: dict[KeyPath, list[Chosen]] = field(default_factory=dict)
 
-    def put(self, path: Path, value: Any) -> None:
+    def put(self, path: KeyPath, value: Any) -> None:
         target = self.config
         for name in path[:-1]:
             target = target.setdefault(name, {})
         target[path[-1]] = value
 
-    def place(self, path: Path, other: _Model) -> None:
+    def place(self, path: KeyPath, other: _Model) -> None:
         """Lay another object into this one."""
         target = self.config
         for name in path:
@@ -215,16 +214,16 @@ class _Models:
                 model.put((name,), None)
             yield model
 
-    def node(self, node: Node, at: Path) -> list[_Model]:
+    def node(self, node: Node, at: KeyPath) -> list[_Model]:
         """The models of a node; their paths start at the object at ``at``."""
         match node:
             case Struct():
                 return self.struct(node, at)
-            case Choice():
+            case CaseNode():
                 if not any(_has_modules(case.node) for case in node.cases):
                     return self.node(node.cases[0].node, at) if node.cases else [_Model()]
                 return [model for case in node.cases for model in self.node(case.node, at)]
-            case Optional():
+            case Nullable():
                 return self.node(node.node, at)
             case Layers():
                 return [
@@ -238,7 +237,7 @@ class _Models:
             case PartNode():
                 return self.part(node, at)
 
-    def struct(self, node: Struct, at: Path) -> list[_Model]:
+    def struct(self, node: Struct, at: KeyPath) -> list[_Model]:
         base, where = _Model(), node.ours[len(at) :]
         if node.type.registered:
             base.put((*where, "type"), node.type.registered)
@@ -261,7 +260,7 @@ class _Models:
             result.append(model)
         return result
 
-    def free(self, declared: Field, where: Path) -> list[_Model]:
+    def free(self, declared: Field, where: KeyPath) -> list[_Model]:
         """A typed choice that is no part of the stored model, but of how it is stored."""
         types = _types_of(declared.of, self.layout) if declared.kind == "family" else []
         if not any(kind.parameters or kind.children for kind in types):
@@ -271,17 +270,17 @@ class _Models:
             model.put((*where, declared.name), {"type": kind.name})
         return result
 
-    def sequence(self, node: Struct, at: Path, base: _Model) -> _Model:
+    def sequence(self, node: Struct, at: KeyPath, base: _Model) -> _Model:
         """A list of layers that is related as an object: all alternatives of its blocks become layers."""
         blocks: list[_Model] = []
         for child in node.children:
-            inner = child.node if isinstance(child, (Entries, Optional)) else child
+            inner = child.node if isinstance(child, (Entries, Nullable)) else child
             blocks += self.node(inner, () if isinstance(child, Entries) else (*node.ours, "block"))
         model = self.layers(blocks, node.ours, at)
         model.chosen.update({path: chosen for path, chosen in base.chosen.items() if path not in model.chosen})
         return model
 
-    def layers(self, blocks: list[_Model], ours: Path, at: Path) -> _Model:
+    def layers(self, blocks: list[_Model], ours: KeyPath, at: KeyPath) -> _Model:
         model, where = _Model(), ours[len(at) :]
         names = [f"block_{index}" for index in range(len(blocks))]
         for name, block in zip(names, blocks, strict=True):
@@ -290,7 +289,7 @@ class _Models:
             model.put((*where, key), value)
         return model
 
-    def part(self, node: PartNode, at: Path) -> list[_Model]:
+    def part(self, node: PartNode, at: KeyPath) -> list[_Model]:
         where = node.ours[len(at) :]
         prefix = ".".join(filter(None, (self.tensors, node.part.tensors)))
         result = []

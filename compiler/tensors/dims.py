@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from crosswalk.compiler.layout.cells import AxisTable, Cell, atoms_of, cells_of, expand
@@ -100,37 +100,46 @@ def written_dims(
     for the label at hand is left."""
     own = {b.label: b.terms or () for ours in stored for b in branches_of(ours.dims)}
     absent = {label for ours in stored for label in absent_labels_of(ours.source.pattern.dims)}
-
-    def fill(terms: Sequence[Term], outside: frozenset[str]) -> tuple[Term, ...]:
-        beside = [_plain_atoms(term, sizes) for term in terms]
-        result = []
-        for index, term in enumerate(terms):
-            around = outside.union(*beside[:index], *beside[index + 1 :])
-            if isinstance(term, Product):
-                term = Product(fill(term.terms, around))
-            elif isinstance(term, Sum):
-                kept = [fill_branch(branch, around) for branch in term.branches if branch.label not in absent]
-                if gone.labels.isdisjoint(branch.label for branch in kept):
-                    term = Sum(tuple(kept))
-                else:
-                    term = Product(tuple(t for b in kept if b.label in gone.chosen for t in b.terms or ()))
-            else:
-                term = expand(term, sizes)
-            result.append(term)
-        return tuple(result)
-
-    def fill_branch(branch: Branch, outside: frozenset[str]) -> Branch:
-        if branch.terms is not None:
-            return Branch(branch.label, None, fill(branch.terms, outside))
-        return Branch(branch.label, None, replace(gone, atoms=gone.atoms | outside).strip_all(own[branch.label]))
-
-    tree = fill(dims, frozenset())
+    tree = _Filling(own, absent, sizes, gone).terms(dims, frozenset())
     if not drop:
         return tree
     had = frozenset[str]().union(*(ours.atoms for ours in stored))
     if not any(isinstance(dim, One) for ours in stored for dim in ours.dims):
         tree = tuple(dim for dim in tree if not isinstance(dim, One))
     return Gone(frozenset(axes_of(tree)) - had, frozenset(), frozenset()).strip_all(tree)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filling:
+    """Terms of a mapping over atoms. ``own``: what the layout has under each label; ``absent``: labels without axes."""
+
+    own: Mapping[str, tuple[Term, ...]]
+    absent: Set[str]
+    sizes: AxisTable
+    gone: Gone
+
+    def terms(self, terms: Sequence[Term], outside: frozenset[str]) -> tuple[Term, ...]:
+        """``outside``: the atoms that are written around these terms."""
+        beside = [_plain_atoms(term, self.sizes) for term in terms]
+        return tuple(
+            self.term(term, outside.union(*beside[:index], *beside[index + 1 :])) for index, term in enumerate(terms)
+        )
+
+    def term(self, term: Term, outside: frozenset[str]) -> Term:
+        if isinstance(term, Product):
+            return Product(self.terms(term.terms, outside))
+        if not isinstance(term, Sum):
+            return expand(term, self.sizes)
+        kept = [self.branch(branch, outside) for branch in term.branches if branch.label not in self.absent]
+        if self.gone.labels.isdisjoint(branch.label for branch in kept):
+            return Sum(tuple(kept))
+        return Product(tuple(t for b in kept if b.label in self.gone.chosen for t in b.terms or ()))
+
+    def branch(self, branch: Branch, outside: frozenset[str]) -> Branch:
+        if branch.terms is not None:
+            return Branch(branch.label, None, self.terms(branch.terms, outside))
+        bare = replace(self.gone, atoms=self.gone.atoms | outside)
+        return Branch(branch.label, None, bare.strip_all(self.own[branch.label]))
 
 
 def branches_of(terms: Sequence[Term]) -> Iterator[Branch]:

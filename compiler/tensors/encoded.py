@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.compiler.config.keys import same_number
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import EncodingCase, Encodings, MappingFile
 from crosswalk.compiler.notation.templates import Template
+from crosswalk.compiler.relations.keys import same_number
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.dtypes import FLOATS, size_of
 from crosswalk.runtime.errors import Diagnostic

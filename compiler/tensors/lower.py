@@ -39,30 +39,9 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import merge_axes
 
 from .dims import Gone, Source, Stored, branches_of, default_dims, written_dims
+from .pieces import Piece, Tensor, Unplaced, coalesced, piece_of
 
 __all__ = ["AxisTable", "Piece", "Source", "Tensor", "lower", "ours_shape"]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One strided copy between the parameter ``parameter`` of ours and a tensor of theirs. Offsets and strides are in
-    elements of the flattened row-major tensors; no extent is 1, and a single element has no extents."""
-
-    parameter: str
-    extents: tuple[int, ...]
-    ours_offset: int
-    ours_strides: tuple[int, ...]
-    theirs_offset: int
-    theirs_strides: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor of theirs: its pieces are disjoint and cover it."""
-
-    name: str
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
 
 
 def lower(
@@ -116,7 +95,7 @@ def lower(
             tree = written_dims(dims, stored, sizes, gone, missing_axes == "drop")
         drafts = _match(request, members, tree, named_atoms)
         shape = tuple(term_size(dim, lengths) for dim in tree)
-        tensors += _enumerate(template, texts, named, shape, _coalesced(drafts), sizes)
+        tensors += _enumerate(template, texts, named, shape, coalesced(drafts), sizes)
     _check_distinct(request, tensors)
     return tensors
 
@@ -239,17 +218,9 @@ def _default_dims(request: _Request, members: list[_Member], gone: Gone, transpo
     return dims
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A piece before the axes in the name have values; ``steps`` are the strides of their atoms on our end."""
-
-    piece: Piece
-    steps: Mapping[str, int]
-
-
 def _match(
     request: _Request, members: list[_Member], tree: tuple[Term, ...], named_atoms: frozenset[str]
-) -> list[_Draft]:
+) -> list[Unplaced]:
     """Pair the cells of ours and of theirs one to one, over the same atoms."""
     try:
         theirs = cells_of(tree, request.lengths)
@@ -282,7 +253,7 @@ def _match(
             ours_strides = tuple(cell.strides[atom] for atom in other.strides)
             axes = merge_axes(extents, tuple(other.strides.values()), ours_strides)
             steps = {atom: cell.strides[atom] for atom in named_atoms}
-            drafts.append(_Draft(_piece(ours.source.name, axes, cell.offset, other.offset), steps))
+            drafts.append(Unplaced(piece_of(ours.source.name, axes, cell.offset, other.offset), steps))
     return drafts
 
 
@@ -312,44 +283,12 @@ def _by_name(atoms: Set[str], axes: tuple[str, ...], sizes: AxisTable) -> list[s
     return whole + sorted(atoms - {atom for axis in whole for atom in atoms_of(axis, sizes)})
 
 
-def _piece(parameter: str, axes: list[tuple[int, int, int]], ours_offset: int, theirs_offset: int) -> Piece:
-    """``axes`` as merged: (extent, stride of theirs, stride of ours)."""
-    extents, theirs_strides, ours_strides = zip(*axes, strict=True) if axes else ((), (), ())
-    return Piece(parameter, extents, ours_offset, ours_strides, theirs_offset, theirs_strides)
-
-
-def _coalesced(drafts: list[_Draft]) -> list[_Draft]:
-    """Neighbours that continue each other on both ends become one, as gate and up do in a stack that keeps them."""
-    result: list[_Draft] = []
-    for draft in sorted(drafts, key=lambda d: (d.piece.parameter, d.piece.ours_offset)):
-        if result and (piece := _continued(result[-1], draft)):
-            result[-1] = _Draft(piece, draft.steps)
-        else:
-            result.append(draft)
-    return result
-
-
-def _continued(first: _Draft, second: _Draft) -> Piece | None:
-    a, b = first.piece, second.piece
-    same = (a.parameter, a.ours_strides, a.theirs_strides) == (b.parameter, b.ours_strides, b.theirs_strides)
-    if not same or first.steps != second.steps:
-        return None
-    gap = (b.ours_offset - a.ours_offset, b.theirs_offset - a.theirs_offset)
-    for index, extent in enumerate(a.extents):
-        others_equal = a.extents[:index] + a.extents[index + 1 :] == b.extents[:index] + b.extents[index + 1 :]
-        if others_equal and gap == (extent * a.ours_strides[index], extent * a.theirs_strides[index]):
-            extents = (*a.extents[:index], extent + b.extents[index], *a.extents[index + 1 :])
-            axes = merge_axes(extents, a.theirs_strides, a.ours_strides)
-            return _piece(a.parameter, axes, a.ours_offset, a.theirs_offset)
-    return None
-
-
 def _enumerate(
     template: Template,
     texts: tuple[str, ...],
     named: tuple[str, ...],
     shape: tuple[int, ...],
-    drafts: list[_Draft],
+    drafts: list[Unplaced],
     sizes: AxisTable,
 ) -> Iterator[Tensor]:
     """One tensor for each value of the axes in the name: only offsets on our end differ between them."""

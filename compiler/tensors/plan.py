@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
 from crosswalk.compiler.config.dialects import dialect_of_names, rename
-from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact, size_of
@@ -17,10 +15,8 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
-from .advice import of_adapter
 from .bind import Bound
-from .prefixes import other_prefix
-from .quantised import looks_quantised, quantised_marks
+from .compare import compare_tensors
 
 Direction = Literal["import", "export"]
 
@@ -69,7 +65,7 @@ def plan_import(
             sources |= _decoded(bound, names, sources, encodings, dtype, protect)
         lines = {names[entry.tensor.name]: entry.line for entry in bound.related}
         hint = "another format may have it (--format); a mapping that should have it needs a line under `tensors:`"
-        _compare(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, dropped, bound.mapping.source)
+        compare_tensors(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, dropped, bound.mapping.source)
     feeding: dict[str, list[str]] = {}
     for entry in bound.related:
         for piece in entry.tensor.pieces:
@@ -125,8 +121,8 @@ def plan_export(
     protect: Sequence[str] = (),
     tensor_dialect: str | None = None,
 ) -> Plan:
-    """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``tensor_dialect``: names as that
-    dialect writes them."""
+    """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``files``: as ``check_stored``
+    found them right; ``tensor_dialect``: names as that dialect writes them."""
     moves: tuple[tuple[str, str], ...] = ()
     if tensor_dialect is not None:
         moves = tuple((new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors)
@@ -134,8 +130,6 @@ def plan_export(
     if files is None:
         sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.ours.items()]
     else:
-        hint = "the config of this checkpoint says that there is no such parameter"
-        _compare(bound.ours, files, f"layout `{bound.mapping.layout.name}`", hint)
         sources = list(files.values())
     dtypes = {tensor.name: tensor.dtype for tensor in sources}
     made = (
@@ -254,76 +248,6 @@ def check_published(tensors: Iterable[TensorSpec], dtype: str | None) -> None:
             )
             for pattern, names in fold(small, small.__getitem__)
         )
-
-
-def _compare(
-    expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, TensorSpec],
-    who: str,
-    unexpected_hint: str,
-    lines: Mapping[str, TensorEntry] = MappingProxyType({}),
-    ignored: Container[str] = (),
-    mapping: MappingFile | None = None,
-) -> None:
-    """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is; all differences in
-    one error, layers folded. ``lines``: the rule of each tensor, if there is one. ``mapping``: of files that may be
-    quantised."""
-    if (misnamed := other_prefix(expected, found, who)) is not None:
-        raise CrosswalkError(misnamed)
-    problems = []
-    marks, modules = quantised_marks(mapping, (name for name in found if name not in expected))
-    if marks:
-        problems.append(looks_quantised(marks))
-        known = {name for name in (*expected, *found) if name in marks or name.rpartition(".")[0] in modules}
-        expected = {name: shape for name, shape in expected.items() if name not in known}
-        found = {name: spec for name, spec in found.items() if name not in known}
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    wrong = [name for name, shape in expected.items() if name in found and found[name].shape != shape]
-    no_floats = [n for n in expected if n in found and n not in ignored and found[n].dtype not in FLOATS]
-    for pattern, names in fold(missing, expected.__getitem__):
-        near = difflib.get_close_matches(names[0], unexpected, 1, 0.8)
-        shape = list(expected[names[0]])
-        line = lines.get(names[0])
-        problems.append(
-            Diagnostic(
-                "tensors/missing",
-                f"tensor `{pattern}` {shape} is missing ({len(names)} in all): {who} needs it",
-                line.position if line else None,
-                f"there is `{near[0]}`, which nothing needs" if near else None,
-            )
-        )
-    for pattern, names in fold(unexpected, lambda name: found[name].shape):
-        problems.append(
-            Diagnostic(
-                "tensors/unexpected",
-                f"tensor `{pattern}` {list(found[names[0]].shape)} has no counterpart in {who} ({len(names)} in all)",
-                None,
-                of_adapter(names[0]) or unexpected_hint,
-            )
-        )
-    for pattern, names in fold(wrong, lambda name: (found[name].shape, expected[name])):
-        line = lines.get(names[0])
-        problems.append(
-            Diagnostic(
-                "tensors/shape",
-                f"tensor `{pattern}` is {list(found[names[0]].shape)} in the file,"
-                f" {list(expected[names[0]])} by the config",
-                line.position if line else None,
-            )
-        )
-    for pattern, names in fold(no_floats, lambda name: found[name].dtype):
-        line = lines.get(names[0])
-        problems.append(
-            Diagnostic(
-                "tensors/dtype",
-                f"tensor `{pattern}` has the dtype {found[names[0]].dtype}, parameters are floats",
-                line.position if line else None,
-                "a checkpoint that is quantised in another way has to be dequantised first",
-            )
-        )
-    if problems:
-        raise CrosswalkError(problems)
 
 
 def tensor_dialect(mapping: CompiledMapping, dialects: Sequence[str]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from crosswalk.compiler.config.dialects import dialect_of_names, rename
 from crosswalk.compiler.config.read import import_config
 from crosswalk.compiler.config.taken import Taken
+from crosswalk.compiler.layout.limit import Limit
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, PartNode, nodes_of, rules_of
 
@@ -37,7 +38,7 @@ def _undecided(mapping: CompiledMapping) -> bool:
 
 def _fits(mapping: CompiledMapping, native: Mapping[str, Any], taken: Taken, names: Collection[str]) -> bool:
     """Whether the tensors of a native config are exactly those with the given names."""
-    bound = bind(mapping, native, taken.cases)
+    bound = bind(mapping, native, taken.cases, limit=Limit.of(names))
     dialect = dialect_of_names(mapping, names)
     found = {rename(name, dialect.tensors) if dialect else name for name in names}
     return bound.theirs.keys() <= found <= {*bound.theirs, *bound.duplicates, *bound.ignored}

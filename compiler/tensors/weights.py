@@ -7,33 +7,24 @@ names on the other side. Equal layers are lowered once and shared.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from crosswalk.compiler.config.taken import Cases, Chosen
-from crosswalk.compiler.layout.cells import AxisTable, Box, outside
+from crosswalk.compiler.layout.cells import AxisTable
+from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit, names_of
 from crosswalk.compiler.layout.model import Child, Layout, Parameter
-from crosswalk.compiler.layout.modules import AxisSizes, config_of, instances, parameters
+from crosswalk.compiler.layout.modules import AxisSizes, alike, config_of, instances, parameters
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
+from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.templates import Template, join
-from crosswalk.compiler.relations.tree import Path
+from crosswalk.compiler.relations.tree import alternatives
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .lower import Piece, Source, Tensor, lower, ours_shape
+from .lower import Piece, Source, Tensor, lower
 
 EMPTY = Template.parse("")
-
-
-@dataclass(frozen=True, slots=True)
-class Native:
-    """A parameter of the trainer; ``tied_to`` is the one that has the storage. ``padding``: the elements that theirs
-    does not have, as disjoint boxes."""
-
-    name: str
-    shape: tuple[int, ...]
-    tied_to: str | None = None
-    padding: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +40,9 @@ class Related:
 
 @dataclass
 class Weights:
-    """``natives``: every parameter; ``related``: every tensor of theirs, those of tied parameters included;
-    ``ignored``: names that may be in a file and are not needed."""
+    """``related``: every tensor of theirs, those of tied parameters included; ``ignored``: names that may be in a file
+    and are not needed."""
 
-    natives: dict[str, Native] = field(default_factory=dict)
     related: list[Related] = field(default_factory=list)
     ignored: dict[str, TensorEntry] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
@@ -62,7 +52,7 @@ class Weights:
 class _Claim:
     """A line that speaks of ``ours`` below the current module; names below ``theirs`` are its left side."""
 
-    ours: tuple[Path, ...]
+    ours: tuple[KeyPath, ...]
     theirs: Template
     line: TensorEntry
     chosen: Chosen | None
@@ -74,28 +64,21 @@ def relate_weights(
     root: Scope,
     cases: Cases,
     lengths: Mapping[str, int] = MappingProxyType({}),
+    limit: Limit = WITHOUT_FILES,
 ) -> Weights:
-    """The tensors of both sides for the config at ``root``; axes in ``lengths`` are that long on their side. Raises
-    ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered."""
-    weights = _Walk(layout, root, cases, lengths).run()
+    """The tensors of theirs for the config at ``root``; axes in ``lengths`` are that long on their side. Raises
+    ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered, or as soon as
+    there are more than ``limit`` tensors."""
+    weights = Weights()
+    _Walk(layout, root, cases, lengths, limit).module(root, EMPTY, None, (), weights, [])
     if weights.problems:
         raise CrosswalkError(dict.fromkeys(weights.problems))
     return weights
 
 
 class _Walk:
-    def __init__(self, layout: Layout, root: Scope, cases: Cases, lengths: Mapping[str, int]) -> None:
-        self.layout, self.root, self.cases, self.lengths = layout, root, cases, lengths
-
-    def run(self) -> Weights:
-        out = Weights()
-        self.module(self.root, EMPTY, None, (), out, [])
-        ties = {tie.parameter: tie.same_as for tie in self.root.kind.ties if self.root.holds(tie.condition)}
-        for name, native in list(out.natives.items()):
-            owner = ties.get(native.tied_to or name, native.tied_to)
-            if owner is not None:
-                out.natives[name] = Native(name, native.shape, owner)
-        return out
+    def __init__(self, layout: Layout, root: Scope, cases: Cases, lengths: Mapping[str, int], limit: Limit) -> None:
+        self.layout, self.root, self.cases, self.lengths, self.limit = layout, root, cases, lengths, limit
 
     # ---- modules ----------------------------------------------------------------------------------------------------
 
@@ -119,7 +102,7 @@ class _Walk:
         default: Template | None = None if here else theirs
         for chosen in here:
             section = chosen.struct.section
-            whole = chosen.struct is chosen.mapping.root
+            whole = any(chosen.struct is root for root in alternatives(chosen.mapping.root))
             prefix = Template.parse(chosen.tensors) if whole else theirs
             for line in section.tensors:
                 name = line.theirs if prefix is None else join(prefix, line.theirs)
@@ -161,8 +144,12 @@ class _Walk:
             for path in c.ours
             if len(path) > len(own) and path[: len(own)] == own and len(c.ours) == 1
         )
-        cache: dict[Path, Weights] = {}
+        cache: dict[KeyPath, Weights] = {}
         for values, inner in instances(scope, child):
+            if len(out.related) > self.limit.most:
+                called = exact.theirs if exact is not None else join(default or ours, name)
+                number = sum(number for number, _ in alike(scope, child))
+                self.limit.check(len(out.related), number, str(called))
             if exact is not None:
                 prefix: Template | None = exact.theirs.render(values)
             else:
@@ -196,8 +183,6 @@ class _Walk:
         for name, parameter, pattern in parameters(scope):
             source = Source(str(join(ours, name)), pattern)
             present[str(name)] = (parameter, source)
-            padding = tuple(outside(pattern.dims, sizes, lengths)) if self.lengths else ()
-            out.natives[source.name] = Native(source.name, ours_shape(pattern, sizes), parameter.same_as, padding)
         spoken: set[str] = set()
         # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
         for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
@@ -229,7 +214,7 @@ class _Walk:
                 out,
             )
 
-    def leaves(self, path: Path, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
+    def leaves(self, path: KeyPath, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
         """The parameters that a path names: itself, or as a group all below it, by what is added to its name."""
         name = ".".join(path)
         if name in present:
@@ -248,6 +233,8 @@ class _Walk:
         template = join(claim.theirs, Template.parse(suffix))
         is_bias = suffix != "" and not any(source.pattern.inputs for source in sources)
         line = claim.line
+        number = names_of(template, sizes)
+        self.limit.check(len(out.related) + number, number, str(template), line.position)
         ways = [(line.dims, line.dims_at)] + ([(line.encoded, line.encoded_at)] if line.encoded is not None else [])
         found: list[dict[str, Tensor]] = []
         for dims, at in ways:
@@ -307,9 +294,6 @@ def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
 def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | None) -> None:
     """Put the prefixes of one layer in front of the names of a shared result."""
     prefix = "" if theirs is None else f"{theirs}."
-    for native in below.natives.values():
-        name = f"{ours}.{native.name}"
-        out.natives[name] = replace(native, name=name)
     for related in below.related:
         encoded = None if related.encoded is None else _prefixed(related.encoded, ours, prefix)
         out.related.append(Related(_prefixed(related.tensor, ours, prefix), related.line, related.mapping, encoded))

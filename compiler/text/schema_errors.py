@@ -90,38 +90,19 @@ def _excludes(error: ValidationError) -> bool:
 
 def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
     key_at, value_at = _locate(document, error.absolute_path)
-    code, value, schema, wanted = f"schema/{error.validator}", error.instance, _schema(error), _wanted(error)
-    expected = _brief(schema)
+    code, value, wanted, expected = f"schema/{error.validator}", error.instance, _wanted(error), _brief(_schema(error))
     match error.validator:
         case "not" if wanted == {}:
             yield Diagnostic(code, f"`{error.absolute_path[-1]}` is not allowed here", key_at, expected)
         case "additionalProperties" if isinstance(value, Map):
-            allowed = schema.get("properties", {})
-            patterns = schema.get("patternProperties", {})
-            for key in value:
-                if key not in allowed and not any(re.search(pattern, key) for pattern in patterns):
-                    hint = did_you_mean(key, allowed) or (f"allowed here: {_listed(allowed)}" if allowed else None)
-                    yield Diagnostic(code, f"unknown key `{shorten(key)}`", value.key_position(key), hint)
+            yield from _unknown_keys(code, value, _schema(error))
         case "required" if isinstance(value, Map):
-            for key in wanted:
-                if key not in value:
-                    hint = f"expected {expected}" if expected else None
-                    yield Diagnostic(code, f"key `{key}` is missing", key_at, hint)
+            hint = f"expected {expected}" if expected else None
+            yield from (Diagnostic(code, f"key `{k}` is missing", key_at, hint) for k in wanted if k not in value)
         case "enum" | "const":
-            allowed = wanted if error.validator == "enum" else [wanted]
-            texts = [option for option in allowed if isinstance(option, str)]
-            hint = did_you_mean(value, texts) if isinstance(value, str) else None
-            if expected and not hint:
-                hint = f"allowed here: {_listed(allowed)}"
-            message = f"expected {expected or _one_of(allowed)}, found {describe(value)}"
-            yield Diagnostic(code, message, value_at, hint)
+            yield _not_allowed(code, value, wanted if error.validator == "enum" else [wanted], expected, value_at)
         case "type" | "anyOf" | "oneOf" | "pattern":
-            kinds = expected or _kinds(error)
-            hint = "if this is text, quote it" if isinstance(value, Map | Seq) and "text" in kinds else None
-            words = schema.get("x-words", ())  # of an object that is told apart by them, so they can be misspelt
-            if error.absolute_path and (word := difflib.get_close_matches(str(error.absolute_path[-1]), words, 1, 0.8)):
-                hint = f"`{error.absolute_path[-1]}` is read as a key: did you mean the word `{word[0]}`?"
-            yield Diagnostic(code, f"expected {kinds}, found {describe(value)}", value_at, hint)
+            yield _other_kind(code, error, expected or _kinds(error), value_at)
         case "minProperties" | "maxProperties" | "minItems" | "maxItems":
             size = len(value) if isinstance(value, Map | Seq) else 0
             count = f"{describe(value)} with {size or 'no'} entr{'y' if size == 1 else 'ies'}"
@@ -129,6 +110,32 @@ def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
         case _:
             position = key_at if error.validator == "propertyNames" else value_at
             yield Diagnostic(code, shorten(error.message, 200), position, f"expected {expected}" if expected else None)
+
+
+def _unknown_keys(code: str, value: Map, schema: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    allowed = schema.get("properties", {})
+    patterns = schema.get("patternProperties", {})
+    for key in value:
+        if key not in allowed and not any(re.search(pattern, key) for pattern in patterns):
+            hint = did_you_mean(key, allowed) or (f"allowed here: {_listed(allowed)}" if allowed else None)
+            yield Diagnostic(code, f"unknown key `{shorten(key)}`", value.key_position(key), hint)
+
+
+def _not_allowed(code: str, value: Any, allowed: Sequence[Any], expected: str | None, at: Position) -> Diagnostic:
+    texts = [option for option in allowed if isinstance(option, str)]
+    hint = did_you_mean(value, texts) if isinstance(value, str) else None
+    if expected and not hint:
+        hint = f"allowed here: {_listed(allowed)}"
+    return Diagnostic(code, f"expected {expected or _one_of(allowed)}, found {describe(value)}", at, hint)
+
+
+def _other_kind(code: str, error: ValidationError, kinds: str, at: Position) -> Diagnostic:
+    value = error.instance
+    hint = "if this is text, quote it" if isinstance(value, Map | Seq) and "text" in kinds else None
+    words = _schema(error).get("x-words", ())  # of an object that is told apart by them, so they can be misspelt
+    if error.absolute_path and (word := difflib.get_close_matches(str(error.absolute_path[-1]), words, 1, 0.8)):
+        hint = f"`{error.absolute_path[-1]}` is read as a key: did you mean the word `{word[0]}`?"
+    return Diagnostic(code, f"expected {kinds}, found {describe(value)}", at, hint)
 
 
 _KINDS = {

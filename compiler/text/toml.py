@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
@@ -15,6 +16,8 @@ _KEY = r"""(?:[A-Za-z0-9_-]+|"[^"\\\n]*"|'[^'\n]*')"""
 _PATH = rf"{_KEY}(?:[ \t]*\.[ \t]*{_KEY})*"
 _LINE = re.compile(rf"[ \t]*(?:(?P<table>\[\[?)[ \t]*(?P<name>{_PATH})[ \t]*\]|(?P<key>{_PATH})[ \t]*=[ \t]*)")
 
+
+_Place = tuple[str | int, ...]
 
 MAX_LINE = 4000  # tomllib takes time and memory quadratic in the length of a dotted key
 
@@ -34,68 +37,72 @@ def read_toml(text: str, file: str, max_depth: int) -> Map:
         found = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
         position = Position(file, int(found[1]), int(found[2])) if found else Position(file)
         raise fail("document/syntax", str(error)[: found.start() if found else None], position) from None
-    positions = _positions(text, file, max_depth)
-    problems: list[Diagnostic] = []
-
-    def check(text: str, position: Position) -> None:
-        bad = FORBIDDEN.search(text)
-        if bad:
-            message = f"character U+{ord(bad[0]):04X} is not allowed, nor is its escape"
-            problems.append(Diagnostic("document/character", message, position))
-
-    def convert(value: Any, path: tuple[str | int, ...], position: Position) -> Any:
-        if len(path) >= max_depth and isinstance(value, dict | list):
-            problems.append(Diagnostic("document/depth", f"more than {max_depth} levels of nesting", position))
-        elif isinstance(value, dict):
-            table = Map(position)
-            for key, item in value.items():
-                check(key, position)
-                key_at, value_at = positions.get((*path, key), (position, position))
-                table.put(key, convert(item, (*path, key), value_at), key_at, value_at)
-            return table
-        elif isinstance(value, list):
-            array = Seq(position)
-            for index, item in enumerate(value):
-                item_at = positions.get((*path, index), (position, position))[1]
-                array.put(convert(item, (*path, index), item_at), item_at)
-            return array
-        elif isinstance(value, str):
-            check(value, position)
-        elif isinstance(value, float) and not math.isfinite(value):
-            problems.append(Diagnostic("document/number", f"`{value}` is not a finite number", position))
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            problems.append(Diagnostic("document/number", "this number does not fit in 64 bits", position))
-        elif not isinstance(value, bool | int | float):
-            problems.append(Diagnostic("document/date", "dates are not allowed", position, "quote it if it is text"))
-        return value
-
-    document: Map = convert(data, (), Position(file))
-    if problems:
-        raise CrosswalkError(problems)
+    conversion = _Conversion(_positions(text, file, max_depth), max_depth)
+    document: Map = conversion.value(data, (), Position(file))
+    if conversion.problems:
+        raise CrosswalkError(conversion.problems)
     return document
 
 
-def _positions(text: str, file: str, max_depth: int) -> dict[tuple[str | int, ...], tuple[Position, Position]]:
+class _Conversion:
+    """Values of ``tomllib`` as containers with positions; ``problems`` are what a document may not hold."""
+
+    def __init__(self, positions: Mapping[_Place, tuple[Position, Position]], max_depth: int) -> None:
+        self.positions, self.max_depth = positions, max_depth
+        self.problems: list[Diagnostic] = []
+
+    def value(self, value: Any, path: _Place, position: Position) -> Any:
+        if len(path) >= self.max_depth and isinstance(value, dict | list):
+            self.error("document/depth", f"more than {self.max_depth} levels of nesting", position)
+            return value
+        if isinstance(value, dict):
+            table = Map(position)
+            for key, item in value.items():
+                self.text(key, position)
+                key_at, value_at = self.positions.get((*path, key), (position, position))
+                table.put(key, self.value(item, (*path, key), value_at), key_at, value_at)
+            return table
+        if isinstance(value, list):
+            array = Seq(position)
+            for index, item in enumerate(value):
+                item_at = self.positions.get((*path, index), (position, position))[1]
+                array.put(self.value(item, (*path, index), item_at), item_at)
+            return array
+        self.scalar(value, position)
+        return value
+
+    def scalar(self, value: Any, position: Position) -> None:
+        if isinstance(value, str):
+            self.text(value, position)
+        elif isinstance(value, float) and not math.isfinite(value):
+            self.error("document/number", f"`{value}` is not a finite number", position)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            self.error("document/number", "this number does not fit in 64 bits", position)
+        elif not isinstance(value, bool | int | float):
+            self.error("document/date", "dates are not allowed", position, "quote it if it is text")
+
+    def text(self, text: str, position: Position) -> None:
+        bad = FORBIDDEN.search(text)
+        if bad:
+            self.error(
+                "document/character", f"character U+{ord(bad[0]):04X} is not allowed, nor is its escape", position
+            )
+
+    def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
+        self.problems.append(Diagnostic(code, message, position, hint))
+
+
+def _positions(text: str, file: str, max_depth: int) -> dict[_Place, tuple[Position, Position]]:
     """Path -> (key, value) positions, as far as lines that start with a key or a table header tell."""
-    found: dict[tuple[str | int, ...], tuple[Position, Position]] = {}
-    lengths: dict[tuple[str | int, ...], int] = {}  # of the arrays of tables
-    table: tuple[str | int, ...] = ()
+    found: dict[_Place, tuple[Position, Position]] = {}
+    lengths: dict[_Place, int] = {}
+    table: _Place = ()
     inside_string = ""
     for number, line in enumerate(text.split("\n"), 1):
         match = None if inside_string else _LINE.match(line)
         if match and match["table"]:
             at = Position(file, number, match.start("name") + 1)
-            table = ()
-            for part in _parts(match["name"])[:max_depth]:
-                table = (*table, part)
-                found.setdefault(table, (at, at))
-                if table in lengths and table[-1] == part:
-                    table = (*table, lengths[table] - 1)
-            if match["table"] == "[[":
-                array = table[:-1] if isinstance(table[-1], int) else table
-                lengths[array] = lengths.get(array, 0) + 1
-                table = (*array, lengths[array] - 1)
-                found[table] = (at, at)
+            table = _header(_parts(match["name"])[:max_depth], match["table"] == "[[", at, found, lengths)
         elif match:
             key_at = Position(file, number, match.start("key") + 1)
             path = table
@@ -106,6 +113,28 @@ def _positions(text: str, file: str, max_depth: int) -> dict[tuple[str | int, ..
             if not inside_string or inside_string == quotes:
                 inside_string = "" if inside_string else quotes
     return found
+
+
+def _header(
+    parts: list[str],
+    is_array: bool,
+    at: Position,
+    found: dict[_Place, tuple[Position, Position]],
+    lengths: dict[_Place, int],
+) -> _Place:
+    """The path of the table that a header begins; ``lengths`` are those of the arrays of tables so far."""
+    table: _Place = ()
+    for part in parts:
+        table = (*table, part)
+        found.setdefault(table, (at, at))
+        if table in lengths and table[-1] == part:
+            table = (*table, lengths[table] - 1)
+    if is_array:
+        array = table[:-1] if isinstance(table[-1], int) else table
+        lengths[array] = lengths.get(array, 0) + 1
+        table = (*array, lengths[array] - 1)
+        found[table] = (at, at)
+    return table
 
 
 def _parts(path: str) -> list[str]:

@@ -9,12 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosswalk.checkpoints.huggingface import (
-    CONFIG,
-    HuggingFaceCheckpoint,
-    config_bytes,
-    open_hugging_face,
-)
+from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes, open_hugging_face
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native

@@ -105,8 +105,8 @@ def _only(directory: Path, weights: Sequence[Path], indexes: Sequence[Path], ent
     if unfinished:
         text = f"there are only downloads that are not finished: {_listed(unfinished)}"
         raise fail("source/unfinished", text, where, "download the checkpoint again")
-    hint = _other_frameworks(entries)
-    raise fail("source/not-found", "there is no *.safetensors or pytorch_model.bin in the directory", where, hint)
+    text = "there is no *.safetensors or pytorch_model.bin in the directory"
+    raise fail("source/not-found", text, where, _other_frameworks(entries))
 
 
 def _other_frameworks(entries: Sequence[Path]) -> str | None:

@@ -340,7 +340,7 @@ def _hash(
     checksums = Checksums(kind, sizes)
     with contextlib.closing(Reader(names, places, files)) as reader:
         team = [Worker(reader, (), (), 0) for _ in range(workers)]
-        run(whole(places), names, HashSink(checksums), team, sum(sizes), on_progress)
+        run(whole(places, checksums.in_chunks), names, HashSink(checksums), team, sum(sizes), on_progress)
         reader.check()
     return {name: checksums.pop(target) for target, name in enumerate(names)}
 

@@ -119,7 +119,7 @@ class WriteSink:
                     yield len(block)
             if self._checksums:
                 places = segment.places(0, segment.nbytes)
-                parts = stream.parts if stream else self._checksums.touched(places)
+                parts = stream.parts if stream else self._checksums.touched(segment.target, places)
                 self._hash_edges(segment.target, parts, descriptor, base, worker)
             if segment.run == segment.nbytes:
                 start_writeback(descriptor, base + segment.start, segment.nbytes)
@@ -198,10 +198,13 @@ class WriteSink:
         for chunk, nbytes in parts:
             if self._checksums.part(target, chunk, nbytes):
                 start, stop = self._checksums.bounds(target, chunk)
-                view = worker.step[: stop - start]
-                if os.preadv(descriptor, (view,), base + start) != stop - start:
-                    raise OSError(errno.EIO, "the file does not give back what was written")
-                self._checksums.set(target, chunk, self._checksums.new(view).digest())
+                hashed = self._checksums.new()
+                for begin in range(start, stop, len(worker.step)):
+                    view = worker.step[: stop - begin]
+                    if os.preadv(descriptor, (view,), base + begin) != len(view):
+                        raise OSError(errno.EIO, "the file does not give back what was written")
+                    hashed.update(view)
+                self._checksums.set(target, chunk, hashed.digest())
                 start_writeback(descriptor, base + start, stop - start)
 
 

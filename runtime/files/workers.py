@@ -206,11 +206,12 @@ def _start(threads: Sequence[threading.Thread]) -> None:
             raise fail("options/workers", text, None, hint) from error
 
 
-def whole(tensors: Sequence[StoredTensor]) -> Iterator[Task]:
-    """Tasks that read every tensor as it is stored."""
+def whole(tensors: Sequence[StoredTensor], in_parts: bool = True) -> Iterator[Task]:
+    """Tasks that read every tensor as it is stored, large ones ``in_parts`` or from end to end."""
     for target, stored in enumerate(tensors):
-        for start in range(0, stored.nbytes, TASK):
-            stop = min(start + TASK, stored.nbytes)
+        size = TASK if in_parts else max(stored.nbytes, 1)
+        for start in range(0, stored.nbytes, size):
+            stop = min(start + size, stored.nbytes)
             yield [consecutive(target, start, stop - start, [Range(target, stored.offset + start, stop - start)])]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from crosswalk.runtime.errors import CrosswalkError, fail
 
@@ -60,7 +61,7 @@ class _CalledOff:
 class Channel:
     """The meetings of some ranks for one purpose, as one of them sees it."""
 
-    def __init__(self, store: dist.Store, name: str, rank: int, size: int) -> None:
+    def __init__(self, store: Store, name: str, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self._store, self._name = store, name
         self._number = 0

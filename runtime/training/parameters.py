@@ -48,14 +48,14 @@ def own(model: Model) -> Values:
     values = collect(model)
     if not isinstance(model, torch.nn.Module) or _is_flattened(model):
         return values
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        model = model.module
-    owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    kept = {name: value for name, value in values.items() if id(value) in owned}
+    module: torch.nn.Module = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    owned = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    kept: Values = {name: value for name, value in values.items() if id(value) in owned}
     if len(kept) == len(values):
         return values
     shown = {id(value) for value in kept.values()}
-    return kept | {name: tensor for name, tensor in _persistent(model) if id(tensor) not in shown}
+    kept |= {name: tensor for name, tensor in _persistent(module) if id(tensor) not in shown}
+    return kept
 
 
 def _persistent(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -143,7 +143,7 @@ def _buckets(
 
     def make(bucket: Sequence[int]) -> list[NamedTensor]:
         needed = {plan.sources[copy.source].name for target in bucket for copy in by_target[target]}
-        if needed & gathered:
+        if not needed.isdisjoint(gathered):
             # The collectives of the parameters wait as long as their groups were made to, and name nobody.
             team.gather("gathering parameters to stream", None)
         return _make(plan, bucket, by_target, whole)

@@ -7,10 +7,10 @@ from typing import Any
 from crosswalk.compiler.layout.differences import same_config
 from crosswalk.compiler.layout.model import Field
 from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.relations.tree import Path
+from crosswalk.compiler.notation.expressions import KeyPath
 
 
-def below(scope: Scope, path: Path, raw: bool = False) -> Any:
+def below(scope: Scope, path: KeyPath, raw: bool = False) -> Any:
     """The effective value at a path below an object (``raw``: the last one as stored); null if an object is null."""
     value: Any = scope
     for index, name in enumerate(path):
@@ -20,13 +20,13 @@ def below(scope: Scope, path: Path, raw: bool = False) -> Any:
     return value
 
 
-def object_at(scope: Scope, path: Path) -> Scope:
+def object_at(scope: Scope, path: KeyPath) -> Scope:
     result = below(scope, path)
     assert isinstance(result, Scope)
     return result
 
 
-def is_default(scope: Scope, path: Path, declared: Field, default: Any) -> bool:
+def is_default(scope: Scope, path: KeyPath, declared: Field, default: Any) -> bool:
     """Whether the field at a path means the same as its default would there."""
     parent = below(scope, path[:-1])
     if not isinstance(parent, Scope):
@@ -48,7 +48,7 @@ def shown(value: Any) -> str:
     return repr(value) if value is not None else "null"
 
 
-def scope_at(scope: Scope, path: Path) -> Scope:
+def scope_at(scope: Scope, path: KeyPath) -> Scope:
     """The object at a path below the root config."""
     names = list(path)
     while names:

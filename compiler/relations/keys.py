@@ -6,17 +6,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.notation.expressions import Expression
-from crosswalk.compiler.relations.tree import Path
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.runtime.errors import fail
 
 
-def fill(path: Path, holes: Mapping[str, str]) -> Path:
+def fill(path: KeyPath, holes: Mapping[str, str]) -> KeyPath:
     """The path with its holes filled in: ``("mixers", "{mixers}")`` with ``mixers`` attn is ``("mixers", "attn")``."""
     return tuple(holes.get(part[1:-1], part) if part[:1] == "{" else part for part in path) if holes else path
 
 
-def get(data: Any, path: Path) -> Any:
+def get(data: Any, path: KeyPath) -> Any:
     """The value at a path of keys; MISSING if there is none."""
     for key in path:
         if not isinstance(data, Mapping) or key not in data:
@@ -25,14 +24,14 @@ def get(data: Any, path: Path) -> Any:
     return data
 
 
-def put(data: dict[str, Any], path: Path, value: Any) -> None:
+def put(data: dict[str, Any], path: KeyPath, value: Any) -> None:
     """Place a value, making the objects on the way."""
     for key in path[:-1]:
         data = data.setdefault(key, {})
     data[path[-1]] = value
 
 
-def placed(data: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+def placed(data: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any]:
     """A copy of ``data`` with ``value`` at ``path``; only the objects on the way are copied."""
     result = dict(data)
     inner = data.get(path[0])
@@ -40,7 +39,7 @@ def placed(data: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
     return result
 
 
-def overlaid(data: Mapping[str, Any], at: Path, over: Mapping[str, Any]) -> Mapping[str, Any]:
+def overlaid(data: Mapping[str, Any], at: KeyPath, over: Mapping[str, Any]) -> Mapping[str, Any]:
     """``data`` with the keys of ``over`` laid over the object at a path."""
     if not over:
         return data
@@ -49,7 +48,7 @@ def overlaid(data: Mapping[str, Any], at: Path, over: Mapping[str, Any]) -> Mapp
     return placed(data, at, merged) if at else merged
 
 
-def leaves(data: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(data: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """Every value that is no object with entries, with its path."""
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
@@ -83,21 +82,21 @@ class Names:
     def __init__(
         self,
         data: Mapping[str, Any],
-        defaults: Mapping[Path, Any],
+        defaults: Mapping[KeyPath, Any],
         holes: Mapping[str, str],
         root: Mapping[str, Any] | None = None,
     ) -> None:
         self.data, self.defaults, self.holes = data, defaults, holes
         self.root = data if root is None else root
-        self.active: list[Path] = []
+        self.active: list[KeyPath] = []
 
-    def evaluate(self, value: Any, at: Path) -> Any:
+    def evaluate(self, value: Any, at: KeyPath) -> Any:
         """A literal as it is; an expression over the object at ``at`` evaluated."""
         if not isinstance(value, Expression):
             return value
         return value.evaluate(lambda name: self.lookup(name, at), lambda name: self.exists(name, at))
 
-    def lookup(self, name: Path, at: Path) -> Any:
+    def lookup(self, name: KeyPath, at: KeyPath) -> Any:
         """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""
         path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
         value = get(data, fill(path, self.holes))
@@ -114,6 +113,6 @@ class Names:
         finally:
             self.active.pop()
 
-    def exists(self, name: Path, at: Path) -> bool:
+    def exists(self, name: KeyPath, at: KeyPath) -> bool:
         path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
         return get(data, fill(path, self.holes)) is not MISSING

@@ -1,0 +1,115 @@
+"""From one line of a section to the rule that it is: nothing here knows what is below the object of the section."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from crosswalk.compiler.layout.model import MISSING, Field, Layout, Type
+from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, Section
+from crosswalk.compiler.mapping.parse import ENTRY_WORDS
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.compiler.text.positioned import describe, did_you_mean
+from crosswalk.runtime.errors import fail
+
+from .rules import OTHER_FORMAT, Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact
+from .tree import OneOf, claimed_paths
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """A line that speaks of ``ours`` below the current object. ``theirs`` is where the object of its section is."""
+
+    ours: KeyPath
+    line: Entry | Fact
+    theirs: KeyPath
+    scope: KeyPath
+
+
+def header_rules(mapping: MappingFile, root: OneOf) -> list[Rule]:
+    """What the header says of every object with this mapping, a part included. What a section says of a key, or of one
+    below it, comes before."""
+    claimed = {path[:length] for path in claimed_paths(root) for length in range(1, len(path) + 1)}
+    rules: list[Rule] = [
+        Carried(entry.theirs, True, entry.default, None, entry.position, entry.values, entry.why or "")
+        for entry in mapping.keeps
+        if entry.theirs not in claimed
+    ]
+    if mapping.model_type:
+        at = mapping.place("model_type")
+        rules.append(TheirsFact(("model_type",), mapping.model_types, True, MISSING, at, OTHER_FORMAT))
+    return rules
+
+
+def theirs_rule(line: Entry, theirs: KeyPath) -> Rule:
+    """The rule of a key that no field holds."""
+    at = (*theirs, *line.theirs)
+    if line.kind in ("const", "only"):
+        return TheirsFact(at, line.values, line.kind == "const", line.default, line.position, line.why)
+    return Carried(at, line.kind == "keep", line.default, line.write, line.position)
+
+
+def check_rules(section: Section, ours: KeyPath, theirs: KeyPath) -> list[Rule]:
+    return [CheckRule(c.expression, c.message, c.severity, ours, theirs, c.position) for c in section.checks]
+
+
+def value_rule(mapping: MappingFile, claim: Claim, declared: Field, ours: KeyPath) -> Rule:
+    """The rule of a field that is no config."""
+    line = claim.line
+    if isinstance(line, Fact):
+        return OursFact(ours, line.value, declared, claim.scope, line.position, line.value_at)
+    table = mapping.enums.get(declared.of) if declared.kind == "enum" else None
+    return FieldRule(
+        (*claim.theirs, *line.theirs),
+        ours,
+        declared,
+        line.position,
+        line.default,
+        line.omit,
+        line.unset,
+        tuple((*claim.theirs, *alias) for alias in line.alias),
+        line.read,
+        line.write,
+        table or None,
+        line.required,
+        line.otherwise,
+    )
+
+
+def only_type(layout: Layout, declared: Field) -> Type | None:
+    """The type that a config in this field has; None if there is a choice."""
+    return None if declared.of in layout.families else layout.type_of(declared.of)
+
+
+def named_type(layout: Layout, declared: Field, fact: Fact) -> Type:
+    """The type that a line of ``sets:`` names. Raises ``CrosswalkError`` if it names none."""
+    family = layout.families.get(declared.of)
+    only = layout.type_of(declared.of)
+    types = family.types if family else {declared.of: only} if only else {}
+    if isinstance(fact.value, str) and fact.value in types:
+        return types[fact.value]
+    found = "the value of an expression" if isinstance(fact.value, Expression) else describe(fact.value)
+    raise fail(
+        "mapping/no-such-type",
+        f"`{'.'.join(fact.ours)}` cannot be {found}: it is {'one of ' if family else ''}{', '.join(types)}",
+        fact.value_at or fact.position,
+        did_you_mean(str(fact.value), types) if family else "set the fields below it",
+    )
+
+
+def misspelt_word(line: Entry | Fact) -> str | None:
+    """A hint for ``{defualt: x}``: a map without any word of an entry nests keys."""
+    last = line.theirs[-1] if isinstance(line, Entry) else ""
+    near = difflib.get_close_matches(last, ENTRY_WORDS, 1, 0.8)
+    return f"`{last}` is read as a key: did you mean the word `{near[0]}`?" if near else None
+
+
+def fill_kind(section: Section, kind: str) -> Section:
+    """The section with the hole ``{kind}`` in its keys filled in."""
+
+    def fill(path: KeyPath) -> KeyPath:
+        return tuple(kind if part == "{kind}" else part for part in path)
+
+    return dataclasses.replace(
+        section, config=tuple(dataclasses.replace(e, theirs=fill(e.theirs)) for e in section.config)
+    )

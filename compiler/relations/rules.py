@@ -1,0 +1,346 @@
+"""The rules of an object: each reads, writes, says which keys and names it is about, and checks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crosswalk.compiler.layout.differences import same_value
+from crosswalk.compiler.layout.model import MISSING, Field, Layout
+from crosswalk.compiler.layout.scope import Scope, simple
+from crosswalk.compiler.layout.values import misfit, widened
+from crosswalk.compiler.mapping.model import EnumRow
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+from .fields import below, is_default, object_at, scope_at, shown
+from .keys import Names, fill, same_number
+from .literals import literal_problem, unfit
+from .sides import Condition, Later, Reading, Writing
+
+
+class _Rule:
+    """What a rule does that says nothing else: nothing."""
+
+    __slots__ = ()
+
+    def places(self) -> tuple[KeyPath, ...]:
+        """The places of theirs that the rule speaks of."""
+        return ()
+
+    def over_theirs(self) -> tuple[Any, ...]:
+        """Its literals and expressions over keys of the object that its first place is in."""
+        return ()
+
+    def over_ours(self) -> Expression | None:
+        """Its expression over fields of ours."""
+        return None
+
+    def read(self, at: Reading) -> None:
+        """Give fields of ours their values. Raises ``CrosswalkError``, without a position where that is the rule's."""
+
+    def write(self, at: Writing) -> None:
+        """Write places of theirs; what does not fit is among the problems of the draft."""
+
+    def check(self, layout: Layout) -> Iterator[Diagnostic]:
+        """What is wrong with it in every config."""
+        return iter(())
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRule(_Rule):
+    """``theirs`` holds what ``ours`` holds, through ``table`` if there is one; ``required``: never null."""
+
+    theirs: KeyPath
+    ours: KeyPath
+    field: Field
+    position: Position
+    default: Any
+    omit: Any
+    unset: tuple[Any, ...]
+    alias: tuple[KeyPath, ...]
+    read_as: Expression | None
+    write_as: Expression | None
+    table: tuple[EnumRow, ...] | None
+    required: bool
+    otherwise: Any
+
+    def places(self) -> tuple[KeyPath, ...]:
+        return (self.theirs, *self.alias)
+
+    def over_theirs(self) -> tuple[Any, ...]:
+        return (self.default, self.read_as, self.write_as)
+
+    def read(self, at: Reading) -> None:
+        at.set(self.ours, self._value(at), self.position)
+
+    def _value(self, at: Reading) -> Any:
+        value = self._stated(at)
+        nullable = (self.field.nullable and not self.required) or self.field.of == "any"
+        if value is MISSING or (value is None and not nullable):
+            default = self.otherwise if at.otherwise and self.otherwise is not MISSING else self.default
+            found = "absent" if value is MISSING else "null"
+            value = at.names.evaluate(default, self.theirs[:-1])
+            if value is MISSING:
+                raise fail("config/missing-key", f"`{at.key(self.theirs)}` is required, it is {found}")
+        if self.read_as is not None:
+            value = at.names.evaluate(self.read_as, self.theirs[:-1])
+        if self.table is not None and value is not None:
+            return self._translated(at, self.table, value)
+        value = widened(self.field, value)
+        if (wanted := misfit(self.field, value)) is not None:
+            raise fail("config/type", f"`{at.key(self.theirs)}` must be {wanted}, it is {value!r}")
+        return value
+
+    def _stated(self, at: Reading) -> Any:
+        """What the key and its aliases say, which must agree; MISSING if they say nothing."""
+        present = [(place, at.get(place)) for place in self.places()]
+        present = [
+            (place, value)
+            for place, value in present
+            if value is not MISSING and not any(same_value(value, unset) for unset in self.unset)
+        ]
+        for place, value in present[1:]:
+            if not same_number(value, present[0][1]):
+                raise fail(
+                    "config/conflict",
+                    f"`{at.key(present[0][0])}` is {present[0][1]!r}, and `{at.key(place)}`, which means the same,"
+                    f" is {value!r}",
+                )
+        return present[0][1] if present else MISSING
+
+    def _translated(self, at: Reading, table: Iterable[EnumRow], value: Any) -> Any:
+        row = next((row for row in table if same_value(row.theirs, value)), None)
+        if row is None:
+            known = ", ".join(str(row.theirs) for row in table)
+            raise fail("config/choice", f"`{at.key(self.theirs)}` must be one of {known}; it is {value!r}")
+        if row.lossy:
+            reason = f"`{at.key(self.theirs)}` is {value!r}: {row.lossy}"
+            if not at.allow_lossy:
+                hint = "allow it with --allow-lossy (allow_lossy=True), or train with another value"
+                raise fail("config/lossy", reason, hint=hint)
+            at.found.lossy.append(reason)
+        return row.ours
+
+    def write(self, at: Writing) -> None:
+        raw = below(at.scope, self.ours, raw=True)
+        value = simple(below(at.scope, self.ours))
+        if self.table is not None and value is not None:
+            row = next((r for r in self.table if r.ours == value and (at.allow_lossy or not r.lossy)), None)
+            if row is None:
+                known = ", ".join(dict.fromkeys(str(row.ours) for row in self.table))
+                message = f"`{at.where(self.ours)}` must be one of {known}; it is {value!r}"
+                at.error("export/choice", message, self.position)
+                return
+            value, raw = row.theirs, row.theirs if raw is not None else None
+            if row.lossy:
+                at.out.lossy.append(f"`{'.'.join(fill(self.theirs, at.holes))}` is {value!r}: {row.lossy}")
+        if self.required and value is None:
+            at.error("export/required", f"`{at.where(self.ours)}` must not be null here", self.position)
+        elif self.omit is not MISSING and same_number(raw, self.omit):
+            at.put(self.theirs, MISSING, self.position)
+        elif self.write_as is not None:
+            at.put(self.theirs, self.write_as, self.position)
+        else:
+            for place in self.places():
+                at.put(place, value, self.position)
+
+    def check(self, layout: Layout) -> Iterator[Diagnostic]:
+        if self.read_as is not None:
+            return
+        for word, value in (("default", self.default), ("omit", self.omit)):
+            if value is MISSING or isinstance(value, Expression) or (word == "default" and value is self.omit):
+                continue
+            wanted = unfit(value, self.field, layout)
+            if self.table is not None and value is not None:
+                known = [row.theirs for row in self.table]
+                wanted = None if value in known else f"one of {', '.join(map(str, known))}"
+            if wanted:
+                what = f"the `{word}` of `{'.'.join(self.theirs)}`"
+                yield literal_problem(what, wanted, value, self.field, self.position)
+
+
+#: Why a fact of the header does not hold.
+OTHER_FORMAT = "another value is another format (--format)"
+
+
+@dataclass(frozen=True, slots=True)
+class TheirsFact(_Rule):
+    """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another."""
+
+    theirs: KeyPath
+    values: tuple[Any, ...]
+    written: bool
+    default: Any
+    position: Position
+    why: str | None = None
+
+    def places(self) -> tuple[KeyPath, ...]:
+        return (self.theirs,)
+
+    def over_theirs(self) -> tuple[Any, ...]:
+        return (self.default, *self.values)
+
+    def read(self, at: Reading) -> None:
+        value = at.get(self.theirs)
+        if value is MISSING:
+            value = self.default
+        if value is MISSING:
+            return
+        allowed = [at.names.evaluate(v, self.theirs[:-1]) for v in self.values]
+        if any(same_number(value, v) for v in allowed):
+            return
+        wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
+        message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {value!r}"
+        message += f": {at.because}" if at.because else ""
+        hint = self.why or "the trainer has nothing that would hold it"
+        at.found.problems.append(Diagnostic("config/unsupported", message, self.position, hint))
+
+    def write(self, at: Writing) -> None:
+        if self.written:
+            at.put(self.theirs, self.values[0], self.position)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried(_Rule):
+    """``theirs`` means nothing to the trainer. ``kept``: restored on export; else dropped, because it says nothing new.
+    ``default`` is what expressions see when it is absent; ``write_as`` recomputes it on export. ``only``: the values at
+    which it means nothing, if not all; any other asks for ``feature``."""
+
+    theirs: KeyPath
+    kept: bool
+    default: Any
+    write_as: Expression | None
+    position: Position
+    only: tuple[Any, ...] = ()
+    feature: str = ""
+
+    def places(self) -> tuple[KeyPath, ...]:
+        return (self.theirs,)
+
+    def over_theirs(self) -> tuple[Any, ...]:
+        return (self.default, self.write_as)
+
+    def write(self, at: Writing) -> None:
+        if self.write_as is not None:
+            at.put(self.theirs, self.write_as, self.position)
+
+
+@dataclass(frozen=True, slots=True)
+class OursFact(_Rule):
+    """``ours`` has ``value``: set on import, demanded on export unless the field is a ``training`` one. An expression
+    is over the names of the object at ``scope``."""
+
+    ours: KeyPath
+    value: Any
+    field: Field
+    scope: KeyPath
+    position: Position
+    value_at: Position | None = None
+
+    def over_ours(self) -> Expression | None:
+        return self.value if isinstance(self.value, Expression) else None
+
+    def read(self, at: Reading) -> None:
+        if isinstance(self.value, Expression):
+            later = Later(self.value, (*at.anchor, *self.scope), self.field, self.position)
+            at.found.facts[(*at.anchor, *self.ours)] = later
+        else:
+            at.set(self.ours, widened(self.field, self.value), self.position)
+
+    def write(self, at: Writing) -> None:
+        if self.field.group == "training":
+            return
+        actual = simple(below(at.scope, self.ours))
+        expected = self.value
+        if isinstance(expected, Expression):
+            try:
+                expected = object_at(at.scope, self.scope).evaluate(expected)
+            except CrosswalkError as error:
+                at.out.problems += error.diagnostics
+                return
+            close = isinstance(actual, float) and isinstance(expected, (int, float))
+            fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_number(actual, expected)
+        elif expected is None and self.field.is_config:
+            fits = is_default(at.scope, self.ours, self.field, None)
+        else:
+            fits = same_number(actual, expected)
+        if not fits:
+            message = f"`{at.where(self.ours)}` must be {expected!r} in this format, it is {shown(actual)}"
+            at.error("export/fact", message, self.position)
+
+    def check(self, layout: Layout) -> Iterator[Diagnostic]:
+        if isinstance(self.value, Expression) or self.field.is_config:
+            return
+        wanted = unfit(self.value, self.field, layout)
+        if wanted:
+            at = self.value_at or self.position
+            yield literal_problem(f"`{'.'.join(self.ours)}`", wanted, self.value, self.field, at)
+
+
+@dataclass(frozen=True, slots=True)
+class Unused(_Rule):
+    """No rule speaks of the feature at ``ours``: it must be at the value that means "not used"."""
+
+    ours: KeyPath
+    field: Field
+    position: Position
+
+    def write(self, at: Writing) -> None:
+        default = self.field.default if self.field.default is not MISSING else None
+        if self.field.kind == "type" and not self.field.nullable:
+            default = {}
+        if not is_default(at.scope, self.ours, self.field, default):
+            found = shown(below(at.scope, self.ours))
+            message = f"`{at.where(self.ours)}` is {found}: this format has no place for it"
+            hint = f"it can be exported only at its default, {default!r}"
+            at.error("export/unused-feature", message, self.position, hint)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRule(_Rule):
+    """A condition over fields of the object at ``scope``; names with ``config.`` and ``root_config.`` are theirs."""
+
+    expression: Expression
+    message: str
+    severity: str
+    scope: KeyPath
+    theirs: KeyPath
+    position: Position
+
+    def over_ours(self) -> Expression | None:
+        return self.expression
+
+    def read(self, at: Reading) -> None:
+        path = (*at.anchor, *self.scope)
+        at.found.checks.append(lambda root: self._problems(scope_at(root, path), at.names))
+
+    def write(self, at: Writing) -> None:
+        scope = object_at(at.scope, self.scope)
+        at.out.checks.append(Condition(lambda names: self._problems(scope, names), at.holes, {}))
+
+    def _problems(self, scope: Scope, names: Names) -> list[Diagnostic]:
+        def resolve(name: KeyPath) -> Any:
+            if name[0] == "config":
+                return names.lookup(name[1:], self.theirs)
+            if name[0] == "root_config":
+                return names.lookup(("root", *name[1:]), ())
+            return scope.resolve(name)
+
+        try:
+            holds = self.expression.evaluate(resolve)
+        except CrosswalkError as error:
+            return at_rule(error, self.position)
+        if holds:
+            return []
+        message = f"{self.message} ({self.expression.text})"
+        return [Diagnostic("config/check", message, self.position, None, self.severity)]
+
+
+Rule = FieldRule | TheirsFact | Carried | OursFact | Unused | CheckRule
+
+
+def at_rule(error: CrosswalkError, position: Position) -> list[Diagnostic]:
+    """The problems of an error, at the rule that they are about if they have no position of their own."""
+    return [p if p.position is not None else replace(p, position=position, path=()) for p in error.diagnostics]

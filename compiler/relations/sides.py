@@ -1,0 +1,128 @@
+"""What one rule sees of both sides while a config is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crosswalk.compiler.layout.differences import same_value
+from crosswalk.compiler.layout.model import MISSING, Field
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.runtime.errors import Diagnostic, Position, fail
+
+from .keys import Names, fill, get, put, same_number
+
+
+@dataclass
+class Findings:
+    """What reading a whole config has found so far. ``facts`` and ``checks`` wait until all fields are there: values of
+    the object at a path, by the path of the field; and conditions."""
+
+    problems: list[Diagnostic] = field(default_factory=list)
+    lossy: list[str] = field(default_factory=list)
+    facts: dict[KeyPath, Later] = field(default_factory=dict)
+    checks: list[Callable[[Scope], list[Diagnostic]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A value that is computed from other fields of ours, as soon as these are there."""
+
+    value: Expression
+    at: KeyPath
+    field: Field
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An object of theirs to read (``names``), and the object of ours at ``anchor`` that it becomes (``out``).
+    ``otherwise``: absent keys mean what a rule says under that word; ``because``: why facts do not hold here."""
+
+    names: Names
+    out: dict[str, Any]
+    anchor: KeyPath
+    found: Findings
+    allow_lossy: bool = False
+    otherwise: bool = False
+    because: str | None = None
+
+    def get(self, theirs: KeyPath) -> Any:
+        """The value at a path of theirs; MISSING if there is none."""
+        return get(self.names.data, fill(theirs, self.names.holes))
+
+    def key(self, theirs: KeyPath) -> str:
+        """A path of theirs as it is shown."""
+        return ".".join(fill(theirs, self.names.holes))
+
+    def set(self, ours: KeyPath, value: Any, position: Position) -> None:
+        """Give a field its value; another one than it has already is an error."""
+        old = get(self.out, ours)
+        if old is not MISSING and not same_value(old, value):
+            raise fail("config/conflict", f"`{'.'.join(ours)}` would be both {old!r} and {value!r}", position)
+        put(self.out, ours, value)
+
+
+@dataclass
+class Draft:
+    """What one attempt to write an object has written: places of theirs. ``computed`` (expressions with their place,
+    and the object whose keys they name) and ``checks`` wait until all keys are there."""
+
+    values: dict[KeyPath, tuple[Any, Position]] = field(default_factory=dict)
+    computed: list[tuple[KeyPath, Expression, KeyPath, Mapping[str, str]]] = field(default_factory=list)
+    checks: list[Condition] = field(default_factory=list)
+    problems: list[Diagnostic] = field(default_factory=list)
+    lossy: list[str] = field(default_factory=list)
+
+    def put(self, path: KeyPath, value: Any, position: Position) -> None:
+        """Write a place; one that is written twice must have the same value and type."""
+        if path in self.values:
+            old, at = self.values[path]
+            if not same_number(old, value) or (old is MISSING) != (value is MISSING):
+                self.problems.append(
+                    Diagnostic(
+                        "export/conflict",
+                        f"`{'.'.join(path)}` would be both {old!r} ({at}) and {value!r}",
+                        position,
+                        "the format has one place for what the trainer has several of: make these equal",
+                    )
+                )
+        else:
+            self.values[path] = (value, position)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A condition that waits for the keys of theirs; ``layer`` is what differs in the layer that it is about."""
+
+    run: Callable[[Names], list[Diagnostic]]
+    holes: Mapping[str, str]
+    layer: Mapping[KeyPath, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """An object of ours to write (``scope``, at ``anchor``), and what is written of it (``out``)."""
+
+    scope: Scope
+    anchor: KeyPath
+    holes: Mapping[str, str]
+    out: Draft
+    allow_lossy: bool = False
+
+    def where(self, ours: KeyPath) -> str:
+        """A path of ours as it is shown."""
+        return ".".join((*self.anchor, *ours))
+
+    def put(self, theirs: KeyPath, value: Any, position: Position) -> None:
+        """Write a place of theirs; an expression is evaluated when all keys are there."""
+        path = fill(theirs, self.holes)
+        if isinstance(value, Expression):
+            self.out.computed.append((path, value, theirs[:-1], self.holes))
+        else:
+            self.out.put(path, value, position)
+
+    def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
+        self.out.problems.append(Diagnostic(code, message, position, hint))
