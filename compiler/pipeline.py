@@ -6,25 +6,25 @@ Every entry of the face goes through them, so that the same bad checkpoint gives
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
+from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .config.coverage import kept_names, restore_kept, unknown_keys
+from .config.coverage import kept_names, left_to_the_class, restore_kept, unknown_keys
 from .config.dialects import choose_dialects, dialects_of, without_stale_versions
+from .config.dtypes import main_dtype, state_dtype, stated_dtype
+from .config.origin import Origin
 from .config.read import import_config
 from .config.taken import Cases, Taken, follow, related_training
 from .config.write import export_config
 from .layout.differences import differing
 from .layout.limit import Limit
-from .layout.padded_axes import cut_to, padded, resized, truncated
+from .layout.padded_axes import length, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
 from .layout.variants import Shapes, fitting
 from .relations.tree import CompiledMapping
@@ -39,8 +39,6 @@ Sizes = Mapping[str, int]
 #: Problems -> the same, at their places in a file.
 Locate = Callable[[Iterable[Diagnostic]], Iterable[Diagnostic]]
 
-DTYPE_KEYS = ("dtype", "torch_dtype")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
@@ -49,7 +47,8 @@ class PlanOptions:
     ``parameters``: name -> shape of what that model has; ``stored``: whether the native config is to be what a
     checkpoint of the trainer holds of it; ``keep``: dotted keys of a config.json that no mapping knows, to be carried
     along (one text may hold several, between commas); ``take_tied``: whether tensors that the config ties, and files
-    hold too, are left out unread instead of compared."""
+    hold too, are left out unread instead of compared; ``trusted``: whether what ``truncate`` cuts off is taken for
+    padding."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -62,6 +61,7 @@ class PlanOptions:
     stored: bool = False
     keep: str | Iterable[str] = ()
     take_tied: bool = False
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,29 +72,6 @@ class Places:
     config: Locate = tuple
     tensors: Locate = tuple
     origin: Locate = tuple
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
-    ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
-    tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size
-    ``from`` before and ``to`` after; ``files``: those that go along, by name; ``kept``: keys of its config that were
-    carried along without being understood."""
-
-    format: str | None = None
-    text: str = ""
-    config: Mapping[str, Any] | None = None
-    dtype: str | None = None
-    tensor_dialect: str | None = None
-    lossy: bool = False
-    padded: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
-    kept: tuple[str, ...] = ()
-
-    def is_of(self, mapping: CompiledMapping) -> bool:
-        """Whether its config is one of this format."""
-        return self.format == mapping.name and self.config is not None
 
 
 @dataclass(frozen=True)
@@ -131,7 +108,9 @@ class Imported:
 @dataclass(frozen=True)
 class Exported:
     """The way to Hugging Face. ``native``: complete, as it is; ``lengths``: the sizes there of axes that are cut;
-    ``config``: the config.json that belongs to it, ``unchanged`` if it is that of the origin."""
+    ``config``: the config.json that belongs to it, ``unchanged`` if it is that of the origin; ``notes``: what a user
+    should know; ``lossy``: what is inexact, and why; ``defaults``: key -> what the class takes for it, of what is lost
+    without an origin."""
 
     mapping: CompiledMapping
     native: Mapping[str, Any]
@@ -143,6 +122,7 @@ class Exported:
     dialects: tuple[str, ...]
     notes: tuple[str, ...]
     lossy: tuple[str, ...]
+    defaults: Mapping[str, Any]
 
 
 def import_checkpoint(
@@ -165,15 +145,9 @@ def import_checkpoint(
             bound = bind(mapping, native, cases, lengths, Limit.of(read.stored.names if tensors is not None else None))
             found = read.stored if tensors is not None else None
             plan = plan_import(
-                bound,
-                found.specs if found else None,
-                dtype,
-                stated_dtype(config),
-                options.protect,
-                found.encodings if found else (),
-                found.unused if found else {},
-                options.take_tied,
-            )
+                bound, found.specs if found else None, dtype, stated_dtype(config), options.protect,
+                found.encodings if found else (), found.unused if found else {}, options.take_tied,
+            )  # fmt: skip
     except CrosswalkError as error:
         problems += error.diagnostics
     if problems:
@@ -238,7 +212,7 @@ def _to_fill(
     found, complete = Scope(layout, kind, imported), Scope(layout, kind, normalize(layout, given, kind.name))
     hint = "only fields of `training` may differ from what the checkpoint is"
     problems = []
-    for path, now, wanted in differing(complete, found):
+    for path, now, wanted, _ in differing(complete, found):
         text = f"`{'.'.join(path)}` is {now}, the checkpoint says {wanted}"
         problems.append(Diagnostic("native/differs", text, None, hint, path=path))
     if problems:
@@ -255,19 +229,20 @@ def export_checkpoint(
     places: Places = Places(),
 ) -> Exported:
     """The plan for a native config. ``tensors``: what the model holds; without, all are F32. What the options leave
-    open is as ``origin`` has it; without an origin, what ``truncate`` cuts off is taken for padding.
+    open is as ``origin`` has it.
 
-    Raises ``CrosswalkError`` with everything that the format cannot hold, of the tensors, and of the options.
+    Raises ``CrosswalkError`` with everything that the format cannot hold, of the tensors, and of the options; and with
+    every field in which the origin is another model.
     """
     dtype = check_dtype(options.dtype)
-    native, lengths, dialects = _theirs(mapping, config, options, origin, places)
+    native, lengths, dialects, tuned = _sides(mapping, config, options, origin, places)
     if tensors is not None:
         shapes = {name: spec.shape for name, spec in tensors.items()}
         native = fitting(mapping.layout, mapping.root.type, native, shapes)
-    known = origin is not None and origin.is_of(mapping)
-    allow = options.allow_lossy or (known and origin is not None and origin.lossy)
+    known = origin if origin is not None and origin.is_of(mapping) else None
+    allow = options.allow_lossy or (known is not None and known.lossy)
     theirs = resized(mapping.root.type, native, lengths)
-    source = origin.config if origin is not None and known else None
+    source = known.config if known is not None else None
     remembered, same = _remembered(mapping, source, theirs)
     with at(places.config):
         written, taken = export_config(mapping, theirs, dialects, allow, remembered)
@@ -277,37 +252,72 @@ def export_checkpoint(
     with at(places.config):
         bound = bind(mapping, native, taken.cases, lengths)
     names = tensor_dialect(mapping, dialects)
-    if origin is not None and known and options.dialect is None and origin.tensor_dialect in mapping.source.dialects:
-        names = origin.tensor_dialect
+    if known is not None and options.dialect is None and known.tensor_dialect in mapping.source.dialects:
+        names = known.tensor_dialect
     with at(places.tensors):
         plan = plan_export(bound, tensors, dtype, "F32", options.protect, names)
     check_protected(options.protect, plan)
     kept = options.dialect is None or (source is not None and set(dialects) == set(dialects_of(mapping, source)))
     same = same and kept and taken.cases == remembered
-    final, unchanged = _config_to_write(mapping, written, plan, origin if known else None, same)
-    final = final if unchanged else without_stale_versions(mapping, final, dialects)
-    return Exported(mapping, native, lengths, bound, plan, final, unchanged, dialects, taken.notes, taken.lossy)
+    final, unchanged = _config_to_write(mapping, written, plan, known, same)
+    if not unchanged:
+        final = without_stale_versions(mapping, final, dialects)
+        if tensors is not None:
+            _check_written(mapping, final, theirs, plan)
+    return Exported(
+        mapping, native, lengths, bound, plan, final, unchanged, dialects,
+        notes=tuple(dict.fromkeys((*taken.notes, *tuned))), lossy=taken.lossy,
+        defaults=left_to_the_class(mapping, final) if known is None else {},
+    )  # fmt: skip
 
 
 def export_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The config.json of a native config alone. Raises ``CrosswalkError`` with every field that it cannot hold."""
-    native, lengths, dialects = _theirs(mapping, config, options, None, Places())
+    native, lengths, dialects, _ = _sides(mapping, config, options, None, Places())
     return export_config(mapping, resized(mapping.root.type, native, lengths), dialects, options.allow_lossy)[0]
 
 
-def _theirs(
+def _sides(
     mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions, origin: Origin | None, places: Places
-) -> tuple[dict[str, Any], dict[str, int], tuple[str, ...]]:
-    """The complete native config, the sizes of its axes that are cut, and the dialects to write."""
+) -> tuple[dict[str, Any], dict[str, int], tuple[str, ...], list[str]]:
+    """The complete native config, the sizes of its axes that are cut, the dialects to write, and a note for each number
+    in which the origin differs."""
     kind = mapping.root.type
+    tuned: list[str] = []
+    remembered = origin.padded if origin is not None else {}
     with at(places.config):
         native = normalize(mapping.layout, config, kind.name)
+        if origin is not None and origin.native is not None:
+            remembered, tuned = _compared(mapping, native, origin.native, origin.name)
     source = origin.config if origin is not None and origin.is_of(mapping) else None
     dialects = choose_dialects(mapping, options.dialect, source)
-    if origin is None:
-        return native, cut_to(kind, native, options.truncate), dialects
     with at(places.origin):
-        return native, truncated(kind, native, origin.padded, options.truncate, options.allow_lossy), dialects
+        lengths = truncated(kind, native, remembered, options.truncate, options.allow_lossy or options.trusted)
+    return native, lengths, dialects, tuned
+
+
+def _compared(
+    mapping: CompiledMapping, native: Mapping[str, Any], original: Mapping[str, Any], name: str
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """What is longer in a native config than in the original one, as padding, and a note for each number that training
+    may have changed. Raises ``CrosswalkError`` (``like/differs``) with every other field in which they differ."""
+    layout, kind = mapping.layout, mapping.root.type
+    native = as_stored(layout, kind, native)
+    sizes = {axis: (length(kind, original, axis), length(kind, native, axis)) for axis in kind.pads}
+    longer = {axis: {"from": before, "to": now} for axis, (before, now) in sizes.items() if before < now}
+    unpadded = resized(kind, native, {axis: found["from"] for axis, found in longer.items()})
+    problems, notes = [], []
+    for path, here, there, floats in differing(Scope(layout, kind, unpadded), Scope(layout, kind, original)):
+        field_name = ".".join(path) or "the model"
+        if floats:
+            notes.append(f"`{field_name}` is {here}, and {there} in `{name}`: {here} is written")
+            continue
+        text = f"`{field_name}` is {here}, and {there} in `{name}`: that is another model"
+        hint = "name the directory that this model came from"
+        problems.append(Diagnostic("like/differs", text, None, hint, path=path))
+    if problems:
+        raise CrosswalkError(problems)
+    return longer, notes
 
 
 def _config_to_write(
@@ -326,6 +336,20 @@ def _config_to_write(
             return result, False
     state_dtype(result, stated)
     return result, False
+
+
+def _check_written(mapping: CompiledMapping, written: Mapping[str, Any], native: Mapping[str, Any], plan: Plan) -> None:
+    """Raise with every field in which a config.json, read again, is another model than it was made from."""
+    layout, kind = mapping.layout, mapping.root.type
+    back, _ = import_with_tensors(mapping, written, [tensor.name for tensor in plan.targets], allow_lossy=True)
+    here, there = (Scope(layout, kind, as_stored(layout, kind, config)) for config in (native, back))
+    hint = f"mapping `{mapping.name}` ({mapping.source.file}) does not write this field as it reads it"
+    problems = []
+    for path, is_, read, _ in differing(here, there):
+        text = f"`{'.'.join(path)}` is {is_}, and the config.json that says so would be read as {read}"
+        problems.append(Diagnostic("export/differs", text, mapping.source.position, hint))
+    if problems:
+        raise CrosswalkError(problems)
 
 
 def _remembered(
@@ -353,24 +377,3 @@ def at(locate: Locate) -> Iterator[None]:
         yield
     except CrosswalkError as error:
         raise CrosswalkError(locate(error.diagnostics)) from error
-
-
-def stated_dtype(config: Mapping[str, Any], default: str = "F32") -> str:
-    """The dtype that a config.json names for its tensors; ``default`` if it names none that is a float."""
-    stated = config.get("dtype") or config.get("torch_dtype")
-    by_name = {attribute: name for name, (_, attribute) in DTYPES.items() if name in FLOATS}
-    return by_name.get(str(stated).removeprefix("torch."), default)
-
-
-def state_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Say in a config.json which dtype its tensors have."""
-    for key in [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]:
-        config[key] = DTYPES[dtype][1]
-
-
-def main_dtype(tensors: Iterable[TensorSpec]) -> str:
-    """The dtype that most bytes have; what a config's ``dtype`` says."""
-    counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.dtype] += tensor.nbytes
-    return counts.most_common(1)[0][0] if counts else "F32"

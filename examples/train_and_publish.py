@@ -172,8 +172,9 @@ def main() -> None:
     for block in model.decoder:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    report = crosswalk.load(checkpoint, model).report
-    print(f"rank {rank}: read {report.bytes_read:,} bytes, holds {report.bytes_held:,}", flush=True)
+    loaded = crosswalk.load(checkpoint, model)
+    read, held = loaded.report.bytes_read, loaded.report.bytes_held
+    print(f"rank {rank}: read {read:,} bytes, holds {held:,}", flush=True)
 
     text = torch.tensor(list(TEXT.read_bytes()))
     generator = torch.Generator().manual_seed(rank)
@@ -191,7 +192,7 @@ def main() -> None:
             with torch.no_grad():
                 live = model(probe).cpu()
             path = output / f"step-{step}"
-            saving = crosswalk.save(model, config, path, "llama", blocking=False, carry_from=checkpoint)
+            saving = crosswalk.save(model, loaded, path, blocking=False)
             published.append((path, live, saving))
             if rank == 0:
                 print(f"step {step}: loss {loss.item():.3f}, publishing {path}", flush=True)

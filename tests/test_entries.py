@@ -84,7 +84,7 @@ def test_a_bad_key_and_bad_tensors_are_the_same_problems_for_every_entry(tmp_pat
 def test_a_missing_key_and_a_wrong_value_are_the_same_problems_for_every_entry(tmp_path: Path) -> None:
     path = make(tmp_path / "bad")
     config = _config(path)
-    del config["vocab_size"]
+    config["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 23456.0}  # without its factor
     (path / "config.json").write_text(json.dumps(config | {"hidden_act": "mish", "hidden_dropout": 0.25}, indent=2))
     expected = _problems(crosswalk.check, path)
     assert {d.code for d in expected} == {"config/missing-key", "config/choice", "config/unknown-key"}

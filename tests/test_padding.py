@@ -218,7 +218,7 @@ def test_a_size_that_fits_is_not_padded(command: CommandLine, tmp_path: Path) ->
 def test_what_a_user_sees(command: CommandLine, tmp_path: Path) -> None:
     source = make(tmp_path / "source")
     rows = lines(command("check", source, "--pad", "vocab=128").out)
-    assert ["verdict", *WHAT_IS_PADDED.split()] in rows
+    assert ["tensors", *WHAT_IS_PADDED.split()] in rows
     assert ["note", *HOW.split()] in rows
     shown = lines(command("plan", source, "--pad", "vocab=128").out)
     assert [row[:4] for row in shown if row[:1] == ["zeros"]] == [

@@ -216,6 +216,19 @@ def restore_kept(mapping: CompiledMapping, config: dict[str, Any], old: Mapping[
             put(config, places[0], value)
 
 
+def left_to_the_class(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath = ()) -> dict[str, Any]:
+    """The kept keys that a config.json does not hold though they matter to who uses the model, dotted, with what the
+    class takes for them: ``unknown`` where the mapping does not know."""
+    missing = {key: value for key, value in mapping.source.class_defaults.items() if key not in config}
+    result = {".".join((*where, key)): value for key, value in missing.items()}
+    for node in nodes_of(mapping.root):
+        if isinstance(node, PartNode):
+            value = get(config, node.part.theirs)
+            if isinstance(value, Mapping):
+                result |= left_to_the_class(part_mapping(node, value), value, (*where, *node.part.theirs))
+    return result
+
+
 class _Claims:
     """The claimed paths of a mapping, with those of single layers; a hole stands for any key."""
 

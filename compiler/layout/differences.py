@@ -36,11 +36,13 @@ def _counts(declared: Field, also: Sequence[Field]) -> bool:
 
 
 class Difference(NamedTuple):
-    """The path of a field, and what it is in both configs, as it is shown."""
+    """The path of a field, and what it is in both configs, as it is shown. ``floats``: both are, so that no size and no
+    kind of layer differs."""
 
     where: KeyPath
     first: str
     second: str
+    floats: bool = False
 
 
 def differing(first: Scope, second: Scope, also: Sequence[Field] = ()) -> Iterator[Difference]:
@@ -62,7 +64,8 @@ def differing(first: Scope, second: Scope, also: Sequence[Field] = ()) -> Iterat
             for key in one:
                 yield from differing(first.entry(name, key), second.entry(name, key), also)
         else:
-            yield Difference((*first.path, name), _shown(one), _shown(other))
+            floats = isinstance(one, float) and isinstance(other, float)
+            yield Difference((*first.path, name), _shown(one), _shown(other), floats)
 
 
 def _differing_layers(first: Scope, second: Scope, name: str, also: Sequence[Field]) -> Iterator[Difference]:

@@ -246,6 +246,7 @@ class MappingFile:
     versions: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     write_dialects: tuple[str, ...] = ()
     keeps: tuple[Entry, ...] = ()
+    class_defaults: Mapping[str, Any] = field(default_factory=dict)
     wrappers: tuple[str, ...] = ()
     quantised: tuple[tuple[Template, tuple[str, ...]], ...] = ()
     unmapped: Mapping[str, str] = field(default_factory=dict)

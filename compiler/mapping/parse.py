@@ -32,7 +32,7 @@ TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newest", "description")
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
-     "versions", "write_dialects", "keeps", "harmless", "unmapped", "wrappers", "quantised",
+     "versions", "write_dialects", "keeps", "class_defaults", "harmless", "unmapped", "wrappers", "quantised",
      "enums", "dialects", "encodings", "parts", "tower_of", "elsewhere")
 )  # fmt: skip
 
@@ -75,6 +75,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         versions=_versions(document, base),
         write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
         keeps=tuple({entry.theirs: entry for entry in (*base.keeps, *_keeps(document), *_harmless(document))}.values()),
+        class_defaults=dict(document.get("class_defaults", base.class_defaults)),
         wrappers=(*base.wrappers, *document.get("wrappers", ())),
         quantised=parse_signs(document, base),
         unmapped={**base.unmapped, **document.get("unmapped", {})},

@@ -12,6 +12,7 @@ from crosswalk.runtime.errors import Diagnostic, Position
 
 from .check_dialects import check_dialects
 from .tree import (
+    Carried,
     CaseNode,
     CheckRule,
     CompiledMapping,
@@ -39,6 +40,7 @@ def check_config(mapping: CompiledMapping) -> list[Diagnostic]:
         *_check_circles(mapping),
         *check_dialects(mapping),
         *_check_derived_files(mapping),
+        *_check_class_defaults(mapping),
     ]
 
 
@@ -247,3 +249,11 @@ def _check_derived_files(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 near = did_you_mean(key, {path[0] for path in mapping.claims})
                 message = f"`{name}` is made of `{key}`, of which no rule speaks"
                 yield Diagnostic("mapping/no-such-key", message, mapping.source.place("derived_files"), near)
+
+
+def _check_class_defaults(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    kept = {rule.theirs[0] for rule in rules_of(mapping.root) if isinstance(rule, Carried) and rule.kept}
+    for key in mapping.source.class_defaults.keys() - kept:
+        message = f"`{key}` is not kept: what the class takes for it is said where it is related, as `default:`"
+        near = did_you_mean(key, kept)
+        yield Diagnostic("mapping/no-such-key", message, mapping.source.place("class_defaults"), near)

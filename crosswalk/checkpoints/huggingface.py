@@ -160,6 +160,11 @@ def _is_weights(name: str) -> bool:
     )
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether a directory holds files of weights that could be opened."""
+    return any(file.name.endswith((".safetensors", ".bin")) and not is_adapter(file.name) for file in path.iterdir())
+
+
 def folders_left_behind(path: Path) -> list[str]:
     """Folders of a checkpoint that are not carried along: earlier checkpoints of a run, logs."""
     return [

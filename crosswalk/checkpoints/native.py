@@ -6,6 +6,7 @@ self-describing is under ``metadata.crosswalk``, where the trainer allows furthe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .huggingface import CONFIG
 from .key_positions import locator
 from .portable_yaml import dump, load
 
@@ -44,6 +46,17 @@ class NativeCheckpoint:
 
 def is_native(path: Path) -> bool:
     return (path / METADATA).is_file()
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise unless ``path`` is a directory that could hold a checkpoint, or an index or data file in one."""
+    if path.is_dir() or (path.is_file() and path.name.endswith((".index.json", ".safetensors", ".bin"))):
+        return
+    hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
+    what = "this is a file" if path.exists() else "there is no such directory"
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        hint = "if this is the name of a model on the hub, download it first: nothing is downloaded here"
+    raise fail("source/not-a-directory", what, Position(str(path)), hint)
 
 
 def open_native(path: Path, layout: Layout) -> NativeCheckpoint:

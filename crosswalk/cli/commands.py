@@ -50,6 +50,10 @@ def planning_options(command: Command) -> Command:
                 help="Cut an axis on the way back. Default: what --pad added.",
             ),
             click.option(
+                "--like", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+                help="The original Hugging Face directory: tokenizer, token ids and the like come from there.",
+            ),
+            click.option(
                 "--model-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
                 help="Where the model code of a custom architecture is, if SRC does not carry it.",
             ),

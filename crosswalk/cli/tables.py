@@ -70,9 +70,10 @@ def show_report(report: Report) -> None:
     rows = table("", "", title=None)
     rows.show_header = False
     rows.add_row("format", f"{report.format} -> {report.to}")
-    rows.add_row("tensors", f"{report.sources} -> {report.targets} in {report.copies} copies")
+    rows.add_row("tensors", report.verdict)
+    rows.add_row("config", report.config)
+    rows.add_row("moved", f"{report.sources} -> {report.targets} tensors in {report.copies} copies")
     rows.add_row("bytes", f"{bytes_text(report.bytes_read)} read, {bytes_text(report.bytes_written)} written")
-    rows.add_row("verdict", report.verdict)
     rows.add_row("plan", report.digest)
     if report.destination is not None:
         rows.add_row("checkpoint", str(report.destination))

@@ -33,6 +33,7 @@ def convert(
     model_files: str | Path | None = None,
     pad: Sizes | None = None,
     truncate: Sizes | None = None,
+    like: str | Path | None = None,
     keep: str | Iterable[str] = (),
     take_tied: bool = False,
     text_only: bool = False,
@@ -50,6 +51,12 @@ def convert(
     and a conversion back cuts to it. ``truncate``: axis -> size, to cut to another one; to cut off more than is known
     to be padding takes ``allow_lossy``.
 
+    ``like``, of a conversion to ``hf``: the Hugging Face directory that the model came from, with weights or without.
+    What the trainer has no place for is taken from there: keys of config.json, tokenizer and other files, sizes without
+    padding, the dtype that is stated, names of tensors. It must be the same model, up to numbers that training may
+    change. Without, it is what the checkpoint itself remembers; the report's ``defaults`` lists what is lost if there
+    is nothing.
+
     ``keep``: keys of config.json that the format does not know and the model does not depend on, nested ones with dots;
     they are carried along, and restored on the way back. ``take_tied``: where the config ties a tensor and the files
     hold it too, leave it out, as transformers does, instead of refusing the checkpoint if the two differ.
@@ -61,7 +68,7 @@ def convert(
     planning = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
-        keep=keep, take_tied=take_tied, text_only=text_only,
+        like=as_path(like), keep=keep, take_tied=take_tied, text_only=text_only,
     )  # fmt: skip
     destination = Path(dst)
     prepared = prepare(Path(src), planning)

@@ -16,12 +16,13 @@ DEFAULT_SHARD = 5_000_000_000
 @dataclass(frozen=True, kw_only=True)
 class Options(PlanOptions):
     """The options of a plan that is made for files. ``format``: a name, None or ``auto`` to find it; ``to``: ``hf`` or
-    a layout; ``model_files``: where the model code of a custom architecture is; ``text_only``: whether the text tower
-    of a model with other towers is meant."""
+    a layout; ``model_files``: where the model code of a custom architecture is; ``like``: the Hugging Face checkpoint
+    that a native one came from; ``text_only``: whether the text tower of a model with other towers is meant."""
 
     format: str | None = None
     to: str | None = None
     model_files: Path | None = None
+    like: Path | None = None
     text_only: bool = False
 
     @property
@@ -32,10 +33,8 @@ class Options(PlanOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """The options of Hugging Face files that a training job writes. ``carry_from``: the checkpoint that the model came
-    from; ``max_shard_size`` in bytes."""
+    """The options of Hugging Face files that a training job writes. ``max_shard_size`` in bytes."""
 
-    carry_from: Path | None = None
     max_shard_size: int = DEFAULT_SHARD
     overwrite: bool = False
 
@@ -48,6 +47,9 @@ def check_direction(options: Options) -> None:
     if options.to != "hf" and options.truncate:
         text = "axes are truncated on the way to `hf`, and this is a conversion to a layout"
         raise fail("usage/truncate", text, None, "leave out --truncate")
+    if options.to != "hf" and options.like:
+        text = "an original is given on the way to `hf`, and this is a conversion to a layout"
+        raise fail("usage/like", text, None, "leave out --like: all of it is carried along")
 
 
 def parse_sizes(texts: Iterable[str], option: str) -> dict[str, int]:

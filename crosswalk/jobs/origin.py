@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from crosswalk.checkpoints.huggingface import CONFIG, carried_files, parse_config
-from crosswalk.checkpoints.key_positions import locator
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint
+from crosswalk.checkpoints.huggingface import (
+    CONFIG,
+    carried_files,
+    config_bytes,
+    holds_weights,
+    open_hugging_face,
+    parse_config,
+    read_config_text,
+)
+from crosswalk.checkpoints.key_positions import locator, read_from
+from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, require_checkpoint
+from crosswalk.compiler.config.architectures import right_architecture
 from crosswalk.compiler.config.dialects import dialect_of_names
+from crosswalk.compiler.config.dtypes import main_dtype, state_dtype, stated_dtype
+from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.padded_axes import length
-from crosswalk.compiler.pipeline import Imported, Origin, main_dtype
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.compiler.layout.scope import as_stored
+from crosswalk.compiler.pipeline import (
+    ConfigRead,
+    Imported,
+    read_config,
+)
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.plan.model import TensorSpec
+
+from .detect import chosen_format
+from .options import Options
 
 
 def record(imported: Imported, text: str, files: Mapping[str, Path], text_only: bool = False) -> dict[str, Any]:
@@ -53,6 +74,61 @@ def remembered(checkpoint: NativeCheckpoint, format: str | None) -> Origin:
         # A name that is no file here is kept, so that it is missed.
         files={name: there.get(name, checkpoint.path / CONFIG / name) for name in said.get("files") or ()},
     )
+
+
+def original(path: Path, options: Options) -> Origin:
+    """The origin that a user names: a Hugging Face checkpoint, or its files without the weights. Its format is that of
+    the options, or found among those of their layout.
+
+    Raises ``CrosswalkError`` if it is none, or with every problem of its config.
+    """
+    require_checkpoint(path)
+    directory = path if path.is_dir() else path.parent
+    if is_native(directory):
+        hint = f"name the one with {CONFIG} that the model came from"
+        raise fail("usage/like", "this is no Hugging Face checkpoint", Position(str(path)), hint)
+    file, specs = directory / CONFIG, None
+    if holds_weights(directory):
+        checkpoint = open_hugging_face(path)
+        text, config, specs = checkpoint.text, dict(checkpoint.config), list(checkpoint.tensors.specs())
+    else:
+        text = read_config_text(file)
+        config = parse_config(text, file)
+    with read_from(file, text):
+        layout = options.to if options.to != "hf" else None
+        mapping = chosen_format(options.format, config, specs, layout)
+        read = read_config(mapping, config, specs, allow_lossy=True, keep=options.keep)
+        if read.problems:
+            raise CrosswalkError(read.problems)
+    return origin_of(directory, text, mapping, read, specs)
+
+
+def origin_of(
+    path: Path, text: str, mapping: CompiledMapping, read: ConfigRead, specs: Iterable[TensorSpec] | None
+) -> Origin:
+    """What is known of a Hugging Face checkpoint that was read. ``text``: its config.json; ``specs``: its tensors."""
+    config = parse_config(text, path / CONFIG)
+    tensors = dialect_of_names(mapping, read.stored.names) if specs is not None else None
+    dtype = main_dtype(read.stored.specs.values()) if specs is not None else stated_dtype(config)
+    text, config = decoded_config(text, config, mapping, read, dtype)
+    return Origin(
+        format=mapping.name, text=text, config=config, dtype=dtype,
+        tensor_dialect=tensors.name if tensors else None, lossy=bool(read.taken.lossy), kept=read.kept,
+        files=carried_files(path), native=as_stored(mapping.layout, mapping.root.type, read.native), name=str(path),
+    )  # fmt: skip
+
+
+def decoded_config(
+    text: str, config: dict[str, Any], mapping: CompiledMapping, read: ConfigRead, dtype: str
+) -> tuple[str, dict[str, Any]]:
+    """config.json, as text and as content, as it is to be remembered: of a checkpoint of floats, to which the tensors
+    are decoded (``dtype``), and with the class in its right form."""
+    right = dict(right_architecture(mapping.source, read.stored.config)[0])
+    if any(config.get(key) is not None for key in config.keys() - right.keys()):
+        state_dtype(right, dtype)
+    elif right.get("architectures") == config.get("architectures"):
+        return text, config
+    return config_bytes(right).decode(), right
 
 
 def _config(checkpoint: NativeCheckpoint) -> dict[str, Any]:

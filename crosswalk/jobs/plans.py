@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from crosswalk.compiler.layout.scope import normalize
@@ -61,7 +62,7 @@ def export_config(
 
     Raises ``CrosswalkError`` with every field that the format cannot hold.
     """
-    options = Options(dialect=dialect, allow_lossy=allow_lossy, truncate=truncate or {})
+    options = Options(dialect=dialect, allow_lossy=allow_lossy, truncate=truncate or {}, trusted=True)
     return export_model(format_named(format), native, options)
 
 
@@ -104,5 +105,5 @@ def plan_for(mapping: CompiledMapping, config: Mapping[str, Any], options: Optio
     """:func:`compile_plan` for a compiled mapping, such as one that is not shipped."""
     check_direction(options)
     if options.to == "hf":
-        return export_checkpoint(mapping, config, None, options).plan
+        return export_checkpoint(mapping, config, None, replace(options, trusted=True)).plan
     return import_checkpoint(mapping, config, None, options).plan

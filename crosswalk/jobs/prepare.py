@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,16 +11,14 @@ from typing import Any
 from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes, open_hugging_face
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
-from crosswalk.compiler.config.architectures import right_architecture
+from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native, require_checkpoint
+from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.layout.padded_axes import padding_notes, resized
 from crosswalk.compiler.pipeline import (
     Imported,
     Places,
     export_checkpoint,
     import_checkpoint,
-    main_dtype,
-    state_dtype,
 )
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound
@@ -32,7 +29,7 @@ from crosswalk.runtime.plan.model import Plan
 from .detect import chosen_format
 from .formats import DEFAULT_LAYOUT, catalog, format_named
 from .options import Options, check_direction
-from .origin import record, remembered
+from .origin import decoded_config, original, record, remembered
 from .plans import formats
 from .towers import text_tower
 
@@ -43,7 +40,8 @@ class Prepared:
     Hugging Face side as its tensors are decoded, or that is to be written; ``files`` are carried along, by name;
     ``notes`` say what a user should know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side
     of axes that are longer here; ``derived`` are files made from ``text``, name -> content; ``origin`` is what a native
-    output is to remember."""
+    output is to remember; ``lossy`` says what of the config is inexact, and why; ``defaults`` are keys that config.json
+    will not hold, with what the class takes for them."""
 
     to: str
     mapping: CompiledMapping
@@ -58,6 +56,8 @@ class Prepared:
     lengths: Mapping[str, int] = field(default_factory=dict)
     derived: Mapping[str, bytes] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    lossy: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unpadded(self) -> Mapping[str, Any]:
@@ -122,25 +122,20 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
     tied = [f"`{e.tensor}` is left out: {e.reason}" for e in plan.exemptions if e.tensor in imported.bound.duplicates]
     notes = (*checkpoint.notes, *read.notes, *grown, *(tied if options.take_tied else ()))
-    text = checkpoint.text
-    right = dict(right_architecture(mapping.source, read.stored.config)[0])
-    if any(checkpoint.config.get(key) is not None for key in checkpoint.config.keys() - right.keys()):
-        # Remembered as a checkpoint of floats, which the tensors are from now on.
-        state_dtype(right, main_dtype(plan.sources))
-        text = config_bytes(right).decode()
-    elif right.get("architectures") != checkpoint.config.get("architectures"):
-        text = config_bytes(right).decode()
+    text, _ = decoded_config(checkpoint.text, dict(checkpoint.config), mapping, read, main_dtype(plan.sources))
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
-        origin=record(imported, text, checkpoint.files, options.text_only),
+        origin=record(imported, text, checkpoint.files, options.text_only), lossy=read.taken.lossy,
     )  # fmt: skip
 
 
 def _prepare_export(path: Path, options: Options) -> Prepared:
     checkpoint = open_native(path, catalog().layout(DEFAULT_LAYOUT))
-    mapping = _format_to_write(checkpoint, options.named_format)
-    origin = remembered(checkpoint, mapping.name)
+    origin = original(options.like, options) if options.like is not None else None
+    mapping = _format_to_write(checkpoint, origin.format if origin is not None else options.named_format)
+    if origin is None:
+        origin = remembered(checkpoint, mapping.name)
     padded = ("metadata", "crosswalk", "padded")
     places = replace(
         _places(path / METADATA, checkpoint.text, path, ("config", "base_model")),
@@ -157,7 +152,7 @@ def _prepare_export(path: Path, options: Options) -> Prepared:
     return Prepared(
         to="hf", mapping=mapping, bound=exported.bound, plan=exported.plan, source=checkpoint.tensors,
         config=exported.native, text=text, files=files, dialects=exported.dialects, notes=notes, lengths=lengths,
-        derived=derived_files(mapping.source, exported.config, files),
+        derived=derived_files(mapping.source, exported.config, files), lossy=exported.lossy, defaults=exported.defaults,
     )  # fmt: skip
 
 
@@ -184,14 +179,3 @@ def _format_to_write(checkpoint: NativeCheckpoint, asked: str | None) -> Compile
 def _places(file: Path, text: str, directory: Path, root: tuple[str, ...] = ()) -> Places:
     """Problems of a config at the keys of ``file`` below ``root``, and those of tensors at the directory."""
     return Places(partial(located, text=text, file=file, root=root), partial(located, text="", file=directory))
-
-
-def require_checkpoint(path: Path) -> None:
-    """Raise unless ``path`` is a directory that could hold a checkpoint, or an index or data file in one."""
-    if path.is_dir() or (path.is_file() and path.name.endswith((".index.json", ".safetensors", ".bin"))):
-        return
-    hint = f"name the directory of a checkpoint, with {CONFIG} or {METADATA}"
-    what = "this is a file" if path.exists() else "there is no such directory"
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        hint = "if this is the name of a model on the hub, download it first: nothing is downloaded here"
-    raise fail("source/not-a-directory", what, Position(str(path)), hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ from .prepare import Prepared
 
 @dataclass(frozen=True)
 class Report:
-    """``verdict`` is the plan's; ``files`` data file -> bytes; ``checksums`` tensor -> checksum; sizes in bytes;
-    ``notes`` say what a user should know, though nothing is wrong."""
+    """``verdict`` is the plan's: what is proved of the tensors, and ``config`` what is known of the config, of which
+    ``lossy`` lists what is inexact, and why, and ``defaults`` the keys that config.json does not hold, with what the
+    class takes for each (``unknown`` where nobody can say). ``files`` data file -> bytes; ``checksums`` tensor ->
+    checksum; sizes in bytes; ``notes`` say what a user should know, though nothing is wrong."""
 
     format: str
     to: str
@@ -32,6 +35,13 @@ class Report:
     checksums: Mapping[str, str] = field(default_factory=dict)
     carried: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    lossy: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> str:
+        """What is known of the config, in one line."""
+        return "; ".join([f"lossy: {', '.join(self.lossy)}" if self.lossy else "exact", *_defaults(self.defaults)])
 
     @staticmethod
     def of(prepared: Prepared, done: FileReport | None = None, destination: Path | None = None) -> Report:
@@ -45,5 +55,14 @@ class Report:
             checksums=done.checksums if done else {},
             carried=tuple(prepared.files),
             notes=prepared.notes,
+            lossy=prepared.lossy,
+            defaults=prepared.defaults,
             **summary,
         )
+
+
+def _defaults(defaults: Mapping[str, Any]) -> list[str]:
+    if not defaults:
+        return []
+    taken = (f"{key}{'' if value == 'unknown' else f' = {json.dumps(value)}'}" for key, value in defaults.items())
+    return [f"left to the defaults of the class: {', '.join(taken)} (--like DIR takes them from the original)"]

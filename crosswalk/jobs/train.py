@@ -15,15 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from crosswalk.checkpoints.huggingface import CONFIG, carried_files, config_bytes, parse_config, read_config_text
-from crosswalk.checkpoints.model_files import derived_files
-from crosswalk.compiler.config.coverage import restore_kept
-from crosswalk.compiler.config.dialects import dialects_of, without_stale_versions
+from crosswalk.checkpoints.huggingface import CONFIG, config_bytes
+from crosswalk.checkpoints.model_files import derived_files, files_to_write
+from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.variants import variants
-from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint, main_dtype, state_dtype
+from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint
 from crosswalk.compiler.tensors.advice import Advice
 from crosswalk.compiler.tensors.plan import check_published
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
+from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
@@ -36,6 +36,7 @@ from crosswalk.runtime.training.save import Output, SaveReport
 
 from .formats import format_named
 from .options import Options, OutputOptions, as_path, parse_size
+from .origin import origin_of, original
 from .prepare import open_import
 
 Config = Mapping[str, Any]
@@ -44,12 +45,15 @@ Config = Mapping[str, Any]
 @dataclass(frozen=True)
 class Loaded:
     """What :func:`load` found and did: the native config, complete, the name of the format, and this rank's report.
-    ``truncate``: what :func:`save` and :func:`stream` need to cut off what was padded, empty if nothing was."""
+    ``truncate``: axis -> its size without padding, empty if nothing was padded; ``source``: the directory that it was
+    loaded from; ``origin``: what :func:`save` keeps of that."""
 
     config: Config
     format: str
     report: LoadReport
-    truncate: Sizes = field(default_factory=dict)
+    truncate: Sizes
+    source: Path
+    origin: Origin = field(repr=False)
 
 
 def load(
@@ -97,14 +101,15 @@ def load(
     where = torch.device(device) if device is not None else None
     advice = Advice(imported.mapping, config)
     report = live.load(imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice)
-    return Loaded(config, name, report, imported.lengths)
+    origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
+    return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
 
 
 def save(
     model: Model,
-    native_config: Config,
+    native_config: Config | Loaded,
     hf_dir: str | Path,
-    format: str,
+    format: str | None = None,
     dialect: str | None = None,
     dtype: str | None = None,
     blocking: bool = True,
@@ -116,14 +121,17 @@ def save(
     timeout: float = TIMEOUT,
     allow_lossy: bool = False,
     truncate: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> SaveReport | Future[SaveReport]:
     """Write a model's parameters as the Hugging Face checkpoint ``hf_dir``, which appears complete or not at all.
 
-    ``native_config`` is the model's base-model config, as :func:`load` returns it. Each rank writes only its own bytes;
-    the files are the same for any number of ranks and any sharding. ``dtype`` casts all floats. ``carry_from`` is a
-    Hugging Face checkpoint of the same model: its tokenizer and other small files are copied, and what its config says
-    that means nothing to the trainer is kept. ``truncate``: axis -> size in the files, as ``Loaded.truncate`` has it
-    for a padded model; what is beyond is taken for padding, unread.
+    ``native_config`` is what :func:`load` returned, or the model's base-model config and its ``format``. Each rank
+    writes only its own bytes; the files are the same for any number of ranks and any sharding. ``dtype`` casts all
+    floats. ``carry_from`` is a Hugging Face checkpoint of the same model, by default what was loaded: its tokenizer and
+    other small files are copied, and kept is what its config says that means nothing to the trainer, its sizes, its
+    dialect, and all of it if it still says what the model is. With a config alone, and no ``carry_from``, the report's
+    ``defaults`` lists what is lost so. ``truncate``: axis -> size in the files, by default that of the original; what
+    is beyond is taken for padding, unread. ``keep``: as for :func:`load`, of the config of ``carry_from``.
 
     With ``blocking=False`` the parameters are copied to host memory and written in the background; they may change as
     soon as this returns. The future's result must be asked for before the process group is destroyed.
@@ -133,12 +141,11 @@ def save(
     ranks = team(group, timeout)
     there = of_all_ranks(collect(model), ranks, "saving")
     with ranks.step("planning the checkpoint") as step:
-        step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
-        step.agree["truncate"] = truncate
-        options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
-        output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
-                               overwrite=overwrite)  # fmt: skip
-        export = _Export(native_config, format, options, output)
+        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
+                          truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
+        output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
+        export = _export(native_config, options, output)
+        step.agree |= export.asked
         exported = export.plan(there)
         files = export.output(exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
@@ -147,8 +154,8 @@ def save(
 
 def stream(
     model: Model,
-    native_config: Config,
-    format: str,
+    native_config: Config | Loaded,
+    format: str | None = None,
     bucket_bytes: int = 1 << 30,
     *,
     dialect: str | None = None,
@@ -167,10 +174,10 @@ def stream(
     ranks = team(group, timeout)
     there = of_all_ranks(collect(model), ranks, "streaming")
     with ranks.step("planning the stream") as step:
-        step.agree |= {"format": format, "dialect": dialect, "dtype": dtype, "native_config": native_config}
-        step.agree["truncate"] = truncate
-        options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
-        export = _Export(native_config, format, options, OutputOptions())
+        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
+                          truncate=truncate or {}, trusted=True)  # fmt: skip
+        export = _export(native_config, options, OutputOptions())
+        step.agree |= export.asked
         plan = export.plan(there).plan
     return streaming.stream(plan, model, ranks, bucket_bytes, group, there)
 
@@ -201,8 +208,8 @@ def reader(
 
 def writer(
     hf_dir: str | Path,
-    native_config: Config,
-    format: str,
+    native_config: Config | Loaded,
+    format: str | None = None,
     dialect: str | None = None,
     dtype: str | None = None,
     *,
@@ -211,14 +218,14 @@ def writer(
     overwrite: bool = False,
     allow_lossy: bool = False,
     truncate: Sizes | None = None,
+    keep: str | Iterable[str] = (),
 ) -> Writer:
     """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
     files. Options are those of :func:`save`."""
-    options = Options(dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, truncate=truncate or {})
-    output = OutputOptions(carry_from=as_path(carry_from), max_shard_size=parse_size(max_shard_size),
-                           overwrite=overwrite)  # fmt: skip
-    export = _Export(native_config, format, options, output)
-    return Writer(Path(hf_dir), export)
+    options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
+                      truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
+    output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
+    return Writer(Path(hf_dir), _export(native_config, options, output))
 
 
 @dataclass(frozen=True)
@@ -230,34 +237,48 @@ class _Export:
     format: str
     options: Options
     written: OutputOptions
+    origin: Origin | None
 
     def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         exported = self.plan(specs)
         return exported.plan, self.output(exported)
 
-    def _old(self) -> dict[str, Any] | None:
-        """The config.json of the checkpoint that the model came from."""
-        if self.written.carry_from is None:
-            return None
-        file = self.written.carry_from / CONFIG
-        return parse_config(read_config_text(file), file)
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What all ranks have to ask alike."""
+        options = self.options
+        return {
+            "format": self.format, "dialect": options.dialect, "dtype": options.dtype,
+            "native_config": self.native_config, "truncate": options.truncate,
+        }  # fmt: skip
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
-        mapping, options, old = format_named(self.format), self.options, self._old()
-        if old is not None and options.dialect is None:
-            options = replace(options, dialect=dialects_of(mapping, old) or None)
-        check_published(specs.values(), options.dtype)
-        return export_checkpoint(mapping, self.native_config, dict(specs), options)
+        check_published(specs.values(), self.options.dtype)
+        mapping = format_named(self.format)
+        return export_checkpoint(mapping, self.native_config, dict(specs), self.options, self.origin)
 
     def output(self, exported: Exported) -> Output:
-        mapping = exported.mapping
-        config: dict[str, Any] = dict(exported.config)
+        source, origin, written = exported.mapping.source, self.origin, self.written
         carried: dict[str, Path] = {}
-        old = self._old()
-        if self.written.carry_from is not None and old is not None:
-            carried = carried_files(self.written.carry_from)
-            restore_kept(mapping, config, old)
-            config = without_stale_versions(mapping, config, exported.dialects)
-        state_dtype(config, main_dtype(exported.plan.targets))
-        made = {CONFIG: config_bytes(config), **derived_files(mapping.source, config, carried)}
-        return Output(hugging_face_layout(self.written.max_shard_size), made, carried, self.written.overwrite)
+        text = config_bytes(exported.config)
+        if origin is not None:
+            carried = files_to_write(source, origin.files, None, Path(origin.name))
+            text = origin.text.encode() if exported.unchanged else text
+        made = {CONFIG: text, **derived_files(source, exported.config, carried)}
+        layout = hugging_face_layout(written.max_shard_size)
+        return Output(layout, made, carried, written.overwrite, exported.defaults)
+
+
+def _export(given: Config | Loaded, options: Options, output: OutputOptions) -> _Export:
+    """The way from what was loaded, or from a config alone, to the files."""
+    loaded = given if isinstance(given, Loaded) else None
+    config: Config = given.config if isinstance(given, Loaded) else given
+    name = options.named_format or (loaded.format if loaded is not None else None)
+    if name is None:
+        text = "a native config does not say which format to write"
+        raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
+    origin = loaded.origin if loaded is not None else None
+    if options.like is not None:
+        options = replace(options, format=format_named(name).name)
+        origin = original(options.like, options)
+    return _Export(config, name, options, output, origin)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from crosswalk.checkpoints.huggingface import CONFIG, open_hugging_face
 from crosswalk.checkpoints.key_positions import locator, read_from
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native
+from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native, require_checkpoint
 from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.padded_axes import length
@@ -25,7 +25,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .formats import DEFAULT_LAYOUT, catalog
 from .options import Options
-from .prepare import Prepared, prepare, require_checkpoint
+from .prepare import Prepared, prepare
 from .report import Report
 
 
@@ -55,7 +55,7 @@ def verify(
     where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
     by_source = prepared.config if is_native(target) else prepared.unpadded
     differences = differing(Scope(layout, kind, by_source), Scope(layout, kind, expected.config))
-    lines = [f"`{'.'.join(path)}` is {value}, by the source it is {wanted}" for path, wanted, value in differences]
+    lines = [f"`{'.'.join(path)}` is {value}, by the source it is {wanted}" for path, wanted, value, _ in differences]
     if lines:
         raise CrosswalkError(Diagnostic("verify/config", line, where) for line in lines)
     plan = _with_dtypes_of(prepared.plan, {spec.name: spec for spec in expected.output.specs()})

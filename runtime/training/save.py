@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,7 +65,8 @@ _WRITEBACK = 1 << 20
 @dataclass(frozen=True, slots=True)
 class SaveReport:
     """What this rank did. ``files``: data file -> size in bytes, of the whole checkpoint; ``bytes_written``: by this
-    rank; ``seconds``: until the checkpoint was in place, of which ``blocked`` kept the caller waiting."""
+    rank; ``seconds``: until the checkpoint was in place, of which ``blocked`` kept the caller waiting; ``defaults``: as
+    in :class:`Output`."""
 
     rank: int
     destination: Path
@@ -72,17 +74,20 @@ class SaveReport:
     bytes_written: int
     seconds: float
     blocked: float
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Output:
     """What goes into the checkpoint besides the tensors, and how. ``extra`` (file name -> content) and ``carried``
-    (file name -> file to copy) are written by rank 0, and may be empty on the others."""
+    (file name -> file to copy) are written by rank 0, and may be empty on the others. ``defaults``: keys that the
+    config does not hold, with what the class takes for them."""
 
     layout: OutputLayout = field(default_factory=hugging_face_layout)
     extra: Mapping[str, bytes] = field(default_factory=dict)
     carried: Mapping[str, Path] = field(default_factory=dict)
     overwrite: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(
@@ -134,7 +139,7 @@ def save(
                 if draft is not None:
                     draft.complete()
             seconds = time.monotonic() - started
-            return SaveReport(team.rank, destination, sizes, written, seconds, seconds)
+            return SaveReport(team.rank, destination, sizes, written, seconds, seconds, output.defaults)
         with team.step("copying the parameters"):
             snapshot = _snapshot(planned, regions, bucket_bytes)
     blocked = time.monotonic() - started
@@ -151,7 +156,8 @@ def save(
             with other.step("completing the checkpoint"):
                 if draft is not None:
                     draft.complete()
-        return SaveReport(other.rank, destination, sizes, total, time.monotonic() - started, blocked)
+        seconds = time.monotonic() - started
+        return SaveReport(other.rank, destination, sizes, total, seconds, blocked, output.defaults)
 
     return background_work.submit(f"saving {destination}", finish)
 
