@@ -9,8 +9,8 @@ from typing import Any
 
 from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
 from crosswalk.compiler.config.dialects import rename
+from crosswalk.compiler.config.dtypes import DTYPE_KEYS
 from crosswalk.compiler.mapping.model import MappingFile, Tower
-from crosswalk.compiler.pipeline import DTYPE_KEYS
 from crosswalk.compiler.relations.keys import get
 from crosswalk.runtime.errors import Position, fail
 
