@@ -11,7 +11,8 @@ from crosswalk.compiler.notation.axes import parse_dims
 from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.notation.versions import version_numbers
-from crosswalk.compiler.text.documents import Map, Seq, scalar_of
+from crosswalk.compiler.text.positioned import Map, Seq
+from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .encodings import parse_encodings, parse_signs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crosswalk.compiler.catalog_text import Listed
 from crosswalk.compiler.config.architectures import class_name
 from crosswalk.compiler.config.coverage import asked_features
 from crosswalk.compiler.mapping.model import MappingFile
@@ -27,7 +28,7 @@ def detect_format(
     whose tensors these are. Raises ``CrosswalkError`` if none or more than one is left, naming what was found and what
     there is.
     """
-    mappings = [catalog().mapping(name) for name in catalog().formats()]
+    mappings = [catalog().listed(name) for name in catalog().formats()]
     known = [mapping for mapping in mappings if mapping.layout == layout]
     if not known:
         layouts = sorted({str(mapping.layout) for mapping in mappings})
@@ -36,7 +37,7 @@ def detect_format(
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if not isinstance(architectures, list):
         architectures = []
-    architectures = [name for said in architectures if (name := class_name(known[0], said)) is not None]
+    architectures = [name for said in architectures if (name := class_name(known[0].wrappers, said)) is not None]
     if model_type is not None:
         found = [m for m in known if model_type in m.model_types]
     else:
@@ -55,7 +56,7 @@ def detect_format(
         listed = ", ".join(f"{m.name} ({m.model_type})" for m in found)
         text = f"several formats fit this config.json ({_said(config, architectures)}): {listed}"
         raise fail("format/ambiguous", text, None, "pass --format")
-    raise CrosswalkError(_undetected(mappings, layout, config, architectures))
+    raise CrosswalkError(_undetected([catalog().mapping(m.name) for m in mappings], layout, config, architectures))
 
 
 def _said(config: Mapping[str, Any], architectures: list[Any]) -> str:
@@ -114,7 +115,7 @@ def chosen_format(
 _COMMON = frozenset(("config/unknown-key", "config/encoding", "config/value", "tensors/encoding"))
 
 
-def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> bool:
+def _holds(mapping: Listed, config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> bool:
     """Whether the tensors are those that the config has in this format."""
     try:
         import_checkpoint(catalog().compiled(mapping.name), config, specs, PlanOptions())

@@ -20,7 +20,7 @@ from .options import Options, check_direction
 def formats(layout: str | None = None) -> list[str]:
     """The names of all formats, or of those of one layout."""
     found = catalog()
-    return [name for name in found.formats() if layout in (None, found.mapping(name).layout)]
+    return [name for name in found.formats() if layout in (None, found.listed(name).layout)]
 
 
 def normalize_native(

@@ -16,6 +16,9 @@ from typing import NamedTuple
 #: Extent, stride on this end, stride on the other end.
 Axis = tuple[int, int, int]
 
+#: Parts that a check of a tiling may make, in all and for each piece: pieces whose strides share a grid make few.
+_PARTS, _PARTS_EACH = 20_000, 200
+
 
 class Piece(NamedTuple):
     """``axes`` are outermost first on this end, without extents of 1."""
@@ -98,7 +101,23 @@ def clip(piece: Piece, start: int, stop: int) -> list[Piece]:
     return pieces
 
 
-def split_rows(piece: Piece, period: int) -> list[tuple[Piece, Piece]]:
+class _Tangled(Exception):
+    """Pieces whose strides share no grid would have to be taken apart into too many parts."""
+
+
+class _Work:
+    """How many parts may still be made."""
+
+    def __init__(self, parts: int) -> None:
+        self.left = parts
+
+    def spend(self, parts: int) -> None:
+        self.left -= parts
+        if self.left < 0:
+            raise _Tangled
+
+
+def split_rows(piece: Piece, period: int, work: _Work | None = None) -> list[tuple[Piece, Piece]]:
     """Cut at the multiples of ``period``, and factor each part into rows and a pattern repeated in each row.
 
     The first of a pair counts rows (``here`` and strides in units of ``period``), the second lies in ``[0, period)``.
@@ -113,20 +132,24 @@ def split_rows(piece: Piece, period: int) -> list[tuple[Piece, Piece]]:
         axis = (extent, stride // period, other)
         return [
             (Piece(rows.here, rows.there, (axis, *rows.axes)), columns)
-            for rows, columns in split_rows(Piece(here, there, inner), period)
+            for rows, columns in split_rows(Piece(here, there, inner), period, work)
         ]
     if stride > period:
         step = period // math.gcd(stride, period)
         parts = []
+        if work:
+            work.spend(min(step, extent))
         for phase in range(min(step, extent)):
             count = -((phase - extent) // step)
             outer = ((count, stride * step, other * step), *inner) if count > 1 else inner
-            parts += split_rows(Piece(here + phase * stride, there + phase * other, outer), period)
+            parts += split_rows(Piece(here + phase * stride, there + phase * other, outer), period, work)
         return parts
     if period % stride == 0:
         # All rows between the first and the last hold the same pattern, since the finer axes fit into one stride.
         runs = [(first, 1), (first + 1, last - first - 1), (last, 1)]
     else:
+        if work:
+            work.spend(last - first)
         runs = [(row, 1) for row in range(first, last + 1)]
     return [
         (
@@ -177,7 +200,8 @@ def intersect(left: Piece, right: Piece) -> list[Piece]:
 
 
 class Fault(NamedTuple):
-    """``[start, stop)`` is in no piece, or in both of ``copies``; this is the first of ``places`` such places."""
+    """``[start, stop)`` is in no piece, or in both of ``copies``; this is the first of ``places`` such places. Of
+    none at all, nobody knows: the pieces are too tangled."""
 
     start: int
     stop: int
@@ -190,8 +214,16 @@ def tiling_faults(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Fa
 
     ``there`` must name the copy of a piece, with other strides of 0, and no piece may reach outside the interval.
     Pieces whose hulls do not meet are independent; those that do are cut into rows of the largest stride among them,
-    and the patterns inside each band of equal rows must tile one row. Strides shrink at each level.
+    and the patterns inside each band of equal rows must tile one row. Strides shrink at each level. The steps are
+    bounded by the number of pieces: those that share no grid of strides are a fault with no places.
     """
+    try:
+        yield from _faults(pieces, start, stop, _Work(_PARTS + _PARTS_EACH * len(pieces)))
+    except _Tangled:
+        yield Fault(start, stop, 0, ())
+
+
+def _faults(pieces: Sequence[Piece], start: int, stop: int, work: _Work) -> Iterator[Fault]:
     ordered = sorted(pieces)
     index, cursor = 0, start
     while index < len(ordered):
@@ -204,13 +236,13 @@ def tiling_faults(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Fa
             yield Fault(cursor, begin, 1, ())
         axes = ordered[first].axes
         if index - first > 1 or (axes and axes[0][1] > 1):
-            yield from _component_faults(ordered[first:index], begin, end)
+            yield from _component_faults(ordered[first:index], begin, end, work)
         cursor = end
     if cursor < stop:
         yield Fault(cursor, stop, 1, ())
 
 
-def _component_faults(pieces: list[Piece], begin: int, end: int) -> Iterator[Fault]:
+def _component_faults(pieces: list[Piece], begin: int, end: int, work: _Work) -> Iterator[Fault]:
     """Faults among pieces, sorted, whose hulls form the single interval ``[begin, end)``."""
     period = max(piece.axes[0][1] if piece.axes else 1 for piece in pieces)
     if period == 1:
@@ -221,7 +253,7 @@ def _component_faults(pieces: list[Piece], begin: int, end: int) -> Iterator[Fau
         return
     bands = []
     for piece in pieces:
-        for rows, columns in split_rows(piece._replace(here=piece.here - begin), period):
+        for rows, columns in split_rows(piece._replace(here=piece.here - begin), period, work):
             bands.append((rows.here, rows.stop, columns))
     bands.sort()
     # The last row ends where the component ends.
@@ -234,6 +266,7 @@ def _component_faults(pieces: list[Piece], begin: int, end: int) -> Iterator[Fau
         while index < len(bands) and bands[index][0] == row:
             active.append(bands[index])
             index += 1
-        for fault in tiling_faults([columns for _, _, columns in active], 0, period if row < full else rest):
+        work.spend(len(active) + 1)
+        for fault in _faults([columns for _, _, columns in active], 0, period if row < full else rest, work):
             shift = begin + row * period
             yield Fault(fault.start + shift, fault.stop + shift, fault.places * (next_row - row), fault.copies)

@@ -303,6 +303,11 @@ def _exempt_but_copied(plan: Plan, tensor: TensorSpec, pieces: list[Piece]) -> D
 def _explain(plan: Plan, end: str, tensor: TensorSpec, fault: Fault) -> Diagnostic:
     moved = "read" if end == "source" else "written"
     name = f"{end} tensor `{tensor.name}` (shape {list(tensor.shape)})"
+    if not fault.places:
+        message = (
+            f"{name}: the strides of its copies share no grid, so it is not proved that each element is {moved} once"
+        )
+        return Diagnostic("plan/tangled", message, None, "a plan that was compiled has none of these: compile it again")
     if not fault.copies:
         if (fault.start, fault.stop) == (0, tensor.elements):
             return Diagnostic("plan/gap", f"{name} is {moved} by no copy")
