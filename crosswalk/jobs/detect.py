@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crosswalk.checkpoints.towers import FLAG, formats_of_tower
 from crosswalk.compiler.catalog_text import Listed
 from crosswalk.compiler.config.architectures import class_name
 from crosswalk.compiler.config.coverage import asked_features
@@ -16,7 +17,6 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .formats import DEFAULT_LAYOUT, catalog, format_named
-from .towers import FLAG, formats_of_tower
 
 
 def detect_format(
@@ -73,7 +73,7 @@ def _undetected(
     described = {name: text for m in mappings for name, text in m.unmapped.items()}
     text = f"no format fits this config.json ({_said(config, architectures)}) in layout `{layout}`"
     hint = f"there are {', '.join(f'{m.name} ({m.model_type})' for m in known)}"
-    if towers := formats_of_tower(kind, layout):
+    if towers := formats_of_tower(known, kind):
         names = " or ".join(f"`{m.name}`" for m in towers)
         text += f": it has other towers beside one of text, which is {names}"
         hint = FLAG

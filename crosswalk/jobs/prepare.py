@@ -12,8 +12,10 @@ from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, con
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native, require_checkpoint
+from crosswalk.checkpoints.towers import text_tower
 from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.layout.padded_axes import padding_notes, resized
+from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.pipeline import (
     Imported,
     Places,
@@ -31,7 +33,6 @@ from .formats import DEFAULT_LAYOUT, catalog, format_named
 from .options import Options, check_direction
 from .origin import decoded_config, original, record, remembered
 from .plans import formats
-from .towers import text_tower
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,19 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     path, text = checkpoint.path, checkpoint.text
     root: tuple[str, ...] = ()
     if options.text_only:
-        checkpoint, root = text_tower(checkpoint, options.named_format, options.to)
+        checkpoint, root = text_tower(checkpoint, _mappings(options))
     specs = checkpoint.tensors.specs()
     places = _places(path / CONFIG, text, path, root)
     with read_from(path / CONFIG, text, root):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
     return checkpoint, import_checkpoint(mapping, checkpoint.config, specs, options, places)
+
+
+def _mappings(options: Options) -> list[MappingFile]:
+    """The formats that are meant: the one that is named, or those of a layout."""
+    if options.named_format is not None:
+        return [catalog().mapping(options.named_format)]
+    return [catalog().mapping(name) for name in formats(options.to or DEFAULT_LAYOUT)]
 
 
 def _prepare_import(path: Path, options: Options) -> Prepared:

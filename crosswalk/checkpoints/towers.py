@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
 from crosswalk.compiler.config.dialects import rename
 from crosswalk.compiler.config.dtypes import DTYPE_KEYS
 from crosswalk.compiler.mapping.model import MappingFile, Tower
 from crosswalk.compiler.relations.keys import get
 from crosswalk.runtime.errors import Position, fail
 
-from .formats import DEFAULT_LAYOUT, catalog
+from .huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
 
 FLAG = "pass --text-only (in Python: text_only=True) to convert the text tower alone"
 
 
-def formats_of_tower(kind: Any, layout: str) -> list[MappingFile]:
-    """The formats of a layout that may be the text tower of a model of the ``model_type`` ``kind``."""
-    found = [catalog().mapping(name) for name in catalog().formats()]
-    return [mapping for mapping in found if mapping.layout == layout and kind in tuple(mapping.tower_of)]
+def formats_of_tower(mappings: Iterable[MappingFile], kind: Any) -> list[MappingFile]:
+    """Those that may be the text tower of a model of the ``model_type`` ``kind``."""
+    return [mapping for mapping in mappings if kind in tuple(mapping.tower_of)]
 
 
 def text_tower(
-    checkpoint: HuggingFaceCheckpoint, format: str | None, layout: str | None
+    checkpoint: HuggingFaceCheckpoint, mappings: Iterable[MappingFile]
 ) -> tuple[HuggingFaceCheckpoint, tuple[str, ...]]:
     """The text tower of a checkpoint, with its own config.json and names, and the key that its config is under; its
-    notes say what stays behind. The tower is one of ``format``, or else of ``layout``.
+    notes say what stays behind. The tower is one of ``mappings``.
 
-    Raises ``CrosswalkError`` if no format is declared as a tower of this model."""
+    Raises ``CrosswalkError`` if none of them is declared as a tower of this model."""
     where = Position(str(checkpoint.path / CONFIG))
     kind = checkpoint.config.get("model_type")
-    layout = layout or (DEFAULT_LAYOUT if format is None else str(catalog().mapping(format).layout))
-    known = [m for m in formats_of_tower(kind, layout) if format in (None, m.name)]
+    asked = list(mappings)
+    known = formats_of_tower(asked, kind)
     fitting = [m for m in known if _kind(checkpoint, m.tower_of[kind]) in m.model_types]
     mapping = next(iter(fitting or known), None)
     if mapping is None:
-        by = f"format `{format}`" if format is not None else f"the formats of layout `{layout}`"
-        text = f"model_type {kind!r} is no model of which {by} would be the text tower"
+        names = ", ".join(mapping.name for mapping in asked)
+        text = f"model_type {kind!r} is no model of which one of these formats would be the text tower: {names}"
         raise fail("usage/text-only", text, where, "leave out --text-only")
     tower = mapping.tower_of[kind]
     inner = get(checkpoint.config, tower.config)
