@@ -37,8 +37,8 @@ def text_tower(
     fitting = [m for m in known if _kind(checkpoint, m.tower_of[kind]) in m.model_types]
     mapping = next(iter(fitting or known), None)
     if mapping is None:
-        names = ", ".join(mapping.name for mapping in asked)
-        text = f"model_type {kind!r} is no model of which one of these formats would be the text tower: {names}"
+        listed = ", ".join(mapping.name for mapping in asked)
+        text = f"model_type {kind!r} is no model of which one of these formats would be the text tower: {listed}"
         raise fail("usage/text-only", text, where, "leave out --text-only")
     tower = mapping.tower_of[kind]
     inner = get(checkpoint.config, tower.config)
