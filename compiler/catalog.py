@@ -10,20 +10,19 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 from crosswalk.compiler.layout.model import Layout, load_layout
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.mapping.parse import parse_mapping
+from crosswalk.compiler.notation.expressions import learn
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.compiler.text.documents import Map, did_you_mean, load_document, parse_document, validate
+from crosswalk.compiler.text.positioned import Map, did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
+from .catalog_folders import ENDINGS, Folder, compiled, shipped, sources
+from .catalog_text import MAX_BYTES, Catalogued, Listed, from_text
 from .compile import expand
-
-ENDINGS = (".yaml", ".toml")
 
 
 def schema(name: str) -> Mapping[str, Any]:
@@ -41,31 +40,59 @@ def _schema(name: str) -> Mapping[str, Any]:
 
 class Catalog:
     """The mappings and layouts of some folders. ``texts`` gives files by name that are not on disk (for editors and
-    tests); they come first."""
+    tests); they come first. ``stored`` is what was read of these very folders before, by one that can be relied on."""
 
-    def __init__(self, folders: Iterable[Path] = (), texts: Mapping[str, str] | None = None) -> None:
-        shipped = resources.files("crosswalk.mappings")
-        self.folders: tuple[Path | Traversable, ...] = (*folders, shipped)
+    def __init__(
+        self,
+        folders: Iterable[Folder] = (),
+        texts: Mapping[str, str] | None = None,
+        stored: Catalogued | None = None,
+    ) -> None:
+        self.folders: tuple[Folder, ...] = (*folders, shipped())
         self.texts = dict(texts or {})
+        self.stored = stored
+        if stored:
+            learn(stored.expressions)
         self._documents: dict[str, Map] = {}
         self._mappings: dict[str, MappingFile] = {}
         self._layouts: dict[str, Layout] = {}
         self._compiled: dict[str, CompiledMapping] = {}
+        self._made: dict[str, dict[str, Map]] = {}
 
     def names(self) -> list[str]:
         """Every mapping there is, abstract ones included, sorted."""
-        found = set(self.texts)
-        for folder in self.folders:
-            found |= {
-                entry.name.rsplit(".", 1)[0]
-                for entry in folder.iterdir()
-                if entry.name.endswith(ENDINGS) and entry.is_file()
-            }
-        return sorted(found)
+        return sorted(self.texts.keys() | {name for name in self._files() if "/" not in name})
+
+    def layout_names(self) -> list[str]:
+        """Every layout there is, sorted."""
+        return sorted(name.removeprefix("layouts/") for name in self._files() if "/" in name)
+
+    def _files(self) -> set[str]:
+        if self.stored:
+            return {*self.stored.documents}
+        return {name for folder in self.folders for name in (self._compiled_folder(folder) or sources(folder))}
+
+    def listed(self, name: str) -> Listed:
+        """What is known of a mapping without compiling it."""
+        if self.stored and name in self.stored.index:
+            return self.stored.index[name]
+        found = self.mapping(name)
+        return Listed(
+            name, self._is_format(found), found.layout, found.architecture, found.model_types, found.config_class,
+            found.wrappers,
+        )  # fmt: skip
 
     def formats(self) -> list[str]:
         """The mappings of whole models: neither abstract nor of a part, such as a vision encoder."""
-        return [name for name in self.names() if self._is_format(self.mapping(name))]
+        return [name for name in self.names() if self.listed(name).is_format]
+
+    def documents(self) -> Mapping[str, Map]:
+        """The documents that were needed until now, by name; those of layouts are ``layouts/NAME``."""
+        return dict(sorted(self._documents.items()))
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """The layouts that were needed until now."""
+        return tuple(self._layouts.values())
 
     def _is_format(self, mapping: MappingFile) -> bool:
         if mapping.abstract or mapping.layout is None:
@@ -110,27 +137,57 @@ class Catalog:
 
     def _document(self, name: str, kind: str, at: Position | None) -> Map:
         if name not in self._documents:
-            document = self._read(name, at)
-            problems = validate(document, schema(kind))
-            if problems:
-                raise CrosswalkError(problems)
-            self._documents[name] = document
+            self._documents[name] = self._stored(name) or self._checked(name, kind, at)
         return self._documents[name]
 
+    def _stored(self, name: str) -> Map | None:
+        if self.stored is None or name not in self.stored.documents:
+            return None
+        number, file, _ = self.stored.documents[name]
+        try:
+            return self.stored.document(name, str(self.folders[number].joinpath(*file.split("/"))))
+        except (IndexError, CrosswalkError):
+            return None  # the source has it
+
+    def _checked(self, name: str, kind: str, at: Position | None) -> Map:
+        from crosswalk.compiler.text.documents import validate
+
+        document = self._read(name, at)
+        problems = validate(document, schema(kind))
+        if problems:
+            raise CrosswalkError(problems)
+        return document
+
     def _read(self, name: str, at: Position | None) -> Map:
+        from crosswalk.compiler.text.documents import load_document, parse_document
+
         if name in self.texts:
             return parse_document(self.texts[name], f"{name}.yaml")
         for folder in self.folders:
+            made = self._compiled_folder(folder)
+            if made and name in made:
+                return made[name]
             for ending in ENDINGS:
                 file = folder.joinpath(*f"{name}{ending}".split("/"))
                 if file.is_file():
                     return load_document(file)
         what, short = ("layout", name.removeprefix("layouts/")) if "/" in name else ("mapping", name)
-        known = self._layout_names() if what == "layout" else self.names()
+        known = self.layout_names() if what == "layout" else self.names()
         hint = did_you_mean(short, known) or f"there are {', '.join(known)}"
         raise fail("mapping/not-found", f"there is no {what} `{short}`", at, hint)
 
-    def _layout_names(self) -> list[str]:
-        folders = (folder.joinpath("layouts") for folder in self.folders)
-        files = [entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()]
-        return sorted(name.rsplit(".", 1)[0] for name in files if name.endswith(ENDINGS))
+    def _compiled_folder(self, folder: Folder) -> dict[str, Map] | None:
+        """The documents of a folder that has a catalog in place of sources, which may be anybody's."""
+        file = compiled(folder)
+        if file is None:
+            return None
+        if str(file) not in self._made:
+            try:
+                with file.open("rb") as stream:
+                    found = from_text(stream.read(MAX_BYTES + 1), str(file))
+            except OSError as error:
+                problem = f"cannot read the file: {error.strerror or error}"
+                raise fail("document/read", problem, Position(str(file))) from None
+            places = {name: str(folder.joinpath(*entry[1].split("/"))) for name, entry in found.documents.items()}
+            self._made[str(file)] = {name: found.document(name, place) for name, place in places.items()}
+        return self._made[str(file)]

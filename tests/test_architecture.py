@@ -18,7 +18,8 @@ ORDER = (
     "crosswalk.reference.parts", "crosswalk.reference.mixers", "crosswalk.reference.mlps", "crosswalk.reference",
     "crosswalk.compiler.text", "crosswalk.compiler.notation", "crosswalk.compiler.layout", "crosswalk.compiler.mapping",
     "crosswalk.compiler.relations", "crosswalk.compiler.config", "crosswalk.compiler.tensors",
-    "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog",
+    "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog_text",
+    "crosswalk.compiler.catalog_folders", "crosswalk.compiler.catalog", "crosswalk.compiler.catalog_build",
     "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.models", "crosswalk.cli",
 )  # fmt: skip
 FOLDERS = {

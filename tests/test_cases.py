@@ -87,6 +87,12 @@ def _checkpoint(path: Path, config: dict[str, Any], tensors: Tensors) -> Path:
     return path
 
 
+def _source(tmp_path: Path, naming: str) -> Path:
+    given = tensors_of(make(tmp_path / "llama"))
+    tensors = {_old_names(name) if naming == "old" else name: tensor for name, tensor in given.items()}
+    return _checkpoint(tmp_path / "source", _named(naming), tensors)
+
+
 def _tensors(tmp_path: Path, *old: int) -> Tensors:
     """Those of a Llama, with the first norm of the layers ``old`` under its other name."""
     found = tensors_of(make(tmp_path / "llama"))
@@ -103,9 +109,8 @@ def test_the_case_that_config_json_says_is_read_and_written_back(
     naming: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = CommandLine(capsys)
-    given = tensors_of(make(tmp_path / "llama"))
-    tensors = {_old_names(name) if naming == "old" else name: tensor for name, tensor in given.items()}
-    source = _checkpoint(tmp_path / "source", _named(naming), tensors)
+    source = _source(tmp_path, naming)
+    tensors = tensors_of(source)
     assert command("convert", source, tmp_path / "native").code == 0
     plain = tensors_of(tmp_path / "native")
     assert command("convert", tmp_path / "llama", tmp_path / "expected").code == 0
@@ -123,9 +128,8 @@ def test_the_case_of_the_origin_is_remembered_for_another_config(
 ) -> None:
     """Also where config.json is written anew, because the model is no longer what the old one says."""
     command = CommandLine(capsys)
-    given = tensors_of(make(tmp_path / "llama"))
-    tensors = {_old_names(name) if naming == "old" else name: tensor for name, tensor in given.items()}
-    source = _checkpoint(tmp_path / "source", _named(naming), tensors)
+    source = _source(tmp_path, naming)
+    tensors = tensors_of(source)
     assert command("convert", source, tmp_path / "native").code == 0
     metadata(*MIXER, "rotary", theta=777.0)(tmp_path / "native")
     assert command("convert", tmp_path / "native", tmp_path / "back").code == 0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from crosswalk.compiler.mapping.model import MappingFile
 
 
-def class_name(mapping: MappingFile, name: Any) -> Any:
-    """The name of a class without what training puts before it; null if nothing is left."""
-    prefix = next((p for p in mapping.wrappers if isinstance(name, str) and name.startswith(p)), "")
+def class_name(wrappers: Iterable[str], name: Any) -> Any:
+    """The name of a class without the one of ``wrappers`` that training put before it; null if nothing is left."""
+    prefix = next((p for p in wrappers if isinstance(name, str) and name.startswith(p)), "")
     return name[len(prefix) :] or None if prefix else name
 
 
@@ -20,7 +20,7 @@ def right_architecture(mapping: MappingFile, config: Mapping[str, Any]) -> tuple
     said = config.get("architectures", ())
     if mapping.architecture is None or not (said is None or isinstance(said, list)):
         return config, []
-    names = [class_name(mapping, name) for name in said or ()]
+    names = [class_name(mapping.wrappers, name) for name in said or ()]
     if any(name not in (None, mapping.architecture) for name in names) or (said and names == said):
         return config, []
     text = f"`architectures` is {said}: read, and written, as {mapping.architecture}".replace("None", "null")

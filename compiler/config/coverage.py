@@ -23,8 +23,7 @@ from crosswalk.compiler.relations.tree import (
     part_mapping,
     rules_of,
 )
-from crosswalk.compiler.text.documents import did_you_mean
-from crosswalk.compiler.text.positioned import shorten
+from crosswalk.compiler.text.positioned import did_you_mean, shorten
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .dialects import read_dialects

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from crosswalk.compiler.notation.axes import ParameterPattern, bias_of, parse_parameter
 from crosswalk.compiler.notation.expressions import Expression, compile_expression
 from crosswalk.compiler.notation.templates import Template
-from crosswalk.compiler.text.documents import Map, scalar_of
+from crosswalk.compiler.text.positioned import Map
+from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 Group = Literal["fields", "features", "training"]

@@ -1,35 +1,26 @@
 """Expressions of the mapping language: a small, total subset of jinja2's, checked when compiled and evaluated lazily.
 
-jinja2 parses (in its sandboxed environment); every node of the syntax tree must be in ``_BUILDERS``, which turns it
-into a closure over a :class:`_Scope`. No jinja2 code runs at evaluation, so there is nothing to escape from: values are
-plain data, operators accept only the types they are defined for, and results are bounded.
+:mod:`.syntax` parses, which needs jinja2; every node of the tree must be in ``_BUILDERS``, which turns it into a
+closure over a :class:`_Scope`. A catalog keeps the trees, so that its expressions need no parser. There is nothing to
+escape from: values are plain data, operators accept only the types they are defined for, and results are bounded.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateSyntaxError, nodes
-from jinja2.parser import Parser
-from jinja2.sandbox import SandboxedEnvironment
-
 from crosswalk.runtime.errors import Position, fail
 
 from . import operators as ops
-from .operators import COMPARISONS, ExpressionProblem
-
-MAX_LENGTH = 500
-MAX_DEPTH = 30
+from .operators import ALLOWED, COMPARISONS, MAX_DEPTH, MAX_LENGTH, ExpressionProblem
 
 KeyPath = tuple[str, ...]
-_ALLOWED = (
-    "allowed are literals, names, + - * / // % **, comparisons, `in`, `and` `or` `not`, `a if b else c`, [lists], "
-    "{dicts}, indexing, slices, and ceil_div, log, min, max, len, find, first, has"
-)
+Tree = list[Any]
 
 
 @dataclass(slots=True)
@@ -66,6 +57,8 @@ class Expression:
 
 def compile_expression(text: str, position: Position | None = None) -> Expression:
     """Check ``text`` (without the leading ``= ``). Raises CrosswalkError at ``position`` for anything not allowed."""
+    if _asked is not None:
+        _asked.add(text)
     try:
         return Expression(text, position, *_compile(text))
     except ExpressionProblem as problem:
@@ -73,28 +66,50 @@ def compile_expression(text: str, position: Position | None = None) -> Expressio
         raise fail("expression/syntax", f"`{shown}`: {problem}", position, problem.hint) from None
 
 
+#: Text -> tree, of expressions that a catalog has parsed.
+_known: dict[str, Tree] = {}
+_asked: set[str] | None = None
+
+
+def learn(trees: Mapping[str, Tree]) -> None:
+    """Trees of texts, from a catalog that can be relied on: these texts are not parsed again."""
+    _known.update(trees)
+
+
+def tree_of(text: str) -> Tree:
+    """The syntax tree of an expression that compiles."""
+    from .syntax import parse
+
+    return parse(text)
+
+
+@contextmanager
+def recording() -> Iterator[set[str]]:
+    """The texts of all expressions that are compiled in this block."""
+    global _asked
+    before, _asked = _asked, set()
+    try:
+        yield _asked
+    finally:
+        _asked = before
+
+
 @lru_cache(maxsize=4096)
 def _compile(text: str) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run]:
-    if len(text) > MAX_LENGTH:
-        raise ExpressionProblem(f"longer than {MAX_LENGTH} characters")
-    if "\\" in text:
-        raise ExpressionProblem("a backslash is not allowed, not in text either")
-    try:
-        parser = Parser(_ENVIRONMENT, text, state="variable")
-        tree = parser.parse_expression()
-        if not parser.stream.eos:
-            raise ExpressionProblem(f"`{parser.stream.current.value}` is left over after a complete expression")
-    except TemplateSyntaxError as error:
-        message = (error.message or "syntax error").replace("end of template", "end of the expression")
-        raise ExpressionProblem(message) from None
-    except RecursionError:
-        raise ExpressionProblem(f"nested more than {MAX_DEPTH} levels deep") from None
+    if text in _known:
+        try:
+            return _built(_known[text])
+        except ExpressionProblem:
+            del _known[text]  # no tree of the language: the text has one
+    from .syntax import parse
+
+    return _built(parse(text))
+
+
+def _built(tree: Tree) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run]:
     compiler = _Compiler()
     run = compiler.build(tree)
     return frozenset(compiler.names), frozenset(compiler.tested), run
-
-
-_ENVIRONMENT = SandboxedEnvironment()
 
 
 class _Compiler:
@@ -105,47 +120,38 @@ class _Compiler:
         self.tested: set[KeyPath] = set()
         self.depth = 0
 
-    def build(self, node: nodes.Node) -> Run:
-        builder = _BUILDERS.get(type(node))
-        if builder is None:
-            kind = type(node).__name__
-            raise ExpressionProblem(f"{_REFUSED.get(kind, f'{kind.lower()} expressions')} are not allowed", _ALLOWED)
+    def build(self, tree: Any) -> Run:
+        if not isinstance(tree, list) or not tree or not isinstance(tree[0], str) or tree[0] not in _BUILDERS:
+            raise ExpressionProblem(f"{ops.show(tree)} is no expression", ALLOWED)
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ExpressionProblem(f"nested more than {MAX_DEPTH} levels deep")
-        run = builder(self, node)
+        run = _BUILDERS[tree[0]](self, tree[1:])
         self.depth -= 1
         return run
 
-
-_REFUSED = {
-    "Filter": "filters (`|`)",
-    "Test": "tests (`is`)",
-    "Concat": "`~` operators",
-    "Slice": "slices outside of `name[...]`",
-}
+    def each(self, parts: list[Any], count: int | None = None) -> list[Run]:
+        """Build every part; there must be ``count`` of them."""
+        if count is not None and len(parts) != count:
+            raise ExpressionProblem(f"{len(parts)} parts where there must be {count}")
+        return [self.build(part) for part in parts]
 
 
-def _constant(compiler: _Compiler, node: Any) -> Run:
-    value = node.value
+def _constant(compiler: _Compiler, parts: list[Any]) -> Run:
+    if len(parts) != 1 or not isinstance(parts[0], bool | int | float | str | None):
+        raise ExpressionProblem(f"{ops.show(parts)} is no constant")
+    value = parts[0]
+    if isinstance(value, str) and len(value) > MAX_LENGTH:
+        raise ExpressionProblem(f"longer than {MAX_LENGTH} characters")
     if isinstance(value, int | float) and not isinstance(value, bool):
         ops.number(value)
     return lambda scope: value
 
 
-def _path(compiler: _Compiler, node: Any) -> Run:
-    parts: list[str] = []
-    current = node
-    while isinstance(current, nodes.Getattr):
-        parts.append(current.attr)
-        current = current.node
-    if not isinstance(current, nodes.Name):
-        raise ExpressionProblem(f"`.{parts[-1]}` can only follow a name; write ['{parts[-1]}']")
-    if current.name == "null":
-        if parts:
-            raise ExpressionProblem("null has no attributes")
-        return lambda scope: None
-    path = (current.name, *reversed(parts))
+def _name(compiler: _Compiler, parts: list[Any]) -> Run:
+    if not parts or not all(isinstance(part, str) and part for part in parts):
+        raise ExpressionProblem(f"{ops.show(parts)} is no name")
+    path = tuple(parts)
     for part in path:
         if part.startswith("__"):
             raise ExpressionProblem(f"the name `{part}` is not allowed")
@@ -153,52 +159,49 @@ def _path(compiler: _Compiler, node: Any) -> Run:
     return lambda scope: scope.resolve(path)
 
 
-def _unary(symbol: str, function: Callable[[Any], Any]) -> Callable[[_Compiler, Any], Run]:
-    def build(compiler: _Compiler, node: Any) -> Run:
-        operand = compiler.build(node.node)
+def _unary(symbol: str, function: Callable[[Any], Any]) -> Callable[[_Compiler, list[Any]], Run]:
+    def build(compiler: _Compiler, parts: list[Any]) -> Run:
+        (operand,) = compiler.each(parts, 1)
         return lambda scope: _apply(symbol, function, operand(scope))
 
     return build
 
 
-def _binary(symbol: str, function: Callable[[Any, Any], Any]) -> Callable[[_Compiler, Any], Run]:
-    def build(compiler: _Compiler, node: Any) -> Run:
-        if symbol == "**" and isinstance(node.left, nodes.Pow | nodes.Neg | nodes.Pos):
-            # jinja2 reads -a ** b as (-a) ** b and a ** b ** c from the left; a reader expects the opposite.
-            raise ExpressionProblem(
-                "the base of `**` cannot be a sign or another power; write 0 - a ** b, or a ** (b * c)"
-            )
-        left, right = compiler.build(node.left), compiler.build(node.right)
+def _binary(symbol: str, function: Callable[[Any, Any], Any]) -> Callable[[_Compiler, list[Any]], Run]:
+    def build(compiler: _Compiler, parts: list[Any]) -> Run:
+        left, right = compiler.each(parts, 2)
         return lambda scope: _apply(symbol, function, left(scope), right(scope))
 
     return build
 
 
-def _not(compiler: _Compiler, node: Any) -> Run:
-    operand = compiler.build(node.node)
+def _not(compiler: _Compiler, parts: list[Any]) -> Run:
+    (operand,) = compiler.each(parts, 1)
     return lambda scope: not operand(scope)
 
 
-def _and(compiler: _Compiler, node: Any) -> Run:
-    left, right = compiler.build(node.left), compiler.build(node.right)
+def _and(compiler: _Compiler, parts: list[Any]) -> Run:
+    left, right = compiler.each(parts, 2)
     return lambda scope: left(scope) and right(scope)
 
 
-def _or(compiler: _Compiler, node: Any) -> Run:
-    left, right = compiler.build(node.left), compiler.build(node.right)
+def _or(compiler: _Compiler, parts: list[Any]) -> Run:
+    left, right = compiler.each(parts, 2)
     return lambda scope: left(scope) or right(scope)
 
 
-def _conditional(compiler: _Compiler, node: Any) -> Run:
-    if node.expr2 is None:
-        raise ExpressionProblem("`a if b` needs an `else`")
-    test, then, otherwise = compiler.build(node.test), compiler.build(node.expr1), compiler.build(node.expr2)
+def _conditional(compiler: _Compiler, parts: list[Any]) -> Run:
+    test, then, otherwise = compiler.each(parts, 3)
     return lambda scope: then(scope) if test(scope) else otherwise(scope)
 
 
-def _comparison(compiler: _Compiler, node: Any) -> Run:
-    start = compiler.build(node.expr)
-    rest = [(*COMPARISONS[operand.op], compiler.build(operand.expr)) for operand in node.ops]
+def _comparison(compiler: _Compiler, parts: list[Any]) -> Run:
+    (start,) = compiler.each(parts[:1], 1)
+    rest = []
+    for operand in parts[1:]:
+        if not isinstance(operand, list) or len(operand) != 2 or operand[0] not in (*COMPARISONS,):
+            raise ExpressionProblem(f"{ops.show(operand)} is no comparison")
+        rest.append((*COMPARISONS[operand[0]], compiler.build(operand[1])))
 
     def run(scope: _Scope) -> bool:
         left = start(scope)
@@ -212,13 +215,15 @@ def _comparison(compiler: _Compiler, node: Any) -> Run:
     return run
 
 
-def _sequence(compiler: _Compiler, node: Any) -> Run:
-    items = [compiler.build(item) for item in node.items]
+def _sequence(compiler: _Compiler, parts: list[Any]) -> Run:
+    items = compiler.each(parts)
     return lambda scope: ops.bounded([item(scope) for item in items])
 
 
-def _dictionary(compiler: _Compiler, node: Any) -> Run:
-    pairs = [(compiler.build(pair.key), compiler.build(pair.value)) for pair in node.items]
+def _dictionary(compiler: _Compiler, parts: list[Any]) -> Run:
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in parts):
+        raise ExpressionProblem(f"{ops.show(parts)} is no dict")
+    pairs = [(compiler.build(key), compiler.build(value)) for key, value in parts]
 
     def run(scope: _Scope) -> Any:
         result: dict[str, Any] = {}
@@ -232,39 +237,36 @@ def _dictionary(compiler: _Compiler, node: Any) -> Run:
     return run
 
 
-def _index(compiler: _Compiler, node: Any) -> Run:
-    container = compiler.build(node.node)
-    if isinstance(node.arg, nodes.Slice):
-        bounds = [
-            None if part is None else compiler.build(part) for part in (node.arg.start, node.arg.stop, node.arg.step)
-        ]
-        return lambda scope: _apply(
-            "[:]", ops.slice_list, container(scope), *[bound and bound(scope) for bound in bounds]
-        )
-    key = compiler.build(node.arg)
+def _index(compiler: _Compiler, parts: list[Any]) -> Run:
+    container, key = compiler.each(parts, 2)
     return lambda scope: _apply("[]", ops.item, container(scope), key(scope))
 
 
-def _call(compiler: _Compiler, node: Any) -> Run:
-    name = node.node.name if isinstance(node.node, nodes.Name) else None
+def _slice(compiler: _Compiler, parts: list[Any]) -> Run:
+    if len(parts) != 4:
+        raise ExpressionProblem(f"{ops.show(parts)} is no slice")
+    container = compiler.build(parts[0])
+    bounds = [None if part is None else compiler.build(part) for part in parts[1:]]
+    return lambda scope: _apply("[:]", ops.slice_list, container(scope), *[bound and bound(scope) for bound in bounds])
+
+
+def _call(compiler: _Compiler, parts: list[Any]) -> Run:
+    name = parts[0] if parts and isinstance(parts[0], str) else None
     if name not in _FUNCTIONS:
-        raise ExpressionProblem(
-            f"there is no function `{name}`" if name else "only named functions can be called", _ALLOWED
-        )
-    if node.kwargs or node.dyn_args is not None or node.dyn_kwargs is not None:
-        raise ExpressionProblem(f"`{name}` takes positional arguments only")
+        raise ExpressionProblem(f"there is no function `{name}`", ALLOWED)
     least, most, function = _FUNCTIONS[name]
-    if not least <= len(node.args) <= most:
-        count = str(least) if least == most else f"{least} or more"
-        raise ExpressionProblem(f"`{name}` takes {count} argument{'s' * (count != '1')}, not {len(node.args)}")
+    count = len(parts) - 1
+    if not least <= count <= most:
+        wanted = str(least) if least == most else f"{least} or more"
+        raise ExpressionProblem(f"`{name}` takes {wanted} argument{'s' * (wanted != '1')}, not {count}")
     if name == "has":
-        return _has(compiler, node.args[0])
-    arguments = [compiler.build(argument) for argument in node.args]
+        return _has(compiler, parts[1])
+    arguments = compiler.each(parts[1:])
     return lambda scope: _apply(name, function, *[argument(scope) for argument in arguments])
 
 
 def _has(compiler: _Compiler, argument: Any) -> Run:
-    text = argument.value if isinstance(argument, nodes.Const) else None
+    text = argument[1] if isinstance(argument, list) and argument[:1] == ["const"] and len(argument) == 2 else None
     if not isinstance(text, str) or not all(text.split(".")):
         raise ExpressionProblem("`has` takes a dotted path in quotes, as in has('a.b')")
     path = tuple(text.split("."))
@@ -302,27 +304,26 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
 }
 
 # The whole language: what is not here does not compile.
-_BUILDERS: dict[type[nodes.Node], Callable[[_Compiler, Any], Run]] = {
-    nodes.Const: _constant,
-    nodes.Name: _path,
-    nodes.Getattr: _path,
-    nodes.Pos: _unary("+", ops.number),
-    nodes.Neg: _unary("-", lambda a: -ops.number(a)),
-    nodes.Add: _binary("+", ops.add),
-    nodes.Sub: _binary("-", ops.arithmetic(operator.sub)),
-    nodes.Mul: _binary("*", ops.multiply),
-    nodes.Div: _binary("/", ops.divide),
-    nodes.FloorDiv: _binary("//", ops.arithmetic(operator.floordiv)),
-    nodes.Mod: _binary("%", ops.arithmetic(operator.mod)),
-    nodes.Pow: _binary("**", ops.power),
-    nodes.Not: _not,
-    nodes.And: _and,
-    nodes.Or: _or,
-    nodes.CondExpr: _conditional,
-    nodes.Compare: _comparison,
-    nodes.List: _sequence,
-    nodes.Tuple: _sequence,
-    nodes.Dict: _dictionary,
-    nodes.Getitem: _index,
-    nodes.Call: _call,
+_BUILDERS: dict[str, Callable[[_Compiler, list[Any]], Run]] = {
+    "const": _constant,
+    "name": _name,
+    "pos": _unary("+", ops.number),
+    "neg": _unary("-", lambda a: -ops.number(a)),
+    "+": _binary("+", ops.add),
+    "-": _binary("-", ops.arithmetic(operator.sub)),
+    "*": _binary("*", ops.multiply),
+    "/": _binary("/", ops.divide),
+    "//": _binary("//", ops.arithmetic(operator.floordiv)),
+    "%": _binary("%", ops.arithmetic(operator.mod)),
+    "**": _binary("**", ops.power),
+    "not": _not,
+    "and": _and,
+    "or": _or,
+    "if": _conditional,
+    "compare": _comparison,
+    "list": _sequence,
+    "dict": _dictionary,
+    "[]": _index,
+    "[:]": _slice,
+    "call": _call,
 }

@@ -11,8 +11,16 @@ import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+MAX_LENGTH = 500
+MAX_DEPTH = 30
 MAX_EXPONENT = 64
 MAX_ITEMS = 100_000
+
+#: What a refusal names as the language.
+ALLOWED = (
+    "allowed are literals, names, + - * / // % **, comparisons, `in`, `and` `or` `not`, `a if b else c`, [lists], "
+    "{dicts}, indexing, slices, and ceil_div, log, min, max, len, find, first, has"
+)
 
 
 class ExpressionProblem(Exception):

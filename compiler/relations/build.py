@@ -13,8 +13,8 @@ from crosswalk.compiler.layout.model import MISSING, Family, Field, Layout, Type
 from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, PartLine, Section
 from crosswalk.compiler.mapping.overlay import overlay
 from crosswalk.compiler.notation.expressions import KeyPath
-from crosswalk.compiler.text.documents import scalar_of
 from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Position
 
 from .lines import (

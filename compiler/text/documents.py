@@ -7,7 +7,6 @@ table needs values). What a mapping has no use for is refused here, with a posit
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
@@ -20,18 +19,15 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
-from .positioned import FORBIDDEN, Map, Seq, describe, did_you_mean, shorten
+from .positioned import FORBIDDEN, MAX_BYTES, MAX_DEPTH, Map, Seq, describe, did_you_mean, shorten
+from .scalars import Scalar, scalar_of
 from .schema_errors import validate
 from .toml import read_toml
 
 __all__ = ["Map", "Scalar", "Seq", "did_you_mean", "load_document", "parse_document", "scalar_of", "validate"]
 
-MAX_BYTES = 1 << 20
-MAX_DEPTH = 40
 MAX_VALUES = 50_000
 _MAX_PROBLEMS = 100  # a file of garbage must not produce a megabyte of messages
-
-Scalar = None | bool | int | float | str
 
 
 def load_document(path: Path | Traversable, name: str | None = None) -> Map:
@@ -70,36 +66,6 @@ def parse_document(text: str, file: str, kind: Literal["yaml", "toml"] = "yaml")
 
 def _too_large(file: str) -> CrosswalkError:
     return fail("document/size", f"the file is larger than {MAX_BYTES >> 20} MiB", Position(file))
-
-
-_NULL = frozenset(("", "~", "null", "Null", "NULL"))
-_BOOL = {word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
-_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_MAX_DIGITS = 80
-
-
-def scalar_of(text: str, position: Position | None = None) -> Scalar:
-    """The value of an unquoted YAML 1.2 (core schema) scalar. Raises CrosswalkError for nan, inf and beyond 64 bits."""
-    if text in _NULL:
-        return None
-    if text in _BOOL:
-        return _BOOL[text]
-    integer = _INTEGER.fullmatch(text)
-    if integer and len(text) <= _MAX_DIGITS:
-        number = int(text, 0 if text[:2] in ("0o", "0x") else 10)
-        if -(2**63) <= number < 2**63:
-            return number
-    real = _FLOAT.fullmatch(text)
-    if real and not integer and len(text) <= _MAX_DIGITS:
-        value = float(text)
-        if math.isfinite(value):
-            return value
-    if integer or real or _NOT_FINITE.fullmatch(text):
-        problem = "does not fit in 64 bits" if integer else "is not a finite number"
-        raise fail("document/number", f"`{shorten(text, 40)}` {problem}", position, "quote it if it is text")
-    return text
 
 
 @dataclass(slots=True)

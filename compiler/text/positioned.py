@@ -11,6 +11,10 @@ from crosswalk.runtime.errors import Position
 
 _NOWHERE = Position("")
 
+#: Of a document.
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 40
+
 # Control characters, line separators and text-direction overrides (they make a file look like what it is not), lone
 # surrogates, and byte order marks.
 FORBIDDEN = re.compile(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crosswalk.compiler.text.documents import MAX_DEPTH, parse_document
+from crosswalk.compiler.text.positioned import MAX_DEPTH
 from crosswalk.runtime.checkpoint.choosing import dangling, is_adapter, is_unfinished
 from crosswalk.runtime.checkpoint.header import parse_json
 from crosswalk.runtime.checkpoint.opening import leads_out, open_regular, read_inside
@@ -112,6 +112,8 @@ def parse_config(text: str, file: Path) -> dict[str, Any]:
         if isinstance(reason, json.JSONDecodeError):
             where = Position(str(file), reason.lineno, reason.colno)
             raise fail("config/json", f"not valid JSON: {reason.msg}", where) from error
+        from crosswalk.compiler.text.documents import parse_document
+
         parse_document(text, str(file))  # names both places of a key that stands twice
         raise
     if not isinstance(config, dict):

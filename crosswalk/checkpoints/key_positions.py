@@ -11,14 +11,14 @@ from pathlib import Path
 from crosswalk.compiler.text.positioned import Map
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .portable_yaml import load
-
 
 def locator(text: str, file: str, root: tuple[str, ...] = ()) -> Callable[[tuple[str, ...]], Position]:
     """A function from a path of keys, below ``root``, to the deepest of them that stands in a JSON or YAML text."""
 
     @cache
     def document() -> object:
+        from .portable_yaml import load  # and with it two libraries: only where there is a problem to place
+
         with suppress(CrosswalkError):  # fine for its own reader only
             return load(text, file)
         return None

@@ -21,7 +21,6 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .huggingface import CONFIG
 from .key_positions import locator
-from .portable_yaml import dump, load
 
 METADATA = "metadata.yaml"
 SHARD = "weights"
@@ -114,6 +113,8 @@ def _read_text(file: Path) -> str:
 
 def _parse(text: str, file: Path) -> Mapping[str, Any]:
     """The document, which may be large: it lists every tensor."""
+    from .portable_yaml import load
+
     document = load(text, str(file))
     if not isinstance(document, Mapping):
         raise fail("native/metadata", "this is not a mapping of keys to values", Position(str(file)))
@@ -151,6 +152,7 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
         (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
         (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
         (("metadata", "crosswalk", "files"), "a list of file names", names),
+        (("metadata", "crosswalk", "text_only"), "true or false", lambda value: isinstance(value, bool)),
         (("metadata", "crosswalk", "kept"), "a list of keys", names),
     )
     for keys, expected, fits in wanted:
@@ -179,6 +181,8 @@ def metadata_yaml(
         "shards": [SHARD],
         "metadata": {"state_index": dict(sorted(weight_map.items())), "crosswalk": dict(origin)},
     }
+    from .portable_yaml import dump
+
     return dump(document).encode()
 
 

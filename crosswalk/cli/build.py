@@ -1,4 +1,4 @@
-"""The build step: validate mapping files, print what they cover, and write compiled mappings or a plan."""
+"""The build step: validate mapping files, print what they cover, and write a catalog of them or a plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("files", nargs=-1, metavar="[FILES...]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory for compiled mappings; plan file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory for the catalog; plan file.")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A config: compile its plan too.")
 @click.option("--to", default="fast_llm", show_default=True, metavar="fast_llm|hf", help="Direction of the plan.")
 @click.option("--dtype", help="Cast all float tensors of the plan.")
@@ -27,7 +27,9 @@ def command(
 ) -> int:
     """Validate mappings: FILES (or names of shipped ones), all shipped ones without any.
 
-    With --config, also compile the flat plan of one mapping for one config and write it to the file -o.
+    With -o, compile them and what they need into one catalog in that directory, which can be named in
+    CROSSWALK_MAPPINGS. With --config, also compile the flat plan of one mapping for one config and write it to the
+    file -o.
     """
     from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
@@ -46,7 +48,7 @@ def command(
     if config is None:
         show_coverage(compiled)
         if output is not None:
-            _write_compiled(compiled, output)
+            _write_catalog(catalog, names if files else None, output)
         return 0
     if len(names) != 1:
         raise CrosswalkError(Diagnostic("usage/config", "--config takes one mapping", None, "name one mapping or file"))
@@ -55,22 +57,21 @@ def command(
 
 
 def _catalog(files: tuple[str, ...]) -> tuple[Catalog, list[str]]:
-    from crosswalk.jobs.formats import fresh_catalog
+    from crosswalk.compiler.catalog import Catalog
+    from crosswalk.jobs.formats import folders
 
-    folders = tuple(dict.fromkeys(Path(file).resolve().parent for file in files if Path(file).suffix))
-    found = fresh_catalog(folders)
+    own = tuple(dict.fromkeys(Path(file).resolve().parent for file in files if Path(file).suffix))
+    found = Catalog((*own, *folders()))
     if files:
         return found, [Path(file).stem if Path(file).suffix else file for file in files]
     return found, [name for name in found.names() if not found.mapping(name).abstract]
 
 
-def _write_compiled(compiled: list[CompiledMapping], output: Path) -> None:
-    from crosswalk.compiler.relations.describe import describe
+def _write_catalog(catalog: Catalog, names: list[str] | None, output: Path) -> None:
+    from crosswalk.compiler.catalog_build import build, write
 
-    output.mkdir(parents=True, exist_ok=True)
-    for mapping in compiled:
-        (output / f"{mapping.name}.json").write_text(describe(mapping), encoding="utf-8")
-    click.echo(f"{len(compiled)} compiled mappings in {output}")
+    made = build(catalog.folders[:-1], names)
+    click.echo(f"{write(made, output)}: {len(made.documents)} mappings and layouts, {made.sources}")
 
 
 def _write_plan(

@@ -43,6 +43,7 @@ def planning_options(command: Command) -> Command:
             click.option(
                 "--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread."
             ),
+            click.option("--text-only", is_flag=True, help="Take the text tower of a model that has others too."),
             click.option("--pad", multiple=True, metavar="AXIS=MULTIPLE", help="Round a size up, e.g. vocab=128."),
             click.option(
                 "--truncate", multiple=True, metavar="AXIS=SIZE",
@@ -97,7 +98,7 @@ def convert(
     """Convert the checkpoint SRC into the new directory DST."""
     from crosswalk import convert as run
 
-    from .tables import show_report
+    from .report import show_report
 
     options = _options(workers, memory, checksum, overwrite, resume)
     with _progress(quiet, "converting") as progress:
@@ -114,7 +115,7 @@ def check(src: Path, **planning: Any) -> None:
     """Check SRC against its mapping: config.json and headers; of the weights only what is tied and stored twice."""
     from crosswalk import check as run
 
-    from .tables import show_report
+    from .report import show_report
 
     show_report(run(src, **_planned(planning)))
 
@@ -167,7 +168,7 @@ def verify(
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
-    from .tables import show_report
+    from .report import show_report
 
     with _progress(quiet, "verifying") as progress:
         report = run(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from crosswalk.compiler.text.documents import MAX_BYTES
+from crosswalk.compiler.text.positioned import MAX_BYTES
 from crosswalk.runtime.errors import Diagnostic, Position
 
 _WIDTH = 120  # of the part of a source line that is shown

@@ -1,4 +1,4 @@
-"""Print plans, reports, formats and coverage as tables."""
+"""Print plans, formats and coverage as tables."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.regions import Region
 
 from .render import visible
+from .report import bytes_text, show_report
 
 
 class _Plain(Console):
@@ -49,40 +50,11 @@ def console() -> Console:
     return plain if plain.is_terminal else _Plain(width=10_000, highlight=False)
 
 
-def bytes_text(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
-        value /= 1000
-    return f"{value:.2f} TB"
-
-
 def table(*columns: str, title: str | None = None) -> Table:
     result = Table(box=SIMPLE_HEAD, title=title, title_style="bold", title_justify="left", pad_edge=False)
     for column in columns:
         result.add_column(column, overflow="fold")
     return result
-
-
-def show_report(report: Report) -> None:
-    """One line a fact."""
-    rows = table("", "", title=None)
-    rows.show_header = False
-    rows.add_row("format", f"{report.format} -> {report.to}")
-    rows.add_row("tensors", report.verdict)
-    rows.add_row("config", report.config)
-    rows.add_row("moved", f"{report.sources} -> {report.targets} tensors in {report.copies} copies")
-    rows.add_row("bytes", f"{bytes_text(report.bytes_read)} read, {bytes_text(report.bytes_written)} written")
-    rows.add_row("plan", report.digest)
-    if report.destination is not None:
-        rows.add_row("checkpoint", str(report.destination))
-        rows.add_row("time", f"{report.seconds:.2f} s")
-    if report.carried:
-        rows.add_row("carried", ", ".join(report.carried))
-    for note in report.notes:
-        rows.add_row("note", note)
-    console().print(rows)
 
 
 def show_plan(prepared: Prepared, workers: int | None) -> None:

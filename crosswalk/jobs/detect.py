@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crosswalk.checkpoints.towers import FLAG, formats_of_tower
+from crosswalk.compiler.catalog_text import Listed
 from crosswalk.compiler.config.architectures import class_name
 from crosswalk.compiler.config.coverage import asked_features
 from crosswalk.compiler.mapping.model import MappingFile
@@ -14,10 +16,7 @@ from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
-from .formats import catalog, format_named
-
-#: The layout of formats that are detected without one being named.
-DEFAULT_LAYOUT = "fast_llm"
+from .formats import DEFAULT_LAYOUT, catalog, format_named
 
 
 def detect_format(
@@ -29,7 +28,7 @@ def detect_format(
     whose tensors these are. Raises ``CrosswalkError`` if none or more than one is left, naming what was found and what
     there is.
     """
-    mappings = [catalog().mapping(name) for name in catalog().formats()]
+    mappings = [catalog().listed(name) for name in catalog().formats()]
     known = [mapping for mapping in mappings if mapping.layout == layout]
     if not known:
         layouts = sorted({str(mapping.layout) for mapping in mappings})
@@ -38,7 +37,7 @@ def detect_format(
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if not isinstance(architectures, list):
         architectures = []
-    architectures = [name for said in architectures if (name := class_name(known[0], said)) is not None]
+    architectures = [name for said in architectures if (name := class_name(known[0].wrappers, said)) is not None]
     if model_type is not None:
         found = [m for m in known if model_type in m.model_types]
     else:
@@ -57,7 +56,7 @@ def detect_format(
         listed = ", ".join(f"{m.name} ({m.model_type})" for m in found)
         text = f"several formats fit this config.json ({_said(config, architectures)}): {listed}"
         raise fail("format/ambiguous", text, None, "pass --format")
-    raise CrosswalkError(_undetected(mappings, layout, config, architectures))
+    raise CrosswalkError(_undetected([catalog().mapping(m.name) for m in mappings], layout, config, architectures))
 
 
 def _said(config: Mapping[str, Any], architectures: list[Any]) -> str:
@@ -74,7 +73,11 @@ def _undetected(
     described = {name: text for m in mappings for name, text in m.unmapped.items()}
     text = f"no format fits this config.json ({_said(config, architectures)}) in layout `{layout}`"
     hint = f"there are {', '.join(f'{m.name} ({m.model_type})' for m in known)}"
-    if others:
+    if towers := formats_of_tower(known, kind):
+        names = " or ".join(f"`{m.name}`" for m in towers)
+        text += f": it has other towers beside one of text, which is {names}"
+        hint = FLAG
+    elif others:
         names = ", ".join(f"layout `{m.layout}` has `{m.name}`" for m in others)
         hint = f"{names}: crosswalk.load and compile_plan take layout and format"
     elif isinstance(kind, str) and kind in described:
@@ -102,6 +105,9 @@ def chosen_format(
     if layout not in (None, mapping.layout.name):
         message = f"format `{name}` converts to layout `{mapping.layout.name}`, not to `{layout}`"
         raise fail("format/layout", message, None, "name one of the two only, or one of each that belong together")
+    kind = config.get("model_type")
+    if kind in tuple(mapping.source.tower_of) and kind not in mapping.source.model_types:
+        raise fail("format/tower", f"model_type {kind!r} has other towers beside that of format `{name}`", None, FLAG)
     return mapping
 
 
@@ -109,7 +115,7 @@ def chosen_format(
 _COMMON = frozenset(("config/unknown-key", "config/encoding", "config/value", "tensors/encoding"))
 
 
-def _holds(mapping: MappingFile, config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> bool:
+def _holds(mapping: Listed, config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> bool:
     """Whether the tensors are those that the config has in this format."""
     try:
         import_checkpoint(catalog().compiled(mapping.name), config, specs, PlanOptions())

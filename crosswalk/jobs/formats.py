@@ -7,28 +7,33 @@ import os
 from pathlib import Path
 
 from crosswalk.compiler.catalog import Catalog
+from crosswalk.compiler.catalog_build import stored
+from crosswalk.compiler.catalog_folders import Folder
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import fail
+
+#: The layout of formats that are detected without one being named.
+DEFAULT_LAYOUT = "fast_llm"
 
 
 @functools.cache
 def catalog() -> Catalog:
-    """The mappings of this process, compiled once."""
-    return fresh_catalog()
+    """The mappings of this process: what was compiled of them before, if nothing changed since."""
+    found = folders()
+    return Catalog(found, stored=stored(found))
 
 
-def fresh_catalog(folders: tuple[Path, ...] = ()) -> Catalog:
-    """Mappings as they are on disk now. ``folders`` come first, then those of the environment (joined by
-    ``os.pathsep``), then what is shipped."""
+def folders() -> tuple[Folder, ...]:
+    """Where mappings are, in order, before what is shipped: those of the environment (joined by ``os.pathsep``)."""
     listed = os.environ.get("CROSSWALK_MAPPINGS", "")
-    return Catalog((*folders, *(Path(folder) for folder in listed.split(os.pathsep) if folder)))
+    return tuple(Path(folder) for folder in listed.split(os.pathsep) if folder)
 
 
 def format_named(name: str) -> CompiledMapping:
     """The compiled mapping of a format; an error lists the formats."""
     found = catalog()
     if name not in found.formats():
-        from crosswalk.compiler.text.documents import did_you_mean
+        from crosswalk.compiler.text.positioned import did_you_mean
 
         formats = found.formats()
         hint = did_you_mean(name, formats) or f"the formats are {', '.join(formats)}"

@@ -12,15 +12,15 @@ from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import Plan
 
-from .detect import DEFAULT_LAYOUT, chosen_format
-from .formats import catalog, format_named
+from .detect import chosen_format
+from .formats import DEFAULT_LAYOUT, catalog, format_named
 from .options import Options, check_direction
 
 
 def formats(layout: str | None = None) -> list[str]:
     """The names of all formats, or of those of one layout."""
     found = catalog()
-    return [name for name in found.formats() if layout in (None, found.mapping(name).layout)]
+    return [name for name in found.formats() if layout in (None, found.listed(name).layout)]
 
 
 def normalize_native(

@@ -23,8 +23,7 @@ from crosswalk.runtime.files.convert import verify_checkpoint
 from crosswalk.runtime.files.workers import Progress
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .detect import DEFAULT_LAYOUT
-from .formats import catalog
+from .formats import DEFAULT_LAYOUT, catalog
 from .options import Options
 from .prepare import Prepared, prepare
 from .report import Report
@@ -81,7 +80,8 @@ def _native_output(source: Path, target: Path, options: Options) -> _Expected:
     pads = layout.types[native.root].pads
     # A multiple that is at least the size is the size to pad to.
     sizes = {axis: found["to"] for axis, found in _remembered(native).items() if axis in pads}
-    prepared = prepare(source, replace(options, pad=sizes, keep=native.origin.get("kept") or ()))
+    kept, text_only = native.origin.get("kept") or (), bool(native.origin.get("text_only"))
+    prepared = prepare(source, replace(options, pad=sizes, keep=kept, text_only=text_only))
     with read_from(target / METADATA, native.text, ("config", "base_model")):
         config = normalize(prepared.mapping.layout, native.config, native.root)
     _check_remembered(prepared, config, native)

@@ -1,0 +1,136 @@
+"""The build step: every mapping and layout of some folders, compiled and checked, as one catalog; and the cache where
+catalogs of folders of one's own are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from crosswalk.compiler.layout.model import Layout
+from crosswalk.compiler.notation.axes import conditions_of
+from crosswalk.compiler.notation.expressions import compile_expression, recording, tree_of
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+
+from .catalog import Catalog
+from .catalog_folders import Folder, digest, shipped
+from .catalog_text import FILE, MAX_BYTES, VERSION, Catalogued, encode, from_text, to_text
+
+
+def build(folders: Iterable[Folder], names: Iterable[str] | None = None) -> Catalogued:
+    """Compile ``names``, by default all there are, and what they need. Raises ``CrosswalkError`` with every problem of
+    every mapping."""
+    places = (*folders, shipped())
+    catalog = Catalog(places[:-1])
+    problems: list[Diagnostic] = []
+    with recording() as texts:
+        for name in catalog.names() if names is None else names:
+            try:
+                if not catalog.mapping(name).abstract:
+                    catalog.compiled(name)
+            except CrosswalkError as error:
+                problems += error.diagnostics
+        if problems:
+            raise CrosswalkError(dict.fromkeys(problems))
+        for layout in catalog.layout_names() if names is None else ():
+            catalog.layout(layout)
+        for layout in catalog.layouts():
+            for text in _later(layout):
+                compile_expression(text)
+    documents = {}
+    for name, document in catalog.documents().items():
+        number, file = _place(document.position.file, name, places)
+        documents[name] = (number, file, encode(document))
+    index = {name: catalog.listed(name) for name in sorted(documents) if not name.startswith("layouts/")}
+    return Catalogued(digest(places), index, {text: tree_of(text) for text in texts}, documents)
+
+
+def _later(layout: Layout) -> Iterator[str]:
+    """Expressions of a layout that are compiled when there is a config."""
+    for kind in layout.all_types():
+        yield from (domain for domain in kind.holes.values() if domain not in kind.fields)
+        for parameter in kind.parameters:
+            yield from conditions_of(parameter.pattern.dims)
+
+
+def _place(file: str, name: str, folders: tuple[Folder, ...]) -> tuple[int, str]:
+    """The number of the folder that a file is from, and its name there."""
+    short = f"{'layouts/' if '/' in name else ''}{Path(file).name}"
+    return next((n, short) for n, folder in enumerate(folders) if str(folder.joinpath(*short.split("/"))) == file)
+
+
+def write(catalog: Catalogued, folder: Path) -> Path:
+    """Write ``catalog.json`` into a folder, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(to_text(catalog), encoding="utf-8")
+    return folder / FILE
+
+
+def stored(folders: tuple[Folder, ...]) -> Catalogued | None:
+    """The catalog of these folders and what is shipped, which was made before or is made now; None if there is none and
+    none can be kept, or if there is a mistake in a mapping.
+
+    Files of the folders count as they are now: a catalog of other content is not used."""
+    places = (*folders, shipped())
+    now = digest(places)
+    if not folders and (found := _read(shipped().joinpath(FILE), now)):
+        return found
+    cache = _cache_file(places)
+    if cache is None:
+        return None
+    if _is_ours(cache) and (found := _read(cache, now)):
+        return found
+    with contextlib.suppress(OSError, CrosswalkError):
+        cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(cache.parent, os.W_OK):
+            made = build(folders)
+            _replace(cache, to_text(made))
+            return made
+    return None
+
+
+def _read(file: Any, sources: str) -> Catalogued | None:
+    try:
+        with file.open("rb") as stream:
+            found = from_text(stream.read(MAX_BYTES + 1), str(file))
+    except (OSError, CrosswalkError):
+        return None
+    return found if found.sources == sources else None
+
+
+def _cache_file(folders: tuple[Folder, ...]) -> Path | None:
+    """One file for each list of folders, so that the cache does not grow with every change of one."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(home):
+        return None
+    places = "\n".join([str(VERSION), *map(os.path.abspath, map(str, folders))])
+    name = hashlib.sha256(places.encode("utf-8", "surrogatepass")).hexdigest()
+    return Path(home) / "crosswalk" / f"{name[:32]}.json"
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file of the cache is one that only this user can have written."""
+    try:
+        found = file.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and not (
+        hasattr(os, "geteuid") and (found.st_uid != os.geteuid() or found.st_mode & 0o022)
+    )
+
+
+def _replace(file: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(name, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
