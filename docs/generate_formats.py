@@ -119,6 +119,9 @@ def _format(mapping: CompiledMapping, notes: Mapping[str, Any]) -> list[str]:
     for name, keys in source.derived_files.items():
         listed = ", ".join(f"`{key}`" for key in keys)
         lines.append(f"`{name}` is carried along or taken from `--model-files`; without one it is made of {listed}.")
+    for kind, tower in source.tower_of.items() if source.place("tower_of").file == source.file else ():
+        prefixes = ", ".join(f"`{old}.*`" for old, _ in tower.tensors)
+        lines.append(f"With `--text-only` out of a `{kind}`, from `{'.'.join(tower.config)}` and tensors {prefixes}.")
     lines += _dialects(mapping)
     keys, fields, tensors, silent, checks = _tables(mapping)
     head = ("key of config.json", "field of the trainer", "on import, if absent", "on export", "what must hold")

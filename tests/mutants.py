@@ -22,7 +22,7 @@ _LISTS = ("same",)
 _WORDS_OF_SECTIONS = ("count", "each", "overrides", "by")
 #: Said about a mapping, not by it.
 _HEADER = ("crosswalk", "extends", "layout", "root", "abstract", "architecture", "model_type", "config_class", "files",
-           "derived_files", "auto_map", "newest", "write_dialects", "elsewhere", "keeps")  # fmt: skip
+           "derived_files", "auto_map", "newest", "write_dialects", "tower_of", "elsewhere", "keeps")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

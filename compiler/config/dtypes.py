@@ -9,7 +9,8 @@ from typing import Any
 from crosswalk.runtime.dtypes import DTYPES, FLOATS
 from crosswalk.runtime.plan.model import TensorSpec
 
-_KEYS = ("dtype", "torch_dtype")
+#: Any of them may say it; the first is written where none is there.
+DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def stated_dtype(config: Mapping[str, Any], default: str = "F32") -> str:
@@ -21,7 +22,7 @@ def stated_dtype(config: Mapping[str, Any], default: str = "F32") -> str:
 
 def state_dtype(config: dict[str, Any], dtype: str) -> None:
     """Say in a config.json which dtype its tensors have."""
-    for key in [key for key in _KEYS if key in config] or [_KEYS[0]]:
+    for key in [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]:
         config[key] = DTYPES[dtype][1]
 
 

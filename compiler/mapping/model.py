@@ -212,6 +212,15 @@ class PartLine:
     with_at: Position
 
 
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """Where a model with other towers holds this one: its config under the key ``config``, and its tensors under
+    prefixes, each with the one that stands in its place where the tower is alone."""
+
+    config: KeyPath
+    tensors: tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class MappingFile:
     """One architecture, or an abstract base of several. ``other_model_types`` are read beside ``model_type``;
@@ -246,6 +255,7 @@ class MappingFile:
     encodings: Mapping[str, Encodings] = field(default_factory=dict)
     sections: Mapping[str, Section] = field(default_factory=dict)
     parts: tuple[PartLine, ...] = ()
+    tower_of: Mapping[str, Tower] = field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()
     places: Mapping[str, Position] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .encodings import parse_encodings, parse_signs
-from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, PartLine, Section, TensorEntry
+from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, PartLine, Section, TensorEntry, Tower
 from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
@@ -34,7 +34,7 @@ HEADER = ("layout", "root", "architecture", "model_type", "config_class", "newes
 RESERVED = frozenset(
     (*HEADER, "crosswalk", "extends", "abstract", "files", "optional_files", "derived_files", "auto_map",
      "versions", "write_dialects", "keeps", "class_defaults", "harmless", "unmapped", "wrappers", "quantised",
-     "enums", "dialects", "encodings", "parts", "elsewhere")
+     "enums", "dialects", "encodings", "parts", "tower_of", "elsewhere")
 )  # fmt: skip
 
 
@@ -85,6 +85,13 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         encodings=parse_encodings(document, base, _entries),
         sections=sections,
         parts=tuple(parts.values()),
+        tower_of={
+            **base.tower_of,
+            **{
+                kind: Tower(_path(body["config"]), tuple(body["tensors"].items()))
+                for kind, body in document.get("tower_of", {}).items()
+            },
+        },
         elsewhere=tuple(document.get("elsewhere", base.elsewhere)),
         ancestors=(*base.ancestors, base.name) if "extends" in document else (),
         places={**base.places, **{key: document.value_position(key) for key in document if key in RESERVED}},

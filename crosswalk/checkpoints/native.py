@@ -152,6 +152,7 @@ def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator
         (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
         (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
         (("metadata", "crosswalk", "files"), "a list of file names", names),
+        (("metadata", "crosswalk", "text_only"), "true or false", lambda value: isinstance(value, bool)),
         (("metadata", "crosswalk", "kept"), "a list of keys", names),
     )
     for keys, expected, fits in wanted:

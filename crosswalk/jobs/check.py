@@ -30,14 +30,15 @@ def check(
     like: str | Path | None = None,
     keep: str | Iterable[str] = (),
     take_tied: bool = False,
+    text_only: bool = False,
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
-    shape, and the plan's proof. ``pad``, ``truncate``, ``like`` and ``keep``: see :func:`crosswalk.convert`.
-    Raises ``CrosswalkError`` with all problems found."""
+    shape, and the plan's proof. ``pad``, ``truncate``, ``like``, ``keep`` and ``text_only``: see
+    :func:`crosswalk.convert`. Raises ``CrosswalkError`` with all problems found."""
     options = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
-        like=as_path(like), keep=keep, take_tied=take_tied,
+        like=as_path(like), keep=keep, take_tied=take_tied, text_only=text_only,
     )  # fmt: skip
     return Report.of(checked(Path(src), options))
 

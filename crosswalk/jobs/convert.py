@@ -36,6 +36,7 @@ def convert(
     like: str | Path | None = None,
     keep: str | Iterable[str] = (),
     take_tied: bool = False,
+    text_only: bool = False,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
@@ -59,13 +60,15 @@ def convert(
     ``keep``: keys of config.json that the format does not know and the model does not depend on, nested ones with dots;
     they are carried along, and restored on the way back. ``take_tied``: where the config ties a tensor and the files
     hold it too, leave it out, as transformers does, instead of refusing the checkpoint if the two differ.
+    ``text_only``: take the text tower of a model with others, as one of its own; the notes of the report say what stays
+    behind.
 
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """
     planning = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
-        like=as_path(like), keep=keep, take_tied=take_tied,
+        like=as_path(like), keep=keep, take_tied=take_tied, text_only=text_only,
     )  # fmt: skip
     destination = Path(dst)
     prepared = prepare(Path(src), planning)

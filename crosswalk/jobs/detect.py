@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crosswalk.checkpoints.towers import FLAG, formats_of_tower
 from crosswalk.compiler.catalog_text import Listed
 from crosswalk.compiler.config.architectures import class_name
 from crosswalk.compiler.config.coverage import asked_features
@@ -15,10 +16,7 @@ from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
-from .formats import catalog, format_named
-
-#: The layout of formats that are detected without one being named.
-DEFAULT_LAYOUT = "fast_llm"
+from .formats import DEFAULT_LAYOUT, catalog, format_named
 
 
 def detect_format(
@@ -75,7 +73,11 @@ def _undetected(
     described = {name: text for m in mappings for name, text in m.unmapped.items()}
     text = f"no format fits this config.json ({_said(config, architectures)}) in layout `{layout}`"
     hint = f"there are {', '.join(f'{m.name} ({m.model_type})' for m in known)}"
-    if others:
+    if towers := formats_of_tower(known, kind):
+        names = " or ".join(f"`{m.name}`" for m in towers)
+        text += f": it has other towers beside one of text, which is {names}"
+        hint = FLAG
+    elif others:
         names = ", ".join(f"layout `{m.layout}` has `{m.name}`" for m in others)
         hint = f"{names}: crosswalk.load and compile_plan take layout and format"
     elif isinstance(kind, str) and kind in described:
@@ -103,6 +105,9 @@ def chosen_format(
     if layout not in (None, mapping.layout.name):
         message = f"format `{name}` converts to layout `{mapping.layout.name}`, not to `{layout}`"
         raise fail("format/layout", message, None, "name one of the two only, or one of each that belong together")
+    kind = config.get("model_type")
+    if kind in tuple(mapping.source.tower_of) and kind not in mapping.source.model_types:
+        raise fail("format/tower", f"model_type {kind!r} has other towers beside that of format `{name}`", None, FLAG)
     return mapping
 
 

@@ -12,6 +12,9 @@ from crosswalk.compiler.catalog_folders import Folder
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import fail
 
+#: The layout of formats that are detected without one being named.
+DEFAULT_LAYOUT = "fast_llm"
+
 
 @functools.cache
 def catalog() -> Catalog:

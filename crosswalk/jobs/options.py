@@ -17,12 +17,13 @@ DEFAULT_SHARD = 5_000_000_000
 class Options(PlanOptions):
     """The options of a plan that is made for files. ``format``: a name, None or ``auto`` to find it; ``to``: ``hf`` or
     a layout; ``model_files``: where the model code of a custom architecture is; ``like``: the Hugging Face checkpoint
-    that a native one came from."""
+    that a native one came from; ``text_only``: whether the text tower of a model with other towers is meant."""
 
     format: str | None = None
     to: str | None = None
     model_files: Path | None = None
     like: Path | None = None
+    text_only: bool = False
 
     @property
     def named_format(self) -> str | None:

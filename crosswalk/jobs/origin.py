@@ -36,8 +36,9 @@ from .detect import chosen_format
 from .options import Options
 
 
-def record(imported: Imported, text: str, files: Mapping[str, Path]) -> dict[str, Any]:
-    """What a native checkpoint remembers. ``text``: the config.json that belongs to its tensors as they are decoded."""
+def record(imported: Imported, text: str, files: Mapping[str, Path], text_only: bool = False) -> dict[str, Any]:
+    """What a native checkpoint remembers. ``text``: the config.json that belongs to its tensors as they are decoded;
+    ``text_only``: whether it was a tower of another model."""
     mapping, plan, kind = imported.mapping, imported.plan, imported.mapping.root.type
     tensors = dialect_of_names(mapping, (tensor.name for tensor in plan.sources))
     sizes = {axis: {"from": size, "to": length(kind, imported.config, axis)} for axis, size in imported.lengths.items()}
@@ -50,6 +51,7 @@ def record(imported: Imported, text: str, files: Mapping[str, Path]) -> dict[str
         "plan": plan.digest,
         "files": sorted(files),
         **({"padded": sizes} if sizes else {}),
+        **({"text_only": True} if text_only else {}),
         **({"kept": list(imported.read.kept)} if imported.read.kept else {}),
     }
 

@@ -12,8 +12,8 @@ from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import Plan
 
-from .detect import DEFAULT_LAYOUT, chosen_format
-from .formats import catalog, format_named
+from .detect import chosen_format
+from .formats import DEFAULT_LAYOUT, catalog, format_named
 from .options import Options, check_direction
 
 

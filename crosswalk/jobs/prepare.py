@@ -12,8 +12,10 @@ from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, con
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native, require_checkpoint
+from crosswalk.checkpoints.towers import text_tower
 from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.layout.padded_axes import padding_notes, resized
+from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.pipeline import (
     Imported,
     Places,
@@ -26,8 +28,8 @@ from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import Position, fail
 from crosswalk.runtime.plan.model import Plan
 
-from .detect import DEFAULT_LAYOUT, chosen_format
-from .formats import catalog, format_named
+from .detect import chosen_format
+from .formats import DEFAULT_LAYOUT, catalog, format_named
 from .options import Options, check_direction
 from .origin import decoded_config, original, record, remembered
 from .plans import formats
@@ -75,6 +77,9 @@ def prepare(source: Path, options: Options) -> Prepared:
     if options.to is None:
         options = replace(options, to="hf" if native else DEFAULT_LAYOUT)
     check_direction(options)
+    if native and options.text_only:
+        text = f"a text tower is taken from a Hugging Face checkpoint, and this is one of {DEFAULT_LAYOUT} ({METADATA})"
+        raise fail("usage/text-only", text, Position(str(source)), "leave out --text-only")
     if native and options.to == "hf":
         return _prepare_export(source, options)
     if native:
@@ -101,11 +106,22 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     if options.named_format is not None:
         format_named(options.named_format)
     checkpoint = open_hugging_face(path)
-    path, specs = checkpoint.path, checkpoint.tensors.specs()
-    places = _places(path / CONFIG, checkpoint.text, path)
-    with read_from(path / CONFIG, checkpoint.text):
+    path, text = checkpoint.path, checkpoint.text
+    root: tuple[str, ...] = ()
+    if options.text_only:
+        checkpoint, root = text_tower(checkpoint, _mappings(options))
+    specs = checkpoint.tensors.specs()
+    places = _places(path / CONFIG, text, path, root)
+    with read_from(path / CONFIG, text, root):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
     return checkpoint, import_checkpoint(mapping, checkpoint.config, specs, options, places)
+
+
+def _mappings(options: Options) -> list[MappingFile]:
+    """The formats that are meant: the one that is named, or those of a layout."""
+    if options.named_format is not None:
+        return [catalog().mapping(options.named_format)]
+    return [catalog().mapping(name) for name in formats(options.to or DEFAULT_LAYOUT)]
 
 
 def _prepare_import(path: Path, options: Options) -> Prepared:
@@ -118,7 +134,7 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     return Prepared(
         to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
-        origin=record(imported, text, checkpoint.files), lossy=read.taken.lossy,
+        origin=record(imported, text, checkpoint.files, options.text_only), lossy=read.taken.lossy,
     )  # fmt: skip
 
 

@@ -16,8 +16,7 @@ from crosswalk.runtime.folding import fold
 from crosswalk.runtime.training.parameters import Model, collect
 from crosswalk.runtime.training.placement import Shards
 
-from .detect import DEFAULT_LAYOUT
-from .formats import catalog
+from .formats import DEFAULT_LAYOUT, catalog
 
 
 def shards(

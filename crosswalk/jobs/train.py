@@ -70,6 +70,7 @@ def load(
     pad: Sizes | None = None,
     keep: str | Iterable[str] = (),
     take_tied: bool = False,
+    text_only: bool = False,
 ) -> Loaded:
     """Fill a model's parameters with a Hugging Face checkpoint, in place.
 
@@ -92,7 +93,7 @@ def load(
     there = of_all_ranks(own(model), ranks, "loading")
     with ranks.step("reading the checkpoint's headers") as step:
         options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
-                          native_config=native_config, keep=keep, take_tied=take_tied,
+                          native_config=native_config, keep=keep, take_tied=take_tied, text_only=text_only,
                           parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
         checkpoint, imported = open_import(Path(hf_dir), options)
         name, config = imported.mapping.name, imported.config
@@ -191,11 +192,12 @@ def reader(
     pad: Sizes | None = None,
     keep: str | Iterable[str] = (),
     take_tied: bool = False,
+    text_only: bool = False,
 ) -> Reader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
     options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
-                      keep=keep, take_tied=take_tied)  # fmt: skip
+                      keep=keep, take_tied=take_tied, text_only=text_only)  # fmt: skip
     checkpoint, imported = open_import(Path(hf_dir), options)
     mapping, plans = imported.mapping, [imported.plan]
     if native_config is None:

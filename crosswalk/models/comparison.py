@@ -16,8 +16,8 @@ from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_
 from crosswalk.checkpoints.key_positions import read_from
 from crosswalk.checkpoints.native import is_native, open_native
 from crosswalk.compiler.layout.scope import normalize
-from crosswalk.jobs.detect import DEFAULT_LAYOUT, chosen_format
-from crosswalk.jobs.formats import catalog
+from crosswalk.jobs.detect import chosen_format
+from crosswalk.jobs.formats import DEFAULT_LAYOUT, catalog
 from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import import_config
 from crosswalk.jobs.prepare import open_import

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
+from .descriptors import Descriptors
 from .header import ContentOfRuns, SourceFile, StoredTensor
 from .opening import open_regular
 
@@ -20,27 +21,33 @@ class Reader:
     def __init__(self, names: Sequence[str], tensors: Sequence[StoredTensor], files: Mapping[Path, SourceFile]):
         self.names, self.tensors = names, tensors
         self._files = files
-        self._descriptors: dict[Path, int] = {}
+        self._descriptors = Descriptors(self._open, self._check)
         self._advised: set[int] = set()
-        self._lock = threading.Lock()
 
-    def descriptor(self, source: int) -> int:
+    @contextlib.contextmanager
+    def opened(self, source: int) -> Iterator[int]:
         """The open file that holds the tensor; there is none for a tensor whose bytes are made."""
-        return self._open(source, self.tensors[source].file)
+        path = self.tensors[source].file
+        descriptor = self._acquire(source, path)
+        try:
+            yield descriptor
+        finally:
+            self._descriptors.release(path)
 
-    def _open(self, source: int, path: Path) -> int:
-        found = self._descriptors.get(path)
-        if found is None:
-            with self._lock:
-                if path not in self._descriptors:
-                    try:
-                        descriptor = open_regular(path)
-                    except OSError as error:
-                        raise self._failed(source, path, error.strerror or str(error)) from error
-                    self._descriptors[path] = descriptor
-                    self._check(path)
-                found = self._descriptors[path]
-        return found
+    def _acquire(self, source: int, path: Path) -> int:
+        try:
+            return self._descriptors.acquire(path)
+        except OSError as error:
+            raise self._failed(source, path, error.strerror or str(error)) from error
+
+    def _open(self, path: Path) -> int:
+        descriptor = open_regular(path)
+        try:
+            self._check(path, descriptor)
+        except CrosswalkError:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def read(self, source: int, offset: int, view: memoryview) -> None:
         """Fill ``view`` from byte ``offset`` of the file that holds the tensor."""
@@ -51,7 +58,7 @@ class Reader:
             self._read(source, stored.file, offset, view)
 
     def _read(self, source: int, path: Path, offset: int, view: memoryview) -> None:
-        descriptor = self._open(source, path)
+        descriptor = self._acquire(source, path)
         try:
             while view:
                 count = os.preadv(descriptor, (view,), offset)
@@ -60,6 +67,8 @@ class Reader:
                 view, offset = view[count:], offset + count
         except OSError as error:
             raise self._failed(source, path, error.strerror or str(error)) from error
+        finally:
+            self._descriptors.release(path)
 
     def read_runs(
         self, source: int, offset: int, starts: Iterable[int], count: int, width: int, view: memoryview
@@ -77,34 +86,32 @@ class Reader:
                 self.read(source, offset + start * width, view[place : place + size])
                 place += size
             return
-        descriptor, preadv = self.descriptor(source), os.preadv
-        if source not in self._advised:
-            # Short runs far apart defeat the kernel's readahead.
-            self._advised.add(source)
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(descriptor, stored.offset, stored.nbytes, os.POSIX_FADV_WILLNEED)
-        try:
-            for start in starts:
-                part = view[place : place + size]
-                if preadv(descriptor, (part,), offset + start * width) != size:
-                    self.read(source, offset + start * width, part)
-                place += size
-        except OSError as error:
-            raise self._failed(source, stored.file, error.strerror or str(error)) from error
+        with self.opened(source) as descriptor:
+            if source not in self._advised:
+                # Short runs far apart defeat the kernel's readahead.
+                self._advised.add(source)
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(descriptor, stored.offset, stored.nbytes, os.POSIX_FADV_WILLNEED)
+            preadv = os.preadv
+            try:
+                for start in starts:
+                    part = view[place : place + size]
+                    if preadv(descriptor, (part,), offset + start * width) != size:
+                        self.read(source, offset + start * width, part)
+                    place += size
+            except OSError as error:
+                raise self._failed(source, stored.file, error.strerror or str(error)) from error
 
     def check(self) -> None:
         """Raise ``CrosswalkError`` if a file that was read has changed since its header was."""
-        for path in self._descriptors:
-            self._check(path)
+        self._descriptors.each(self._check)
 
     def close(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        self._descriptors.close()
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: Path, descriptor: int) -> None:
         known = self._files[path]
-        if SourceFile.of(os.fstat(self._descriptors[path]), known.metadata) != known:
+        if SourceFile.of(os.fstat(descriptor), known.metadata) != known:
             raise fail("read/changed", "the file was changed after the conversion began", Position(str(path)))
 
     def _failed(self, source: int, path: Path, reason: str) -> CrosswalkError:

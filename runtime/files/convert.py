@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crosswalk.runtime.checkpoint.checksum import KINDS, Checksums
+from crosswalk.runtime.checkpoint.descriptors import Descriptors
 from crosswalk.runtime.checkpoint.header import SourceFile, StoredTensor
 from crosswalk.runtime.checkpoint.output import (
     DataFile,
@@ -279,32 +280,32 @@ def _write_data(
     checksums = None if kind == "none" else Checksums(kind, sizes)
     result: dict[str, dict[str, str]] = {file.name: {} for file in pending}
     places = {target: place for file in pending for target, place in stored(file, targets, stage.path).items()}
-    descriptors: dict[Path, int] = {}
+    by_path = {stage.path / file.name: file for file in pending}
+    # What is closed before it is complete is synced, so that no error of the disk is lost with the descriptor.
+    descriptors = Descriptors(lambda path: stage.create(by_path[path].name), lambda path, descriptor: sync(descriptor))
 
     def completed(file: DataFile) -> None:
         with stage.errors("written"):
-            sync(descriptors[stage.path / file.name])
+            with descriptors.opened(stage.path / file.name) as descriptor:
+                sync(descriptor)
             if checksums:
                 result[file.name] = {targets[target].name: checksums.pop(target) for target in file.targets}
             stage.record({"file": file.name, "checksums": result[file.name]})
 
     try:
         with stage.errors("written"):
-            for file in pending:
-                descriptor = descriptors[stage.path / file.name] = stage.create(file.name)
-                set_size(descriptor, 0)
-                set_size(descriptor, file.size)
-                write_at(descriptor, file.header, 0)
-        by_path = {stage.path / file.name: file for file in pending}
-        sink = WriteSink(
-            [target.name for target in targets], places, descriptors, checksums, lambda path: completed(by_path[path])
-        )
+            for path, file in by_path.items():
+                with descriptors.opened(path) as descriptor:
+                    set_size(descriptor, 0)
+                    set_size(descriptor, file.size)
+                    write_at(descriptor, file.header, 0)
+        names = [target.name for target in targets]
+        sink = WriteSink(names, places, list(by_path), descriptors, checksums, lambda path: completed(by_path[path]))
         total, left = sum(sizes), sum(sizes[target] for target in places)
         tasks = lowering.tasks(target for file in pending for target in file.targets)
         _execute(lowering, source, tasks, sink, workers, total, on_progress, total - left)
     finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+        descriptors.close()
     return result
 
 

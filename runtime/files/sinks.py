@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from crosswalk.runtime.checkpoint.checksum import Checksums, Stream
+from crosswalk.runtime.checkpoint.descriptors import Descriptors
 from crosswalk.runtime.checkpoint.extents import is_served, share
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
@@ -66,7 +67,7 @@ class CompareSink:
 
 
 class WriteSink:
-    """Writes the targets to their ``places`` in files that are open as ``descriptors``.
+    """Writes the targets to their ``places`` in files, which ``descriptors`` opens.
 
     ``completed`` is called, by a worker, with each file once all its bytes are written.
     """
@@ -75,17 +76,21 @@ class WriteSink:
         self,
         names: Sequence[str],
         places: Mapping[int, StoredTensor],
-        descriptors: Mapping[Path, int],
+        files: Sequence[Path],
+        descriptors: Descriptors,
         checksums: Checksums | None,
         completed: Callable[[Path], None],
     ):
         self._names, self._places, self._descriptors = names, places, descriptors
         self._checksums, self._completed = checksums, completed
-        self._left = dict.fromkeys(descriptors, 0)
+        self._left = dict.fromkeys(files, 0)
         for place in places.values():
             self._left[place.file] += place.nbytes
         self._shares = True
-        self._kernel_copies = checksums is None and any(map(is_served, descriptors.values()))
+        self._kernel_copies = False
+        if checksums is None and files:
+            with descriptors.opened(files[0]) as descriptor:  # all lie in one directory
+                self._kernel_copies = is_served(descriptor)
         self._lock = threading.Lock()
         for path, left in self._left.items():
             if not left:
@@ -93,45 +98,48 @@ class WriteSink:
 
     def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
         place = self._places[segment.target]
-        file, base = place.file, place.offset
-        descriptor, done = self._descriptors[file], 0
+        try:
+            with self._descriptors.opened(place.file) as descriptor:
+                yield from self._write(segment, place, descriptor, worker)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            where = Position(str(place.file))
+            raise fail("write/failed", f"writing tensor `{self._names[segment.target]}`: {reason}", where) from error
+        with self._lock:
+            self._left[place.file] -= segment.nbytes
+            complete = self._left[place.file] == 0
+        if complete:
+            self._completed(place.file)
+
+    def _write(self, segment: Segment, place: StoredTensor, descriptor: int, worker: Worker) -> Iterator[int]:
+        base, done = place.offset, 0
         stream = None
         if self._checksums and segment.run == segment.nbytes:
             stream = self._checksums.stream(segment.target, segment.start, segment.start + segment.nbytes)
-        try:
-            is_long = functools.partial(self._is_long, worker.reader)
-            for long, group in itertools.groupby(segment.operations, is_long):
-                if long:
-                    for operation in group:
-                        assert isinstance(operation, Range)
-                        position = base + segment.start + done
-                        yield from self._move(operation, descriptor, position, segment.target, stream, worker)
-                        done += operation.nbytes
-                    continue
-                for block in worker.blocks(segment.target, group):
-                    begin = 0
-                    for offset, length in segment.places(done, len(block)):
-                        write_at(descriptor, block[begin : begin + length], base + offset)
-                        begin += length
-                    if stream:
-                        stream.update(block)
-                    done += len(block)
-                    yield len(block)
-            if self._checksums:
-                places = segment.places(0, segment.nbytes)
-                parts = stream.parts if stream else self._checksums.touched(segment.target, places)
-                self._hash_edges(segment.target, parts, descriptor, base, worker)
-            if segment.run == segment.nbytes:
-                start_writeback(descriptor, base + segment.start, segment.nbytes)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            where = Position(str(file))
-            raise fail("write/failed", f"writing tensor `{self._names[segment.target]}`: {reason}", where) from error
-        with self._lock:
-            self._left[file] -= segment.nbytes
-            complete = self._left[file] == 0
-        if complete:
-            self._completed(file)
+        is_long = functools.partial(self._is_long, worker.reader)
+        for long, group in itertools.groupby(segment.operations, is_long):
+            if long:
+                for operation in group:
+                    assert isinstance(operation, Range)
+                    position = base + segment.start + done
+                    yield from self._move(operation, descriptor, position, segment.target, stream, worker)
+                    done += operation.nbytes
+                continue
+            for block in worker.blocks(segment.target, group):
+                begin = 0
+                for offset, length in segment.places(done, len(block)):
+                    write_at(descriptor, block[begin : begin + length], base + offset)
+                    begin += length
+                if stream:
+                    stream.update(block)
+                done += len(block)
+                yield len(block)
+        if self._checksums:
+            places = segment.places(0, segment.nbytes)
+            parts = stream.parts if stream else self._checksums.touched(segment.target, places)
+            self._hash_edges(segment.target, parts, descriptor, base, worker)
+        if segment.run == segment.nbytes:
+            start_writeback(descriptor, base + segment.start, segment.nbytes)
 
     def _is_long(self, reader: Reader, operation: Range | Panel) -> bool:
         """Whether to ask the system to share or copy the bytes, instead of reading and writing them."""
@@ -165,25 +173,24 @@ class WriteSink:
     def _share(self, operation: Range, descriptor: int, position: int, worker: Worker) -> tuple[int, int]:
         """The bytes of a range, counted from its start, that the files share from now on."""
         if self._shares:
-            source = worker.reader.descriptor(operation.source)
-            try:
-                return share(source, operation.offset, descriptor, position, operation.nbytes)
-            except OSError:
-                self._shares = False
+            with worker.reader.opened(operation.source) as source:
+                try:
+                    return share(source, operation.offset, descriptor, position, operation.nbytes)
+                except OSError:
+                    self._shares = False
         return 0, 0
 
     def _copy(self, operation: Range, descriptor: int, position: int, worker: Worker) -> int:
         """Let the kernel copy; the number of bytes it did copy before it could not."""
-        source = worker.reader.descriptor(operation.source)
         done = 0
         try:
-            while done < operation.nbytes and self._kernel_copies:
-                count = copy_between(
-                    source, descriptor, operation.nbytes - done, operation.offset + done, position + done
-                )
-                if not count:
-                    break
-                done += count
+            with worker.reader.opened(operation.source) as source:
+                while done < operation.nbytes and self._kernel_copies:
+                    left = operation.nbytes - done
+                    count = copy_between(source, descriptor, left, operation.offset + done, position + done)
+                    if not count:
+                        break
+                    done += count
         except OSError as error:
             if error.errno not in _NO_KERNEL_COPY:
                 raise
