@@ -260,6 +260,11 @@ def test_saving_onto_something_leaves_it_alone(checkpoint: Path, tmp_path: Path)
         crosswalk.save(state, config, tmp_path / "out", "llama")
     assert codes(error) == ["output/exists"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(CrosswalkError) as error:  # it is no checkpoint
+        crosswalk.save(state, config, tmp_path / "out", "llama", overwrite=True)
+    assert codes(error) == ["output/foreign"]
+    assert (tmp_path / "out" / "notes").read_text() == "mine"
+    (tmp_path / "out" / "config.json").write_text("{}")
     crosswalk.save(state, config, tmp_path / "out", "llama", overwrite=True)
     assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
 

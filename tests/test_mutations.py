@@ -292,6 +292,7 @@ def _survives(name: str, mutant: Mutant) -> bool:
 
 
 _RESTATED = "says again what the file that it extends says"
+_ABSENT = "says what an absent key means: see test_class_defaults.py"
 _DEFAULT = "says the default of the trainer, which silence means as well"
 
 #: Mutants that mean the same, or that other tests catch, each with the reason.
@@ -299,7 +300,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "llama": {
         "drop attention.tensors.rotary_emb.inv_freq": "a tensor that need not be there: see test_plan.py",
         "rename attention.tensors.rotary_emb.inv_freq": "a tensor that need not be there: see test_plan.py",
+        "drop Sequence.config.num_hidden_layers": _ABSENT,
     },
+    "mistral": {"drop mlp.config.intermediate_size": _ABSENT},
+    "dream": {"drop base_model.config.vocab_size": _ABSENT},
     "huggingface": {"drop enums.activation.gelu": "only says why it is refused: see test_bad_input.py"},
     "mixtral": {"drop moe.sets.routing": _DEFAULT},
     "qwen2": {
@@ -322,6 +326,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "drop kda.sets.normalization.epsilon": _DEFAULT,
     },
     "gemma4": {
+        "drop mlp.config.intermediate_size": _ABSENT,
         "rename dialects.transformers_5_5": "asked for by its name in test_golden.py",
         "drop Sequence.count": _RESTATED,
         "drop Sequence.kinds.sliding_attention.attention.sets.shared_key_value": _DEFAULT,

@@ -356,7 +356,6 @@ def test_a_vocabulary_that_was_changed_after_padding_is_asked_for(command: Comma
         {"vocab": {"from": 128, "to": 71}},
         {"vocab": {"from": "71", "to": 128}},
         {"vocab": {"from": True, "to": 128}},
-        {1: {"from": 71, "to": 128}},
     ],
 )
 def test_a_wrong_record_is_refused(command: CommandLine, tmp_path: Path, padded: Any) -> None:

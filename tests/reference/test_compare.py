@@ -159,7 +159,10 @@ MISTAKES: dict[str, tuple[str, list[tuple[str, str]], str, str]] = {
     ),
     "another activation": (
         "llama",
-        [("hidden_act: activation", "hidden_act: ~"), ("sets: {gated: true}", "sets: {gated: true, activation: gelu}")],
+        [
+            ("hidden_act: {is: activation, default: silu}", "hidden_act: ~"),
+            ("sets: {gated: true}", "sets: {gated: true, activation: gelu}"),
+        ],
         "llama",
         "decoder.0",
     ),
@@ -180,7 +183,7 @@ MISTAKES: dict[str, tuple[str, list[tuple[str, str]], str, str]] = {
     ),
     "another epsilon": (
         "llama",
-        [("config: {rms_norm_eps: epsilon}", "config: {rms_norm_eps: ~}\n  sets: {epsilon: 0.01}")],
+        [("rms_norm_eps: {is: epsilon, default: 1.0e-06}", "rms_norm_eps: ~\n  sets: {epsilon: 0.01}")],
         "llama",
         "decoder.0",
     ),
@@ -229,7 +232,7 @@ MISTAKES: dict[str, tuple[str, list[tuple[str, str]], str, str]] = {
     "one expert for each element": (
         "mixtral",
         [
-            ("num_experts_per_tok: experts_per_token", "num_experts_per_tok: ~"),
+            ("num_experts_per_tok: {is: experts_per_token, default: 2}", "num_experts_per_tok: ~"),
             ("sets: {routing: aux_loss}", "sets: {routing: aux_loss, experts_per_token: 1}"),
         ],
         "mixtral",
