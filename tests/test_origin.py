@@ -64,6 +64,7 @@ def test_what_training_loses_comes_from_the_original(tmp_path: Path) -> None:
     assert report.format == "llama"
     assert report.defaults == {}
     assert report.config == "exact"
+    assert crosswalk.verify(native, tmp_path / "out", like=source).config == "exact"
     ours, theirs = contents(tmp_path / "out"), contents(source)
     assert ours.keys() == theirs.keys()
     assert {name for name in ours if ours[name] != theirs[name]} == {"model.safetensors"}
@@ -88,6 +89,7 @@ def test_a_padded_vocabulary_is_cut_to_that_of_the_original(tmp_path: Path) -> N
         n: t.shape for n, t in tensors_of(source).items()
     }
     assert config_of(tmp_path / "out")["vocab_size"] == 71
+    crosswalk.verify(native, tmp_path / "out", like=source)
     crosswalk.convert(native, tmp_path / "whole", like=source, truncate={"vocab": 128})
     assert config_of(tmp_path / "whole")["vocab_size"] == 128
     assert config_of(tmp_path / "whole")["pad_token_id"] == 7

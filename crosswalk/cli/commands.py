@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SOURCE = click.argument("src", type=click.Path(path_type=Path))
+LIKE = click.option(
+    "--like", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    help="The original Hugging Face directory: tokenizer, token ids and the like come from there.",
+)  # fmt: skip
 
 
 def planning_options(command: Command) -> Command:
@@ -49,10 +53,7 @@ def planning_options(command: Command) -> Command:
                 "--truncate", multiple=True, metavar="AXIS=SIZE",
                 help="Cut an axis on the way back. Default: what --pad added.",
             ),
-            click.option(
-                "--like", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
-                help="The original Hugging Face directory: tokenizer, token ids and the like come from there.",
-            ),
+            LIKE,
             click.option(
                 "--model-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
                 help="Where the model code of a custom architecture is, if SRC does not carry it.",
@@ -160,10 +161,11 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
 @click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected.")
 @click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact.")
 @click.option("--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread.")
+@LIKE
 @engine_options
 def verify(
-    src: Path, dst: Path, format_: str | None, allow_lossy: bool, take_tied: bool, workers: int | None,
-    memory: str | None, quiet: bool,
+    src: Path, dst: Path, format_: str | None, allow_lossy: bool, take_tied: bool, like: Path | None,
+    workers: int | None, memory: str | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
@@ -175,6 +177,7 @@ def verify(
             src,
             dst,
             format_,
+            like=like,
             allow_lossy=allow_lossy,
             take_tied=take_tied,
             options=_options(workers, memory),

@@ -24,7 +24,7 @@ from crosswalk.runtime.files.workers import Progress
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .formats import DEFAULT_LAYOUT, catalog
-from .options import Options
+from .options import Options, as_path
 from .prepare import Prepared, prepare
 from .report import Report
 
@@ -37,11 +37,12 @@ def verify(
     *,
     allow_lossy: bool = False,
     take_tied: bool = False,
+    like: str | Path | None = None,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Prove that ``dst`` holds the conversion of ``src``: the same model by its config, and every tensor bit for bit
-    (after the casts that its dtypes imply). ``take_tied``: see :func:`crosswalk.convert`.
+    (after the casts that its dtypes imply). ``take_tied`` and ``like``: see :func:`crosswalk.convert`.
 
     Raises ``CrosswalkError`` naming every difference."""
     source, target = Path(src), Path(dst)
@@ -50,7 +51,7 @@ def verify(
     if is_native(target) == is_native(source):
         what = f"{METADATA} is in both" if is_native(source) else f"{METADATA} is in neither"
         raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
-    asked = Options(format=format, allow_lossy=allow_lossy, take_tied=take_tied)
+    asked = Options(format=format, allow_lossy=allow_lossy, take_tied=take_tied, like=as_path(like))
     expected = _native_output(source, target, asked) if is_native(target) else _hf_output(source, target, asked)
     prepared, layout, kind = expected.prepared, expected.prepared.mapping.layout, expected.prepared.mapping.root.type
     where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
