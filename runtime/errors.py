@@ -6,7 +6,9 @@ of a file or a checkpoint in one run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -57,3 +59,27 @@ class CrosswalkError(Exception):
 def fail(code: str, message: str, position: Position | None = None, hint: str | None = None) -> CrosswalkError:
     """A :class:`CrosswalkError` with a single diagnostic, ready to be raised."""
     return CrosswalkError(Diagnostic(code, message, position, hint))
+
+
+@contextmanager
+def system_limits() -> Iterator[None]:
+    """What runs into a limit of the system is a problem like any other: memory, and the length of names."""
+    try:
+        yield
+    except MemoryError as error:
+        raise _no_memory() from error
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise _no_memory() from error
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        named = str(error.filename or "")
+        raise fail("system/name", f"the file system takes no name as long as this: {named[:80]}...") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # as torch says it
+            raise
+        raise _no_memory() from error
+
+
+def _no_memory() -> CrosswalkError:
+    return fail("system/memory", "there is not enough memory", None, "ask for fewer workers, or raise the limit")

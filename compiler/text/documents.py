@@ -7,6 +7,7 @@ table needs values). What a mapping has no use for is refused here, with a posit
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
@@ -17,6 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml import events as yaml_events
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .positioned import FORBIDDEN, MAX_BYTES, MAX_DEPTH, Map, Seq, describe, did_you_mean, shorten
@@ -37,7 +39,7 @@ def load_document(path: Path | Traversable, name: str | None = None) -> Map:
     """
     file = str(path) if name is None else name
     try:
-        with path.open("rb") as stream:
+        with os.fdopen(open_regular(path), "rb") if isinstance(path, Path) else path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise fail("document/read", f"cannot read the file: {error.strerror or error}", Position(file)) from None

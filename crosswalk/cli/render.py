@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from crosswalk.compiler.text.positioned import MAX_BYTES
+from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.errors import Diagnostic, Position
 
 _WIDTH = 120  # of the part of a source line that is shown
@@ -109,7 +111,7 @@ def _lines(text: str | None) -> list[str]:
 
 def _read(file: str) -> str | None:
     try:
-        with Path(file).open("rb") as stream:
+        with os.fdopen(open_regular(Path(file)), "rb") as stream:
             return stream.read(MAX_BYTES).decode("utf-8-sig")
     except (OSError, ValueError):
         return None

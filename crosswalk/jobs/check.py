@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from crosswalk.compiler.pipeline import Sizes
-from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.errors import CrosswalkError, system_limits
 from crosswalk.runtime.files.convert import check_ties
 
 from .options import Options, as_path
@@ -15,6 +15,7 @@ from .prepare import Prepared, prepare
 from .report import Report
 
 
+@system_limits()
 def check(
     src: str | Path,
     format: str | None = None,

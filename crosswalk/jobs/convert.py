@@ -10,6 +10,7 @@ from crosswalk.checkpoints.huggingface import CONFIG
 from crosswalk.checkpoints.native import metadata_yaml
 from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.checkpoint.output import Written, hugging_face_layout, native_layout
+from crosswalk.runtime.errors import system_limits
 from crosswalk.runtime.files.convert import Options as EngineOptions
 from crosswalk.runtime.files.convert import write_checkpoint
 from crosswalk.runtime.files.workers import Progress
@@ -19,6 +20,7 @@ from .prepare import Prepared, prepare
 from .report import Report
 
 
+@system_limits()
 def convert(
     src: str | Path,
     dst: str | Path,

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from crosswalk.compiler.layout.axis_shards import Held, held_parameters
 from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.notation.axes import axes_of
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, system_limits
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.training.parameters import Model, collect
 from crosswalk.runtime.training.placement import Shards
@@ -19,6 +19,7 @@ from crosswalk.runtime.training.placement import Shards
 from .formats import DEFAULT_LAYOUT, catalog
 
 
+@system_limits()
 def shards(
     model: Model,
     native_config: Mapping[str, Any],

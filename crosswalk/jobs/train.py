@@ -23,7 +23,7 @@ from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint
 from crosswalk.compiler.tensors.advice import Advice
 from crosswalk.compiler.tensors.plan import check_published
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
-from crosswalk.runtime.errors import fail
+from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
@@ -56,6 +56,7 @@ class Loaded:
     origin: Origin = field(repr=False)
 
 
+@system_limits()
 def load(
     hf_dir: str | Path,
     model: Model,
@@ -105,6 +106,7 @@ def load(
     return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
 
 
+@system_limits()
 def save(
     model: Model,
     native_config: Config | Loaded,

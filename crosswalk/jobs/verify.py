@@ -17,7 +17,7 @@ from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.pipeline import read_config
 from crosswalk.compiler.tensors.plan import plan_export
 from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, system_limits
 from crosswalk.runtime.files.convert import Options as EngineOptions
 from crosswalk.runtime.files.convert import verify_checkpoint
 from crosswalk.runtime.files.workers import Progress
@@ -29,6 +29,7 @@ from .prepare import Prepared, prepare
 from .report import Report
 
 
+@system_limits()
 def verify(
     src: str | Path,
     dst: str | Path,

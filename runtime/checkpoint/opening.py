@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -16,8 +17,11 @@ def open_regular(path: Path) -> int:
     """A descriptor for reading; OSError unless ``path`` is (a link to) a regular file, so that no pipe can block, and
     ``CrosswalkError`` if Git LFS did not fetch the file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         raise OSError(0, "it is not a regular file")
     if os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
         os.close(descriptor)

@@ -181,7 +181,7 @@ def run(
 
     threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(workers))]
     try:
-        _start(threads)
+        start_threads(threads)
         while not finished.wait(_PROGRESS_SECONDS if on_progress else None):
             if on_progress:
                 on_progress(done + sum(counts), total, current[0])
@@ -196,7 +196,8 @@ def run(
         on_progress(done + sum(counts), total, current[0])
 
 
-def _start(threads: Sequence[threading.Thread]) -> None:
+def start_threads(threads: Sequence[threading.Thread]) -> None:
+    """Start them all. Raises ``CrosswalkError`` if the system gives this process no more; those before it then run."""
     for number, thread in enumerate(threads):
         try:
             thread.start()

@@ -23,7 +23,9 @@ import torch
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.zeros import Zeros
 from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import kernels, tasks
+from crosswalk.runtime.files.workers import start_threads
 from crosswalk.runtime.plan.affine import Piece
 
 from .stretches import GAP, Block, Placement, blocks
@@ -288,11 +290,14 @@ def run(todo: Iterable[Bucket], slots: Sequence[Slot], work: Callable[[Slot, Buc
 
     with one_torch_thread():
         threads = [threading.Thread(target=worker, args=(slot,), daemon=True) for slot in slots[1:]]
+        try:
+            start_threads(threads)
+            worker(slots[0])
+        except CrosswalkError as error:
+            errors.append(error)
         for thread in threads:
-            thread.start()
-        worker(slots[0])
-        for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
     if errors:
         raise errors[0]
     for slot in slots:
