@@ -37,8 +37,8 @@ def build(folders: Iterable[Folder], names: Iterable[str] | None = None) -> Cata
                 problems += error.diagnostics
         if problems:
             raise CrosswalkError(dict.fromkeys(problems))
-        for layout in catalog.layout_names() if names is None else ():
-            catalog.layout(layout)
+        for name in catalog.layout_names() if names is None else ():
+            catalog.layout(name)
         for layout in catalog.layouts():
             for text in _later(layout):
                 compile_expression(text)

@@ -174,7 +174,7 @@ def _value(tree: Any, file: str, depth: int) -> Any:
             value = _value(item, file, depth - 1)
             container.put(key, value, _at(file, key_line, key_column), _at(file, value_line, value_column))
         return container
-    if container is None:
+    if not isinstance(container, Seq):
         raise ValueError
     for line, column, item in entries:
         container.put(_value(item, file, depth - 1), _at(file, line, column))

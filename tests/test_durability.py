@@ -125,7 +125,7 @@ def test_a_crash_at_any_step(mode: str, model: tuple[Plan, Path], expected: dict
     """The process ends before the n-th change of the file system: some early ones and every one of the last, which
     put the output in place. The next conversion cleans up, or continues, and completes."""
     options = {mode: True} if mode != "new" else {}
-    old = {"old.txt": hashlib.sha1(b"old").hexdigest()}
+    old = {"config.json": hashlib.sha1(b"old").hexdigest()}
     allowed = (old, expected) if mode == "overwrite" else (None, expected)
 
     def attempt(number: int) -> tuple[int, dict[str, str] | None]:
@@ -135,7 +135,7 @@ def test_a_crash_at_any_step(mode: str, model: tuple[Plan, Path], expected: dict
         home.mkdir()
         if mode == "overwrite":
             destination.mkdir()
-            (destination / "old.txt").write_text("old")
+            (destination / "config.json").write_text("old")
 
         def work() -> None:
             crash_at(number)
@@ -369,7 +369,7 @@ def test_swap_without_renameat2(
     model: tuple[Plan, Path], expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
+    (tmp_path / "out" / "config.json").write_text("old")
     monkeypatch.setattr(placing.ctypes, "CDLL", lambda *_, **__: object())
     write(model, tmp_path / "out", overwrite=True)
     assert content(tmp_path / "out") == expected

@@ -31,7 +31,7 @@ def text_tower(
 
     Raises ``CrosswalkError`` if none of them is declared as a tower of this model."""
     where = Position(str(checkpoint.path / CONFIG))
-    kind = checkpoint.config.get("model_type")
+    kind = str(checkpoint.config.get("model_type"))
     asked = list(mappings)
     known = formats_of_tower(asked, kind)
     fitting = [m for m in known if _kind(checkpoint, m.tower_of[kind]) in m.model_types]

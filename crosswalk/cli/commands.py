@@ -231,7 +231,7 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
     except click.ClickException as error:
         from .render import visible
 
-        error.message = visible(error.message)
+        error.__dict__["message"] = visible(error.message)  # declared final, and still what is shown
         error.show()
         return error.exit_code
     except CrosswalkError as error:

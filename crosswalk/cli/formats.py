@@ -65,7 +65,8 @@ def _section(section: Section, title: str, depth: int) -> Iterator[Row | str]:
     replaced: dict[object, list[Line]] = {}
     for item in section.replaced:
         replaced.setdefault(item.new.position, []).append(item.old)
-    for line in (*section.config, *section.sets, *section.tensors):
+    lines: tuple[Line, ...] = (*section.config, *section.sets, *section.tensors)
+    for line in lines:
         for old in replaced.get(line.position, ()):
             yield _row(old, f"{indent}  - ")
         yield _row(line, f"{indent}  {'+' if line.position in replaced else ' '} ")
@@ -134,7 +135,9 @@ def _text(value: Any) -> str:
 
 def show_coverage(compiled: Iterable[CompiledMapping]) -> None:
     """What each mapping covers of its layout and of its own files."""
-    rows = [("mapping", "layout", "types", "fields", "stated", "at default", "keys", "tensor lines")]
+    rows: list[tuple[str, ...]] = [
+        ("mapping", "layout", "types", "fields", "stated", "at default", "keys", "tensor lines")
+    ]
     for mapping in compiled:
         rules = list(rules_of(mapping.root))
         structs = [node for node in nodes_of(mapping.root) if isinstance(node, Struct)]
@@ -143,13 +146,14 @@ def show_coverage(compiled: Iterable[CompiledMapping]) -> None:
             len({rule.field.position for rule in rules if isinstance(rule, FieldRule)}),
             len({rule.position for rule in rules if isinstance(rule, (OursFact, TheirsFact))}),
             len({rule.field.position for rule in rules if isinstance(rule, Unused)}),
-            len({r.theirs for r in rules if isinstance(r, (FieldRule, TheirsFact)) or _is_own(r, mapping)}),
+            len({key for rule in rules if (key := _spoken_of(rule, mapping)) is not None}),
             sum(len(section.tensors) for section in mapping.source.sections.values()),
         )
         rows.append((mapping.name, mapping.layout.name, *map(str, numbers)))
     echo(aligned(rows))
 
 
-def _is_own(rule: Rule, mapping: CompiledMapping) -> bool:
-    """Whether a key is carried by a line of this file, and not because every config has it."""
-    return isinstance(rule, Carried) and rule.position.file == mapping.source.file
+def _spoken_of(rule: Rule, mapping: CompiledMapping) -> tuple[str, ...] | None:
+    """The key of a rule; of one that is carried only where a line of this file says so, not because all have it."""
+    own = isinstance(rule, Carried) and rule.position.file == mapping.source.file
+    return rule.theirs if isinstance(rule, (FieldRule, TheirsFact)) or (isinstance(rule, Carried) and own) else None

@@ -280,7 +280,7 @@ def _export(given: Config | Loaded, options: Options, output: OutputOptions) -> 
         text = "a native config does not say which format to write"
         raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
     origin = loaded.origin if loaded is not None else None
-    if options.like is not None:
+    if (like := options.like) is not None:
         options = replace(options, format=format_named(name).name)
-        origin = original(options.like, options)
+        origin = original(like, options)
     return _Export(config, name, options, output, origin)
