@@ -8,6 +8,7 @@ format of that layout.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from crosswalk import CrosswalkError
 
 EXPECTED: dict[str, dict[str, Any]] = json.loads(CORPUS.with_suffix(".json").read_text(encoding="utf-8"))
 ROOT = Path(__file__).parents[2]
-OTHER_TRANSFORMERS = ROOT / ".venv-transformers-4" / "bin" / "python"
+_HOME = Path(os.environ.get("CROSSWALK_VENV", ROOT / ".venv"))
+OTHER_TRANSFORMERS = _HOME.with_name(f"{_HOME.name}-transformers-4") / "bin" / "python"
 
 
 def named(verdict: str) -> list[str]:
