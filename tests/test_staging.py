@@ -374,12 +374,12 @@ def test_killed_between_the_two_renames(
     assert not (tmp_path / "out").exists()
     if taken:  # somebody has made another in the meantime
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine.txt").write_text("mine")
+        (tmp_path / "out" / "config.json").write_text("mine")
         with pytest.raises(CrosswalkError) as error:
             write(source, tmp_path / "out", overwrite=True)
         assert code(error) == "output/old"
         assert (tmp_path / ".out.crosswalk" / "old" / "config.json").read_text() == "old"
-        assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+        assert (tmp_path / "out" / "config.json").read_text() == "mine"
     else:
         with pytest.raises(CrosswalkError, match="exists and is not empty"):
             write(source, tmp_path / "out")
