@@ -220,10 +220,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command(command: click.Command, arguments: list[str] | None) -> int:
     """Run a command and turn every problem into one message and an exit code."""
-    from crosswalk.runtime.errors import CrosswalkError
+    from crosswalk.runtime.errors import CrosswalkError, system_limits
 
     try:
-        result = command.main(arguments, standalone_mode=False)
+        with system_limits():
+            result = command.main(arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
