@@ -433,12 +433,12 @@ def test_underlines_what_starts_at_the_position(line: str, underlined: str) -> N
     assert [letter for letter, mark in zip(shown, carets, strict=False) if mark == "^"] == list(underlined)
 
 
-def test_renders_in_file_order_with_message_lines_after_the_excerpt() -> None:
+def test_renders_file_by_file_as_found_with_message_lines_after_the_excerpt() -> None:
     at = {name: Position(*where) for name, where in {"b": ("f", 2, 1), "a": ("f", 1, 1), "none": ("g", 9, 1)}.items()}
     found = [
         Diagnostic("c", "nowhere"),
-        Diagnostic("c", "gone", at["none"]),
         Diagnostic("c", "axis\nours:   a b\ntheirs: a", at["b"]),
+        Diagnostic("c", "gone", at["none"]),
         Diagnostic("c", "key", at["a"], severity="warning"),
         Diagnostic("c", "the file", Position("f")),
     ]

@@ -16,7 +16,8 @@ _WIDTH = 120  # of the part of a source line that is shown
 
 
 def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | None] | None = None) -> str:
-    """Plain text for a terminal, one paragraph a problem, in the order of the files; duplicates appear once.
+    """Plain text for a terminal, one paragraph a problem, file by file as they were found, and from the top of
+    each; duplicates appear once.
 
         mappings/llama.yaml:37:26: error: type `attention` has no field `head_group`
           37 |     num_key_value_heads: head_group
@@ -27,12 +28,13 @@ def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | Non
     read from disk. A message's further lines follow the excerpt. Problems without a position come last.
     """
     lines_of = lru_cache(maxsize=None)(lambda file: _lines((sources or _read)(file)))
-    return "\n\n".join(_paragraph(found, lines_of) for found in sorted(dict.fromkeys(diagnostics), key=_order))
+    files = list(dict.fromkeys(found.position.file for found in diagnostics if found.position))
 
+    def order(found: Diagnostic) -> tuple[int, int, int]:
+        at = found.position
+        return (files.index(at.file), at.line, at.column) if at else (len(files), 0, 0)
 
-def _order(found: Diagnostic) -> tuple[bool, str, int, int]:
-    at = found.position
-    return (False, at.file, at.line, at.column) if at else (True, "", 0, 0)
+    return "\n\n".join(_paragraph(found, lines_of) for found in sorted(dict.fromkeys(diagnostics), key=order))
 
 
 def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:

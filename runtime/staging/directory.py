@@ -56,21 +56,20 @@ class Staging:
         self._identity = json.loads(json.dumps(identity))
         if not (self._inside and self._work.exists()):  # else what is there may be to be taken back first
             self._check_destination()
-        self._lock = -1
+        self._lock, self._is_new = -1, False
         self._writing, self._recorded = threading.Lock(), 0
         self._made: list[Path] = []
         with self.errors("created"):
             try:
                 self._make_parents()
                 self._lock = self._acquire()
-            except BaseException:
-                self._remove_parents()
-                raise
-            endings.watch(self)
-            try:
+                endings.watch(self)
                 self._begin()
             except BaseException:
-                self.abandon()
+                if self._lock >= 0:
+                    self.abandon()
+                else:
+                    self._remove_parents()
                 raise
 
     def _check_destination(self) -> None:
@@ -202,8 +201,8 @@ class Staging:
 
     def _remove_parents(self) -> None:
         """Remove the directories made for the destination, but for what others have put into them."""
-        with contextlib.suppress(OSError):
-            for path in self._made:
+        for path in [self._work, *self._made] if self._is_new else self._made:
+            with contextlib.suppress(OSError):
                 path.rmdir()
 
     def _release(self) -> None:
@@ -219,11 +218,11 @@ class Staging:
     def _acquire(self) -> int:
         """Create the working directory and lock it. One that somebody else could write in is not taken."""
         while True:
-            made = True
+            self._is_new = True  # said before it is: an interrupt may come right after
             try:
                 self._work.mkdir(0o700)
             except FileExistsError:
-                made = False
+                self._is_new = False
             try:
                 descriptor = os.open(self._work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -233,13 +232,14 @@ class Staging:
                     raise self._not_ours("it is not a directory") from error
                 raise
             status = os.fstat(descriptor)
-            if not made and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+            if not self._is_new and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
                 os.close(descriptor)
                 raise self._not_ours("others own it or may write in it")
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    self._is_new = False  # somebody else has it
                     os.close(descriptor)
                     where = Position(str(self.destination))
                     raise fail("output/busy", "another conversion is writing this destination", where) from error
