@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crosswalk.jobs.train import load, reader, save, stream, writer
     from crosswalk.jobs.verify import verify
     from crosswalk.models.comparison import compare
+    from crosswalk.publish.publisher import publisher
 
 _HOMES = {
     "check": "jobs.check",
@@ -29,6 +30,7 @@ _HOMES = {
     "import_config": "jobs.plans",
     "load": "jobs.train",
     "normalize_native": "jobs.plans",
+    "publisher": "publish.publisher",
     "reader": "jobs.train",
     "save": "jobs.train",
     "shards": "jobs.shards",
@@ -49,6 +51,7 @@ __all__ = [
     "import_config",
     "load",
     "normalize_native",
+    "publisher",
     "reader",
     "save",
     "shards",
