@@ -305,9 +305,9 @@ class _Reader:
         result = []
         for name, value in body.get("parameters", {}).items():
             position = body["parameters"].value_position(name)
-            if isinstance(value, str):
-                group = name.removesuffix(".weight")
-                result.append(Parameter(Template.parse(name, position), parse_parameter(value, position), group))
+            if not isinstance(value, Mapping):
+                group, pattern = name.removesuffix(".weight"), parse_parameter(str(value), position)
+                result.append(Parameter(Template.parse(name, position), pattern, group))
             elif "axes" in value:
                 condition = compile_expression(value["if"], value.value_position("if")) if "if" in value else None
                 pattern = parse_parameter(str(value["axes"]), value.value_position("axes"))
