@@ -9,13 +9,10 @@ from typing import Any
 
 import oracles
 import pytest
-import torch
-import transformers
 from comparing import differences, tensor_differences
 from family_cases import CONFIGS, format_of
 from formats import normalized
-from golden_cases import load_tensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
