@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import ctypes
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,20 +17,22 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from small_checkpoints import make
 
+import crosswalk
 from crosswalk.cli.commands import cli, run_command
 from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.files.convert import Options
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NANO = Path(__file__).parent / "nano_mappings"
+MAIN = "import sys; from crosswalk.cli.commands import main; main(sys.argv[1:])"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def install(place: Path, package: str = "nano_mappings", points: dict[str, str] | None = None) -> Path:
-    """What pip makes of tests/nano_mappings, in a directory of its own: the package, and what is known of it."""
+    """What pip makes of tests/project/nano_mappings, in a directory: the package, and what is known of it."""
     project = tomllib.loads((NANO / "pyproject.toml").read_text())["project"]
     shutil.copytree(NANO / "nano_mappings", place / package)
     known = place / f"{package}-1.0.dist-info"
@@ -41,7 +46,7 @@ def install(place: Path, package: str = "nano_mappings", points: dict[str, str] 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where packages are installed, for the time of a test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # nothing is kept: only what is needed is compiled
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     (tmp_path / "site").mkdir()
     catalog.cache_clear()
@@ -72,26 +77,21 @@ def test_the_formats_and_layouts_of_an_installed_package_are_there(
     assert run_command(cli, ["convert", str(tmp_path / "native"), str(tmp_path / "back")]) == 0
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
 
-    words = tmp_path / "words"
-    words.mkdir()
+    words = {"architectures": ["NanoWords"], "model_type": "nano_words", "words": 11, "hidden_size": 3}
+    plan = crosswalk.compile_plan(words, to="nano", dtype="float32")
     table = torch.arange(33.0).reshape(11, 3)
-    save_file({"words.weight": table}, words / "model.safetensors")
-    (words / "config.json").write_text(
-        json.dumps({"architectures": ["NanoWords"], "model_type": "nano_words", "words": 11, "hidden_size": 3})
-    )
-    assert run_command(cli, ["convert", str(words), str(tmp_path / "table"), "--to", "nano"]) == 0
-    (file,) = (tmp_path / "table").glob("*.safetensors")
-    assert torch.equal(load_file(file)["weight"], table)
+    ((name, found),) = crosswalk.runtime.execute(plan, {"words.weight": table})
+    assert name == "weight"
+    assert torch.equal(found, table)
 
 
 def test_a_package_is_found_by_any_process_and_its_errors_name_its_files(place: Path) -> None:
     install(place)
     file = place / "nano_mappings" / "nano_llama.yaml"
     file.write_text(file.read_text().replace("n_heads: heads", "n_heads: haeds"))
-    code = "import crosswalk; crosswalk.import_config({'model_type': 'nano', 'architectures': ['NanoForCausalLM']})"
-    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(place)!r}); {code}"]
-    said = subprocess.run(run, capture_output=True, text=True).stderr
-    assert f"{file}:8:14: error: type `attention` has no field `haeds`" in said
+    run = [sys.executable, "-c", MAIN, "formats", "nano_llama"]
+    done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(place)})
+    assert f"{file}:9:14: error: type `attention` has no field `haeds`" in done.stderr
 
 
 def test_a_package_changes_no_other_format(place: Path) -> None:
@@ -135,8 +135,6 @@ def test_an_entry_point_that_leads_nowhere_is_named(value: str, said: str, place
 
 
 def test_the_versions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
-    import crosswalk
-
     assert run_command(cli, ["--version"]) == 0
     assert capsys.readouterr().out == f"crosswalk {crosswalk.__version__}, mapping language 1, plan 1\n"
     assert f"\n## {crosswalk.__version__}" in (ROOT / "CHANGELOG.md").read_text()
@@ -166,8 +164,27 @@ def test_every_library_that_is_imported_is_required() -> None:
                     assert module in sys.stdlib_module_names or names.get(module, module) in required, (file, module)
 
 
-def test_another_system_is_named() -> None:
+def test_another_system_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has neither the calls that read files in place nor locks on directories."""
-    code = "import os; os.name = 'nt'; import crosswalk"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
-    assert said.endswith("ImportError: Crosswalk runs on Linux and macOS; on Windows, run it in WSL\n")
+    code = compile((ROOT / "runtime" / "__init__.py").read_text(), "__init__.py", "exec")
+    monkeypatch.setattr(os, "name", "nt")
+    with pytest.raises(ImportError, match=r"Crosswalk runs on Linux and macOS; on Windows, run it in WSL"):
+        exec(code, {"__name__": "crosswalk.runtime"})
+
+
+def test_what_only_linux_has_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are those of Linux: read without advice, not shared, and swapped by two renames."""
+    source = make(tmp_path / "source")
+    crosswalk.convert(source, tmp_path / "here")
+    for name in ("copy_file_range", "posix_fadvise", "posix_fallocate", "sched_getaffinity", "O_TMPFILE", "O_DIRECT"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # a C library without renameat2
+    monkeypatch.setattr(fcntl, "ioctl", None)
+    for overwrite in (False, True):
+        crosswalk.convert(source, tmp_path / "there", options=Options(overwrite=overwrite))
+        assert sorted(file.name for file in (tmp_path / "there").iterdir()) == sorted(
+            file.name for file in (tmp_path / "here").iterdir()
+        )
+        for file in (tmp_path / "here").iterdir():
+            assert (tmp_path / "there" / file.name).read_bytes() == file.read_bytes()
