@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from crosswalk.models.comparison import compare
     from crosswalk.publish.publisher import publisher
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "check": "jobs.check",
     "compare": "models.comparison",
