@@ -69,7 +69,11 @@ def check() -> None:
 
 
 def dialects() -> None:
-    tests = ("tests/test_dialects.py", "tests/test_effective_config.py", "tests/field/test_hub_configs.py")
+    tests = (
+        "tests/config/test_dialects.py",
+        "tests/config/test_effective_config.py",
+        "tests/field/test_hub_configs.py",
+    )
     run(environment("-transformers-4", (TRANSFORMERS_4,)) / "python", "-m", "pytest", *tests)
 
 
