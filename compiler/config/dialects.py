@@ -293,11 +293,13 @@ def _lines(mapping: CompiledMapping, dialect: Dialect) -> tuple[Callable[[str], 
 
 def _named_by(lines: Iterable[TensorEntry]) -> Callable[[str], object]:
     """Whether a name ends with that of a line, which may be about a module."""
-    any_hole = [
+    names = [
         "".join(re.escape(part) if isinstance(part, str) else r"[^.]+" for part in line.theirs.segments)
         for line in lines
     ]
-    return re.compile(rf"(?:.*\.)?(?:{'|'.join(any_hole)})(?:\.weight|\.bias)?").fullmatch if any_hole else lambda _: None
+    if not names:
+        return lambda name: None
+    return re.compile(rf"(?:.*\.)?(?:{'|'.join(names)})(?:\.weight|\.bias)?").fullmatch
 
 
 def rename(name: str, moves: Iterable[tuple[str, str]]) -> str:

@@ -160,8 +160,8 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Another shape of the same files. ``tensors`` are pairs of prefixes, old and new; ``sections``, by type, hold lines
-    of ``tensors`` that are laid over those of the file where tensors are named and cut otherwise."""
+    """Another shape of the same files. ``tensors`` are pairs of prefixes, old and new; ``sections``, by type, hold the
+    lines that are laid over those of the file where tensors are named and cut otherwise."""
 
     name: str
     config: tuple[Move, ...] = ()
