@@ -19,7 +19,8 @@ ORDER = (
     "crosswalk.compiler.text", "crosswalk.compiler.notation", "crosswalk.compiler.layout", "crosswalk.compiler.mapping",
     "crosswalk.compiler.relations", "crosswalk.compiler.config", "crosswalk.compiler.tensors",
     "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog_text",
-    "crosswalk.compiler.catalog_folders", "crosswalk.compiler.catalog", "crosswalk.compiler.catalog_build",
+    "crosswalk.compiler.catalog_folders", "crosswalk.compiler.catalog_packages", "crosswalk.compiler.catalog",
+    "crosswalk.compiler.catalog_build",
     "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.models", "crosswalk.cli",
 )  # fmt: skip
 FOLDERS = {
