@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from crosswalk.compiler.pipeline import Exported, Sizes
@@ -18,6 +19,7 @@ from crosswalk.jobs.train import Config, Export, Loaded, export_of
 from crosswalk.runtime.dtypes import FLOATS
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.publishing.delta import Delta, Snapshot
 from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks
@@ -89,6 +91,15 @@ class ModelPublisher(Publisher):
         self._model, self._export, self._exported, self._elsewhere = model, export, exported, elsewhere
         self._timeout = timeout
         super().__init__(exported.plan, model, team(group, timeout), bucket_bytes, group, elsewhere, only)
+
+    def snapshot(self, device: torch.device | str = "cpu", *, pin: bool = False) -> Snapshot:
+        """What is published now, as the receivers have it once they have been sent all: this rank's share of it, from
+        which deltas are made. A collective."""
+        return Snapshot(self, device, pin)
+
+    def delta(self, snapshot: Snapshot, *, dense: str | Iterable[str] = ()) -> Delta:
+        """What has changed since; see :meth:`Snapshot.delta`."""
+        return snapshot.delta(dense)
 
     def save(
         self,
