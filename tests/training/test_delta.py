@@ -97,7 +97,7 @@ def test_a_delta_is_committed_when_all_of_it_was_used(llama: Path) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_elements_are_located(format: str, llama: Path) -> None:
-    """Each element of each parameter is found in the tensor that holds its value, in whatever order they are asked for."""
+    """Each element of each parameter is found in the tensor that has its value, in whatever order one asks."""
     _, state = cases.loaded_alone(llama, format)
     numbered = dict(
         zip(
