@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from crosswalk.jobs.verify import verify
     from crosswalk.models.comparison import compare
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "check": "jobs.check",
     "compare": "models.comparison",

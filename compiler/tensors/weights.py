@@ -178,11 +178,12 @@ class _Walk:
         around: Sequence[Chosen],
     ) -> None:
         present: dict[str, tuple[Parameter, Source]] = {}
+        named: dict[str, Template] = {}
         sizes = AxisSizes(scope)
         lengths = AxisSizes(scope, self.lengths) if self.lengths else sizes
-        for name, parameter, pattern in parameters(scope):
-            source = Source(str(join(ours, name)), pattern)
-            present[str(name)] = (parameter, source)
+        for name, known_as, parameter, pattern, axes in parameters(scope):
+            present[str(known_as)] = (parameter, Source.of(join(ours, name), pattern, axes))
+            named[str(known_as)] = name
         spoken: set[str] = set()
         # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
         for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
@@ -203,7 +204,7 @@ class _Walk:
             if default is None:
                 self.unclaimed(source, ours, here, scope, out, around)
                 continue
-            same = Template.parse(stored)
+            same = named[stored]
             line = TensorEntry(same, ((stored,),), None, None, self.position(scope, here))
             self.lower(
                 _Claim(((stored,),), join(default, same), line, here[0] if here else None, False),

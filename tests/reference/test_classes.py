@@ -12,8 +12,7 @@ import torch
 import transformers
 from golden_cases import cases, load_tensors
 from native_cases import relative
-from test_example import CONFIGS as GPT2
-from test_logits import CONFIGS
+from real_configs import CONFIGS, GPT2
 
 import crosswalk
 from crosswalk.compiler.catalog import Catalog

@@ -15,8 +15,8 @@ import oracles
 import pytest
 import transformers
 from golden_cases import GOLDEN, load_tensors
+from real_configs import CONFIGS
 from safetensors.torch import save_file
-from test_logits import CONFIGS
 
 import crosswalk
 from crosswalk.cli.commands import cli, run_command

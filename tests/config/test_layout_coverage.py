@@ -1,0 +1,361 @@
+"""Everything that the layout can say is in some format, or in a list of what no format has; and no format loses it.
+
+The law: change one field of a config. Then a format either holds the change (exporting and importing gives it back), or
+refuses to export it. Nothing else is silence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparing import differences
+from family_cases import CONFIGS as FAMILIES
+from family_cases import format_of
+from golden_cases import CASES
+
+import crosswalk
+from crosswalk.compiler.layout.model import Field
+from crosswalk.compiler.layout.scope import Scope
+from crosswalk.compiler.relations.tree import (
+    CompiledMapping,
+    Entries,
+    FieldRule,
+    Layers,
+    OursFact,
+    PartNode,
+    Struct,
+    nodes_of,
+    rules_of,
+)
+from crosswalk.jobs.formats import catalog
+from crosswalk.runtime.errors import CrosswalkError
+
+Config = dict[str, Any]
+LAYOUT = catalog().layout("fast_llm")
+FORMATS = [name for name in catalog().formats() if catalog().mapping(name).layout == "fast_llm"]
+DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
+
+_BIAS = {"bias": {"enabled": True}}
+#: What no format has: a field of a type -> a value that says it is used. docs/formats.md says the same.
+NOWHERE: dict[str, Any] = {
+    "base_model.peft": {"type": "lora"},
+    "multimodal_model.peft": {"type": "lora"},
+    "embeddings.position_embeddings": {"enabled": True},
+    "embeddings.num_position_embeddings": 77,
+    "head.logits_scale_factor": 0.5,
+    "block.pre_mixer_normalization": {"type": "none"},
+    "rms_norm.zero_centered": True,
+    "layer_norm.zero_centered": True,
+    "gated_rms_norm.zero_centered": True,
+    "gated_rms_norm.activation": "sigmoid",
+    "convolution.activation": "relu",
+    "moe.shared_experts": 1,
+    "moe.routing": "sinkhorn",
+    "moe.layer_1": _BIAS,
+    "moe.layer_2": _BIAS,
+    "hybrid_moe.pre_norm": {"type": "rms_norm"},
+    "hybrid_moe.post_norm": {"type": "rms_norm"},
+    **{f"mamba.{name}_layer": _BIAS for name in ("z", "x", "b", "c", "dt_input", "output")},
+    **{f"gdn.{name}": _BIAS for name in ("qkv_projection_layer", "ba_projection_layer", "output_layer")},
+    **{f"kda.{name}_projection_layer": _BIAS for name in ("q", "k", "v", "f_a", "f_b", "g_a", "g_b", "beta", "output")},
+    "stochastic.sampling_weights": {"a": 1.0},
+    "stochastic.predefined_layouts": [["a"]],
+    "stochastic.predefined_layout_probabilities": [1.0],
+    "patch_embeddings.patch_embeddings": _BIAS,
+}
+#: Types that no format has, with all their fields.
+NO_TYPES = {"lora"}
+#: Types without any field or parameter of the stored model.
+TRAINING_TYPES = {"bare_linear", "image_normalization", "parameter"}
+#: Parameters that no format has a tensor for.
+NO_PARAMETERS = {
+    "embeddings.position_embeddings_weight",
+    "patch_embeddings.patch_embeddings.bias",
+    "gdn.convolution.bias",
+    "kda.q_conv.bias",
+    "kda.k_conv.bias",
+    "kda.v_conv.bias",
+}
+
+
+def _hybrid(*codes: str) -> Config:
+    """A native Apriel hybrid with these mixers, in odd sizes."""
+    native = CASES["apriel_from_fastllm_t_m2"].native_config()
+    mixers: dict[str, Config] = {
+        "gdn": {"type": "gdn", "value_heads": 6, "key_heads": 3, "key_head_dim": 7, "value_head_dim": 5},
+        "kda": {"type": "kda", "heads": 5, "head_dim": 6, "convolution_layer": {"kernel_size": 3}},
+    }
+    blocks = native["decoder"]["blocks"]
+    any_block = next(iter(blocks.values()))
+    for code in mixers:
+        blocks[code] = {**copy.deepcopy(any_block), "mixer": mixers[code]}
+    native["decoder"] |= {"num_blocks": len(codes), "pattern": list(codes)}
+    native["decoder"]["blocks"] = {code: blocks[code] for code in codes}
+    return native
+
+
+def _llava_hybrid() -> Config:
+    llava = CASES["llava_pixtral"].native_config()
+    vision = {key: llava[key] for key in ("vision_encoder", "image_token_index")}
+    text = _hybrid("t", "m2", "kda")
+    vision["vision_encoder"]["adapter"]["intermediate_size"] = text["hidden_size"]
+    return {**text, **vision}
+
+
+def _biased_mamba() -> Config:
+    native = CASES["apriel2_mamba"].native_config()
+    native["decoder"]["block"]["mixer"]["add_linear_biases"] = True
+    return native
+
+
+_QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 89,
+    "hidden_size": 36,
+    "intermediate_size": 55,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "rms_norm_eps": 3e-6,
+    "hidden_act": "silu",
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 23456.0},
+}
+
+#: Native configs that reach what a format can hold, by a name that starts with the format.
+BASES: dict[str, tuple[str, Config]] = {
+    **{
+        name: (CASES[name].format, CASES[name].native_config())
+        for name in (
+            "llama_all_bias_tied", "mistral_sliding", "mixtral_base", "qwen2_base", "mtp_llama_3heads", "dream_base",
+            "diffusion_llama_base", "gemma4_dense", "gemma4_moe_k_eq_v", "apriel2_stochastic", "apriel2_pattern_short",
+            "apriel2_attention_layer_bias", "apriel2_mm_fixed", "llava_pixtral",
+        )
+    },
+    "qwen3": ("qwen3", crosswalk.import_config(_QWEN3)),
+    "apriel2_biased_mamba": ("apriel2_text", _biased_mamba()),
+    "apriel_hybrid_ssm": ("apriel_hybrid_ssm", _hybrid("t", "m2", "gdn", "kda")),
+    "llava_hybrid_ssm": ("llava_hybrid_ssm", _llava_hybrid()),
+    **{name: (format_of(name), crosswalk.import_config(config)) for name, config in FAMILIES.items()},
+}  # fmt: skip
+
+
+def _root(format: str) -> str:
+    return catalog().compiled(format).root.type.name
+
+
+def _scope(format: str, native: Mapping[str, Any]) -> Scope:
+    kind = LAYOUT.types[_root(format)]
+    return Scope(LAYOUT, kind, crosswalk.normalize_native(native, root=kind.name))
+
+
+def _meaning(value: Any) -> Any:
+    """What a native config says of the stored model: effective values by layer, without what only training uses."""
+    if not isinstance(value, Scope):
+        return value
+    if value.kind.stands_for:
+        return value.field(value.kind.stands_for)
+    result: Config = {"type": value.kind.name}
+    for name, declared in value.kind.fields.items():
+        if declared.group == "training":
+            continue
+        if declared.of in LAYOUT.families and LAYOUT.families[declared.of].sequence:
+            result[name] = [_meaning(block) for _, block in value.blocks(name)]
+        elif declared.kind == "dict" and value.raw(name) is not None:
+            result[name] = {key: _meaning(value.entry(name, key)) for key in value.raw(name)}
+        else:
+            result[name] = _meaning(value.field(name))
+    return result
+
+
+def _trees(mapping: CompiledMapping) -> Iterator[CompiledMapping]:
+    yield mapping
+    for node in nodes_of(mapping.root):
+        if isinstance(node, PartNode):
+            for part in node.mappings:
+                yield from _trees(part)
+
+
+def _reached() -> tuple[set[str], set[str]]:
+    """The types that some format reaches, and the fields (``type.field``) of which one says more than the default."""
+    types: set[str] = set()
+    fields: set[str] = set()
+    for mapping in (tree for name in FORMATS for tree in _trees(catalog().compiled(name))):
+        for node in nodes_of(mapping.root):
+            if isinstance(node, Struct):
+                types.add(node.type.name)
+                for rule in node.rules:
+                    says = isinstance(rule, FieldRule) or (isinstance(rule, OursFact) and not _default(rule))
+                    if says and len(rule.ours) > len(node.ours):
+                        fields.add(f"{node.type.name}.{rule.ours[len(node.ours)]}")
+                for child in node.children:
+                    if len(child.ours) > len(node.ours) and not _silent(child):
+                        fields.add(f"{node.type.name}.{child.ours[len(node.ours)]}")
+            if isinstance(node, (Layers, Entries)):
+                fields.add(".".join(("*", node.ours[-1])))
+    return types, fields
+
+
+def _default(rule: OursFact) -> bool:
+    return bool(rule.value == rule.field.default)
+
+
+def _silent(node: Any) -> bool:
+    """A sub-config of which every rule says that it is not used."""
+    rules = [rule for rule in rules_of(node) if isinstance(rule, (FieldRule, OursFact))]
+    return (
+        isinstance(node, Struct)
+        and not node.typed
+        and bool(list(rules_of(node)))
+        and all(isinstance(rule, OursFact) and _default(rule) for rule in rules)
+        and not any(isinstance(rule, FieldRule) for rule in rules)
+    )
+
+
+def _all_fields() -> dict[str, Field]:
+    """Every field of every type that is part of the stored model, by ``type.field``; sequences apart."""
+    sequences = {kind.name for f in LAYOUT.families.values() if f.sequence for kind in f.types.values()}
+    return {
+        f"{kind.name}.{name}": declared
+        for kind in LAYOUT.all_types()
+        for name, declared in kind.fields.items()
+        if declared.group != "training" and kind.name not in sequences
+    }
+
+
+def _changes(declared: Field, value: Any) -> list[Any]:
+    """Other values of a field: every other type of a family, null, the other truth value, another number."""
+    family = LAYOUT.families.get(declared.of)
+    null = [None] if declared.nullable and value is not None else []
+    if family is not None:
+        given = value.get("type") if isinstance(value, Mapping) else None
+        return [] if family.sequence else [*({"type": name} for name in family.types if name != given), *null]
+    if declared.kind == "enum":
+        return [*(choice for choice in LAYOUT.enums[declared.of] if choice != value), *null]
+    if declared.of == "bool":
+        return [choice for choice in (True, False) if choice is not value] + null
+    if declared.of == "int":
+        return [value * 2 if value else 3, *null]
+    if declared.of == "float":
+        return [value * 0.5 if value else 0.25, *null]
+    return null
+
+
+def _put(config: Config, path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        config = config[key]
+    config[path[-1]] = value
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_changed_field_is_held_or_refused(base: str) -> None:
+    format, native = BASES[base]
+    complete = dict(_scope(format, native).config)
+    held = refused = 0
+    for path, scope in list(_scope(format, native).walk()):
+        for name, declared in scope.kind.fields.items():
+            if declared.group == "training":
+                continue
+            for value in _changes(declared, scope.raw(name)):
+                changed = copy.deepcopy(complete)
+                _put(changed, (*path, name), value)
+                try:
+                    expected = _meaning(_scope(format, changed))
+                except CrosswalkError:
+                    continue  # no such config
+                where = f"{'.'.join((*path, name))} = {value!r}"
+                try:
+                    exported = crosswalk.export_config(changed, format)
+                except CrosswalkError:
+                    refused += 1
+                    continue
+                again = _scope(format, crosswalk.import_config(exported, format))
+                assert differences(_meaning(again), expected) == [], where
+                held += 1
+    assert held > 10
+    assert refused > 10
+
+
+def test_the_bases_are_of_every_format() -> None:
+    assert {format for format, _ in BASES.values()} == set(FORMATS)
+    for format, native in BASES.values():
+        again = crosswalk.import_config(crosswalk.export_config(native, format), format)
+        assert differences(_meaning(_scope(format, again)), _meaning(_scope(format, native))) == []
+
+
+def test_every_field_and_type_is_in_some_format_or_listed() -> None:
+    types, fields = _reached()
+    assert {kind.name for kind in LAYOUT.all_types()} - types == NO_TYPES | TRAINING_TYPES
+    listed = set(NOWHERE) | {field for field in _all_fields() if field.split(".")[0] in NO_TYPES}
+    assert sorted(_all_fields().keys() - fields) == sorted(listed)
+
+
+def _objects(type: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Where the bases have an object of a type: name of the base, format, path."""
+    for base, (format, native) in BASES.items():
+        for path, scope in _scope(format, native).walk():
+            if scope.kind.name == type:
+                yield base, format, path
+
+
+@pytest.mark.parametrize("field", NOWHERE)
+def test_what_no_format_has_is_refused_by_name(field: str) -> None:
+    type, name = field.split(".")
+    found = False
+    for base, format, path in _objects(type):
+        changed = dict(copy.deepcopy(_scope(*BASES[base]).config))
+        _put(changed, (*path, name), NOWHERE[field])
+        try:
+            meaning = _meaning(_scope(format, changed))
+        except CrosswalkError:
+            continue  # the layout itself excludes it there
+        if meaning == _meaning(_scope(*BASES[base])):
+            continue  # what it says is so already
+        with pytest.raises(CrosswalkError, match=name):
+            crosswalk.export_config(changed, format)
+        found = True
+    assert found, f"no base has an object of type {type}"
+
+
+@pytest.mark.parametrize("base", sorted(BASES.keys() - FAMILIES.keys()))
+def test_layer_norms_are_refused_by_name(base: str) -> None:
+    format, native = BASES[base]
+    for path, scope in _scope(format, native).walk():
+        for name, declared in scope.kind.fields.items():
+            if declared.of == "Norm":
+                changed = dict(copy.deepcopy(_scope(format, native).config))
+                _put(changed, (*path, name), {"type": "layer_norm"})
+                with pytest.raises(CrosswalkError, match=name):
+                    crosswalk.export_config(changed, format)
+
+
+def _parameters(format: str, native: Mapping[str, Any]) -> set[str]:
+    """The parameters that a config has, as ``type.parameter``."""
+    return {
+        f"{scope.kind.name}.{parameter.name}"
+        for _, scope in _scope(format, native).walk()
+        for parameter in scope.kind.parameters
+        if parameter.condition is None or scope.holds(parameter.condition)
+    }
+
+
+def test_every_parameter_is_in_some_format_or_listed() -> None:
+    every = {f"{kind.name}.{parameter.name}" for kind in LAYOUT.all_types() for parameter in kind.parameters}
+    seen = set().union(*(_parameters(format, native) for format, native in BASES.values()))
+    for format, native in BASES.values():
+        crosswalk.compile_plan(native, format=format, to="hf")  # every parameter has a tensor
+    assert sorted(every - seen) == sorted(NO_PARAMETERS)
+
+
+def test_the_document_lists_what_no_format_has() -> None:
+    text = DOCUMENT.read_text()
+    for name in (*NOWHERE, *NO_TYPES, *NO_PARAMETERS):
+        assert f"`{name}`" in text, name

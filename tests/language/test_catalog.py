@@ -1,0 +1,264 @@
+"""The catalog: what is compiled once is what runs, holds to its sources, and is believed only if it can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_checkpoints import make
+
+from crosswalk.cli.build import command
+from crosswalk.cli.commands import run_command
+from crosswalk.compiler.catalog import Catalog, schema
+from crosswalk.compiler.catalog_build import build, stored
+from crosswalk.compiler.catalog_folders import digest, shipped
+from crosswalk.compiler.catalog_text import FILE, LANGUAGE, Catalogued, from_text, to_text
+from crosswalk.compiler.text.positioned import Map, Seq
+from crosswalk.jobs.formats import catalog
+from crosswalk.runtime.errors import CrosswalkError
+
+ROOT = Path(__file__).parents[2]
+MINE = "crosswalk: 1\nextends: llama\narchitecture: MineForCausalLM\nmodel_type: mine\n"
+
+
+@pytest.fixture(scope="module")
+def made() -> Catalogued:
+    return build(())
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "crosswalk"
+
+
+def _plain(value: Any) -> Any:
+    """A document with all of its positions, to compare."""
+    if isinstance(value, Map):
+        entries = [(k, str(value.key_position(k)), str(value.value_position(k)), _plain(v)) for k, v in value.items()]
+        return [str(value.position), *entries]
+    if isinstance(value, Seq):
+        return [str(value.position), *((str(value.item_position(i)), _plain(v)) for i, v in enumerate(value))]
+    return type(value), value
+
+
+# ---- it holds to its sources -----------------------------------------------------------------------------------------
+
+
+def test_every_document_comes_back_with_every_position(made: Catalogued) -> None:
+    again = from_text(to_text(made).encode(), FILE)
+    read, kept = Catalog(), Catalog(stored=again)
+    assert kept.names() == read.names()
+    assert kept.layout_names() == read.layout_names()
+    assert kept.formats() == read.formats()
+    for name in read.names():
+        assert kept.listed(name) == read.listed(name)
+        if not read.mapping(name).abstract:
+            assert kept.compiled(name).claims == read.compiled(name).claims
+            assert kept.compiled(name).root == read.compiled(name).root
+    for name, document in read.documents().items():
+        assert _plain(kept.documents()[name]) == _plain(document)
+
+
+def test_the_same_sources_give_the_same_bytes_in_any_process(made: Catalogued) -> None:
+    code = (
+        "import sys; from crosswalk.compiler.catalog_build import build;"
+        "from crosswalk.compiler.catalog_text import to_text; sys.stdout.write(to_text(build(())))"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert done.stdout == to_text(made)
+
+
+def test_the_language_is_the_one_of_the_schema() -> None:
+    assert schema("mapping")["properties"]["crosswalk"]["const"] == LANGUAGE
+    assert schema("layout")["properties"]["crosswalk"]["const"] == LANGUAGE
+
+
+def test_what_is_shipped_compiled_is_what_is_shipped(made: Catalogued) -> None:
+    """In an installed package; a checkout has none, and keeps one in the cache."""
+    file = shipped().joinpath(FILE)
+    if file.is_file():
+        assert file.read_text(encoding="utf-8") == to_text(made)
+    assert stored(()) == made
+
+
+# ---- it is what runs -------------------------------------------------------------------------------------------------
+
+PARSERS = ("ruamel", "yaml", "jsonschema", "jinja2", "rich", "torch", "numpy")
+
+
+def test_check_needs_neither_a_parser_nor_torch(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    script = f"""
+import io, sys
+from contextlib import redirect_stdout
+from crosswalk.cli.commands import cli, run_command
+with redirect_stdout(io.StringIO()) as out:
+    assert run_command(cli, ["check", {str(source)!r}]) == 0
+assert "bijective" in out.getvalue()
+print([name for name in {PARSERS!r} if name in sys.modules])
+"""
+    stored(())
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_every_format_is_compiled_without_a_parser() -> None:
+    stored(())
+    script = f"""
+import sys
+from crosswalk.jobs.formats import catalog
+found = catalog()
+print(len([found.compiled(name) for name in found.formats()]))
+print([name for name in {PARSERS!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(len(catalog().formats())), "[]"]
+
+
+# ---- folders of one's own --------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_ones_own_is_compiled_again_when_a_byte_of_it_changes(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(MINE)
+    first = stored((folder,))
+    assert first is not None
+    assert first.index["mine"].model_types == ("mine",)
+    assert first.index["llama"].model_types == ("llama",)
+    assert [from_text(file.read_bytes(), "x") for file in cache.iterdir()] == [first]
+    times = (folder / "mine.yaml").stat()
+    (folder / "mine.yaml").write_text(MINE.replace("type: mine", "type: mind"))
+    os.utime(folder / "mine.yaml", ns=(times.st_atime_ns, times.st_mtime_ns))
+    second = stored((folder,))
+    assert second is not None
+    assert second.index["mine"].model_types == ("mind",)
+    assert len(list(cache.iterdir())) == 1
+    position = Catalog((folder,), stored=second).mapping("mine").place("model_type")
+    assert str(position) == f"{folder}/mine.yaml:4:13"
+
+
+def test_a_mistake_in_a_folder_of_ones_own_is_shown_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(MINE + "attention:\n  config:\n    a: headz\n")
+    assert stored((tmp_path,)) is None
+    with pytest.raises(CrosswalkError, match=r"mine.yaml:7:8: error: .*headz"):
+        Catalog((tmp_path,)).compiled("mine")
+
+
+@pytest.mark.parametrize("home", ["", "relative", "/dev/null", "/proc/nowhere"])
+def test_a_cache_that_cannot_be_written_is_done_without(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert stored(()) is None
+
+
+def test_a_cache_that_others_can_write_is_not_read(cache: Path) -> None:
+    stored(())
+    (file,) = cache.iterdir()
+    text = file.read_text()
+    assert stored(()) is not None
+    file.write_text(text.replace("LlamaForCausalLM", "OtherForCausalLM"))
+    read = stored(())
+    assert read is not None
+    assert read.index["llama"].architecture == "OtherForCausalLM"
+    file.chmod(0o666)
+    read = stored(())
+    assert read is not None
+    assert read.index["llama"].architecture == "LlamaForCausalLM"
+
+
+# ---- the build step and what comes of it -----------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_catalog_alone_has_its_mappings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.yaml").write_text(MINE)
+    out = tmp_path / "out"
+    assert run_command(command, [str(tmp_path / "own" / "mine.yaml"), "-o", str(out)]) == 0
+    assert "catalog.json: 4 mappings and layouts" in capsys.readouterr().out
+    documents = json.loads((out / FILE).read_text())["documents"]
+    assert sorted(documents) == ["huggingface", "layouts/fast_llm", "llama", "mine"]
+    found = Catalog((out,))
+    assert found.compiled("mine").source.architecture == "MineForCausalLM"
+    assert str(found.mapping("mine").place("architecture")) == f"{out}/mine.yaml:3:15"
+    kept = stored((out,))
+    assert kept is not None
+    assert Catalog((out,), stored=kept).compiled("mine").root == found.compiled("mine").root
+
+
+def test_a_strangers_catalog_is_checked_as_its_sources_would_be(tmp_path: Path) -> None:
+    content = json.loads(to_text(build((), ["llama"])))
+    tree = content["documents"]["llama"][2]
+    content["documents"]["llama"][2] = [*tree[:3], ["lyout", 7, 1, 7, 8, "fast_llm"], *tree[3:]]
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(CrosswalkError, match=r"llama.yaml:7:1: error: unknown key `lyout`"):
+        Catalog((tmp_path,)).compiled("llama")
+
+
+def test_a_strangers_expressions_are_not_believed(tmp_path: Path) -> None:
+    content = json.loads(to_text(build((), ["llama"])))
+    content["expressions"] = {text: ["const", 7] for text in content["expressions"]}
+    (tmp_path / FILE).write_text(json.dumps(content))
+    found = Catalog((tmp_path,)).compiled("llama")
+    (head_dim,) = [value for path, value in found.defaults.items() if path == ("head_dim",)]
+    assert head_dim.evaluate(lambda path: {"hidden_size": 15, "num_attention_heads": 3}[path[0]]) == 5
+
+
+@pytest.mark.parametrize("text", [
+    "", "[]", "nonsense", "[" * 100_000, '{"crosswalk_catalog": 2}', '{"crosswalk_catalog": 1, "language": 9}',
+    '{"crosswalk_catalog": 1, "language": 1}',
+    '{"crosswalk_catalog":1,"language":1,"sources":"","index":{},"expressions":{"a":1},"documents":{}}',
+    '{"crosswalk_catalog":1,"language":1,"sources":"","index":{"a":{}},"expressions":{},"documents":{}}',
+    '{"crosswalk_catalog":1,"language":1,"sources":"","index":{},"expressions":{},"documents":{"a":[0,"../a.yaml",[]]}}',
+    '{"crosswalk_catalog":1,"language":1,"sources":"","index":{},"expressions":{},"documents":{"a":[NaN,"a.yaml",[]]}}',
+])  # fmt: skip
+def test_what_is_no_catalog_is_one_message(text: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(CrosswalkError, match=r"catalog.json: error: .*\[catalog/content\]"):
+        Catalog((tmp_path,)).names()
+
+
+def test_no_damage_to_a_catalog_gives_a_traceback(tmp_path: Path) -> None:
+    content = json.loads(to_text(build((), ["llama"])))
+    source = random.Random(7)
+    outcomes = set()
+    for _ in range(60):
+        damaged = json.loads(json.dumps(content))
+        place = damaged["documents"][source.choice(sorted(damaged["documents"]))]
+        while isinstance(place, list) and source.random() < 0.9 and any(isinstance(item, list) for item in place):
+            place = source.choice([item for item in place if isinstance(item, list)])
+        place[source.randrange(len(place))] = source.choice([None, -1, "m", [], ["m"], ["s", 1, 1], {}, 1e300, True])
+        (tmp_path / FILE).write_text(json.dumps(damaged))
+        try:
+            Catalog((tmp_path,)).compiled("llama")
+            outcomes.add("compiled")
+        except CrosswalkError as error:
+            outcomes |= {found.code for found in error.diagnostics}
+    assert {"catalog/content", "schema/type"} <= outcomes
+
+
+def test_a_damaged_document_of_a_kept_catalog_is_read_from_its_source(made: Catalogued) -> None:
+    documents = {name: (number, file, ["m", 1]) for name, (number, file, _) in made.documents.items()}
+    trees = {text: ["call", "open", ["const", "/etc/passwd"]] for text in made.expressions}
+    damaged = Catalogued(made.sources, made.index, trees, documents)
+    assert Catalog(stored=damaged).compiled("llama").root == Catalog().compiled("llama").root
+
+
+def test_the_digest_follows_order_names_and_content(tmp_path: Path) -> None:
+    for folder, text in (("a", "x: 1"), ("b", "x: 2"), ("c", "x: 1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.yaml").write_text(text)
+    a, b, c = (tmp_path / folder for folder in "abc")
+    assert len({digest(folders) for folders in ((a,), (b,), (a, b), (b, a), (a, a), ())}) == 6
+    assert digest((a,)) == digest((c,))
+    (c / "one.yaml").rename(c / "two.yaml")
+    assert digest((a,)) != digest((c,))

@@ -1,0 +1,120 @@
+"""Reading order is folder order: a module imports only what stands before it, and every folder is small."""
+
+import ast
+import builtins
+import graphlib
+import typing
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ORDER = (
+    "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
+    "crosswalk.runtime.background",
+    "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint",
+    "crosswalk.runtime.staging", "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
+    "crosswalk.reference.parts", "crosswalk.reference.mixers", "crosswalk.reference.mlps", "crosswalk.reference",
+    "crosswalk.compiler.text", "crosswalk.compiler.notation", "crosswalk.compiler.layout", "crosswalk.compiler.mapping",
+    "crosswalk.compiler.relations", "crosswalk.compiler.config", "crosswalk.compiler.tensors",
+    "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog_text",
+    "crosswalk.compiler.catalog_folders", "crosswalk.compiler.catalog_packages", "crosswalk.compiler.catalog",
+    "crosswalk.compiler.catalog_build",
+    "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.models", "crosswalk.cli",
+)  # fmt: skip
+FOLDERS = {
+    "crosswalk.runtime": "runtime",
+    "crosswalk.reference": "reference",
+    "crosswalk.compiler": "compiler",
+    "crosswalk": "crosswalk",
+}
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in FOLDERS.items():
+        for file in (ROOT / folder).rglob("*.py"):
+            if file.name != "__init__.py":
+                found[".".join((package, *file.relative_to(ROOT / folder).with_suffix("").parts))] = file
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(name: str) -> set[str]:
+    result = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            result |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: -node.level] if node.level else []
+            module = ".".join((*base, *filter(None, [node.module])))
+            result |= {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return {found for found in result if found in MODULES}
+
+
+def _place(name: str) -> int:
+    return next(index for index, folder in enumerate(ORDER) if f"{name}.".startswith(f"{folder}."))
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_imports_only_what_stands_before_it(name: str) -> None:
+    late = [found for found in _imports(name) if _place(found) > _place(name)]
+    assert not late, f"{name} imports {', '.join(late)}, which stands after it"
+
+
+def test_folders_say_what_lives_there_and_are_small() -> None:
+    for folder in {file.parent for file in MODULES.values()}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "", folder
+        assert len(list(folder.glob("*.py"))) <= 13, folder
+
+
+COMPILER = [name for name in sorted(MODULES) if name.startswith("crosswalk.compiler.")]
+
+
+def _compiler_nodes(*kinds: type[ast.AST]) -> list[tuple[str, ast.AST]]:
+    return [
+        (name, node)
+        for name in COMPILER
+        for node in ast.walk(ast.parse(MODULES[name].read_text()))
+        if isinstance(node, kinds)
+    ]
+
+
+def test_modules_of_the_compiler_import_each_other_in_no_circle() -> None:
+    """Imports inside of functions and those for types alone count."""
+    graph = {name: _imports(name) & set(COMPILER) for name in COMPILER}
+    assert any(graph.values())
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_functions_and_files_of_the_compiler_are_short() -> None:
+    """How branched functions may be is left to ruff (C901)."""
+    functions = _compiler_nodes(ast.FunctionDef)
+    assert functions
+    long = [f"{name}.{f.name}" for name, f in functions if isinstance(f, ast.FunctionDef) and _lines(f) > 60]
+    assert not long
+    assert not [name for name in COMPILER if len(MODULES[name].read_text().splitlines()) > 400]
+
+
+def _lines(function: ast.FunctionDef) -> int:
+    return (function.end_lineno or 0) - function.lineno + 1
+
+
+def test_a_class_of_the_compiler_has_its_name_alone() -> None:
+    """Among themselves, and against what a reader knows from Python; ``Type`` is what the language calls it."""
+    names = Counter(node.name for _, node in _compiler_nodes(ast.ClassDef) if isinstance(node, ast.ClassDef))
+    assert not [name for name, count in names.items() if count > 1]
+    assert not (names.keys() & {*dir(builtins), *typing.__all__}) - {"Type"}
+
+
+def test_a_path_is_a_path_of_files() -> None:
+    aliases = [name for name, node in _compiler_nodes(ast.Assign, ast.AnnAssign) if "Path" in _assigned(node)]
+    assert not aliases
+
+
+def _assigned(node: ast.AST) -> set[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}

@@ -1,0 +1,434 @@
+"""Live models in one process: real transformers checkpoints in, out, and through torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from native_llama import LLAMA, Tree, assert_equal, blank, native_state
+from oracles import logits, make_checkpoint
+from safetensors.torch import load_file, save_file
+
+import crosswalk
+from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan.affine import Piece
+from crosswalk.runtime.training.placement import Shards, place, subtract
+from crosswalk.runtime.training.stretches import WASTE, Placement, blocks
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("live") / "hf"
+    make_checkpoint(path, LLAMA)
+    return path
+
+
+def codes(error: pytest.ExceptionInfo[CrosswalkError]) -> list[str]:
+    return sorted(diagnostic.code for diagnostic in error.value.diagnostics)
+
+
+def test_load_into_a_state_dict(checkpoint: Path) -> None:
+    expected = native_state(checkpoint)
+    state = blank(expected)
+    loaded = crosswalk.load(checkpoint, state)
+    assert_equal(state, expected)
+    assert loaded.format == "llama"
+    assert loaded.config["hidden_size"] == 48
+    size = sum(tensor.nbytes for tensor in load_file(checkpoint / "model.safetensors").values())
+    assert loaded.report.bytes_read == loaded.report.bytes_held == size
+
+
+def test_load_fills_the_parameters_behind_what_a_state_dict_makes_up(checkpoint: Path) -> None:
+    """A hook that shows a copy in the place of a parameter, as fused layers have: what is filled is the parameter."""
+
+    def copied(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        state["head.output_weights"] = state["head.output_weights"] * 1
+
+    expected = native_state(checkpoint)
+    model = Tree(blank(expected))
+    model.register_state_dict_post_hook(copied)
+    crosswalk.load(checkpoint, model)
+    assert_equal(dict(model.named_parameters()), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_load_casts_floats(checkpoint: Path, dtype: torch.dtype) -> None:
+    expected = native_state(checkpoint)
+    state = blank(expected, dtype=dtype)
+    crosswalk.load(checkpoint, state)
+    assert_equal(state, expected)
+
+
+def test_load_into_memory_that_is_not_contiguous(checkpoint: Path) -> None:
+    expected = native_state(checkpoint)
+    state = {}
+    for name, tensor in expected.items():
+        wide = torch.full([2 * size + 1 for size in reversed(tensor.shape)], math.nan)
+        state[name] = wide[tuple(slice(1, None, 2) for _ in tensor.shape)].permute(*reversed(range(tensor.dim())))
+    crosswalk.load(checkpoint, state)
+    assert_equal(state, expected)
+
+
+def test_load_into_a_module_in_its_wrappers(checkpoint: Path) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    expected = native_state(checkpoint)
+    model = Tree(blank(expected))
+    model.decoder = checkpoint_wrapper(model.decoder)
+    compiled = torch.compile(model)
+    assert all("_orig_mod" in name for name in compiled.state_dict())
+    assert any("_checkpoint_wrapped_module" in name for name, _ in compiled.named_modules())
+    crosswalk.load(checkpoint, compiled)
+    model.decoder = model.decoder._checkpoint_wrapped_module
+    assert_equal(model.state_dict(), expected)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tied") / "hf"
+    make_checkpoint(path, {**LLAMA, "tie_word_embeddings": True})
+    return path
+
+
+def test_meta_modules_get_memory_and_keep_their_ties(tied: Path) -> None:
+    expected = native_state(tied)
+    assert "head.output_weights" not in expected
+    model = Tree(blank(expected, device="meta"), {"head.output_weights": "embeddings.word_embeddings_weight"})
+    model.register_buffer("inverse_frequencies", torch.empty(4, device="meta"), persistent=False)
+    loaded = crosswalk.load(tied, model)
+    assert model.head.output_weights is model.embeddings.word_embeddings_weight
+    assert model.head.output_weights.requires_grad
+    state = model.state_dict()
+    assert torch.equal(state.pop("head.output_weights"), expected["embeddings.word_embeddings_weight"])
+    assert_equal(state, expected)
+    # What no file holds is never made up: using it fails.
+    assert loaded.report.on_meta == ("inverse_frequencies",)
+    assert model.inverse_frequencies.is_meta
+
+
+def test_a_tied_parameter_shares_the_memory_of_the_other(tied: Path, tmp_path: Path) -> None:
+    state = blank(native_state(tied))
+    state["head.output_weights"] = torch.zeros_like(state["embeddings.word_embeddings_weight"])
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.load(tied, state)
+    assert codes(error) == ["live/unexpected"]
+    state["head.output_weights"] = state["embeddings.word_embeddings_weight"]
+    config = crosswalk.load(tied, state).config
+    assert torch.equal(state["head.output_weights"], native_state(tied)["embeddings.word_embeddings_weight"])
+    crosswalk.save(state, config, tmp_path / "out", "llama")
+    assert_equal(load_file(tmp_path / "out" / "model.safetensors"), load_file(tied / "model.safetensors"))
+
+
+def test_a_tied_duplicate_in_the_file_must_be_equal(tied: Path, tmp_path: Path) -> None:
+    state = blank(native_state(tied))
+    file = load_file(tied / "model.safetensors")
+    (tmp_path / "config.json").write_text((tied / "config.json").read_text())
+    twice = {**file, "lm_head.weight": file["model.embed_tokens.weight"].clone()}
+    save_file(twice, tmp_path / "model.safetensors")
+    loaded = crosswalk.load(tmp_path, state)
+    assert loaded.report.bytes_compared == 2 * twice["lm_head.weight"].nbytes
+    twice["lm_head.weight"][5, 7] += 1
+    save_file(twice, tmp_path / "model.safetensors")
+    differs = r"`lm_head.weight` is not equal to `model.embed_tokens.weight`"
+    with pytest.raises(CrosswalkError, match=differs):
+        crosswalk.load(tmp_path, state)
+    with pytest.raises(dcp.api.CheckpointException, match=differs):
+        dcp.load(state, storage_reader=crosswalk.reader(tmp_path), no_dist=True)
+
+
+def test_everything_wrong_is_said_at_once_and_nothing_is_changed(checkpoint: Path) -> None:
+    state = blank(native_state(checkpoint))
+    del state["decoder.1.norm_2.weight"]
+    state["decoder.0.mixer.query.weight"] = torch.zeros(48, 47)
+    state["head.final_norm.weight"] = torch.zeros(48, dtype=torch.int32)
+    state["extra"] = torch.zeros(3)
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.load(checkpoint, state)
+    assert codes(error) == ["live/dtype", "live/missing", "live/shape", "live/unexpected"]
+    assert "`decoder.1.norm_2.weight` [48]" in str(error.value)
+    assert "share the memory" not in str(error.value)
+    assert torch.isnan(state["embeddings.word_embeddings_weight"]).all()
+
+
+def test_errors_of_layers_are_one_line_a_pattern(checkpoint: Path) -> None:
+    state = blank(native_state(checkpoint))
+    for layer in range(3):
+        del state[f"decoder.{layer}.norm_2.weight"]
+        state[f"decoder.{layer}.mixer.query.weight"] = torch.zeros(48, 47)
+        state[f"decoder.{layer}.mixer.query.lora_A.default.weight"] = torch.zeros(5, 48)
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.load(checkpoint, state)
+    assert codes(error) == ["live/missing", "live/shape", "live/unexpected"]
+    missing, shape, unexpected = sorted(error.value.diagnostics, key=lambda problem: problem.code)
+    assert "`decoder.{0..2}.norm_2.weight` [48]" in missing.message
+    assert "`decoder.{0..2}.mixer.query.weight` has the shape [48, 47], the plan says [48, 48]" in shape.message
+    assert "`decoder.{0..2}.mixer.query.lora_A.default.weight` [5, 48]" in unexpected.message
+    merge = "it belongs to an adapter (LoRA): merge the adapters into the model first"
+    assert unexpected.hint == merge
+    config = crosswalk.load(checkpoint, native_state(checkpoint)).config
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.save(state, config, checkpoint / "never", "llama")
+    assert codes(error) == ["tensors/missing", "tensors/shape", "tensors/unexpected"]
+    assert [problem.hint for problem in error.value.diagnostics if problem.code == "tensors/unexpected"] == [merge]
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_config_of_hugging_face_in_the_place_of_the_native_one(checkpoint: Path, as_object: bool) -> None:
+    theirs = transformers.AutoConfig.from_pretrained(checkpoint)
+    state = native_state(checkpoint)
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.save(state, theirs if as_object else theirs.to_dict(), checkpoint / "never", "llama")
+    (problem,) = error.value.diagnostics
+    assert problem.code == "native/hugging-face"
+    assert "is a config of Hugging Face (model_type `llama`), not one of layout `fast_llm`" in problem.message
+    assert "import_config" in (problem.hint or "")
+
+
+def test_a_truncated_file_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:-5])
+    with pytest.raises(CrosswalkError, match=r"model\.safetensors"):
+        crosswalk.load(tmp_path, blank(native_state(checkpoint)))
+
+
+def test_shards_read_their_own_bytes(checkpoint: Path) -> None:
+    expected = native_state(checkpoint)
+    config = crosswalk.load(checkpoint, blank(expected)).config
+    size, hidden = LLAMA["intermediate_size"], LLAMA["hidden_size"]
+    for rank in range(2):
+        state: dict[str, Any] = blank(expected)
+        for i in range(3):
+            state[f"decoder.{i}.mlp.layer_1.weight"] = torch.full((size, hidden), math.nan)
+        gated = {name: tensor for name, tensor in state.items() if "layer_1" in name}
+        state |= crosswalk.shards(gated, config, {"intermediate": (rank, 2)})
+        report = crosswalk.load(checkpoint, state).report
+        assert report.bytes_read == report.bytes_held < sum(tensor.nbytes for tensor in expected.values())
+
+
+def test_save_is_what_transformers_wrote(checkpoint: Path, tmp_path: Path) -> None:
+    state = native_state(checkpoint)
+    config = crosswalk.load(checkpoint, blank(state)).config
+    report = crosswalk.save(state, config, tmp_path / "out", "llama", carry_from=checkpoint)
+    written, original = (load_file(path / "model.safetensors") for path in (tmp_path / "out", checkpoint))
+    assert_equal(written, original)
+    assert report.bytes_written == sum(tensor.nbytes for tensor in original.values())
+    assert report.files == {"model.safetensors": (tmp_path / "out" / "model.safetensors").stat().st_size}
+    assert torch.equal(logits(tmp_path / "out"), logits(checkpoint))
+    assert (tmp_path / "out" / "generation_config.json").read_text() == (
+        checkpoint / "generation_config.json"
+    ).read_text()
+    assert not [entry for entry in tmp_path.iterdir() if entry.name != "out"]
+
+
+def test_save_in_the_background_keeps_the_values_of_its_moment(checkpoint: Path, tmp_path: Path) -> None:
+    state = native_state(checkpoint)
+    config = crosswalk.load(checkpoint, blank(state)).config
+    saves = []
+    for step in range(3):
+        options = {"blocking": False, "dtype": "bfloat16", "max_shard_size": "50KB"}
+        saves.append(crosswalk.save(state, config, tmp_path / f"step-{step}", "llama", **options))
+        for tensor in state.values():
+            tensor.add_(1)
+    for step, future in enumerate(saves):
+        assert len(future.result().files) > 2
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"step-{step}", dtype="auto")
+        assert model.dtype == torch.bfloat16
+        expected = native_state(checkpoint)["decoder.1.norm_1.weight"]
+        for _ in range(step):
+            expected += 1
+        found = model.state_dict()["model.layers.1.input_layernorm.weight"]
+        assert torch.equal(found, expected.bfloat16())
+
+
+def test_saving_onto_something_leaves_it_alone(checkpoint: Path, tmp_path: Path) -> None:
+    state = native_state(checkpoint)
+    config = crosswalk.load(checkpoint, blank(state)).config
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").write_text("mine")
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.save(state, config, tmp_path / "out", "llama")
+    assert codes(error) == ["output/exists"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(CrosswalkError) as error:  # it is no checkpoint
+        crosswalk.save(state, config, tmp_path / "out", "llama", overwrite=True)
+    assert codes(error) == ["output/foreign"]
+    assert (tmp_path / "out" / "notes").read_text() == "mine"
+    (tmp_path / "out" / "config.json").write_text("{}")
+    crosswalk.save(state, config, tmp_path / "out", "llama", overwrite=True)
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_failed_write_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    state = native_state(checkpoint)
+    config = crosswalk.load(checkpoint, blank(state)).config
+    pwrite = os.pwrite
+    calls = itertools.count()
+
+    def failing(descriptor: int, data: Any, offset: int) -> int:
+        if next(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with pytest.raises(CrosswalkError, match="No space left on device"):
+        crosswalk.save(state, config, tmp_path / "out", "llama")
+    assert not list(tmp_path.iterdir())
+
+
+def test_stream_is_what_transformers_wrote(checkpoint: Path) -> None:
+    state = native_state(checkpoint)
+    config = crosswalk.load(checkpoint, blank(state)).config
+    buckets = list(crosswalk.stream(state, config, "llama", bucket_bytes=30_000))
+    assert len(buckets) > 5
+    assert all(sum(tensor.nbytes for _, tensor in bucket) <= 30_000 or len(bucket) == 1 for bucket in buckets)
+    found = dict(itertools.chain.from_iterable(buckets))
+    assert_equal(found, load_file(checkpoint / "model.safetensors"))
+    # What stands together in a parameter is not copied.
+    query = state["decoder.0.mixer.query.weight"]
+    assert found["model.layers.0.self_attn.q_proj.weight"].data_ptr() == query.data_ptr()
+
+
+def test_dcp_reads_and_writes_hugging_face_files(checkpoint: Path, tmp_path: Path) -> None:
+    expected = native_state(checkpoint)
+    state = blank(expected, dtype=torch.float64)
+    reader = crosswalk.reader(checkpoint)
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    assert_equal(state, expected)
+    assert reader.bytes_read == sum(tensor.nbytes for tensor in expected.values())
+    config = crosswalk.load(checkpoint, blank(expected)).config
+    dcp.save(expected, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)
+    assert_equal(load_file(tmp_path / "out" / "model.safetensors"), load_file(checkpoint / "model.safetensors"))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    crosswalk.save(expected, config, tmp_path / "same", "llama")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+
+
+def test_dcp_refuses_a_part_of_a_model(checkpoint: Path, tmp_path: Path) -> None:
+    state = native_state(checkpoint)
+    config = crosswalk.load(checkpoint, blank(state)).config
+    del state["decoder.1.norm_2.weight"]
+    with pytest.raises(dcp.api.CheckpointException, match=r"decoder\.1\.norm_2\.weight"):
+        dcp.save(state, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_documentation_names_every_option() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    options = text[text.index("## Options") : text.index("## What moves")]
+    for function in (crosswalk.load, crosswalk.save, crosswalk.stream, crosswalk.reader, crosswalk.writer):
+        names = set(inspect.signature(function).parameters) - {"hf_dir", "model"}
+        assert not [name for name in names if f"`{name}`" not in options], function.__name__
+
+
+# Laws of the pieces underneath, on counted elements.
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[int, list[Piece]]:
+    """A tensor of some elements, and disjoint nested pieces of it."""
+    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    pieces = []
+    cut = draw(st.integers(0, len(shape) - 1))
+    for index in range(shape[cut]):
+        if draw(st.booleans()):
+            axes = [(n, s, s) for i, (n, s) in enumerate(zip(shape, strides, strict=True)) if i != cut and n > 1]
+            start = index * strides[cut]
+            pieces.append(Piece(start, start, tuple(axes)))
+    return math.prod(shape), pieces
+
+
+def elements(piece: Piece) -> list[tuple[int, int]]:
+    return [
+        (
+            piece.here + sum(i * axis[1] for i, axis in zip(index, piece.axes, strict=True)),
+            piece.there + sum(i * axis[2] for i, axis in zip(index, piece.axes, strict=True)),
+        )
+        for index in itertools.product(*(range(axis[0]) for axis in piece.axes))
+    ]
+
+
+@given(grid=grids(), limit=st.integers(1, 40), gap=st.integers(0, 9), exact=st.booleans())
+def test_blocks_move_every_element_once(grid: tuple[int, list[Piece]], limit: int, gap: int, exact: bool) -> None:
+    size, pieces = grid
+    wanted = sorted(itertools.chain.from_iterable(elements(piece) for piece in pieces))
+    found = []
+    for block in blocks([Placement(3, piece) for piece in pieces], limit, gap, exact):
+        assert block.elements <= limit
+        assert block.elements <= WASTE * block.needed
+        buffer = [start + i for start in block.runs() for i in range(block.length)]
+        assert len(buffer) == block.elements
+        if exact:
+            assert block.needed == block.elements
+        for memory, piece in block.placements:
+            assert memory == 3
+            found += [(buffer[here], there) for here, there in elements(piece)]
+        assert all(0 <= element < size for element in buffer)
+    assert sorted(found) == wanted
+
+
+boxes = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)).map(sorted).map(tuple), min_size=2, max_size=2)
+
+
+@given(box=boxes.map(tuple), others=st.lists(boxes.map(tuple), max_size=4))
+def test_subtracting_boxes_counts_right(box: Any, others: Any) -> None:
+    def cells(of: Any) -> list[tuple[int, ...]]:
+        return list(itertools.product(*(range(a, b) for a, b in of)))
+
+    found = [cell for rest in subtract(box, others) for cell in cells(rest)]
+    taken = {cell for other in others for cell in cells(other)}
+    assert sorted(found) == sorted(cell for cell in cells(box) if cell not in taken)
+
+
+def test_a_box_outside_its_tensor_is_an_error() -> None:
+    for box in (((0, 3), (0, 6)), ((2, 1), (0, 5)), ((0, 3),)):
+        with pytest.raises(CrosswalkError) as error:
+            place(Shards((4, 5), [(box, torch.zeros(3, 5))]))
+        assert codes(error) == ["live/box"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(checkpoint: Path, tmp_path: Path) -> None:
+    expected = native_state(checkpoint)
+    for dtype in (torch.float32, torch.bfloat16):
+        state = blank(expected, dtype=dtype, device="cuda")
+        config = crosswalk.load(checkpoint, state).config
+        assert_equal({name: tensor.cpu() for name, tensor in state.items()}, expected)
+        for blocking in (True, False):
+            path = tmp_path / f"{dtype}-{blocking}"
+            done = crosswalk.save(state, config, path, "llama", blocking=blocking)
+            if not blocking:
+                for tensor in state.values():
+                    tensor.zero_()
+                done.result()
+                crosswalk.load(path, state)
+            cast = {k: v.to(dtype) for k, v in load_file(checkpoint / "model.safetensors").items()}
+            assert_equal(load_file(path / "model.safetensors"), cast)
+        streamed = dict(itertools.chain.from_iterable(crosswalk.stream(state, config, "llama", bucket_bytes=30_000)))
+        assert all(tensor.is_cuda for tensor in streamed.values())
+        assert_equal({name: tensor.cpu() for name, tensor in streamed.items()}, cast)
+
+
+def test_open_checkpoint_sees_what_save_wrote(checkpoint: Path, tmp_path: Path) -> None:
+    state = native_state(checkpoint)
+    config = crosswalk.load(checkpoint, blank(state)).config
+    crosswalk.save(state, config, tmp_path / "out", "llama", max_shard_size="50KB")
+    names = list(open_checkpoint(tmp_path / "out").tensors)
+    assert sorted(names) == sorted(load_file(checkpoint / "model.safetensors"))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
