@@ -32,14 +32,23 @@ def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_d
     reading, writing = elements(source, source_dtype, not cast), elements(target, target_dtype, not cast)
     reading = reading.as_strided(piece.extents, piece.source_strides, reading.storage_offset() + piece.source_offset)
     writing = writing.as_strided(piece.extents, piece.strides, writing.storage_offset() + piece.offset)
-    plane = None if cast else transposed_plane(piece.extents, piece.source_strides, piece.strides)
+    if cast:
+        writing.copy_(reading)
+    else:
+        copy_integers(reading, writing)
+
+
+def copy_integers(reading: torch.Tensor, writing: torch.Tensor) -> None:
+    """Copy integers between two tensors of one shape and dtype; transposes in tiles."""
+    extents = reading.shape
+    plane = transposed_plane(extents, reading.stride(), writing.stride())
     if plane is None:
         writing.copy_(reading)
         return
     rows, columns = plane
-    others = [axis for axis in range(len(piece.extents)) if axis not in plane]
+    others = [axis for axis in range(len(extents)) if axis not in plane]
     reading, writing = (tensor.permute(*others, rows, columns) for tensor in (reading, writing))
-    for index in itertools.product(*(range(piece.extents[axis]) for axis in others)):
+    for index in itertools.product(*(range(extents[axis]) for axis in others)):
         transpose(reading[index], writing[index])
 
 
@@ -47,6 +56,11 @@ def move_between(source: memoryview, source_dtype: str, target: memoryview, targ
     """The same between two buffers of bytes."""
     reading, writing = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (source, target))
     move(reading, source_dtype, writing, target_dtype, piece)
+
+
+def as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers, which are copied and compared with all their bits."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def elements(buffer: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor:

@@ -28,6 +28,7 @@ def run(*arguments: object) -> set[str]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run("formats")  # a checkout has no catalog before its first command
     return make(tmp_path_factory.mktemp("startup") / "llama")
 
 
