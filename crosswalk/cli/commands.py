@@ -81,7 +81,10 @@ def engine_options(command: Command) -> Command:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="crosswalk")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=lambda *given: _show_versions(*given),
+    help="Show the versions of the package, of the mapping language and of plans.",
+)  # fmt: skip
 def cli() -> None:
     """Convert model checkpoints between Hugging Face and a trainer's layout, both ways, by compiled mappings."""
 
@@ -255,6 +258,17 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return 130
+
+
+def _show_versions(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from crosswalk import __version__
+    from crosswalk.compiler.catalog_text import LANGUAGE
+    from crosswalk.runtime.plan.text import VERSION
+
+    click.echo(f"crosswalk {__version__}, mapping language {LANGUAGE}, plan {VERSION}")
+    context.exit()
 
 
 def _planned(options: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from comparing import differences
+from family_cases import CONFIGS as FAMILIES
+from family_cases import format_of
 from golden_cases import CASES
 
 import crosswalk
@@ -47,6 +49,7 @@ NOWHERE: dict[str, Any] = {
     "head.logits_scale_factor": 0.5,
     "block.pre_mixer_normalization": {"type": "none"},
     "rms_norm.zero_centered": True,
+    "layer_norm.zero_centered": True,
     "gated_rms_norm.zero_centered": True,
     "gated_rms_norm.activation": "sigmoid",
     "convolution.activation": "relu",
@@ -65,14 +68,12 @@ NOWHERE: dict[str, Any] = {
     "patch_embeddings.patch_embeddings": _BIAS,
 }
 #: Types that no format has, with all their fields.
-NO_TYPES = {"layer_norm", "lora"}
+NO_TYPES = {"lora"}
 #: Types without any field or parameter of the stored model.
 TRAINING_TYPES = {"bare_linear", "image_normalization", "parameter"}
 #: Parameters that no format has a tensor for.
 NO_PARAMETERS = {
     "embeddings.position_embeddings_weight",
-    "layer_norm.weight",
-    "layer_norm.bias",
     "patch_embeddings.patch_embeddings.bias",
     "gdn.convolution.bias",
     "kda.q_conv.bias",
@@ -143,6 +144,7 @@ BASES: dict[str, tuple[str, Config]] = {
     "apriel2_biased_mamba": ("apriel2_text", _biased_mamba()),
     "apriel_hybrid_ssm": ("apriel_hybrid_ssm", _hybrid("t", "m2", "gdn", "kda")),
     "llava_hybrid_ssm": ("llava_hybrid_ssm", _llava_hybrid()),
+    **{name: (format_of(name), crosswalk.import_config(config)) for name, config in FAMILIES.items()},
 }  # fmt: skip
 
 
@@ -323,7 +325,7 @@ def test_what_no_format_has_is_refused_by_name(field: str) -> None:
     assert found, f"no base has an object of type {type}"
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", sorted(BASES.keys() - FAMILIES.keys()))
 def test_layer_norms_are_refused_by_name(base: str) -> None:
     format, native = BASES[base]
     for path, scope in _scope(format, native).walk():

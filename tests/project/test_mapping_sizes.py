@@ -31,10 +31,14 @@ LIMITS = {
     "torchtitan_llama3": 80,
     "torchtitan_qwen3": 45,
     "torchtitan_qwen3_moe": 45,
+    "starcoder2": 45,
+    "qwen3_moe": 50,
     "megatron_llama": 85,
     "megatron_mistral": 30,
     "megatron_qwen2": 30,
     "megatron_qwen3": 30,
+    "megatron_mixtral": 35,
+    "megatron_qwen3_moe": 45,
 }
 
 

@@ -1,0 +1,105 @@
+"""Each family against its class of transformers: names, shapes, logits, defaults, and the way there and back."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import oracles
+import pytest
+from comparing import differences, tensor_differences
+from family_cases import CONFIGS, format_of
+from formats import normalized
+from safetensors.torch import load_file
+
+import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
+
+TOLERANCE = 1e-5
+#: Of the file, not of the model.
+APART = ("architectures", "model_type", "transformers_version", "dtype")
+
+pytestmark = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="configs as transformers 5 writes them")
+
+
+@pytest.fixture(params=list(CONFIGS), scope="module")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The name of a case, and a directory with a real random model of its class."""
+    directory = tmp_path_factory.mktemp("family") / "original"
+    oracles.make_checkpoint(directory, CONFIGS[request.param])
+    return request.param, directory
+
+
+def test_names_and_shapes_are_those_of_the_class(case: tuple[str, Path]) -> None:
+    name, _ = case
+    plan = crosswalk.compile_plan(oracles.as_saved(CONFIGS[name]), to="fast_llm")
+    assert {tensor.name: tensor.shape for tensor in plan.sources} == oracles.names_and_shapes(CONFIGS[name])
+    assert str(plan.verify()) == "bijective"
+
+
+def test_the_reference_computes_what_the_class_computes(case: tuple[str, Path]) -> None:
+    name, directory = case
+    found = crosswalk.compare(directory, tokens=19, tolerance=TOLERANCE)
+    assert found.format == format_of(name)
+    assert found.same, found
+    assert found.notes == ()
+
+
+def test_there_and_back_gives_the_same_bytes(case: tuple[str, Path], tmp_path: Path) -> None:
+    _, directory = case
+    crosswalk.convert(directory, tmp_path / "native", to="fast_llm")
+    crosswalk.convert(tmp_path / "native", tmp_path / "back", to="hf")
+    before, after = (folder / "config.json" for folder in (directory, tmp_path / "back"))
+    assert after.read_text() == before.read_text()
+    assert not tensor_differences(*(load_file(path.with_name("model.safetensors")) for path in (after, before)))
+
+
+def test_a_model_that_comes_from_nowhere_is_written_as_the_same_model(case: tuple[str, Path], tmp_path: Path) -> None:
+    """A native checkpoint that remembers no config.json: the class reads what is written as the model it was."""
+    name, directory = case
+    crosswalk.convert(directory, tmp_path / "native", to="fast_llm")
+    trained = _forgotten(tmp_path / "native", tmp_path / "trained")
+    crosswalk.convert(trained, tmp_path / "back", format=format_of(name))
+    written = json.loads((tmp_path / "back" / "config.json").read_text())
+    native = [normalized(crosswalk.import_config(c), format_of(name)) for c in (written, CONFIGS[name])]
+    assert differences(*native) == []
+    found, expected = (oracles.logits(folder) for folder in (tmp_path / "back", directory))
+    assert float((found - expected).norm() / expected.norm()) < TOLERANCE
+
+
+def _forgotten(native: Path, target: Path) -> Path:
+    """The same checkpoint as the trainer writes it again: without what Crosswalk keeps in the metadata."""
+    from ruamel.yaml import YAML
+
+    target.mkdir()
+    yaml = YAML(typ="safe")
+    metadata = yaml.load((native / "metadata.yaml").read_text())
+    metadata["metadata"].pop("crosswalk", None)
+    with (target / "metadata.yaml").open("w") as file:
+        yaml.dump(metadata, file)
+    for path in native.glob("*.safetensors"):
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+_LEFT_OUT = [(name, key) for name, config in CONFIGS.items() for key in config if key not in APART]
+
+
+@pytest.mark.parametrize(("name", "key"), _LEFT_OUT)
+def test_a_key_left_out_means_what_the_class_says(name: str, key: str) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    del config[key]
+    try:
+        filled = oracles.as_saved(config)
+    except Exception:  # what the class takes does not fit the other keys
+        pytest.skip("the class refuses the file without it")
+    assert _outcome(config, format_of(name)) == _outcome(filled, format_of(name))
+
+
+def _outcome(config: dict[str, Any], format: str) -> dict[str, Any] | list[tuple[str, str]]:
+    try:
+        return normalized(crosswalk.import_config(config, format), format)
+    except CrosswalkError as error:
+        return sorted({(problem.code, problem.message) for problem in error.diagnostics})
