@@ -24,7 +24,8 @@ CLASSES: dict[str, dict[str, Any]] = {
     "MixtralForCausalLM": {**_TEXT, "num_local_experts": 5, "num_experts_per_tok": 2},
     "Gemma3ForCausalLM": {**_TEXT, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"]},
     "DeepseekV3ForCausalLM": {
-        **_TEXT, "head_dim": 8, "num_key_value_heads": 6, "moe_intermediate_size": 19, "n_routed_experts": 4, "n_group": 2,
+        **_TEXT, "head_dim": 8, "num_key_value_heads": 6, "moe_intermediate_size": 19, "n_routed_experts": 4,
+        "n_group": 2,
         "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "q_lora_rank": 10, "kv_lora_rank": 12,
         "qk_rope_head_dim": 8, "qk_nope_head_dim": 6, "v_head_dim": 10,
     },
