@@ -61,11 +61,6 @@ lm_head.weight                                    -> head.output_weights        
 """
 
 
-@pytest.fixture
-def crosswalk(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
 def relations(out: str) -> str:
     """What is printed below the facts."""
     return out.split("\n\n", 1)[1]
