@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import family_cases
 import oracles
 import pytest
 from changing import changed, mixer_of
@@ -263,10 +264,11 @@ def test_16_a_bias_that_is_null_is_that_of_the_attention(everywhere: bool) -> No
 
 
 def test_18_no_format_is_untested_and_no_factor_is_at_its_default() -> None:
-    """Every format that is shipped has a reference conversion or a strategy, and yarn keeps its factor."""
+    """Every format that is shipped has a reference conversion, a strategy or a family, and yarn keeps its factor."""
     import formats
 
     tested = {case.format for case in CASES.values()} | set(formats.CONFIGS)
+    tested |= {family_cases.format_of(name) for name in family_cases.CONFIGS}
     fast_llm = set(crosswalk.formats("fast_llm"))
     assert fast_llm - tested <= {"llava_hybrid_ssm"}  # llava with the text model of another tested format
     rope = {
