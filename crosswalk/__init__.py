@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crosswalk.jobs.verify import verify
     from crosswalk.models.comparison import compare
     from crosswalk.proving.proof import prove
+    from crosswalk.publish.publisher import publisher
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _HOMES = {
     "load": "jobs.train",
     "normalize_native": "jobs.plans",
     "prove": "proving.proof",
+    "publisher": "publish.publisher",
     "reader": "jobs.train",
     "save": "jobs.train",
     "shards": "jobs.shards",
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "normalize_native",
     "prove",
+    "publisher",
     "reader",
     "save",
     "shards",

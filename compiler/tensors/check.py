@@ -78,7 +78,7 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             for index, path in enumerate(line.ours):
                 at = line.ours_at[index] if index < len(line.ours_at) else line.position
                 yield from _check_path(path, node.type, line, at, layout)
-                yield from _check_holes(path, node.type, line)
+                yield from _check_holes(path, layout, line)
             known = {kind.name for kind in layout.all_types()}
             for name in line.types or ():
                 at = line.ours_at[0]
@@ -158,9 +158,10 @@ def _members(kind: Type) -> Iterator[str]:
         yield from (parameter.group, str(parameter.name))
 
 
-def _check_holes(path: KeyPath, kind: Type, line: TensorEntry) -> Iterator[Diagnostic]:
+def _check_holes(path: KeyPath, layout: Layout, line: TensorEntry) -> Iterator[Diagnostic]:
     """Holes that count modules are the same on both sides; others are axes, which lowering knows."""
-    ours = {part[1:-1] for part in path if part.startswith("{")}
+    counted = {hole for kind in layout.all_types() for hole in kind.holes}
+    ours = {part[1:-1] for part in path if part.startswith("{")} & counted
     theirs = {getattr(hole, "name", "") for hole in line.theirs.holes}
     for hole in sorted(ours - theirs):
         message = f"`{line.theirs}` has no hole {{{hole}}}, so all of `{'.'.join(path)}` would have one name"

@@ -139,10 +139,9 @@ class _Walk:
         own = tuple(str(name).split("."))
         exact = next((c for c in claims if own in c.ours), None)
         deeper = tuple(
-            _Claim((path[len(own) :],), c.theirs, c.line, c.chosen, c.transposed)
+            _Claim(tuple(path[len(own) :] for path in c.ours), c.theirs, c.line, c.chosen, c.transposed)
             for c in claims
-            for path in c.ours
-            if len(path) > len(own) and path[: len(own)] == own and len(c.ours) == 1
+            if all(len(path) > len(own) and path[: len(own)] == own for path in c.ours)
         )
         cache: dict[KeyPath, Weights] = {}
         for values, inner in instances(scope, child):
@@ -178,11 +177,12 @@ class _Walk:
         around: Sequence[Chosen],
     ) -> None:
         present: dict[str, tuple[Parameter, Source]] = {}
+        named: dict[str, Template] = {}
         sizes = AxisSizes(scope)
         lengths = AxisSizes(scope, self.lengths) if self.lengths else sizes
-        for name, parameter, pattern in parameters(scope):
-            source = Source(str(join(ours, name)), pattern)
-            present[str(name)] = (parameter, source)
+        for name, known_as, parameter, pattern, axes in parameters(scope):
+            present[str(known_as)] = (parameter, Source.of(join(ours, name), pattern, axes))
+            named[str(known_as)] = name
         spoken: set[str] = set()
         # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
         for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
@@ -203,7 +203,7 @@ class _Walk:
             if default is None:
                 self.unclaimed(source, ours, here, scope, out, around)
                 continue
-            same = Template.parse(stored)
+            same = named[stored]
             line = TensorEntry(same, ((stored,),), None, None, self.position(scope, here))
             self.lower(
                 _Claim(((stored,),), join(default, same), line, here[0] if here else None, False),

@@ -184,7 +184,7 @@ def test_formats(crosswalk: CommandLine) -> None:
         row[:4] == ["+", "sliding_window", "->", "window_size"] and row[4][:12] == "mixtral.yaml" for row in rows
     )
     assert out.splitlines()[1:3] == [
-        "dialects: transformers-5, transformers-4",
+        "dialects: transformers-5, transformers-4, in-memory",
         "written without a source: transformers-5, transformers-4",
     ]
     assert crosswalk("formats", "gemma4").out.splitlines()[1] == "dialects: transformers-5, transformers-5-5"

@@ -24,7 +24,13 @@ from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import Plan
 
 GOLDEN = Path(__file__).parents[1] / "golden_megatron"
-CASES = {"llama_untied": "llama", "llama_tied_rope3": "llama", "qwen2": "qwen2"}
+CASES = {
+    "llama_untied": "llama",
+    "llama_tied_rope3": "llama",
+    "qwen2": "qwen2",
+    "mixtral": "mixtral",
+    "qwen3_moe": "qwen3_moe",
+}
 SPECS = ("transformer_engine", "local")
 LAYERS = "decoder.layers.0."
 Tensors = dict[str, torch.Tensor]
@@ -106,6 +112,9 @@ def test_the_config_comes_back_as_its_class_writes_it(name: str) -> None:
         ("llama_untied", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama_untied", {"sliding_window": 7}, "sliding_window"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, "use_sliding_window"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers"),
+        ("mixtral", {"sliding_window": 9}, "sliding_window"),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
     ],
 )
@@ -136,6 +145,15 @@ def test_the_constants_of_the_rotary_embedding_of_llama_3(key: str) -> None:
         ("llama_untied", {"mtp_num_layers": 1}, "mtp_num_layers"),
         ("llama_untied", {"window_size": [6, 0]}, "window_size"),
         ("qwen2", {"add_bias_linear": True}, "add_bias_linear"),
+        ("mixtral", {"moe_router_pre_softmax": True}, "moe_router_pre_softmax"),
+        ("mixtral", {"moe_router_score_function": "sigmoid"}, "moe_router_score_function"),
+        ("mixtral", {"moe_shared_expert_intermediate_size": 8}, "moe_shared_expert_intermediate_size"),
+        ("mixtral", {"moe_router_enable_expert_bias": True}, "moe_router_enable_expert_bias"),
+        ("mixtral", {"moe_router_num_groups": 3}, "moe_router_num_groups"),
+        ("mixtral", {"moe_ffn_hidden_size": 41}, "moe_ffn_hidden_size"),
+        ("mixtral", {"layers": {"block": {"moe": False}, "num_blocks": 2}}, "moe"),
+        ("qwen3_moe", {"moe_mlp_glu_interleave_size": 3}, "all gate rows before all up rows"),
+        ("qwen3_moe", {"num_moe_experts": None}, "num_moe_experts"),
         ("qwen2", {"kv_channels": 12}, "kv_channels"),
     ],
 )
@@ -154,6 +172,20 @@ def test_names_and_shapes_are_those_of_the_state_dict(name: str, spec: str) -> N
     assert shapes(plan.sources) == {key: tuple(shape) for key, shape in read(name)[spec].items()}
     assert shapes(plan.targets) == {key: tuple(value.shape) for key, value in theirs(name).items()}
     assert str(plan.verify()) == "bijective"
+
+
+def test_experts_of_transformer_engine_may_be_modules_of_their_own() -> None:
+    """``moe_grouped_gemm`` false: the experts' names are those of the spec ``local``, all others are not."""
+    recorded = read("mixtral")
+    plan = crosswalk.compile_plan(native_of("mixtral") | {"moe_grouped_gemm": False}, "megatron_mixtral", to="hf")
+    expected = {name: shape for name, shape in recorded["transformer_engine"].items() if "experts" not in name}
+    expected |= {name: shape for name, shape in recorded["local"].items() if "experts" in name}
+    assert shapes(plan.sources) == {name: tuple(shape) for name, shape in expected.items()}
+    found = dict(execute(for_fp32(plan.inverse()), theirs("mixtral")))
+    for expert in range(3):
+        for layer in ("linear_fc1", "linear_fc2"):
+            alone = found[f"{LAYERS}mlp.experts.local_experts.{expert}.{layer}.weight"]
+            assert torch.equal(alone, ours("mixtral")[f"{LAYERS}mlp.experts.{layer}.weight{expert}"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -211,6 +243,7 @@ def test_state_dicts_are_loaded_and_saved(name: str, spec: str, tmp_path: Path) 
     loaded = crosswalk.load(path, state, format)
     assert loaded.config["transformer_impl"] == spec
     same = [key for key in read(name)["transformer_engine"] if key in state]
+    assert len(same) > len(state) / 3
     assert tensor_differences({key: state[key] for key in same}, {key: ours(name)[key] for key in same}) == []
     crosswalk.save(state, loaded.config, tmp_path / "back", format)
     assert tensor_differences(load_tensors(tmp_path / "back" / "model.safetensors"), theirs(name)) == []
