@@ -15,8 +15,9 @@ from crosswalk.compiler.text.positioned import Map, Seq
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .dialects import parse_dialects
 from .encodings import parse_encodings, parse_signs
-from .model import CheckEntry, Dialect, Entry, EnumRow, Fact, MappingFile, Move, PartLine, Section, TensorEntry, Tower
+from .model import CheckEntry, Entry, EnumRow, Fact, MappingFile, PartLine, Section, TensorEntry, Tower
 from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
@@ -81,7 +82,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         quantised=parse_signs(document, base),
         unmapped={**base.unmapped, **document.get("unmapped", {})},
         enums=_enums(document, base),
-        dialects=_dialects(document, base),
+        dialects=parse_dialects(document, base, parse_section),
         encodings=parse_encodings(document, base, _entries),
         sections=sections,
         parts=tuple(parts.values()),
@@ -351,28 +352,6 @@ def _versions(document: Map, base: MappingFile) -> dict[str, dict[str, tuple[int
     if given is None:
         return {key: dict(firsts) for key, firsts in base.versions.items()}
     return {key: {name: version_numbers(first) for name, first in firsts.items()} for key, firsts in given.items()}
-
-
-def _dialects(document: Map, base: MappingFile) -> dict[str, Dialect]:
-    result = dict(base.dialects)
-    for name, body in document.get("dialects", {}).items():
-        if body is None:
-            result.pop(name, None)
-            continue
-        moves = []
-        config = body.get("config", Map())
-        for old, new in config.items():
-            at = config.key_position(old)
-            if isinstance(new, Map):
-                unset = (new["unset"],) if "unset" in new else ()
-                legacy, yields = bool(new.get("legacy")), bool(new.get("yields"))
-                when = compile_expression(new["when"], new.value_position("when")) if "when" in new else None
-                default = new.get("default", MISSING)
-                moves.append(Move(_path(old), _path(new["is"]), at, unset, legacy, yields, default, when))
-            else:
-                moves.append(Move(_path(old), _path(new), at))
-        result[name] = Dialect(name, tuple(moves), tuple(body.get("tensors", {}).items()))
-    return result
 
 
 def _parts(document: Map) -> list[PartLine]:

@@ -149,10 +149,9 @@ class _Walk:
         own = tuple(str(name).split("."))
         exact = next((c for c in claims if own in c.ours), None)
         deeper = tuple(
-            _Claim((path[len(own) :],), c.theirs, c.line, c.chosen, c.transposed)
+            _Claim(tuple(path[len(own) :] for path in c.ours), c.theirs, c.line, c.chosen, c.transposed)
             for c in claims
-            for path in c.ours
-            if len(path) > len(own) and path[: len(own)] == own and len(c.ours) == 1
+            if all(len(path) > len(own) and path[: len(own)] == own for path in c.ours)
         )
         cache: dict[KeyPath, Weights] = {}
         for values, inner in instances(scope, child):
