@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crosswalk.jobs.train import load, reader, save, stream, writer
     from crosswalk.jobs.verify import verify
     from crosswalk.models.comparison import compare
+    from crosswalk.publish.publisher import publisher
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _HOMES = {
     "import_config": "jobs.plans",
     "load": "jobs.train",
     "normalize_native": "jobs.plans",
+    "publisher": "publish.publisher",
     "reader": "jobs.train",
     "save": "jobs.train",
     "shards": "jobs.shards",
@@ -51,6 +53,7 @@ __all__ = [
     "import_config",
     "load",
     "normalize_native",
+    "publisher",
     "reader",
     "save",
     "shards",

@@ -1,4 +1,4 @@
-"""From a flat plan to bytes: files, live models and devices. Needs torch and safetensors, never the compiler.
+"""From a flat plan to bytes: files, live models and devices. Needs torch, numpy and safetensors, never the compiler.
 
 What needs torch is imported on first use, so that plans can be read, proven and explained without it.
 """

@@ -15,12 +15,20 @@ from moved_files import WORKLOADS, convert, load, noise, same, save, spec
 from small_buffers import shrink
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import kernels, tasks
+from crosswalk.runtime.files import convert as conversion
+from crosswalk.runtime.files import kernels, rearranging, tasks
 from crosswalk.runtime.files import schedule as lowering
 from crosswalk.runtime.files import workers as engine
 from crosswalk.runtime.files.convert import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
+
+
+@pytest.fixture(params=[True, False], ids=["torch", "numpy"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as in a process that has torch, and once as in one that does without where it can."""
+    monkeypatch.setattr(conversion, "_has_torch", lambda: request.param)
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(monkeypatch)
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "either")
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.int64])
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("checksum", ["xxh3", "none"])
@@ -37,6 +45,7 @@ def test_rearranging(tmp_path: Path, workload: str, dtype: torch.dtype, checksum
     convert(tmp_path, sources(dtype), build, options=Options(workers=3, checksum=checksum))
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_rearranging_at_full_size(tmp_path: Path, workload: str) -> None:
     build, sources = WORKLOADS[workload]
@@ -62,6 +71,7 @@ def test_cast(tmp_path: Path, workload: str, source: torch.dtype, target: torch.
     convert(tmp_path, sources, build, dtypes)
 
 
+@pytest.mark.usefixtures("either")
 def test_transpose_wider_than_a_panel(tmp_path: Path) -> None:
     sources = {"a": noise(1031, 2053), "b": noise(2500, 3000, dtype=torch.float32)}
     plan = make_plan(
@@ -82,7 +92,7 @@ def test_transpose_wider_than_a_panel(tmp_path: Path) -> None:
     assert report.checksums == checksum_checkpoint(open_checkpoint(tmp_path / "out"))
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "either")
 @pytest.mark.parametrize("checksum", ["xxh3", "none"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_tall_transposes_move_in_tiles(tmp_path: Path, dtype: torch.dtype, checksum: str) -> None:
@@ -165,3 +175,40 @@ def test_transpose_kernel_is_exact(dtype: torch.dtype, shuffle: bool, monkeypatc
     target = torch.zeros(90, 400, dtype=dtype)
     kernels.transpose(wide[:, 50:140], target[:, 7:307].t())
     assert torch.equal(target[:, 7:307], wide[:, 50:140].t())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_transposing_without_torch_is_exact(dtype: torch.dtype) -> None:
+    for rows, columns in ((512, 512), (513, 1025), (1, 2), (1, 1), (37, 1030), (2100, 33)):
+        source = noise(rows, columns, dtype=dtype)
+        target = torch.zeros(columns, rows, dtype=dtype)
+        rearranging.transpose(source.numpy(), target.numpy().T)
+        assert torch.equal(target, source.t()), (rows, columns)
+    wide = noise(300, 700, dtype=dtype)
+    target = torch.zeros(90, 401, dtype=dtype)
+    rearranging.transpose(wide.numpy()[:, 50:140], target.numpy()[:, 7:307].T)
+    assert torch.equal(target[:, 7:307], wide[:, 50:140].t())
+    assert not target[:, :7].any()
+    assert not target[:, 307:].any()
+
+
+@pytest.mark.parametrize("dtype", ["U8", "BF16", "F32", "I64"])
+@given(data=st.data())
+def test_moves_without_torch_are_those_of_torch(dtype: str, data: st.DataObject) -> None:
+    """Any order of axes on both ends, at any place of a buffer, aligned or not; nothing beside them is touched."""
+    width = size_of(dtype)
+    shape = data.draw(st.lists(st.sampled_from([1, 2, 3, 5, 33, 40]), max_size=4).filter(lambda s: math.prod(s) < 9000))
+    orders = [data.draw(st.permutations(range(len(shape)))) for _ in range(2)]
+    offsets = [data.draw(st.integers(0, 5)) for _ in range(2)]
+    read, written = (
+        tuple(torch.empty([shape[axis] for axis in order]).stride(order.index(axis)) for axis in range(len(shape)))
+        for order in orders
+    )
+    piece = tasks.Piece(0, tuple(shape), offsets[0], read, offsets[1], written)
+    size = (math.prod(shape) + 6) * width
+    source, expected = noise(size, dtype=torch.uint8), noise(size, dtype=torch.uint8)
+    shift = data.draw(st.integers(0, width - 1))
+    buffer = bytearray(shift) + bytearray(expected.numpy().tobytes())
+    rearranging.move(memoryview(source.numpy()), memoryview(buffer)[shift:], width, piece)
+    kernels.move(source, dtype, expected, dtype, piece)
+    assert buffer[shift:] == expected.numpy().tobytes()
