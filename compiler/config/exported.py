@@ -15,11 +15,12 @@ from .taken import Record
 @dataclass
 class Attempt(Draft):
     """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
-    record of what speaks for the objects of ours."""
+    record of what speaks for the objects of ours. ``unwritten`` are places that expressions may name, and no more."""
 
     overrides: dict[KeyPath, Any] = field(default_factory=dict)
     effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
     record: Record = field(default_factory=Record)
+    unwritten: list[KeyPath] = field(default_factory=list)
 
     def absorb(self, other: Attempt) -> None:
         """Take over what another attempt wrote; a place written twice must have the same value and type."""
@@ -29,6 +30,7 @@ class Attempt(Draft):
         self.effective |= other.effective
         self.computed += other.computed
         self.checks += other.checks
+        self.unwritten += other.unwritten
         self.lossy += other.lossy
         self.record.absorb(other.record)
         self.problems += other.problems

@@ -196,6 +196,8 @@ class _Read:
         try:
             count = view.names.lookup(("root", *node.count), ())
             listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
+            if node.computed:
+                listed = view.names.evaluate(node.each_default, node.theirs)
         except CrosswalkError as error:
             self.report(error, view, node.position)
             return

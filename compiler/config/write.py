@@ -16,7 +16,7 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import below, object_at
-from crosswalk.compiler.relations.keys import Names, fill, leaves, put, same_number
+from crosswalk.compiler.relations.keys import Names, drop, fill, leaves, put, same_number
 from crosswalk.compiler.relations.rules import at_rule
 from crosswalk.compiler.relations.sides import Writing
 from crosswalk.compiler.relations.tree import (
@@ -76,6 +76,8 @@ class _Write:
         config = self.config(out)
         if not out.problems:
             self.run_checks(config, out)
+        for path in out.unwritten:
+            drop(config, path)
         if not out.problems:
             try:
                 config = write_dialects(self.mapping, config, self.dialects, out.effective)
@@ -204,6 +206,7 @@ class _Write:
         out.put(node.count, len(layers), node.position)
         if node.each is not None:
             out.put(node.each, [attempts[path][0].name for path, _ in layers], node.position)
+            out.unwritten += [node.each] if node.computed else []
         order = [kind.name for kind in node.kinds]
         for path in sorted(blocks, key=lambda p: order.index(attempts[p][0].name)):
             kind, attempt = attempts[path]

@@ -31,6 +31,13 @@ def put(data: dict[str, Any], path: KeyPath, value: Any) -> None:
     data[path[-1]] = value
 
 
+def drop(data: dict[str, Any], path: KeyPath) -> None:
+    """Take the value at a place away, if there is one."""
+    inner = get(data, path[:-1]) if path[1:] else data
+    if isinstance(inner, dict):
+        inner.pop(path[-1], None)
+
+
 def placed(data: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any]:
     """A copy of ``data`` with ``value`` at ``path``; only the objects on the way are copied."""
     result = dict(data)

@@ -113,8 +113,8 @@ class LayerKind:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """A list of layers. ``each`` lists their kinds (None: all alike); ``overrides`` what differs in single layers, or
-    with ``overridable`` between kinds, in these keys alone."""
+    """A list of layers. ``each`` lists their kinds (None: all alike), and is in no file if that is ``computed``;
+    ``overrides`` what differs in single layers, or with ``overridable`` between kinds, in these keys alone."""
 
     ours: KeyPath
     theirs: KeyPath
@@ -127,6 +127,7 @@ class Layers:
     rules: tuple[Rule, ...]
     position: Position
     overridable: frozenset[str] | None = None
+    computed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ def claimed_paths(root: OneOf) -> set[KeyPath]:
         if isinstance(node, CaseNode):
             result.add(node.key)
         elif isinstance(node, Layers):
-            result |= {node.count, *([node.each] if node.each else [])}
+            result |= {node.count, *([node.each] if node.each and not node.computed else [])}
     return result
 
 

@@ -244,8 +244,8 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
-    names = ["check", "compare", "convert", "explain", "formats", "plan", "verify"]
-    assert done.stdout.splitlines() == [f"9 {names}", "[]"]
+    names = ["check", "compare", "convert", "explain", "formats", "plan", "prove", "verify"]
+    assert done.stdout.splitlines() == [f"{len(names) + 2} {names}", "[]"]
 
 
 def test_check_and_plan_import_no_torch(tmp_path: Path) -> None:

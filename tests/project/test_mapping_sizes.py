@@ -39,6 +39,7 @@ LIMITS = {
     "megatron_qwen3": 30,
     "megatron_mixtral": 35,
     "megatron_qwen3_moe": 45,
+    "megatron_deepseek_v3": 120,
 }
 
 

@@ -72,7 +72,7 @@ def test_the_formats_and_layouts_of_an_installed_package_are_there(
     config |= {"architectures": ["NanoForCausalLM"], "model_type": "nano", "n_heads": config["num_attention_heads"]}
     del config["num_attention_heads"]
     (source / "config.json").write_text(json.dumps(config))
-    assert run_command(cli, ["convert", str(source), str(tmp_path / "native")]) == 0
+    assert run_command(cli, ["convert", str(source), str(tmp_path / "native"), "--format", "nano_llama"]) == 0
     assert "nano_llama" in capsys.readouterr().out
     assert run_command(cli, ["convert", str(tmp_path / "native"), str(tmp_path / "back")]) == 0
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
