@@ -15,11 +15,12 @@ from .taken import Record
 @dataclass
 class Attempt(Draft):
     """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
-    record of what speaks for the objects of ours."""
+    record of what speaks for the objects of ours. ``otherwise``: the origin has other values of computed keys."""
 
     overrides: dict[KeyPath, Any] = field(default_factory=dict)
     effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
     record: Record = field(default_factory=Record)
+    otherwise: bool = False
 
     def absorb(self, other: Attempt) -> None:
         """Take over what another attempt wrote; a place written twice must have the same value and type."""
@@ -32,6 +33,7 @@ class Attempt(Draft):
         self.lossy += other.lossy
         self.record.absorb(other.record)
         self.problems += other.problems
+        self.otherwise |= other.otherwise
 
 
 def none_fits(failed: list[tuple[str, list[Diagnostic]]], where: str, position: Position) -> list[Diagnostic]:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import below, object_at
-from crosswalk.compiler.relations.keys import Names, fill, leaves, put, same_number
+from crosswalk.compiler.relations.keys import Names, fill, get, leaves, put, same_number
 from crosswalk.compiler.relations.sides import Writing
 from crosswalk.compiler.relations.tree import (
     Case,
@@ -33,9 +34,11 @@ from crosswalk.compiler.relations.tree import (
 )
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-from .dialects import write_dialects
+from .computed import finish_computed, kept_otherwise
+from .dialects import read_dialects, write_dialects
 from .exported import Attempt, none_fits
-from .taken import Cases, Chosen, Taken, holds_taken
+from .read import import_config
+from .taken import Cases, Chosen, Taken, holds_taken, related_training
 
 
 def export_config(
@@ -44,15 +47,21 @@ def export_config(
     dialects: Iterable[str] | None = None,
     allow_lossy: bool = False,
     remembered: Cases = MappingProxyType({}),
+    before: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], Taken]:
     """config.json of a native config that :func:`~.scope.normalize` has completed, and what was taken on the way. Where
-    several cases hold an object, it is the one that is ``remembered`` for its path, or else the first.
+    several cases hold an object, it is the one that is ``remembered`` for its path, or else the first. ``before`` is
+    the config.json of the origin: of several values that mean the same, its own is written.
 
     Raises ``CrosswalkError`` with everything in the config that the format cannot hold.
     """
-    writing = _Write(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy, remembered)
+    asked = tuple(dialects or (mapping.source.newest or "newest",))
     scope = Scope(mapping.layout, mapping.root.type, native)
-    config, result = writing.whole(scope, (), "")
+    config, result = _Write(mapping, asked, allow_lossy, remembered, before).whole(scope, (), "")
+    if not result.problems and result.otherwise:
+        kept, other = _Write(mapping, asked, allow_lossy, remembered, before, keep=True).whole(scope, (), "")
+        if not other.problems and _is_read_as(mapping, kept, scope):
+            config, result = kept, other
     for fact in mapping.header:
         put(config, fact.theirs, fact.values[0])
     if result.problems:
@@ -60,11 +69,26 @@ def export_config(
     return config, result.record.taken(result.lossy)
 
 
+def _is_read_as(mapping: CompiledMapping, config: Mapping[str, Any], native: Scope) -> bool:
+    try:
+        found, _ = import_config(mapping, config, allow_lossy=True)
+    except CrosswalkError:
+        return False
+    return not any(differing(Scope(mapping.layout, mapping.root.type, found), native, related_training(mapping)))
+
+
 class _Write:
     def __init__(
-        self, mapping: CompiledMapping, dialects: tuple[str, ...], allow_lossy: bool, remembered: Cases
+        self,
+        mapping: CompiledMapping,
+        dialects: tuple[str, ...],
+        allow_lossy: bool,
+        remembered: Cases,
+        before: Mapping[str, Any],
+        keep: bool = False,
     ) -> None:
         self.mapping, self.dialects, self.allow_lossy, self.remembered = mapping, dialects, allow_lossy, remembered
+        self.before, self.keep = read_dialects(mapping, before)[0] if before else before, keep
         self.tensors = ""
 
     def whole(self, scope: Scope, anchor: KeyPath, tensors: str) -> tuple[dict[str, Any], Attempt]:
@@ -90,11 +114,8 @@ class _Write:
                 put(config, path, value)
         for path, value in out.overrides.items():
             put(config, path, value)
-        for path, expression, at, holes in out.computed:
-            try:
-                put(config, path, Names(config, self.mapping.defaults, holes).evaluate(expression, at))
-            except CrosswalkError as error:
-                out.problems += error.diagnostics
+        finish_computed(self.mapping, config, out, self.before, self.keep)
+        out.otherwise |= kept_otherwise(config, out, self.before)
         return config
 
     def run_checks(self, config: dict[str, Any], out: Attempt) -> None:
@@ -272,9 +293,11 @@ class _Write:
         failed: list[tuple[str, list[Diagnostic]]] = []
         known = self.remembered.get((*anchor, *node.ours), ())
         inside = {path[len(anchor) :]: c for path, c in self.remembered.items() if path[: len(anchor)] == anchor}
+        old = get(self.before, node.part.theirs)
+        before = old if isinstance(old, Mapping) else {}
         for mapping in sorted(node.mappings, key=lambda mapping: not holds_taken(mapping.root, known)):
             inner = Scope(mapping.layout, mapping.root.type, actual.config, None, ())
-            writing = _Write(mapping, self.dialects, self.allow_lossy, inside)
+            writing = _Write(mapping, self.dialects, self.allow_lossy, inside, before, self.keep)
             config, attempt = writing.whole(inner, node.ours, prefix)
             if not attempt.problems:
                 break
@@ -285,4 +308,5 @@ class _Write:
         for path, value in leaves(config):
             out.put((*node.part.theirs, *path), value, node.part.position)
         out.record.absorb(attempt.record, anchor)
+        out.otherwise |= attempt.otherwise
         self.body(node.beside, scope, anchor, holes, out)

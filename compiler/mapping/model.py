@@ -24,7 +24,7 @@ class Entry:
     ``kind``: ``field`` relates it to ``ours``; ``const`` and ``only`` state its value; ``keep`` carries it;
     ``drop`` has no counterpart; ``mirror`` is written and never read. ``default`` is the value meant when absent,
     ``otherwise`` the one meant if that does not fit the tensors; ``why`` says why no other value can be converted, or
-    of ``keep`` what another value asks for.
+    of ``keep`` what another value asks for. ``rounded``: ``write`` undoes ``read`` within the rounding of floats.
     """
 
     theirs: KeyPath
@@ -43,6 +43,7 @@ class Entry:
     ours_at: Position | None = None
     otherwise: Any = MISSING
     why: str | None = None
+    rounded: bool = False
 
     @property
     def right(self) -> Position:

@@ -23,7 +23,7 @@ from .overlay import overlay
 ENTRY_WORDS = frozenset(
     (
         *("is", "default", "otherwise", "omit", "unset", "required", "alias"),
-        *("read", "write", "const", "only", "why", "cases"),
+        *("read", "write", "rounded", "const", "only", "why", "cases"),
     )
 )
 #: The same for ``tensors:``.
@@ -240,6 +240,7 @@ def _field(theirs: KeyPath, value: Map, position: Position, options: Mapping[str
         cases=tuple(value["cases"]) if "cases" in value else None,
         required=bool(value.get("required", False)),
         otherwise=value.get("otherwise", MISSING),
+        rounded=bool(value.get("rounded", False)),
         **{"default": value.get("omit", MISSING), **options},
     )
 

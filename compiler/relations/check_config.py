@@ -11,12 +11,14 @@ from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .check_dialects import check_dialects
+from .inverse import check_inverses
 from .tree import (
     Carried,
     CaseNode,
     CheckRule,
     CompiledMapping,
     Entries,
+    FieldRule,
     Layers,
     Node,
     Nullable,
@@ -32,10 +34,11 @@ from .tree import (
 
 def check_config(mapping: CompiledMapping) -> list[Diagnostic]:
     """Every problem of the config side that can be found without a config; parts are checked on their own."""
+    named = [*_check_keys(mapping)]
     return [
         *_check_enums(mapping),
         *_check_values(mapping),
-        *_check_keys(mapping),
+        *(named or check_inverses(mapping)),
         *_check_fields(mapping),
         *_check_circles(mapping),
         *check_dialects(mapping),
@@ -81,10 +84,11 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
         for pair in node.section.replaced
         if isinstance(pair.old, Entry)
     }
+    of_fields = [e for rule in rules_of(mapping.root) if isinstance(rule, FieldRule) for e in rule.arithmetic()]
     for expression, at, position in _over_theirs(mapping.root):
         for name in sorted(expression.names):
             path = name[1:] if name[0] == "root" else (*at, *name)
-            if path in known:
+            if path in known or (name == ("value",) and expression in of_fields):
                 continue
             hint = did_you_mean(name[-1], {key[-1] for key in known})
             if path in replaced:
@@ -198,11 +202,11 @@ def _rules_with_types(
 def _check_circles(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     defaults = {
         path: {name[1:] if name[0] == "root" else (*path[:-1], *name) for name in value.names}
-        for path, value in mapping.defaults.items()
+        for path, value in mapping.defaults.values.items()
         if isinstance(value, Expression)
     }
     for circle in _circles(defaults):
-        value = mapping.defaults[circle[0]]
+        value = mapping.defaults.values[circle[0]]
         yield _circle("default", circle, value.position)
     for node in nodes_of(mapping.root):
         if not isinstance(node, Struct):

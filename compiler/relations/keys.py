@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
@@ -73,6 +74,20 @@ def same_number(left: Any, right: Any) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What absent keys mean, by path. ``nulls``: those of which a null means that they are absent; of others it is a
+    value."""
+
+    values: Mapping[KeyPath, Any]
+    nulls: frozenset[KeyPath]
+
+    def of(self, path: KeyPath, value: Any) -> Any:
+        """The default that counts in the place of ``value``; MISSING if ``value`` itself does, or there is none."""
+        counts = value is MISSING or (value is None and path in self.nulls)
+        return self.values.get(path, MISSING) if counts else MISSING
+
+
 class Names:
     """What names mean in expressions over ``data``: keys of the object at ``at``, absent ones by their defaults.
 
@@ -82,7 +97,7 @@ class Names:
     def __init__(
         self,
         data: Mapping[str, Any],
-        defaults: Mapping[KeyPath, Any],
+        defaults: Defaults,
         holes: Mapping[str, str],
         root: Mapping[str, Any] | None = None,
     ) -> None:
@@ -90,20 +105,25 @@ class Names:
         self.root = data if root is None else root
         self.active: list[KeyPath] = []
 
-    def evaluate(self, value: Any, at: KeyPath) -> Any:
-        """A literal as it is; an expression over the object at ``at`` evaluated."""
+    def evaluate(self, value: Any, at: KeyPath, given: Any = MISSING) -> Any:
+        """A literal as it is; an expression over the object at ``at`` evaluated. ``given`` is what ``value`` means in
+        it."""
         if not isinstance(value, Expression):
             return value
-        return value.evaluate(lambda name: self.lookup(name, at), lambda name: self.exists(name, at))
+
+        def resolve(name: KeyPath) -> Any:
+            return given if name == ("value",) and given is not MISSING else self.lookup(name, at)
+
+        return value.evaluate(resolve, lambda name: self.exists(name, at))
 
     def lookup(self, name: KeyPath, at: KeyPath) -> Any:
         """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""
         path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
         value = get(data, fill(path, self.holes))
-        default = self.defaults.get(path, MISSING)
-        if value is not MISSING and (value is not None or default is MISSING):
-            return value
+        default = self.defaults.of(path, value)
         if default is MISSING:
+            if value is not MISSING:
+                return value
             raise fail("config/missing-key", f"`{'.'.join(fill(path, self.holes))}` is needed and not there")
         if path in self.active:
             raise fail("config/cycle", f"the default of `{'.'.join(path)}` depends on itself")

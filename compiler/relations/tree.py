@@ -16,6 +16,7 @@ from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.runtime.errors import Position, fail
 
+from .keys import Defaults
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
 
 __all__ = [
@@ -163,7 +164,7 @@ class CompiledMapping:
     layout: Layout = field(repr=False)
     root: OneOf = field(repr=False)
     header: tuple[TheirsFact, ...] = field(repr=False)
-    defaults: Mapping[KeyPath, Any] = field(repr=False)
+    defaults: Defaults = field(repr=False)
     claims: frozenset[KeyPath] = field(repr=False)
 
     @property
