@@ -72,8 +72,8 @@ def _defaults(root: OneOf) -> Defaults:
     for node in nodes_of(root):
         if isinstance(node, CaseNode) and node.default is not MISSING:
             result.setdefault(node.key, node.default)
-        elif isinstance(node, Layers) and node.each and node.each_default is not MISSING:
-            result.setdefault(node.each, node.each_default)
+        elif isinstance(node, Layers) and node.key and node.each_default is not MISSING:
+            result.setdefault(node.key, node.each_default)
     fields = [rule for rule in rules_of(root) if isinstance(rule, FieldRule)]
     nulls = {place for rule in fields for place in rule.places()}
     nulls -= {place for rule in fields if rule.holds_null for place in rule.places()}
@@ -81,5 +81,5 @@ def _defaults(root: OneOf) -> Defaults:
         if isinstance(node, CaseNode):
             nulls.add(node.key)
         elif isinstance(node, Layers):
-            nulls |= {node.count, *([node.each] if node.each else [])}
+            nulls |= {node.count, *([node.key] if node.key else [])}
     return Defaults(result, frozenset(nulls))

@@ -21,7 +21,8 @@ def finish_computed(
     mapping: CompiledMapping, config: dict[str, Any], out: Attempt, before: Mapping[str, Any], keep: bool
 ) -> None:
     """Add the computed keys of an attempt to ``config``. ``before`` is the object of the origin in its newest form: a
-    value that is still read as the field is the one written; with ``keep``, so is one that only other keys depend on.
+    value that is still read as the field is the one written; with ``keep``, so is one that only other keys depend on,
+    which stays absent if it was.
     """
     waiting = list(out.computed)
     done: dict[KeyPath, Any] = {}
@@ -38,17 +39,16 @@ def finish_computed(
                 message = f"`{'.'.join(one.place)}` would be both {done[one.place]!r} and {value!r}"
                 hint = "the format has one place for what the trainer has several of: make these equal"
                 out.problems.append(Diagnostic("export/conflict", message, one.rule.position, hint))
-            put(config, one.place, value)
+            if value is not MISSING:
+                put(config, one.place, value)
     if not out.problems:
         _settle(mapping, config, out, before)
 
 
 def kept_otherwise(config: Mapping[str, Any], out: Attempt, before: Mapping[str, Any]) -> bool:
     """Whether the origin has another value of a computed key that no field holds."""
-    return any(
-        isinstance(one.rule, Carried)
-        and (old := get(before, one.place)) is not MISSING
-        and not same_number(old, get(config, one.place))
+    return bool(before) and any(
+        isinstance(one.rule, Carried) and not same_number(get(before, one.place), get(config, one.place))
         for one in out.computed
     )
 
@@ -96,10 +96,12 @@ def _places(computed: Computed, expressions: Iterable[Expression]) -> set[KeyPat
 
 def _value(mapping: CompiledMapping, config: Mapping[str, Any], one: Computed, before: Any, keep: bool) -> Any:
     names = Names(config, mapping.defaults, one.holes)
-    if keep and isinstance(one.rule, Carried) and before is not MISSING:
+    if keep and isinstance(one.rule, Carried):
         return before
-    found = one.value if one.expression is None else names.evaluate(one.expression, one.at, one.value)
-    answer = _solved(mapping, config, one, found, before) if isinstance(one.rule, FieldRule) else MISSING
+    if not isinstance(one.rule, FieldRule):
+        return names.evaluate(one.expression, one.at, **one.special)
+    found = one.value if one.expression is None else names.evaluate(one.expression, one.at, value=one.value)
+    answer = _solved(mapping, config, one, found, before)
     return found if answer is MISSING else answer
 
 
@@ -109,7 +111,8 @@ def _solved(mapping: CompiledMapping, config: Mapping[str, Any], one: Computed, 
 
     def read(candidate: Any) -> Any:
         names = Names(placed(config, one.place, candidate), mapping.defaults, one.holes)
-        return rule.translated(candidate if rule.read_as is None else names.evaluate(rule.read_as, one.at, candidate))
+        seen = candidate if rule.read_as is None else names.evaluate(rule.read_as, one.at, value=candidate)
+        return rule.translated(seen)
 
     answer = solve(rule, rule.translated(one.value), found, None if before is MISSING else before, read)
     return MISSING if answer is None else answer[0]

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.keys import Names
+from crosswalk.compiler.relations.rules import at_rule
 from crosswalk.compiler.relations.sides import Draft
-from crosswalk.runtime.errors import Diagnostic, Position
+from crosswalk.compiler.relations.tree import Layers
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .taken import Record
 
@@ -34,6 +38,21 @@ class Attempt(Draft):
         self.record.absorb(other.record)
         self.problems += other.problems
         self.otherwise |= other.otherwise
+
+
+def differing_kinds(node: Layers, names: Names, kinds: list[Any]) -> list[Diagnostic]:
+    """The first layer of which the keys that were written say another kind than it is."""
+    try:
+        listed = node.listed(names, len(kinds))
+    except CrosswalkError as error:
+        return at_rule(error, node.position)
+    pairs = enumerate(zip(kinds, listed, strict=True))
+    wrong = next((found for found in pairs if not same_value(*found[1])), None)
+    if wrong is None:
+        return []
+    index, (kind, said) = wrong
+    message = f"layer {index} is `{kind}`, and the keys of this format can only say `{said}` there"
+    return [Diagnostic("export/kinds", message, node.position, "the format has no place for these kinds in this order")]
 
 
 def none_fits(failed: list[tuple[str, list[Diagnostic]]], where: str, position: Position) -> list[Diagnostic]:

@@ -162,7 +162,6 @@ class _Read:
     def layers(self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         try:
             count = view.names.lookup(("root", *node.count), ())
-            listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
         except CrosswalkError as error:
             self.problems += at_rule(error, node.position)
             return
@@ -178,30 +177,35 @@ class _Read:
             put(out, (*node.ours, "type"), "fixed")
             self.block(node.kinds[0].node, view, out, anchor, (*node.ours, "block"))
             return
+        try:
+            listed = node.listed(view.names, count)
+        except CrosswalkError as error:
+            self.problems += at_rule(error, node.position)
+            return
         self.listed_layers(node, view, out, anchor, count, listed)
 
     def listed_layers(
         self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath, count: int, listed: Any
     ) -> None:
-        assert node.each is not None
-        key = ".".join(node.each)
-        nodes = {kind.name: kind.node for kind in node.kinds}
-        if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+        key = ".".join(node.key) if node.key else "each"
+        if not isinstance(listed, list) or not listed or not all(isinstance(name, (str, int)) for name in listed):
             self.error("config/type", f"`{key}` must be a list of kinds of layers, it is {listed!r}", node.position)
             return
-        if len(listed) != count and not (node.repeats and len(listed) < count):
+        if len(listed) != count and not (node.repeats and 0 < len(listed) < count):
             self.error("config/length", f"`{key}` has {len(listed)} entries for {count} layers", node.position)
             return
-        unknown = sorted({name for name in listed if name not in nodes})
+        unknown = sorted({str(name) for name in listed if node.kind(name) is None})
         if unknown:
-            known = ", ".join(str(name) for name in nodes)
+            known = ", ".join(map(str, node.kinds))
             self.error("config/choice", f"`{key}` has {', '.join(unknown)}; this mapping knows {known}", node.position)
             return
-        overrides = self.overrides(node, view, [listed[index % len(listed)] for index in range(count)])
+        nodes = {str(kind): kind.node for kind in node.kinds}
+        kinds = [str(node.kind(name)) for name in listed]
+        overrides = self.overrides(node, view, [kinds[index % len(kinds)] for index in range(count)])
         names: dict[int, str] = {}
         groups: list[tuple[str, Any, str]] = []
-        for index in range(count if overrides else len(listed)):
-            kind, override = listed[index % len(listed)], overrides.get(index, {})
+        for index in range(count if overrides else len(kinds)):
+            kind, override = kinds[index % len(kinds)], overrides.get(index, {})
             found = [n for k, o, n in groups if k == kind and same_value(o, override)]
             if not found:
                 taken = sum(k == kind for k, _, _ in groups)

@@ -18,7 +18,7 @@ from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import below, object_at
 from crosswalk.compiler.relations.keys import Names, fill, get, leaves, put, same_number
-from crosswalk.compiler.relations.sides import Writing
+from crosswalk.compiler.relations.sides import Condition, Writing
 from crosswalk.compiler.relations.tree import (
     Case,
     CaseNode,
@@ -36,7 +36,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .computed import finish_computed, kept_otherwise
 from .dialects import read_dialects, write_dialects
-from .exported import Attempt, none_fits
+from .exported import Attempt, differing_kinds, none_fits
 from .read import import_config
 from .taken import Cases, Chosen, Taken, holds_taken, related_training
 
@@ -222,12 +222,15 @@ class _Write:
         attempts: dict[KeyPath, tuple[LayerKind, Attempt]] = {}
         for path, block in blocks.items():
             attempts[path] = self.fitting_kind(node, block, (*anchor, *node.ours[:-1], *path), holes)
-        at = Writing(object_at(scope, node.ours), anchor, holes, out, self.allow_lossy)
+        kinds = [attempts[path][0].name for path, _ in layers]
+        at = Writing(object_at(scope, node.ours), anchor, holes, out, self.allow_lossy, {"kinds": kinds})
         for rule in node.rules:
             rule.write(at)
         out.put(node.count, len(layers), node.position)
-        if node.each is not None:
-            out.put(node.each, [attempts[path][0].name for path, _ in layers], node.position)
+        if node.key is not None:
+            out.put(node.key, kinds, node.position)
+        elif node.each is not None:
+            out.checks.append(Condition(lambda names: differing_kinds(node, names, kinds), holes, {}))
         order = [kind.name for kind in node.kinds]
         for path in sorted(blocks, key=lambda p: order.index(attempts[p][0].name)):
             kind, attempt = attempts[path]
@@ -250,7 +253,7 @@ class _Write:
             attempt = self.attempt(kind.node, block, at, holes)
             if not attempt.problems:
                 return kind, attempt
-            failed.append((str(kind.name), attempt.problems))
+            failed.append((str(kind), attempt.problems))
         if len(failed) > 1:
             attempt.problems = none_fits(failed, ".".join(at), node.position)
         return kind, attempt
@@ -260,11 +263,11 @@ class _Write:
         depth = len(node.theirs)
         overridden: dict[KeyPath, Any] = {}
         for path, (value, position) in list(attempt.values.items()):
-            key = (str(kind.name), path[depth:])
+            key = (str(kind), path[depth:])
             alike = key not in out.effective or same_number(out.effective[key], value)
             out.effective[key] = value if alike else MISSING
             if node.overridable is not None and not alike:
-                message = f"`{'.'.join(path)}` must be the same for all layers that are `{kind.name}`"
+                message = f"`{'.'.join(path)}` must be the same for all layers that are `{kind}`"
                 out.problems.append(Diagnostic("export/conflict", message, position))
             known = out.values.get(path)
             if known is None or node.overrides is None or same_number(known[0], value):

@@ -116,8 +116,9 @@ class Replaced:
 @dataclass(frozen=True, slots=True)
 class Section:
     """What is true of every object of one type, or which type of a family an object has. ``by`` and ``each`` are None
-    where nothing is said, and empty where ``~`` takes the inherited one away; ``nothing`` are the cases and kinds that
-    are written as ``~``: they take inherited ones away, and differ in nothing where there is none."""
+    where nothing is said, and empty where ``~`` takes the inherited one away; ``each`` may be an expression that gives
+    the kind of ``layer``. ``nothing`` are the cases and kinds that are written as ``~``: they take inherited ones away,
+    and differ in nothing where there is none."""
 
     name: str
     position: Position
@@ -132,7 +133,7 @@ class Section:
     cases: Mapping[str, Section] = field(default_factory=dict)
     of: str | None = None
     count: KeyPath | None = None
-    each: KeyPath | None = None
+    each: KeyPath | Expression | None = None
     repeats: bool = False
     kinds: Mapping[str, Mapping[str, Section]] = field(default_factory=dict)
     overrides: KeyPath | None = None

@@ -358,7 +358,7 @@ class Builder:
             place.ours,
             theirs,
             (*theirs, *section.count),
-            (*theirs, *section.each) if section.each else None,
+            (*theirs, *section.each) if isinstance(section.each, tuple) and section.each else section.each or None,
             next((e.default for e in section.config if e.theirs == section.each), MISSING),
             section.repeats,
             tuple(self.kinds(section, family, place)),
@@ -384,7 +384,7 @@ class Builder:
                 self.sections.check_section(key, over)
             self.sections.reached |= before
             if node is not None:
-                kinds.append(LayerKind(name, node))
+                kinds.append(LayerKind(None if name is None else scalar_of(name, section.position), node))
         return kinds
 
 

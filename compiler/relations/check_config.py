@@ -84,11 +84,10 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
         for pair in node.section.replaced
         if isinstance(pair.old, Entry)
     }
-    of_fields = [e for rule in rules_of(mapping.root) if isinstance(rule, FieldRule) for e in rule.arithmetic()]
-    for expression, at, position in _over_theirs(mapping.root):
+    for expression, at, position, special in _over_theirs(mapping.root):
         for name in sorted(expression.names):
             path = name[1:] if name[0] == "root" else (*at, *name)
-            if path in known or (name == ("value",) and expression in of_fields):
+            if path in known or name in special:
                 continue
             hint = did_you_mean(name[-1], {key[-1] for key in known})
             if path in replaced:
@@ -98,12 +97,18 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             yield Diagnostic("mapping/no-such-name", message, expression.position or position, hint)
 
 
-def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position]]:
-    """The expressions over keys, each with the object whose keys its names are."""
-    for rule in rules_of(root):
-        for value in rule.over_theirs():
-            if isinstance(value, Expression):
-                yield value, rule.places()[0][:-1], rule.position
+def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position, tuple[KeyPath, ...]]]:
+    """The expressions over keys, each with the object whose keys its names are, and those that are no keys."""
+    for node in nodes_of(root):
+        if isinstance(node, Layers) and isinstance(node.each, Expression):
+            yield node.each, node.theirs, node.position, (("layer",),)
+        for rule in node.rules if isinstance(node, (Struct, Layers)) else ():
+            arithmetic = rule.arithmetic() if isinstance(rule, FieldRule) else ()
+            written = rule.write_as if isinstance(rule, Carried) and isinstance(node, Layers) else None
+            for value in rule.over_theirs():
+                if isinstance(value, Expression):
+                    special = (("value",),) if value in arithmetic else (("kinds",),) if value is written else ()
+                    yield value, rule.places()[0][:-1], rule.position, special
 
 
 def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:

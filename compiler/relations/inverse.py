@@ -30,10 +30,12 @@ _CARRIERS: Mapping[str, Callable[[list[Any]], list[Any]]] = {
     "call": lambda parts: parts[1:] if parts[0] in ("log", "exp") else [],
 }
 _DRAWS, _NEEDED = 60, 8
+_VALUE: KeyPath = ("value",)
 
 
 def check_inverses(mapping: CompiledMapping) -> Iterator[Diagnostic]:
-    """Every entry whose ``read`` and ``write`` cannot be shown to undo each other."""
+    """Every entry whose ``read`` and ``write`` cannot be shown to undo each other, and every ``each`` of which the keys
+    that it names are not written back."""
     for rule in rules_of(mapping.root):
         if isinstance(rule, FieldRule) and (rule.read_as is not None or rule.write_as is not None):
             why = _unproved(mapping, rule)
@@ -41,6 +43,43 @@ def check_inverses(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 key = ".".join(rule.theirs)
                 message = f"`read` and `write` of `{key}` do not undo each other, or cannot be shown to: {why}"
                 yield Diagnostic("mapping/inverse", message, rule.position)
+
+    for node in nodes_of(mapping.root):
+        if isinstance(node, Layers) and isinstance(node.each, Expression):
+            why = _kinds_lost(mapping, node, node.each)
+            if why is not None:
+                message = f"`each` and the `write` of the keys that it names do not undo each other: {why}"
+                yield Diagnostic("mapping/inverse", message, node.position)
+
+
+def _kinds_lost(mapping: CompiledMapping, node: Layers, each: Expression) -> str | None:
+    """A list of kinds that keys of theirs can say and that is not written as such; None if there is none."""
+    generator, tried, failure = random.Random(0), 0, ""
+    rules = {rule.theirs: rule for rule in rules_of(mapping.root) if isinstance(rule, Carried)}
+    for count in (1 + number % 8 for number in range(_DRAWS)):
+        keys = _DrawnKeys(mapping, node.count, generator)
+        keys.known[node.count] = keys.count = count
+        try:
+            kinds = [keys.evaluate(each, node.theirs, {("layer",): index}) for index in range(count)]
+            if any(node.kind(name) is None for name in kinds):
+                return f"`{_shown(next(name for name in kinds if node.kind(name) is None))}` is none of its kinds"
+            written = _DrawnKeys(mapping, node.count, generator)
+            written.known = {node.count: count}
+            for path in keys.known.keys() - {node.count}:
+                rule = rules.get(path)
+                expression = rule.write_as if rule is not None else None
+                default = rule.default if rule is not None else keys.known[path]
+                found = written.evaluate(expression, path[:-1], {("kinds",): kinds}) if expression else default
+                written.known[path] = written.evaluate(found, path[:-1], {}) if isinstance(found, Expression) else found
+            again = [written.evaluate(each, node.theirs, {("layer",): index}) for index in range(count)]
+        except CrosswalkError as error:
+            failure = error.diagnostics[0].message
+            continue
+        tried += 1
+        if again != kinds:
+            said = ", ".join(f"`{'.'.join(path)}` = {_shown(value)}" for path, value in sorted(keys.known.items()))
+            return f"where {said}, the kinds are {kinds}; what is written of these is read as {again}"
+    return None if tried >= _NEEDED else f"no keys could be tried: {failure}"
 
 
 def solve(rule: FieldRule, value: Any, found: Any, before: Any, read: Callable[[Any], Any]) -> tuple[Any, bool] | None:
@@ -87,7 +126,7 @@ def _unproved(mapping: CompiledMapping, rule: FieldRule) -> str | None:
     for value in values:
         keys = _DrawnKeys(mapping, rule.theirs, generator)
         try:
-            found = keys.evaluate(rule.write_as, at, value)
+            found = keys.evaluate(rule.write_as, at, {_VALUE: value})
             _read(rule, keys, found)  # where that has no value at all, the point says nothing
             answer = solve(rule, rule.translated(value), found, None, lambda given, k=keys: _read(rule, k, given))
             where = keys.shown(both, at)
@@ -107,7 +146,7 @@ def _unproved(mapping: CompiledMapping, rule: FieldRule) -> str | None:
 
 def _read(rule: FieldRule, keys: _DrawnKeys, given: Any) -> Any:
     keys.known[rule.theirs] = given
-    return rule.translated(keys.evaluate(rule.read_as, rule.theirs[:-1], given))
+    return rule.translated(keys.evaluate(rule.read_as, rule.theirs[:-1], {_VALUE: given}))
 
 
 def _unknown_way(tree: Sequence[Any]) -> str | None:
@@ -152,14 +191,15 @@ class _DrawnKeys:
     def __init__(self, mapping: CompiledMapping, own: KeyPath, generator: random.Random) -> None:
         self.mapping, self.own, self.generator = mapping, own, generator
         self.known: dict[KeyPath, Any] = {}
+        self.count = 8
         self.active: list[KeyPath] = []
 
-    def evaluate(self, expression: Expression | None, at: KeyPath, value: Any) -> Any:
-        """An expression over the keys of the object at ``at``; without one, ``value`` itself."""
+    def evaluate(self, expression: Expression | None, at: KeyPath, special: Mapping[KeyPath, Any]) -> Any:
+        """An expression over the keys of the object at ``at`` and ``special`` names; without one, ``value``."""
         if expression is None:
-            return value
+            return special[_VALUE]
         return expression.evaluate(
-            lambda name: value if name == ("value",) else self.key(_path(name, at)),
+            lambda name: special[name] if name in special else self.key(_path(name, at)),
             lambda name: self.key(_path(name, at)) is not None,
         )
 
@@ -188,8 +228,9 @@ class _DrawnKeys:
         """A value, and whether it is free of the value at hand."""
         rules = [rule for rule in rules_of(self.mapping.root) if path in rule.places()]
         for rule in rules:
-            if isinstance(rule, Carried) and rule.write_as is not None:
-                return self.evaluate(rule.write_as, path[:-1], None), False
+            if isinstance(rule, Carried) and rule.write_as is not None and ("kinds",) not in rule.write_as.names:
+                free = not rule.write_as.names
+                return (self._like(rule.default) if free else self.evaluate(rule.write_as, path[:-1], {})), free
         for rule in rules:
             match rule:
                 case FieldRule(table=table) if table is not None:
@@ -200,17 +241,27 @@ class _DrawnKeys:
                     return None if null else next((n for n in drawn if misfit(field, n) is None), None), True
                 case TheirsFact(values=values) if not isinstance(values[0], Expression):
                     return self.generator.choice(values), True
-                case Carried(default=default) if type(default) in _LIKE:
-                    return _NUMBERS[_LIKE[type(default)]](self.generator), True
+                case Carried(default=default) if isinstance(default, bool | int | float | list | None):
+                    return self._like(default), True
         for node in nodes_of(self.mapping.root):
             if isinstance(node, CaseNode) and node.key == path:
                 return self.generator.choice([case.value for case in node.cases]), True
             if isinstance(node, Layers) and node.count == path:
                 return self.generator.randint(1, 9), True
-            if isinstance(node, Layers) and node.each == path:
+            if isinstance(node, Layers) and node.key == path:
                 names = [kind.name for kind in node.kinds]
                 return [self.generator.choice(names) for _ in range(self.generator.randint(1, 9))], True
         raise fail("config/missing-key", f"nothing says what `{'.'.join(path)}` can be")
+
+    def _like(self, default: Any) -> Any:
+        """Something of the kind of a default. Numbers in a list are layers, others are small: they count."""
+        if isinstance(default, list):
+            return [index for index in range(self.count) if self.generator.random() < 0.4]
+        if isinstance(default, bool):
+            return self.generator.random() < 0.5
+        if isinstance(default, int):
+            return self.generator.randint(1, 5)
+        return None if default is None else _drawn_float(self.generator)
 
 
 def _drawn_int(generator: random.Random) -> int:
@@ -224,7 +275,6 @@ def _drawn_float(generator: random.Random) -> float:
 
 
 _NUMBERS = {"int": _drawn_int, "float": _drawn_float, "bool": lambda generator: generator.random() < 0.5}
-_LIKE: Mapping[type, str] = {int: "int", float: "float", bool: "bool"}
 
 
 def _path(name: KeyPath, at: KeyPath) -> KeyPath:

@@ -105,16 +105,16 @@ class Names:
         self.root = data if root is None else root
         self.active: list[KeyPath] = []
 
-    def evaluate(self, value: Any, at: KeyPath, given: Any = MISSING) -> Any:
-        """A literal as it is; an expression over the object at ``at`` evaluated. ``given`` is what ``value`` means in
-        it."""
-        if not isinstance(value, Expression):
-            return value
+    def evaluate(self, what: Any, at: KeyPath, **special: Any) -> Any:
+        """A literal as it is; an expression over the object at ``at`` evaluated. ``special`` names are no keys there:
+        ``value``, ``layer``, ``kinds``."""
+        if not isinstance(what, Expression):
+            return what
 
         def resolve(name: KeyPath) -> Any:
-            return given if name == ("value",) and given is not MISSING else self.lookup(name, at)
+            return special[name[0]] if len(name) == 1 and name[0] in special else self.lookup(name, at)
 
-        return value.evaluate(resolve, lambda name: self.exists(name, at))
+        return what.evaluate(resolve, lambda name: self.exists(name, at))
 
     def lookup(self, name: KeyPath, at: KeyPath) -> Any:
         """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""

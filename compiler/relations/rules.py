@@ -95,7 +95,7 @@ class FieldRule(_Rule):
             if value is MISSING:
                 raise fail("config/missing-key", f"`{at.key(self.theirs)}` is required, it is {found}")
         if self.read_as is not None:
-            value = at.names.evaluate(self.read_as, self.theirs[:-1], value)
+            value = at.names.evaluate(self.read_as, self.theirs[:-1], value=value)
         if self.table is not None and value is not None:
             return self._translated(at, self.table, value)
         value = widened(self.field, value)

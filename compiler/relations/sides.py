@@ -68,13 +68,14 @@ class Reading:
 @dataclass(frozen=True, slots=True)
 class Computed:
     """A value of theirs that follows from other keys and from ``value``, that of the field (MISSING: there is none).
-    Without an expression it is the value that is read as that of the field."""
+    Without an expression it is the value that is read as that of the field. ``special``: names that are no keys."""
 
     place: KeyPath
     rule: Any
     expression: Expression | None
     holes: Mapping[str, str]
     value: Any = MISSING
+    special: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def at(self) -> KeyPath:
@@ -122,13 +123,15 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """An object of ours to write (``scope``, at ``anchor``), and what is written of it (``out``)."""
+    """An object of ours to write (``scope``, at ``anchor``), and what is written of it (``out``). ``special`` names are
+    no keys in its expressions."""
 
     scope: Scope
     anchor: KeyPath
     holes: Mapping[str, str]
     out: Draft
     allow_lossy: bool = False
+    special: Mapping[str, Any] = field(default_factory=dict)
 
     def where(self, ours: KeyPath) -> str:
         """A path of ours as it is shown."""
@@ -138,7 +141,7 @@ class Writing:
         """Write a place of theirs, for a rule; an expression is evaluated when all keys are there."""
         path = fill(theirs, self.holes)
         if isinstance(value, Expression):
-            self.out.computed.append(Computed(path, rule, value, self.holes))
+            self.out.computed.append(Computed(path, rule, value, self.holes, special=self.special))
         else:
             self.out.put(path, value, rule.position)
 
