@@ -4,6 +4,7 @@
     python3 dev.py demo      the main job on a real checkpoint that it makes
     python3 dev.py test      the tests
     python3 dev.py check     lint, types of the installed package, and every shipped mapping
+    python3 dev.py wheel     the demo, from the wheel alone in an environment of what it requires
     python3 dev.py dialects  the tests of config dialects under transformers 4
 
 The environment is ``.venv`` here, or the directory in CROSSWALK_VENV; it is made and filled when it is not there.
@@ -59,13 +60,25 @@ def check() -> None:
     run(binaries / "ruff", "check", ".")
     run(binaries / "ruff", "format", "--check", ".")
     # Types are checked on the package as users get it: built and installed, away from the source folders.
-    shutil.rmtree(ROOT / "build", ignore_errors=True)
     with tempfile.TemporaryDirectory() as installed:
-        run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--target", installed, ROOT)
-        shutil.rmtree(ROOT / "build", ignore_errors=True)
+        pip(binaries, "install", "--no-deps", "--target", installed, ROOT)
         config = ("--config-file", ROOT / "pyproject.toml")
         run(binaries / "mypy", *config, "-p", "crosswalk", directory=Path(installed), MYPYPATH=installed)
     run(binaries / "compile-mappings")
+
+
+def wheel() -> None:
+    binaries = environment()
+    with tempfile.TemporaryDirectory() as home:
+        pip(binaries, "wheel", "--no-deps", "--wheel-dir", home, ROOT)
+        run(binaries / "python", ".ci/wheel.py", next(Path(home).iterdir()))
+
+
+def pip(binaries: Path, *arguments: object) -> None:
+    """Let pip build the project, from nothing that an earlier build has left."""
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    run(binaries / "python", "-m", "pip", *arguments[:1], "--quiet", "--disable-pip-version-check", *arguments[1:])
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
 
 
 def dialects() -> None:
@@ -78,7 +91,7 @@ def dialects() -> None:
 
 
 if __name__ == "__main__":
-    tasks = {"demo": demo, "test": test, "check": check, "dialects": dialects}
+    tasks = {"demo": demo, "test": test, "check": check, "wheel": wheel, "dialects": dialects}
     if len(sys.argv) < 2 or sys.argv[1] not in tasks:
         print(__doc__)
         sys.exit(2)

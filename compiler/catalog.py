@@ -113,7 +113,9 @@ class Catalog:
             if mapping.layout is None:
                 raise fail("mapping/layout", f"mapping `{name}` names no layout", mapping.position, "add `layout:`")
             layout = self.layout(mapping.layout, mapping.place("layout"))
-            self._compiled[name] = expand(mapping, layout, self.compiled)
+            compiled = self._compiled[name] = expand(mapping, layout, self.compiled)
+            for dialect in () if self.stored else compiled.spelled:  # what is stored was compiled once
+                compiled.in_dialect(dialect)
         return self._compiled[name]
 
     def layout(self, name: str, at: Position | None = None) -> Layout:

@@ -6,11 +6,14 @@ exist, a rule that nothing reaches are errors here, all reported at once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING, Layout
-from crosswalk.compiler.mapping.model import MappingFile
+from crosswalk.compiler.mapping.model import Dialect, MappingFile
+from crosswalk.compiler.mapping.overlay import overlay
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.build import Builder
 from crosswalk.compiler.relations.check_config import check_config
@@ -35,8 +38,30 @@ from crosswalk.runtime.errors import CrosswalkError, Position
 def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]) -> CompiledMapping:
     """Check ``mapping`` against ``layout`` and compile it. ``load(name, position)`` gives the mappings of parts.
 
-    Raises ``CrosswalkError`` with every problem found.
+    Raises ``CrosswalkError`` with every problem found, but for those of the sections of dialects: such a variant is
+    compiled when it is first asked for.
     """
+    compiled = _compiled(mapping, layout, load)
+    spelled = {
+        name: functools.cache(functools.partial(_compiled, _in_dialect(mapping, dialect), layout, load))
+        for name, dialect in mapping.dialects.items()
+        if dialect.sections
+    }
+    return replace(compiled, spelled=spelled)
+
+
+def _in_dialect(mapping: MappingFile, dialect: Dialect) -> MappingFile:
+    """The mapping with the sections of a dialect laid over its own."""
+    laid = {
+        kind: overlay(mapping.sections[kind], section) if kind in mapping.sections else section
+        for kind, section in dialect.sections.items()
+    }
+    return replace(mapping, sections={**mapping.sections, **laid})
+
+
+def _compiled(
+    mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]
+) -> CompiledMapping:
     builder = Builder(mapping, layout, load)
     root = builder.root()
     if builder.sections.problems:

@@ -16,7 +16,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .config.coverage import kept_names, left_to_the_class, restore_kept, unknown_keys
-from .config.dialects import choose_dialects, dialects_of, without_stale_versions
+from .config.dialects import choose_dialects, dialects_of, mapping_of_names, of_config, without_stale_versions
 from .config.dtypes import main_dtype, state_dtype, stated_dtype
 from .config.origin import Origin
 from .config.read import import_config
@@ -48,7 +48,7 @@ class PlanOptions:
     checkpoint of the trainer holds of it; ``keep``: dotted keys of a config.json that no mapping knows, to be carried
     along (one text may hold several, between commas); ``take_tied``: whether tensors that the config ties, and files
     hold too, are left out unread instead of compared; ``trusted``: whether what ``truncate`` cuts off is taken for
-    padding."""
+    padding; ``tensor_dialect``: the one whose names of tensors are meant, whatever else counts (``newest``: none)."""
 
     dialect: str | Iterable[str] | None = None
     dtype: str | None = None
@@ -62,6 +62,7 @@ class PlanOptions:
     keep: str | Iterable[str] = ()
     take_tied: bool = False
     trusted: bool = False
+    tensor_dialect: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,9 @@ def import_checkpoint(
     Raises ``CrosswalkError`` with every problem of the config, of the tensors, and of the options.
     """
     dtype = check_dtype(options.dtype)
+    if tensors is not None:
+        tensors = list(tensors)
+        mapping = mapping_of_names(mapping, (tensor.name for tensor in tensors))
     read = read_config(mapping, config, tensors, options.allow_lossy, places, options.keep)
     problems = list(read.problems)
     try:
@@ -240,6 +244,8 @@ def export_checkpoint(
         shapes = {name: spec.shape for name, spec in tensors.items()}
         native = fitting(mapping.layout, mapping.root.type, native, shapes)
     known = origin if origin is not None and origin.is_of(mapping) else None
+    names = _names_to_write(mapping, dialects, options, known)
+    mapping = mapping.in_dialect(names)
     allow = options.allow_lossy or (known is not None and known.lossy)
     theirs = resized(mapping.root.type, native, lengths)
     source = known.config if known is not None else None
@@ -251,13 +257,12 @@ def export_checkpoint(
             check_stored(mapping, native, tensors)
     with at(places.config):
         bound = bind(mapping, native, taken.cases, lengths)
-    names = tensor_dialect(mapping, dialects)
-    if known is not None and options.dialect is None and known.tensor_dialect in mapping.source.dialects:
-        names = known.tensor_dialect
     with at(places.tensors):
         plan = plan_export(bound, tensors, dtype, "F32", options.protect, names)
     check_protected(options.protect, plan)
-    kept = options.dialect is None or (source is not None and set(dialects) == set(dialects_of(mapping, source)))
+    kept = options.dialect is None or (
+        source is not None and of_config(mapping, dialects) == set(dialects_of(mapping, source))
+    )
     same = same and kept and taken.cases == remembered
     final, unchanged = _config_to_write(mapping, written, plan, known, same)
     if not unchanged:
@@ -269,6 +274,18 @@ def export_checkpoint(
         notes=tuple(dict.fromkeys((*taken.notes, *tuned))), lossy=taken.lossy,
         defaults=left_to_the_class(mapping, final) if known is None else {},
     )  # fmt: skip
+
+
+def _names_to_write(
+    mapping: CompiledMapping, dialects: tuple[str, ...], options: PlanOptions, origin: Origin | None
+) -> str | None:
+    """The dialect whose names of tensors are written; None for those of the sections."""
+    known = mapping.source.dialects
+    if options.tensor_dialect is not None:
+        return options.tensor_dialect if options.tensor_dialect in known else None
+    if options.dialect is None and origin is not None and origin.tensor_dialect in known:
+        return origin.tensor_dialect
+    return tensor_dialect(mapping, dialects)
 
 
 def export_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:

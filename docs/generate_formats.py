@@ -162,6 +162,13 @@ def _dialects(mapping: CompiledMapping) -> list[str]:
             lines.append(f"| `{dialect.name}` | `{_dotted(move.old)}` | `{_dotted(move.new)}` | {'; '.join(how)} |")
         for old, new in dialect.tensors:
             lines.append(f"| `{dialect.name}` | tensors `{old}.*` | `{new}.*` | told apart by the names in the file |")
+        for kind, section in dialect.sections.items():
+            for line in section.tensors:
+                axes = f" `{format_terms(line.dims)}`" if line.dims else ""
+                ours = ", ".join(_dotted(path) for path in line.ours)
+                how = "in place of those below, told apart by the names in the file"
+                old = f"`{kind}`: tensor `{line.theirs}`{axes}".replace("|", "\\|")
+                lines.append(f"| `{dialect.name}` | {old} | `{ours}` | {how} |")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""From a flat plan to bytes: files, live models and devices. Needs torch and safetensors, never the compiler.
+"""From a flat plan to bytes: files, live models and devices. Needs torch, numpy and safetensors, never the compiler.
 
 What needs torch is imported on first use, so that plans can be read, proven and explained without it.
 """
@@ -6,10 +6,14 @@ What needs torch is imported on first use, so that plans can be read, proven and
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .memory import execute
+
+if os.name != "posix":  # files are read in place, and directories locked, by calls that others do not have
+    raise ImportError("Crosswalk runs on Linux and macOS; on Windows, run it in WSL")
 
 __all__ = ["execute"]
 

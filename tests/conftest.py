@@ -25,14 +25,14 @@ settings.load_profile("default")
 @pytest.fixture(autouse=True, scope="session")
 def every_metadata_is_read_by_the_trainers_yaml() -> Iterator[None]:
     """Whatever test writes a native checkpoint, PyYAML and ruamel read the metadata that was meant, with its types."""
-    from crosswalk.checkpoints import portable_yaml
+    from crosswalk.checkpoints import yaml_text
 
     def dump(document: Mapping[str, Any]) -> str:
         text = write(document)
         portable.assert_read_as(text, document)
         return text
 
-    write = portable_yaml.dump
+    write = yaml_text.dump
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(portable_yaml, "dump", dump)
+        patch.setattr(yaml_text, "dump", dump)
         yield

@@ -6,11 +6,12 @@ Config moves apply to one object (config.json, or the object of a part), tensor 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.mapping.model import Dialect, Move
+from crosswalk.compiler.mapping.model import Dialect, Move, TensorEntry
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.versions import version_numbers
 from crosswalk.compiler.relations.keys import Names, get, layer_index, put, same_number
@@ -218,7 +219,8 @@ def choose_dialects(
     mapping: CompiledMapping, asked: str | Iterable[str] | None, origin: Mapping[str, Any] | None = None
 ) -> tuple[str, ...]:
     """The dialects to write: what the user asked for (names with ``-`` or ``_``, several joined by commas), else those
-    of ``origin``, the config that the checkpoint comes from, else those that the mapping names."""
+    of ``origin``, the config that the checkpoint comes from, else those that the mapping names. One that is about names
+    of tensors alone leaves open how the config is written."""
     newest = mapping.source.newest or "newest"
     if asked is None:
         kept = dialects_of(mapping, origin) if origin is not None else ()
@@ -238,27 +240,66 @@ def choose_dialects(
             listed = ", ".join(n.replace("_", "-") for n in known)
             raise fail("usage/dialect", f"format `{mapping.name}` has no dialect `{given.strip()}`; it has {listed}")
         result.append(name)
+    if result and not of_config(mapping, result):  # names of tensors are all that was asked for
+        result += choose_dialects(mapping, None, origin)
     return tuple(result)
 
 
+def of_config(mapping: CompiledMapping, dialects: Iterable[str]) -> set[str]:
+    """Those of some dialects that are not about the names of tensors alone."""
+    known = mapping.source.dialects
+    return {name for name in dialects if name not in known or not known[name].of_names}
+
+
 def dialect_of_names(mapping: CompiledMapping, names: Iterable[str]) -> Dialect | None:
-    """The dialect whose tensor prefixes the names use; None for the newest. An error if they mix two."""
+    """The dialect that the names of tensors are in, by its prefixes or the lines of its sections; None for the newest.
+    Raises ``CrosswalkError`` if they mix two."""
     listed = list(names)
     for dialect in mapping.source.dialects.values():
-        if not dialect.tensors:
+        if not dialect.tensors and not dialect.sections:
             continue
-        old = [name for name in listed if any(_has_prefix(name, prefix) for prefix, _ in dialect.tensors)]
-        new = [name for name in listed if name not in set(old)]
-        if old and new and any(_has_prefix(name, prefix) for name in new for _, prefix in dialect.tensors):
-            raise CrosswalkError(
-                Diagnostic(
-                    "dialect/mixed",
-                    f"tensor names of two dialects in one checkpoint: `{old[0]}` ({dialect.name}) and `{new[0]}`",
-                )
-            )
+        theirs, instead = _lines(mapping, dialect)
+        olds, news = [old for old, _ in dialect.tensors], [new for _, new in dialect.tensors]
+        old = [name for name in listed if any(_has_prefix(name, prefix) for prefix in olds) or theirs(name)]
+        found = set(old)
+        new = [name for name in listed if name not in found] if old else []
+        mixed = next((n for n in new if any(_has_prefix(n, prefix) for prefix in news) or instead(n)), None)
+        if mixed is not None:
+            text = f"tensor names of two dialects in one checkpoint: `{old[0]}` ({dialect.name}) and `{mixed}`"
+            raise CrosswalkError(Diagnostic("dialect/mixed", text))
         if old:
             return dialect
     return None
+
+
+def mapping_of_names(mapping: CompiledMapping, names: Iterable[str]) -> CompiledMapping:
+    """The mapping as it is for files with tensors of these names."""
+    dialect = dialect_of_names(mapping, names) if mapping.spelled else None
+    return mapping.in_dialect(dialect.name if dialect else None)
+
+
+def _lines(mapping: CompiledMapping, dialect: Dialect) -> tuple[Callable[[str], object], Callable[[str], object]]:
+    """Whether a name is one that a line of the sections of a dialect gives; and whether one that a line gives which
+    such a line stands for."""
+    theirs = [(kind, line) for kind, section in dialect.sections.items() for line in section.tensors]
+    instead = [
+        old
+        for kind, line in theirs
+        for old in (mapping.source.sections[kind].tensors if kind in mapping.source.sections else ())
+        if old.position != line.position and any(a[: len(b)] == b for a in line.ours for b in old.ours)
+    ]
+    return _named_by(line for _, line in theirs), _named_by(instead)
+
+
+def _named_by(lines: Iterable[TensorEntry]) -> Callable[[str], object]:
+    """Whether a name ends with that of a line, which may be about a module."""
+    names = [
+        "".join(re.escape(part) if isinstance(part, str) else r"[^.]+" for part in line.theirs.segments)
+        for line in lines
+    ]
+    if not names:
+        return lambda name: None
+    return re.compile(rf"(?:.*\.)?(?:{'|'.join(names)})(?:\.weight|\.bias)?").fullmatch
 
 
 def rename(name: str, moves: Iterable[tuple[str, str]]) -> str:

@@ -55,7 +55,7 @@ def held_parameters(root: Scope, axes: AxisShards) -> dict[str, Held]:
     for module, scope in walk(root):
         if scope not in held:
             cutter = cutters[scope] = _Cutter(scope, valid)
-            held[scope] = [(name, cutter.held(pattern)) for name, _, pattern in parameters(scope)]
+            held[scope] = [(p.name, cutter.held(p.pattern)) for p in parameters(scope)]
         result |= {str(join(module, name)): found for name, found in held[scope]}
     cut = {axis for found in result.values() for axis in found.cut}
     if problems or cut != axes.keys():

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from crosswalk.compiler.notation.axes import ParameterPattern, bias_of, parse_parameter
+from crosswalk.compiler.notation.axes import ParameterPattern, axes_of, bias_of, parse_parameter
 from crosswalk.compiler.notation.expressions import Expression, compile_expression
 from crosswalk.compiler.notation.templates import Template
-from crosswalk.compiler.text.positioned import Map
+from crosswalk.compiler.text.positioned import Map, did_you_mean
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+
+from .named_axes import axes_in_name
 
 Group = Literal["fields", "features", "training"]
 Kind = Literal["scalar", "enum", "type", "family", "dict", "list"]
@@ -70,13 +72,15 @@ class Child:
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A tensor of the trainer; present if ``condition`` holds (None: always), never stored if ``same_as`` and its
-    condition hold."""
+    condition hold. It has the first name of ``called`` whose condition holds, else ``name``, by which mappings know
+    it."""
 
     name: Template
     pattern: ParameterPattern
     group: str
     condition: Expression | None = None
     same_as: str | None = None
+    called: tuple[tuple[Template, Expression], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,7 @@ class _Reader:
         layout = Layout(
             self.document["layout"], self.document["root"], self.enums, types, families, self.document.position.file
         )
-        self.problems += _unpaddable(layout)
+        self.problems += (*_unpaddable(layout), *_unnameable(layout))
         return layout
 
     def _attempt(
@@ -301,13 +305,14 @@ class _Reader:
         result = []
         for name, value in body.get("parameters", {}).items():
             position = body["parameters"].value_position(name)
-            if isinstance(value, str):
-                group = name.removesuffix(".weight")
-                result.append(Parameter(Template.parse(name, position), parse_parameter(value, position), group))
+            if not isinstance(value, Mapping):
+                group, pattern = name.removesuffix(".weight"), parse_parameter(str(value), position)
+                result.append(Parameter(Template.parse(name, position), pattern, group))
             elif "axes" in value:
                 condition = compile_expression(value["if"], value.value_position("if")) if "if" in value else None
                 pattern = parse_parameter(str(value["axes"]), value.value_position("axes"))
-                result.append(Parameter(Template.parse(name, position), pattern, name, condition, value.get("same_as")))
+                template, called = Template.parse(name, position), self._called(value.get("called", Map()))
+                result.append(Parameter(template, pattern, name, condition, value.get("same_as"), called))
             else:
                 pattern = parse_parameter(value["weight"], value.value_position("weight"))
                 result.append(Parameter(Template.parse(f"{name}.weight", position), pattern, name))
@@ -315,6 +320,12 @@ class _Reader:
                     flag = compile_expression(f"{value['bias']}.bias", value.value_position("bias"))
                     result.append(Parameter(Template.parse(f"{name}.bias", position), bias_of(pattern), name, flag))
         return result
+
+    def _called(self, names: Map) -> tuple[tuple[Template, Expression], ...]:
+        return tuple(
+            (Template.parse(name, names.key_position(name)), compile_expression(text, names.value_position(name)))
+            for name, text in names.items()
+        )
 
     def _ties(self, body: Map) -> list[Tie]:
         return [
@@ -360,3 +371,30 @@ def _is_size(layout: Layout, kind: Type, path: list[str]) -> bool:
         return (declared.kind, declared.of) == ("scalar", "int")
     inner = layout.type_of(declared.of) if declared.kind == "type" else None
     return inner is not None and _is_size(layout, inner, path[1:])
+
+
+def _unnameable(layout: Layout) -> Iterator[Diagnostic]:
+    """Holes in names of parameters that are no axes, or axes that cannot be there; names that lack them."""
+    known = {axis for kind in layout.all_types() for axis in kind.axes}
+    padded = {axis for kind in layout.all_types() for axis in kind.pads}
+    for kind in layout.all_types():
+        for parameter in kind.parameters:
+            named = axes_in_name(parameter.name, kind.holes)
+            for axis in dict.fromkeys(named):
+                hint = None
+                if axis not in known:
+                    reason = "it is neither under `holes` nor an axis"
+                    hint = did_you_mean(axis, sorted(known | kind.holes.keys()))
+                elif named.count(axis) > 1 or axis in axes_of(parameter.pattern.dims):
+                    reason = "the parameter has this axis already"
+                elif axis in padded:
+                    reason = "it may be padded, and its padding would be whole tensors"
+                else:
+                    continue
+                message = f"`{parameter.name}` of type `{kind}` cannot have `{{{axis}}}` in its name: {reason}"
+                yield Diagnostic("layout/hole", message, parameter.name.position, hint)
+            holes = sorted(map(str, parameter.name.holes))
+            for name, _ in parameter.called:
+                if sorted(map(str, name.holes)) != holes:
+                    message = f"`{name}` must have the holes of `{parameter.name}`, which it is another name of"
+                    yield Diagnostic("layout/hole", message, name.position)

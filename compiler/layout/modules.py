@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -12,16 +13,26 @@ from crosswalk.compiler.notation.expressions import KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import Hole, Template, join
 from crosswalk.runtime.errors import CrosswalkError
 
-from .model import Child, Parameter
+from .cells import AxisTable
+from .model import Child, Parameter, Type
+from .named_axes import axes_in_name, axis_size, names
 from .scope import Scope
 
 
 class Present(NamedTuple):
-    """A parameter of a module: its name below the module, its declaration, and its pattern without absent branches."""
+    """A parameter of a module: its name below the module, the one by which mappings know it, its declaration, and its
+    pattern without absent branches. ``axes`` are in the names, still as holes: it is one tensor for each of their
+    indices."""
 
     name: Template
+    known_as: Template
     parameter: Parameter
     pattern: ParameterPattern
+    axes: tuple[str, ...] = ()
+
+    def names(self, sizes: AxisTable) -> Iterator[Template]:
+        """The names of its tensors."""
+        return names(self.name, self.axes, sizes)
 
 
 def instances(scope: Scope, child: Child) -> Iterator[tuple[dict[str, object], Scope]]:
@@ -56,6 +67,17 @@ def _configs(scope: Scope, name: Template, config: KeyPath) -> Iterator[tuple[di
                 yield {hole: index}, found
 
 
+def number_counted(scope: Scope, hole: str) -> int | None:
+    """How many a hole of the type counts; None if it counts nothing there."""
+    domain = scope.kind.holes.get(hole)
+    if domain is None:
+        return None
+    declared = scope.kind.fields.get(domain)
+    if declared is None:
+        return scope.count(compile_expression(domain, None))
+    return len(scope.raw(domain)) if declared.kind == "dict" else len(scope.blocks(domain))
+
+
 def alike(scope: Scope, child: Child) -> Iterator[tuple[int, Scope]]:
     """The modules that a child stands for, as how many there are of each."""
     hole = _hole(child.name)
@@ -71,13 +93,21 @@ def alike(scope: Scope, child: Child) -> Iterator[tuple[int, Scope]]:
 
 
 def number_of_names(scope: Scope, parameter: Parameter) -> int:
-    """How many parameters one declaration makes: one, or one for each value of the hole in its name."""
-    hole = _hole(parameter.name)
-    return 1 if hole is None else scope.count(compile_expression(scope.kind.holes[hole], None))
+    """How many tensors one declaration makes: one, or one for each value of the holes in its name."""
+    sizes = AxisSizes(scope)
+    counted = math.prod(axis_size(axis, sizes) for axis in axes_in_name(parameter.name, scope.kind.holes))
+    hole = counted_hole(scope.kind, parameter)
+    return counted * (1 if hole is None else scope.count(compile_expression(scope.kind.holes[hole], None)))
+
+
+def counted_hole(kind: Type, parameter: Parameter) -> str | None:
+    """The hole in the name of a parameter that is no axis, of which there is at most one."""
+    holes = (hole.name for hole in parameter.name.holes if isinstance(hole, Hole))
+    return next((name for name in holes if name in kind.holes), None)
 
 
 def _hole(name: Template) -> str | None:
-    """The hole in a name of the layout, which has at most one."""
+    """The hole in the name of a module, which has at most one."""
     return next((hole.name for hole in name.holes if isinstance(hole, Hole)), None)
 
 
@@ -97,20 +127,22 @@ def config_of(scope: Scope, config: KeyPath) -> Scope | None:
 def parameters(scope: Scope) -> Iterator[Present]:
     """The parameters of one module, without those of the modules below it."""
     for parameter in scope.kind.parameters:
-        for name in _names(scope, parameter):
-            if parameter.condition is None or scope.holds(parameter.condition):
-                pattern = resolve(parameter.pattern, lambda text: scope.holds(compile_expression(text, None)))
-                yield Present(name, parameter, pattern)
+        if parameter.condition is None or scope.holds(parameter.condition):
+            pattern = resolve(parameter.pattern, lambda text: scope.holds(compile_expression(text, None)))
+            name = next((name for name, holds in parameter.called if scope.holds(holds)), parameter.name)
+            axes = axes_in_name(name, scope.kind.holes)
+            for values in _values(scope, parameter):
+                yield Present(name.render(values), parameter.name.render(values), parameter, pattern, axes)
 
 
-def _names(scope: Scope, parameter: Parameter) -> Iterator[Template]:
-    """The names of a parameter: one, or one for each value of the hole in it."""
-    hole = _hole(parameter.name)
+def _values(scope: Scope, parameter: Parameter) -> Iterator[dict[str, object]]:
+    """What the hole in the name of a parameter stands for that is no axis; nothing, once, where there is none."""
+    hole = counted_hole(scope.kind, parameter)
     if hole is None:
-        yield parameter.name
+        yield {}
         return
-    for index in range(number_of_names(scope, parameter)):
-        yield parameter.name.render({hole: index})
+    for index in range(scope.count(compile_expression(scope.kind.holes[hole], None))):
+        yield {hole: index}
 
 
 def walk(scope: Scope) -> Iterator[tuple[Template, Scope]]:

@@ -51,9 +51,10 @@ def _natives(scope: Scope, lengths: Mapping[str, int]) -> Iterator[Native]:
             yield from (replace(native, name=f"{prefix}.{native.name}") for native in known[inner.path])
     sizes = AxisSizes(scope)
     theirs = AxisSizes(scope, lengths) if lengths else sizes
-    for name, parameter, pattern in parameters(scope):
-        padding = tuple(outside(pattern.dims, sizes, theirs)) if lengths else ()
-        yield Native(str(name), ours_shape(pattern, sizes), parameter.same_as, padding)
+    for present in parameters(scope):
+        padding = tuple(outside(present.pattern.dims, sizes, theirs)) if lengths else ()
+        shape = ours_shape(present.pattern, sizes)
+        yield from (Native(str(name), shape, present.parameter.same_as, padding) for name in present.names(sizes))
 
 
 def _count(scope: Scope, name: Template, limit: Limit) -> int:

@@ -79,9 +79,10 @@ def shapes(root: Scope) -> dict[str, tuple[int, ...]]:
         if scope not in known:
             sizes = AxisSizes(scope)
             known[scope] = [
-                (name, ours_shape(pattern, sizes))
-                for name, parameter, pattern in parameters(scope)
-                if parameter.same_as is None
+                (name, ours_shape(present.pattern, sizes))
+                for present in parameters(scope)
+                if present.parameter.same_as is None
+                for name in present.names(sizes)
             ]
         result |= {str(join(module, name)): shape for name, shape in known[scope]}
     return {name: shape for name, shape in result.items() if name not in tied}
@@ -154,6 +155,7 @@ def _mentioned(layout: Layout) -> Iterator[str]:
         expressions += [tie.condition for tie in kind.ties]
         for parameter in kind.parameters:
             expressions += [compile_expression(text, None) for text in _conditions(parameter.pattern)]
+            expressions += [condition for _, condition in parameter.called]
             if parameter.condition is not None:
                 expressions.append(parameter.condition)
         yield from (path[-1] for expression in expressions for path in expression.names)

@@ -162,9 +162,18 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
+    """Another shape of the same files. ``tensors`` are pairs of prefixes, old and new; ``sections``, by type, hold the
+    lines that are laid over those of the file where tensors are named and cut otherwise."""
+
     name: str
     config: tuple[Move, ...] = ()
     tensors: tuple[tuple[str, str], ...] = ()
+    sections: Mapping[str, Section] = field(default_factory=dict)
+
+    @property
+    def of_names(self) -> bool:
+        """Whether it is about the names of tensors alone."""
+        return bool(self.tensors or self.sections) and not self.config
 
 
 @dataclass(frozen=True, slots=True)

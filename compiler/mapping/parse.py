@@ -14,8 +14,9 @@ from crosswalk.compiler.text.positioned import Map, Seq
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .dialects import parse_dialects
 from .encodings import parse_encodings, parse_signs
-from .header import parse_dialects, parse_parts, parse_versions
+from .header import parse_parts, parse_versions
 from .model import CheckEntry, Entry, EnumRow, Fact, MappingFile, Section, TensorEntry, Tower
 from .overlay import overlay
 
@@ -81,7 +82,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         quantised=parse_signs(document, base),
         unmapped={**base.unmapped, **document.get("unmapped", {})},
         enums=_enums(document, base),
-        dialects=parse_dialects(document, base),
+        dialects=parse_dialects(document, base, parse_section),
         encodings=parse_encodings(document, base, _entries),
         sections=sections,
         parts=tuple(parts.values()),

@@ -345,6 +345,7 @@ class Builder:
             wrong = "lists the kinds of the layers (`each:`): say under `kinds:` what they are"
         elif section.kinds and not section.each:
             wrong = "has kinds of layers: say under `each:` which key lists them"
+        listed = next((e.default for e in section.config if e.theirs == section.each), MISSING)
         if wrong or section.count is None:
             self.error("mapping/layers", f"section `{section.name}` {wrong}", section.position)
             return None
@@ -359,7 +360,7 @@ class Builder:
             theirs,
             (*theirs, *section.count),
             (*theirs, *section.each) if isinstance(section.each, tuple) and section.each else section.each or None,
-            next((e.default for e in section.config if e.theirs == section.each), MISSING),
+            listed,
             section.repeats,
             tuple(self.kinds(section, family, place)),
             (*theirs, *section.overrides) if section.overrides else None,

@@ -102,6 +102,8 @@ def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position, t
     for node in nodes_of(root):
         if isinstance(node, Layers) and isinstance(node.each, Expression):
             yield node.each, node.theirs, node.position, (("layer",),)
+        if isinstance(node, Layers) and isinstance(node.each_default, Expression):
+            yield node.each_default, node.theirs, node.position, ()
         for rule in node.rules if isinstance(node, (Struct, Layers)) else ():
             arithmetic = rule.arithmetic() if isinstance(rule, FieldRule) else ()
             written = rule.write_as if isinstance(rule, Carried) and isinstance(node, Layers) else None

@@ -7,7 +7,7 @@ the *anchor*: the root config, or the config of a layer or of an entry of a dict
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,7 +179,8 @@ Node = Struct | CaseNode | Nullable | Layers | Entries | PartNode
 @dataclass(frozen=True)
 class CompiledMapping:
     """A mapping checked against its layout. ``header`` are the facts of config.json itself, which a part does not have;
-    ``defaults`` the values meant by absent keys, for expressions; ``claims`` every path that some rule speaks of."""
+    ``defaults`` the values meant by absent keys, for expressions; ``claims`` every path that some rule speaks of;
+    ``spelled`` makes the mapping for each dialect that has sections."""
 
     source: MappingFile = field(repr=False)
     layout: Layout = field(repr=False)
@@ -187,10 +188,15 @@ class CompiledMapping:
     header: tuple[TheirsFact, ...] = field(repr=False)
     defaults: Defaults = field(repr=False)
     claims: frozenset[KeyPath] = field(repr=False)
+    spelled: Mapping[str, Callable[[], CompiledMapping]] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
         return self.source.name
+
+    def in_dialect(self, name: str | None) -> CompiledMapping:
+        """The mapping as it is where the files hold tensors as the dialect ``name`` has them; itself for any other."""
+        return self.spelled[name]() if name in self.spelled else self
 
 
 def nodes_of(node: Node) -> Iterator[Node]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from crosswalk.compiler.layout.cells import AxisTable, Cell, atoms_of, cells_of, expand
+from crosswalk.compiler.layout.named_axes import stacked
 from crosswalk.compiler.notation.axes import (
     Axis,
     Branch,
@@ -17,31 +18,52 @@ from crosswalk.compiler.notation.axes import (
     absent_labels_of,
     axes_of,
 )
+from crosswalk.compiler.notation.templates import Template
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A parameter of ours, by its name relative to whatever the caller iterates, and its resolved pattern."""
+    """A parameter of ours, by its name relative to whatever the caller iterates, and its resolved pattern. ``axes`` are
+    in the name, and ``template`` is that name: it is one tensor for each of their indices, and what is said of its
+    dimensions is said of the one tensor that has these axes in front."""
 
     name: str
     pattern: ParameterPattern
+    axes: tuple[str, ...] = ()
+    template: Template | None = None
+
+    @staticmethod
+    def of(name: Template, pattern: ParameterPattern, axes: tuple[str, ...]) -> Source:
+        """``pattern`` is that of each tensor."""
+        return Source(str(name), stacked(pattern, axes), axes, name if axes else None)
+
+    @property
+    def lead(self) -> int:
+        """The dimension that several parameters are put together along: the first output that is not in the name."""
+        return self.pattern.outputs[len(self.axes)]
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A parameter over atoms. Its cells also carry a label that no mapping can write, ``tag``."""
+    """A parameter over atoms. Its cells also carry a label that no mapping can write, ``tag``. ``apart``: the atoms in
+    its name, which lead to another tensor and to no other place in one."""
 
     source: Source
     tag: str
     dims: tuple[Term, ...]
     cells: list[Cell]
     atoms: frozenset[str]
+    apart: frozenset[str]
 
     @staticmethod
     def of(tag: str, source: Source, sizes: AxisTable) -> Stored:
         dims = tuple(expand(dim, sizes) for dim in source.pattern.dims)
-        cells = [Cell(cell.labels | {tag}, cell.offset, cell.strides) for cell in cells_of(dims, sizes)]
-        return Stored(source, tag, dims, cells, frozenset(axes_of(dims)))
+        apart = frozenset(atom for axis in source.axes for atom in atoms_of(axis, sizes))
+        cells = [
+            Cell(cell.labels | {tag}, cell.offset, {a: 0 if a in apart else n for a, n in cell.strides.items()})
+            for cell in cells_of(dims, sizes)
+        ]
+        return Stored(source, tag, dims, cells, frozenset(axes_of(dims)), apart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +96,7 @@ def default_dims(sources: Sequence[Stored], gone: Gone, transposed: bool) -> tup
     """The dims of the layout without what is gone, outputs first (inputs first if ``transposed``; as stored without an
     arrow). Several parameters are put together along their first output; None if they differ beside it."""
     orders = [_order(ours.source.pattern, transposed) for ours in sources]
-    leads = [order.index(ours.source.pattern.outputs[0]) for ours, order in zip(sources, orders, strict=True)]
+    leads = [order.index(ours.source.lead) for ours, order in zip(sources, orders, strict=True)]
     columns = [[gone.strip(ours.dims[i]) for i in order] for ours, order in zip(sources, orders, strict=True)]
     dims, lead = columns[0], leads[0]
     if len(sources) > 1:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -248,12 +247,14 @@ def _match(
     drafts = []
     for index, (ours, cell) in pairs.items():
         other = theirs[index]
-        extents = tuple(atom_size(atom, request.lengths) for atom in other.strides)
+        inside = [atom for atom in other.strides if atom not in ours.apart]
+        extents = tuple(atom_size(atom, request.lengths) for atom in inside)
         if all(extents):
-            ours_strides = tuple(cell.strides[atom] for atom in other.strides)
-            axes = merge_axes(extents, tuple(other.strides.values()), ours_strides)
+            strides = (tuple(other.strides[a] for a in inside), tuple(cell.strides[a] for a in inside))
+            piece = piece_of(ours.source.name, merge_axes(extents, *strides), cell.offset, other.offset)
             steps = {atom: cell.strides[atom] for atom in named_atoms}
-            drafts.append(Unplaced(piece_of(ours.source.name, axes, cell.offset, other.offset), steps))
+            apart = {atom: other.strides.get(atom, 0) for atom in ours.apart}
+            drafts.append(Unplaced(piece, steps, ours.source if apart else None, apart))
     return drafts
 
 
@@ -299,25 +300,18 @@ def _enumerate(
             parts.append((named.index(segment.name), segment.plus))
         else:
             parts.append(segment if isinstance(segment, str) else next(choice))
-    ranges = [range(math.prod(atom_size(atom, sizes) for atom in atoms_of(axis, sizes))) for axis in named]
-    offsets = [(draft.piece, [_offsets(axis, draft.steps, sizes) for axis in named]) for draft in drafts]
-    for values in itertools.product(*ranges):
-        name = "".join([part if isinstance(part, str) else str(values[part[0]] + part[1]) for part in parts])
-        pieces = []
-        for p, tables in offsets:
-            offset = p.ours_offset
-            for table, value in zip(tables, values, strict=True):
-                offset += table[value]
-            pieces.append(Piece(p.parameter, p.extents, offset, p.ours_strides, p.theirs_offset, p.theirs_strides))
-        yield Tensor(name, shape, tuple(pieces))
+    tables = [list(_indices(axis, sizes)) for axis in named]
+    for values in itertools.product(*map(enumerate, tables)):
+        name = "".join([part if isinstance(part, str) else str(values[part[0]][0] + part[1]) for part in parts])
+        given = {atom: index for _, indices in values for atom, index in indices.items()}
+        yield Tensor(name, shape, tuple(piece for draft in drafts for piece in draft.placed(sizes, given)))
 
 
-def _offsets(axis: str, steps: Mapping[str, int], sizes: AxisTable) -> list[int]:
-    """Where each value of an axis in the name begins in the parameter."""
-    result = [0]
-    for atom in atoms_of(axis, sizes):
-        result = [offset + index * steps[atom] for offset in result for index in range(atom_size(atom, sizes))]
-    return result
+def _indices(axis: str, sizes: AxisTable) -> Iterator[dict[str, int]]:
+    """The indices of the atoms that an axis is made of, for each of its own."""
+    atoms = atoms_of(axis, sizes)
+    for indices in itertools.product(*(range(atom_size(atom, sizes)) for atom in atoms)):
+        yield dict(zip(atoms, indices, strict=True))
 
 
 def _check_distinct(request: _Request, tensors: list[Tensor]) -> None:

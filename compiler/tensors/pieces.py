@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+from crosswalk.compiler.layout.cells import AxisTable, atom_size, atoms_of
 from crosswalk.runtime.plan.model import merge_axes
+
+from .dims import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,38 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Unplaced:
-    """A piece before the axes in the name have values; ``steps`` are the strides of their atoms on our end."""
+    """A piece before the axes in the name have values; ``steps`` are the strides of their atoms on our end.
+
+    ``source`` is the parameter if that has axes in its name too; ``apart`` are their atoms with their strides on the
+    other end, 0 where they are in the name there."""
 
     piece: Piece
     steps: Mapping[str, int]
+    source: Source | None = None
+    apart: Mapping[str, int] = field(default_factory=dict)
+
+    def placed(self, sizes: AxisTable, given: Mapping[str, int]) -> Iterator[Piece]:
+        """The piece with the indices of some atoms ``given``: one for each tensor of ours that it stands for."""
+        p = self.piece
+        ours_offset = p.ours_offset + sum(step * given[atom] for atom, step in self.steps.items())
+        if self.source is None or self.source.template is None:
+            yield Piece(p.parameter, p.extents, ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
+            return
+        free = [atom for atom in self.apart if atom not in given]
+        for indices in itertools.product(*(range(atom_size(atom, sizes)) for atom in free)):
+            every = {**given, **dict(zip(free, indices, strict=True))}
+            values = {axis: _index(axis, sizes, every) for axis in self.source.axes}
+            offset = p.theirs_offset + sum(self.apart[atom] * every[atom] for atom in free)
+            name = str(self.source.template.render(values))
+            yield Piece(name, p.extents, ours_offset, p.ours_strides, offset, p.theirs_strides)
+
+
+def _index(axis: str, sizes: AxisTable, given: Mapping[str, int]) -> int:
+    """The index of an axis, from those of its atoms."""
+    index = 0
+    for atom in atoms_of(axis, sizes):
+        index = index * atom_size(atom, sizes) + given[atom]
+    return index
 
 
 def piece_of(parameter: str, axes: list[tuple[int, int, int]], ours_offset: int, theirs_offset: int) -> Piece:
@@ -49,7 +81,7 @@ def coalesced(drafts: list[Unplaced]) -> list[Unplaced]:
     result: list[Unplaced] = []
     for draft in sorted(drafts, key=lambda d: (d.piece.parameter, d.piece.ours_offset)):
         if result and (piece := _continued(result[-1], draft)):
-            result[-1] = Unplaced(piece, draft.steps)
+            result[-1] = replace(draft, piece=piece)
         else:
             result.append(draft)
     return result
@@ -58,7 +90,7 @@ def coalesced(drafts: list[Unplaced]) -> list[Unplaced]:
 def _continued(first: Unplaced, second: Unplaced) -> Piece | None:
     a, b = first.piece, second.piece
     same = (a.parameter, a.ours_strides, a.theirs_strides) == (b.parameter, b.ours_strides, b.theirs_strides)
-    if not same or first.steps != second.steps:
+    if not same or (first.steps, first.apart) != (second.steps, second.apart):
         return None
     gap = (b.ours_offset - a.ours_offset, b.theirs_offset - a.theirs_offset)
     for index, extent in enumerate(a.extents):

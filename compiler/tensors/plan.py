@@ -252,7 +252,8 @@ def check_published(tensors: Iterable[TensorSpec], dtype: str | None) -> None:
 
 def tensor_dialect(mapping: CompiledMapping, dialects: Sequence[str]) -> str | None:
     """The one among the dialects to write that has tensor names of its own."""
-    named = [d for d in dialects if d in mapping.source.dialects and mapping.source.dialects[d].tensors]
+    known = mapping.source.dialects
+    named = [name for name in dialects if name in known and (known[name].tensors or known[name].sections)]
     if len(named) > 1:
         raise fail("usage/dialect", f"tensors have one name each: choose one of {', '.join(named)}")
     return named[0] if named else None

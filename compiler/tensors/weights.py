@@ -6,15 +6,24 @@ names on the other side. Equal layers are lowered once and shared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 
 from crosswalk.compiler.config.taken import Cases, Chosen
 from crosswalk.compiler.layout.cells import AxisTable
 from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit, names_of
 from crosswalk.compiler.layout.model import Child, Layout, Parameter
-from crosswalk.compiler.layout.modules import AxisSizes, alike, config_of, instances, parameters
+from crosswalk.compiler.layout.modules import (
+    AxisSizes,
+    alike,
+    config_of,
+    counted_hole,
+    instances,
+    number_counted,
+    parameters,
+)
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import KeyPath
@@ -105,7 +114,8 @@ class _Walk:
             whole = any(chosen.struct is root for root in alternatives(chosen.mapping.root))
             prefix = Template.parse(chosen.tensors) if whole else theirs
             for line in section.tensors:
-                name = line.theirs if prefix is None else join(prefix, line.theirs)
+                own_name = line.theirs.counted(partial(number_counted, scope))
+                name = own_name if prefix is None else join(prefix, own_name)
                 if line.ours and (line.types is None or self.fits(scope, line)):
                     own.append(_Claim(line.ours, name, line, chosen, bool(section.transposed)))
                 elif not line.ours and prefix is not None:
@@ -139,10 +149,9 @@ class _Walk:
         own = tuple(str(name).split("."))
         exact = next((c for c in claims if own in c.ours), None)
         deeper = tuple(
-            _Claim((path[len(own) :],), c.theirs, c.line, c.chosen, c.transposed)
+            _Claim(tuple(path[len(own) :] for path in c.ours), c.theirs, c.line, c.chosen, c.transposed)
             for c in claims
-            for path in c.ours
-            if len(path) > len(own) and path[: len(own)] == own and len(c.ours) == 1
+            if all(len(path) > len(own) and path[: len(own)] == own for path in c.ours)
         )
         cache: dict[KeyPath, Weights] = {}
         for values, inner in instances(scope, child):
@@ -178,14 +187,15 @@ class _Walk:
         around: Sequence[Chosen],
     ) -> None:
         present: dict[str, tuple[Parameter, Source]] = {}
+        named: dict[str, Template] = {}
         sizes = AxisSizes(scope)
         lengths = AxisSizes(scope, self.lengths) if self.lengths else sizes
-        for name, parameter, pattern in parameters(scope):
-            source = Source(str(join(ours, name)), pattern)
-            present[str(name)] = (parameter, source)
+        for name, known_as, parameter, pattern, axes in parameters(scope):
+            present[str(known_as)] = (parameter, Source.of(join(ours, name), pattern, axes))
+            named[str(known_as)] = name
         spoken: set[str] = set()
         # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
-        for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
+        for claim in sorted(_of_each(claims, scope), key=lambda claim: -max(map(len, claim.ours))):
             groups = [self.leaves(path, present) for path in claim.ours]
             leaves = {suffix for group in groups for suffix in group}
             for suffix in sorted(leaves):
@@ -203,7 +213,7 @@ class _Walk:
             if default is None:
                 self.unclaimed(source, ours, here, scope, out, around)
                 continue
-            same = Template.parse(stored)
+            same = named[stored]
             line = TensorEntry(same, ((stored,),), None, None, self.position(scope, here))
             self.lower(
                 _Claim(((stored,),), join(default, same), line, here[0] if here else None, False),
@@ -279,6 +289,19 @@ class _Walk:
             message = f"no line of section `{section}` names the module `{ours}`, which has `{source.name}`"
             hint = "add its name under `tensors:`"
         out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
+
+
+def _of_each(claims: Iterable[_Claim], scope: Scope) -> Iterator[_Claim]:
+    """The claims, one for each value of a hole that counts parameters of this module."""
+    counted = {hole for parameter in scope.kind.parameters if (hole := counted_hole(scope.kind, parameter))}
+    for claim in claims:
+        held = next((hole for path in claim.ours for hole in counted if f"{{{hole}}}" in path), None)
+        if held is None:
+            yield claim
+            continue
+        for index in range(number_counted(scope, held) or 0):
+            ours = tuple(tuple(str(index) if part == f"{{{held}}}" else part for part in path) for path in claim.ours)
+            yield replace(claim, ours=ours, theirs=claim.theirs.render({held: index}))
 
 
 def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:

@@ -19,6 +19,7 @@ from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from . import yaml_text
 from .huggingface import CONFIG
 from .key_positions import locator
 
@@ -181,9 +182,7 @@ def metadata_yaml(
         "shards": [SHARD],
         "metadata": {"state_index": dict(sorted(weight_map.items())), "crosswalk": dict(origin)},
     }
-    from .portable_yaml import dump
-
-    return dump(document).encode()
+    return yaml_text.dump(document).encode()
 
 
 def stored_config(scope: Scope) -> dict[str, Any]:

@@ -1,57 +1,20 @@
-"""YAML that means the same to readers of version 1.1 (PyYAML, which the trainer uses) and of version 1.2, and large
-files of it: the metadata of a checkpoint lists every tensor, so libyaml reads it.
+"""Large files of YAML, read as it means the same to readers of version 1.1 (PyYAML, which the trainer uses) and of
+version 1.2: the metadata of a checkpoint lists every tensor, so libyaml reads it.
 """
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
-from ruamel.yaml import YAML
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.representer import SafeRepresenter
 
-from crosswalk.compiler.text.documents import parse_document
 from crosswalk.compiler.text.positioned import Map, Seq, shorten
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
 MAX_DEPTH = 40
 _LOADER: Any = getattr(yaml, "CLoader", yaml.Loader)  # only its parser is used, which makes no objects
-
-# What no reader takes for anything but text: numbers, dates, nulls and merge keys do not start with a letter, but these
-# words do.
-_TEXT = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)\Z)[a-z]", re.IGNORECASE)
-
-
-class _Representer(SafeRepresenter):
-    def represent_str(self, data: str) -> ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if _TEXT.match(data) else "'")
-
-    def represent_float(self, data: float) -> ScalarNode:
-        """``1.0e-05``: version 1.1 knows no float without a dot."""
-        node = super().represent_float(data)
-        if "." not in node.value:
-            node.value = node.value.replace("e", ".0e")
-        return node
-
-
-_Representer.add_representer(str, _Representer.represent_str)
-_Representer.add_representer(float, _Representer.represent_float)
-
-
-def dump(document: Mapping[str, Any]) -> str:
-    """The text of a document of mappings, lists, texts, numbers, booleans and nulls."""
-    writer = YAML(typ="safe", pure=True)
-    writer.Representer = _Representer
-    writer.default_flow_style = False
-    writer.allow_unicode = False  # readers differ in what is a line break
-    writer.width = 4096
-    text = io.StringIO()
-    writer.dump(document, text)
-    return text.getvalue()
 
 
 def load(text: str, file: str) -> Any:
@@ -62,13 +25,20 @@ def load(text: str, file: str) -> Any:
     try:
         return _build(text, file)
     except CrosswalkError as error:
-        parse_document(text, file)  # says more about what is wrong, unless the text is beyond its limits
+        _parse_again(text, file)  # says more about what is wrong, unless the text is beyond its limits
         raise error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        parse_document(text, file)
+        _parse_again(text, file)
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error)[:300]
         raise _refused(f"not valid YAML: {what}", file, mark) from error
+
+
+def _parse_again(text: str, file: str) -> None:
+    """Raise ``CrosswalkError`` with what is wrong with the text as a document of the compiler."""
+    from crosswalk.compiler.text.documents import parse_document
+
+    parse_document(text, file)
 
 
 def _refused(what: str, file: str, mark: Any = None) -> CrosswalkError:

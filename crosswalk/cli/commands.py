@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .compare import compare
+from .prove import prove
 
 if TYPE_CHECKING:
     from crosswalk.runtime.files.workers import Progress
@@ -81,7 +82,10 @@ def engine_options(command: Command) -> Command:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="crosswalk")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=lambda *given: _show_versions(*given),
+    help="Show the versions of the package, of the mapping language and of plans.",
+)  # fmt: skip
 def cli() -> None:
     """Convert model checkpoints between Hugging Face and a trainer's layout, both ways, by compiled mappings."""
 
@@ -211,6 +215,7 @@ def formats(name: str | None) -> None:
 
 
 cli.add_command(compare)
+cli.add_command(prove)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -255,6 +260,17 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return 130
+
+
+def _show_versions(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from crosswalk import __version__
+    from crosswalk.compiler.catalog_text import LANGUAGE
+    from crosswalk.runtime.plan.text import VERSION
+
+    click.echo(f"crosswalk {__version__}, mapping language {LANGUAGE}, plan {VERSION}")
+    context.exit()
 
 
 def _planned(options: dict[str, Any]) -> dict[str, Any]:

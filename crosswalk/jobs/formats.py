@@ -1,4 +1,5 @@
-"""The catalog of mappings that a process uses: the shipped ones, and those of the folders in ``CROSSWALK_MAPPINGS``."""
+"""The catalog of mappings that a process uses: the shipped ones, those that installed packages bring, and those of the
+folders in ``CROSSWALK_MAPPINGS``."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.catalog_build import stored
 from crosswalk.compiler.catalog_folders import Folder
+from crosswalk.compiler.catalog_packages import brought
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import fail
 
@@ -24,9 +26,10 @@ def catalog() -> Catalog:
 
 
 def folders() -> tuple[Folder, ...]:
-    """Where mappings are, in order, before what is shipped: those of the environment (joined by ``os.pathsep``)."""
+    """Where mappings are, in order, before what is shipped: those of the environment (joined by ``os.pathsep``), then
+    those of installed packages."""
     listed = os.environ.get("CROSSWALK_MAPPINGS", "")
-    return tuple(Path(folder) for folder in listed.split(os.pathsep) if folder)
+    return (*(Path(folder) for folder in listed.split(os.pathsep) if folder), *brought())
 
 
 def format_named(name: str) -> CompiledMapping:

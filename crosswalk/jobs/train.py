@@ -25,9 +25,9 @@ from crosswalk.compiler.tensors.plan import check_published
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
-from crosswalk.runtime.training import stream as streaming
 from crosswalk.runtime.training.dcp import Reader, Writer
 from crosswalk.runtime.training.load import LoadReport
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
@@ -146,7 +146,7 @@ def save(
         options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                           truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
         output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-        export = _export(native_config, options, output)
+        export = export_of(native_config, options, output)
         step.agree |= export.asked
         exported = export.plan(there)
         files = export.output(exported)
@@ -171,17 +171,17 @@ def stream(
     of at most ``bucket_bytes`` bytes each, for an inference engine that runs beside the trainer.
 
     Tensors are whole on every rank; some are views of parameters. ``truncate``: see :func:`save`.
-    See :func:`crosswalk.runtime.training.stream.stream`.
+    See :class:`crosswalk.runtime.publishing.publisher.Publisher`, which :func:`crosswalk.publisher` makes to be kept.
     """
     ranks = team(group, timeout)
     there = of_all_ranks(collect(model), ranks, "streaming")
     with ranks.step("planning the stream") as step:
         options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
                           truncate=truncate or {}, trusted=True)  # fmt: skip
-        export = _export(native_config, options, OutputOptions())
+        export = export_of(native_config, options, OutputOptions())
         step.agree |= export.asked
         plan = export.plan(there).plan
-    return streaming.stream(plan, model, ranks, bucket_bytes, group, there)
+    return Publisher(plan, model, ranks, bucket_bytes, group, there, doing="stream").buckets()
 
 
 def reader(
@@ -227,11 +227,11 @@ def writer(
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                       truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
     output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-    return Writer(Path(hf_dir), _export(native_config, options, output))
+    return Writer(Path(hf_dir), export_of(native_config, options, output))
 
 
 @dataclass(frozen=True)
-class _Export:
+class Export:
     """From a native config to a plan, once the parameters are known, and to the files beside the tensors. It goes to
     other processes, which compile the format anew."""
 
@@ -271,7 +271,7 @@ class _Export:
         return Output(layout, made, carried, written.overwrite, exported.defaults)
 
 
-def _export(given: Config | Loaded, options: Options, output: OutputOptions) -> _Export:
+def export_of(given: Config | Loaded, options: Options, output: OutputOptions) -> Export:
     """The way from what was loaded, or from a config alone, to the files."""
     loaded = given if isinstance(given, Loaded) else None
     config: Config = given.config if isinstance(given, Loaded) else given
@@ -283,4 +283,4 @@ def _export(given: Config | Loaded, options: Options, output: OutputOptions) -> 
     if (like := options.like) is not None:
         options = replace(options, format=format_named(name).name)
         origin = original(like, options)
-    return _Export(config, name, options, output, origin)
+    return Export(config, name, options, output, origin)

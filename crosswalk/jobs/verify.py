@@ -96,6 +96,11 @@ def _hf_output(source: Path, target: Path, options: Options) -> _Expected:
     asked = replace(options, to="hf", model_files=target, truncate=sizes)
     prepared = prepare(source, asked)
     checkpoint = open_hugging_face(target)
+    output = checkpoint.tensors
+    dialect = dialect_of_names(prepared.mapping, output.tensors)
+    asked = replace(asked, tensor_dialect=dialect.name if dialect else "newest")
+    if prepared.mapping.spelled:
+        prepared = prepare(source, asked)
     with read_from(target / CONFIG, checkpoint.text):
         kept = open_native(source, prepared.mapping.layout).origin.get("kept") or ()
         read = read_config(prepared.mapping, checkpoint.config, checkpoint.tensors.specs(), True, keep=kept)
@@ -107,8 +112,6 @@ def _hf_output(source: Path, target: Path, options: Options) -> _Expected:
     cut = _cut_otherwise(prepared, read.native, options.allow_lossy)
     if cut:
         prepared = prepare(source, replace(asked, truncate=sizes | cut))
-    output = checkpoint.tensors
-    dialect = dialect_of_names(prepared.mapping, output.tensors)
     specs = {spec.name: spec for spec in prepared.source.specs()}
     plan = plan_export(prepared.bound, specs, tensor_dialect=dialect.name if dialect else None)
     return _Expected(replace(prepared, plan=plan), output, read.native)

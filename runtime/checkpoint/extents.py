@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 
 #: Extents begin and end at multiples of this on the file systems that share them.
 BLOCK = 4096
@@ -38,7 +39,9 @@ def is_served(descriptor: int) -> bool:
 def share(source: int, source_offset: int, target: int, target_offset: int, nbytes: int) -> tuple[int, int]:
     """Let bytes of the file ``target`` be those of the file ``source``: ``(start, stop)`` within the ``nbytes`` from
     the offsets on. They are empty where blocks do not meet, or too few do. Raises ``OSError`` if these files cannot
-    share at all."""
+    share at all; only those of Linux can."""
+    if sys.platform != "linux":
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     start = -source_offset % BLOCK
     stop = nbytes - (source_offset + nbytes) % BLOCK
     if (source_offset - target_offset) % BLOCK or stop <= start:

@@ -11,18 +11,16 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Sequence
 
 import torch
 
 from crosswalk.runtime.dtypes import size_of, torch_dtype
 
+from .rearranging import SHORTEST, transposed_plane
 from .tasks import Piece
 
 #: Bytes of a tile.
 _TILE = 1 << 20
-#: A transposed plane with a shorter edge is left to ``copy_``.
-_SHORTEST = 32
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _local = threading.local()
@@ -34,33 +32,41 @@ def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_d
     reading, writing = elements(source, source_dtype, not cast), elements(target, target_dtype, not cast)
     reading = reading.as_strided(piece.extents, piece.source_strides, reading.storage_offset() + piece.source_offset)
     writing = writing.as_strided(piece.extents, piece.strides, writing.storage_offset() + piece.offset)
-    plane = None if cast else _transposed_plane(piece.extents, piece.source_strides, piece.strides)
+    if cast:
+        writing.copy_(reading)
+    else:
+        copy_integers(reading, writing)
+
+
+def copy_integers(reading: torch.Tensor, writing: torch.Tensor) -> None:
+    """Copy integers between two tensors of one shape and dtype; transposes in tiles."""
+    extents = reading.shape
+    plane = transposed_plane(extents, reading.stride(), writing.stride())
     if plane is None:
         writing.copy_(reading)
         return
     rows, columns = plane
-    others = [axis for axis in range(len(piece.extents)) if axis not in plane]
+    others = [axis for axis in range(len(extents)) if axis not in plane]
     reading, writing = (tensor.permute(*others, rows, columns) for tensor in (reading, writing))
-    for index in itertools.product(*(range(piece.extents[axis]) for axis in others)):
+    for index in itertools.product(*(range(extents[axis]) for axis in others)):
         transpose(reading[index], writing[index])
+
+
+def move_between(source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: Piece) -> None:
+    """The same between two buffers of bytes."""
+    reading, writing = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (source, target))
+    move(reading, source_dtype, writing, target_dtype, piece)
+
+
+def as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers, which are copied and compared with all their bits."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def elements(buffer: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tensor:
     """The whole elements that a buffer of bytes holds; as integers, they are moved with all their bits."""
     width = size_of(dtype)
     return buffer[: len(buffer) // width * width].view(_INTEGERS[width] if as_integers else torch_dtype(dtype))
-
-
-def _transposed_plane(
-    extents: Sequence[int], source_strides: Sequence[int], strides: Sequence[int]
-) -> tuple[int, int] | None:
-    """The axes ``(rows, columns)`` that are contiguous in the target and in the source, if they differ and are long."""
-    if 1 not in strides or 1 not in source_strides:
-        return None
-    rows, columns = strides.index(1), source_strides.index(1)
-    if rows == columns or min(extents[rows], extents[columns]) < _SHORTEST:
-        return None
-    return rows, columns
 
 
 def transpose(source: torch.Tensor, target: torch.Tensor) -> None:
@@ -70,7 +76,7 @@ def transpose(source: torch.Tensor, target: torch.Tensor) -> None:
         target[:, -1].copy_(source[:, -1])
         source, target, columns = source[:, :-1], target[:, :-1], columns - 1
     elements = _TILE // source.element_size()
-    whole_rows = source.stride(0) == columns <= elements // _SHORTEST
+    whole_rows = source.stride(0) == columns <= elements // SHORTEST
     width = columns if whole_rows else 512
     height = elements // max(width, 1)
     tile_transpose = _tile_by_shuffle if shuffle_is_faster(source.dtype) else _tile_by_copy

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
@@ -18,10 +18,7 @@ from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .schedule import MIB, SMALLEST_PANEL, STRIPE, TASK
-from .tasks import Block, Panel, Range, Runs, Segment, Task, consecutive
-
-if TYPE_CHECKING:
-    import torch
+from .tasks import Block, Panel, Piece, Range, Runs, Segment, Task, consecutive
 
 #: Bytes that a range is copied by; they stay in a core's cache between reading and writing.
 STEP = 1 * MIB
@@ -57,13 +54,20 @@ def fit_memory(workers: int, memory: int | None) -> tuple[int, int]:
 
 
 class Worker:
-    """One worker's buffers, and what it does with them."""
+    """One worker's buffers, and what it does with them. ``with_torch``: to cast, and to transpose faster."""
 
-    def __init__(self, reader: Reader, sources: Sequence[TensorSpec], targets: Sequence[TensorSpec], panel: int):
+    def __init__(
+        self,
+        reader: Reader,
+        sources: Sequence[TensorSpec],
+        targets: Sequence[TensorSpec],
+        panel: int,
+        with_torch: bool = False,
+    ):
         self.reader, self._sources, self._targets = reader, sources, targets
         self.step, self.other = memoryview(_anonymous(STEP)), memoryview(_anonymous(STEP))
-        self._panel_size = panel
-        self._buffers: tuple[memoryview, torch.Tensor, memoryview, torch.Tensor] | None = None
+        self._panel_size, self._with_torch = panel, with_torch
+        self._buffers: tuple[memoryview, memoryview] | None = None
 
     def blocks(self, target: int, operations: Iterable[Range | Panel]) -> Iterator[memoryview]:
         """The bytes of consecutive operations, in order; each block is valid until the next is asked for."""
@@ -88,25 +92,29 @@ class Worker:
 
     def _panel(self, target: int, panel: Panel) -> Iterator[memoryview]:
         """Read the blocks of a panel, then yield its stripes."""
-        from .kernels import move
-
         if self._buffers is None:
-            import torch
-
-            raw = _anonymous(self._panel_size), _anonymous(STRIPE)
-            tensors = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in raw]
-            self._buffers = memoryview(raw[0]), tensors[0], memoryview(raw[1]), tensors[1]
-        staging_view, staging, output_view, output = self._buffers
+            self._buffers = memoryview(_anonymous(self._panel_size)), memoryview(_anonymous(STRIPE))
+        staging, output = self._buffers
         dtype = self._targets[target].dtype
         staged = []
         for block in panel.blocks:
             block_dtype = self._sources[block.source].dtype
-            self._stage(block, size_of(block_dtype), staging_view[block.at :])
+            self._stage(block, size_of(block_dtype), staging[block.at :])
             staged.append((staging[block.at :], block_dtype))
         for stripe in panel.stripes:
             for piece in stripe.moves:
-                move(*staged[piece.source], output, dtype, piece)
-            yield output_view[: stripe.nbytes]
+                self._move(*staged[piece.source], output, dtype, piece)
+            yield output[: stripe.nbytes]
+
+    def _move(self, source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: Piece) -> None:
+        if not self._with_torch:
+            from .rearranging import move  # with numpy, which conversions that only copy ranges do without
+
+            move(source, target, size_of(target_dtype), piece)
+            return
+        from .kernels import move_between
+
+        move_between(source, source_dtype, target, target_dtype, piece)
 
     def _stage(self, block: Block, width: int, view: memoryview) -> None:
         offset, (start, length, axes) = self.reader.tensors[block.source].offset, block.runs
@@ -123,14 +131,13 @@ class Worker:
 
     def _pick(self, source: int, offset: int, count: int, step: int, length: int, view: memoryview) -> None:
         """Fill ``view`` with the first ``length`` of every ``step`` bytes, ``count`` times, reading all."""
-        import torch
+        from .rearranging import pick
 
         rows = STEP // step
-        read, kept = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (self.step, view))
         for row in range(0, count, rows):
             now = min(rows, count - row)
             self.reader.read(source, offset + row * step, self.step[: (now - 1) * step + length])
-            kept[row * length : (row + now) * length].view(now, length).copy_(read.as_strided((now, length), (step, 1)))
+            pick(self.step, view[row * length :], now, step, length)
 
 
 class Sink(Protocol):

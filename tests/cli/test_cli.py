@@ -184,7 +184,7 @@ def test_formats(crosswalk: CommandLine) -> None:
         row[:4] == ["+", "sliding_window", "->", "window_size"] and row[4][:12] == "mixtral.yaml" for row in rows
     )
     assert out.splitlines()[1:3] == [
-        "dialects: transformers-5, transformers-4",
+        "dialects: transformers-5, transformers-4, in-memory",
         "written without a source: transformers-5, transformers-4",
     ]
     assert crosswalk("formats", "gemma4").out.splitlines()[1] == "dialects: transformers-5, transformers-5-5"
@@ -244,8 +244,8 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
-    names = ["check", "compare", "convert", "explain", "formats", "plan", "verify"]
-    assert done.stdout.splitlines() == [f"9 {names}", "[]"]
+    names = ["check", "compare", "convert", "explain", "formats", "plan", "prove", "verify"]
+    assert done.stdout.splitlines() == [f"{len(names) + 2} {names}", "[]"]
 
 
 def test_check_and_plan_import_no_torch(tmp_path: Path) -> None:

@@ -1,359 +1,49 @@
-"""Plans executed from file to file, against the same moves made on whole tensors by torch, and read by safetensors."""
+"""Plans executed from file to file: shards, indices, ties, checksums, memory, and what is refused."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import xxhash
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from moved_files import (
+    Tensors,
+    convert,
+    dense,
+    dense_sources,
+    expert_sources,
+    experts,
+    load,
+    moved,
+    noise,
+    same,
+    save,
+    spec,
+)
 from peak_memory import MEMORY
 from small_buffers import shrink
 
 from crosswalk.runtime.checkpoint.checksum import CHUNK
 from crosswalk.runtime.checkpoint.output import Written, hugging_face_layout, native_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
-from crosswalk.runtime.dtypes import dtype_name
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files import kernels, tasks
-from crosswalk.runtime.files import schedule as lowering
 from crosswalk.runtime.files import workers as engine
 from crosswalk.runtime.files.convert import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
-from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, TensorSpec, make_plan
-
-Tensors = dict[str, torch.Tensor]
-
-
-def spec(name: str, tensor: torch.Tensor) -> TensorSpec:
-    return TensorSpec(name, tuple(tensor.shape), dtype_name(tensor.dtype))
-
-
-def moved(
-    sources: Tensors, build: Callable[[Tensors], Tensors], dtypes: Mapping[str, torch.dtype] | None = None
-) -> Plan:
-    """The plan of a function that only rearranges elements, found by running it on their numbers.
-
-    Every target is cut into the largest boxes that come from one source by strides, by a search that knows nothing of
-    how the function was written.
-    """
-    numbers, start = {}, 0
-    for name, tensor in sources.items():
-        numbers[name] = torch.arange(start, start + tensor.numel()).view(tensor.shape)
-        start += tensor.numel()
-    bounds = [(int(n.flatten()[0]), n.numel(), name) for name, n in numbers.items() if n.numel()]
-    copies: list[RawCopy] = []
-    targets = []
-    for name, result in build(numbers).items():
-        found = build(sources)[name]
-        dtype = (dtypes or {}).get(name, found.dtype)
-        targets.append(TensorSpec(name, tuple(result.shape), dtype_name(dtype)))
-        copies += boxes(name, result.reshape(-1).tolist(), tuple(result.shape), bounds)
-    return make_plan([spec(name, tensor) for name, tensor in sources.items()], targets, copies)
-
-
-def boxes(name: str, flat: list[int], shape: tuple[int, ...], bounds: list[tuple[int, int, str]]) -> Iterator[RawCopy]:
-    """Runs of constant stride within the rows of a tensor, joined over rows where they repeat."""
-    width = shape[-1] if shape else 1
-    rows = [flat[i : i + width] for i in range(0, len(flat), width)] if flat else []
-    runs: list[tuple[int, int, int, int]] = []  # target offset, source number, length, step
-    for number, row in enumerate(rows):
-        i = 0
-        while i < width:
-            home = next(b for b in bounds if b[0] <= row[i] < b[0] + b[1])
-            step = row[i + 1] - row[i] if i + 1 < width else 1
-            j = i + 1
-            while j < width and step > 0 and row[j] - row[j - 1] == step and row[j] < home[0] + home[1]:
-                j += 1
-            runs.append((number * width + i, row[i], j - i, step if j - i > 1 else 1))
-            i = j
-    by_column: dict[int, list[tuple[int, int, int, int]]] = {}
-    for run in runs:
-        by_column.setdefault(run[0] % width, []).append(run)
-    for column in by_column.values():
-        k = 0
-        while k < len(column):
-            place, number, length, step = column[k]
-            home = next(b for b in bounds if b[0] <= number < b[0] + b[1])
-            m = k + 1
-            jumps = (0, 0)
-            while m < len(column) and column[m][2:] == (length, step):
-                jump = column[m][0] - column[m - 1][0], column[m][1] - column[m - 1][1]
-                if (m > k + 1 and jump != jumps) or jump[1] <= 0 or not home[0] <= column[m][1] < home[0] + home[1]:
-                    break
-                if not nested(((m - k + 1, jump[1]), (length, step))):
-                    break
-                jumps, m = jump, m + 1
-            count = m - k
-            yield home[2], name, (count, length), number - home[0], (jumps[1], step), place, (jumps[0], 1), 0
-            k = m
-
-
-def nested(axes: tuple[tuple[int, int], ...]) -> bool:
-    ordered = sorted((axis for axis in axes if axis[0] > 1), key=lambda axis: axis[1])
-    reach = 0
-    for extent, stride in ordered:
-        if stride <= reach:
-            return False
-        reach += (extent - 1) * stride
-    return True
-
-
-def noise(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Random bits, so with every kind of not-a-number."""
-    width = torch.empty(0, dtype=dtype).element_size()
-    return torch.randint(0, 256, (*shape[:-1], shape[-1] * width), dtype=torch.uint8).view(dtype)
-
-
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal in dtype, shape and every bit."""
-    bits = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
-
-
-def save(tensors: Tensors, directory: Path) -> Path:
-    """In two files with an index, in an order that is not that of the names."""
-    directory.mkdir()
-    names = list(tensors)
-    weight_map = {name: f"{'ba'[k % 2]}.safetensors" for k, name in enumerate(names)}
-    for file in set(weight_map.values()):
-        part = {name: tensors[name].contiguous() for name in names if weight_map[name] == file}
-        safetensors.torch.save_file(part, directory / file)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return directory
-
-
-def load(directory: Path) -> Tensors:
-    result: Tensors = {}
-    for path in directory.glob("*.safetensors"):
-        result |= safetensors.torch.load_file(path)
-    return result
-
-
-def convert(
-    tmp_path: Path,
-    sources: Tensors,
-    build: Callable[[Tensors], Tensors],
-    dtypes: Mapping[str, torch.dtype] | None = None,
-    options: Options | None = None,
-) -> None:
-    """Convert, and compare with what the function makes of the tensors."""
-    plan = moved(sources, build, dtypes)
-    checkpoint = open_checkpoint(save(sources, tmp_path / "in"))
-    options = options or Options(workers=2)
-    report = write_checkpoint(plan, checkpoint, tmp_path / "out", options=options)
-    expected = {name: tensor.to((dtypes or {}).get(name, tensor.dtype)) for name, tensor in build(sources).items()}
-    found = load(tmp_path / "out")
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert same(found[name], tensor), name
-    output = open_checkpoint(tmp_path / "out")
-    verify_checkpoint(plan, checkpoint, output, options=options)
-    if options.checksum != "none":
-        assert report.checksums == checksum_checkpoint(output, options.checksum)
-    assert report.total_size == sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+from crosswalk.runtime.plan.model import Exemption, Plan, TensorSpec, make_plan
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(monkeypatch)
-
-
-def dense(t: Tensors) -> Tensors:
-    """Rename, concatenate, split and transpose, as dense models need it."""
-    q, k, v = t["qkv"].split([21, 7, 7])
-    return {
-        "q": q,
-        "k": k,
-        "v": v,
-        "gate_up": torch.cat([t["gate"], t["up"]]),
-        "down": t["down"].t(),
-        "norm": t["norm"],
-        "empty": t["empty"],
-        "scalar": t["scalar"],
-    }
-
-
-def dense_sources(dtype: torch.dtype = torch.bfloat16) -> Tensors:
-    return {
-        "down": noise(33, 67, dtype=dtype),
-        "qkv": noise(35, 33, dtype=dtype),
-        "gate": noise(67, 33, dtype=dtype),
-        "norm": noise(33, dtype=dtype),
-        "up": noise(67, 33, dtype=dtype),
-        "empty": noise(0, 5, dtype=dtype),
-        "scalar": noise(1, dtype=dtype)[0],
-    }
-
-
-def experts(t: Tensors) -> Tensors:
-    """Stack experts, interleave their gate and up rows, transpose each."""
-    gate_up = [torch.stack([t[f"{e}.gate"], t[f"{e}.up"]], 1).flatten(0, 1) for e in range(5)]
-    return {
-        "gate_up": torch.stack(gate_up),
-        "down": torch.stack([t[f"{e}.down"].t() for e in range(5)]),
-        "router": t["router"].view(5, 3, 11).transpose(0, 1).reshape(15, 11),
-        "pairs": t["pairs"].view(9, 2, 35).transpose(1, 2).reshape(9, 70),
-    }
-
-
-def expert_sources(dtype: torch.dtype = torch.bfloat16) -> Tensors:
-    shapes = {"gate": (37, 41), "up": (37, 41), "down": (41, 37)}
-    result = {f"{e}.{name}": noise(*shape, dtype=dtype) for e in range(5) for name, shape in shapes.items()}
-    return {**result, "router": noise(15, 11, dtype=dtype), "pairs": noise(18, 35, dtype=dtype)}
-
-
-WORKLOADS = {"dense": (dense, dense_sources), "experts": (experts, expert_sources)}
-
-
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.int64])
-@pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.parametrize("checksum", ["xxh3", "none"])
-def test_rearranging(tmp_path: Path, workload: str, dtype: torch.dtype, checksum: str) -> None:
-    build, sources = WORKLOADS[workload]
-    convert(tmp_path, sources(dtype), build, options=Options(workers=3, checksum=checksum))
-
-
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_rearranging_at_full_size(tmp_path: Path, workload: str) -> None:
-    build, sources = WORKLOADS[workload]
-    convert(tmp_path, sources(), build)
-
-
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.bfloat16),
-        (torch.float16, torch.float64),
-        (torch.float8_e4m3fn, torch.bfloat16),
-    ],
-)
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_cast(tmp_path: Path, workload: str, source: torch.dtype, target: torch.dtype) -> None:
-    build, make = WORKLOADS[workload]
-    sources = {name: torch.randn(tensor.shape).to(source) for name, tensor in make().items()}
-    kept = {"norm", "router", "empty"}
-    dtypes = {name: target for name in build(sources) if name not in kept}
-    convert(tmp_path, sources, build, dtypes)
-
-
-def test_transpose_wider_than_a_panel(tmp_path: Path) -> None:
-    sources = {"a": noise(1031, 2053), "b": noise(2500, 3000, dtype=torch.float32)}
-    plan = make_plan(
-        [spec(name, tensor) for name, tensor in sources.items()],
-        [TensorSpec("a", (2053, 1031), "BF16"), TensorSpec("b", (3000, 2500), "F32")],
-        [
-            ("a", "a", (2053, 1031), 0, (1, 2053), 0, (1031, 1), 0),
-            ("b", "b", (3000, 2500), 0, (1, 3000), 0, (2500, 1), 0),
-        ],
-    )
-    checkpoint = open_checkpoint(save(sources, tmp_path / "in"))
-    options = Options(workers=2, memory=engine.peak_memory(2, 1 << 20))
-    report = write_checkpoint(plan, checkpoint, tmp_path / "out", options=options)
-    found = load(tmp_path / "out")
-    assert same(found["a"], sources["a"].t())
-    assert same(found["b"], sources["b"].t())
-    assert report.peak_memory <= options.memory if options.memory else False
-    assert report.checksums == checksum_checkpoint(open_checkpoint(tmp_path / "out"))
-
-
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("checksum", ["xxh3", "none"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_tall_transposes_move_in_tiles(tmp_path: Path, dtype: torch.dtype, checksum: str) -> None:
-    """So tall that a panel of whole rows would read runs of an element or two; alone, and stacked behind another."""
-    tall, stack, norm = torch.randn(1501, 301), torch.randn(3, 1101, 307), torch.randn(5)
-    sources = {name: t.bfloat16() for name, t in (("tall", tall), ("stack", stack), ("norm", norm))}
-    name = {torch.bfloat16: "BF16", torch.float32: "F32"}[dtype]
-    size = stack.numel()
-    plan = make_plan(
-        [spec(name, tensor) for name, tensor in sources.items()],
-        [TensorSpec("tall", (301, 1501), name), TensorSpec("both", (5 + size,), name)],
-        [
-            ("tall", "tall", (301, 1501), 0, (1, 301), 0, (1501, 1), 0),
-            ("norm", "both", (5,), 0, (1,), 0, (1,), 0),
-            ("stack", "both", (3, 307, 1101), 0, (size // 3, 1, 307), 5, (size // 3, 1101, 1), 0),
-        ],
-    )
-    checkpoint = open_checkpoint(save(sources, tmp_path / "in"))
-    lowered = lowering.Lowering(plan, checkpoint.match(plan.sources, "the plan reads"), engine.PANEL)
-    segments = [segment for task in lowered.tasks((0, 1)) for segment in task]
-    assert {plan.targets[s.target].name for s in segments if s.run < s.nbytes} == {"both", "tall"}
-
-    report = write_checkpoint(plan, checkpoint, tmp_path / "out", options=Options(workers=3, checksum=checksum))
-    found = load(tmp_path / "out")
-    assert same(found["tall"], sources["tall"].t().to(dtype))
-    both = torch.cat([sources["norm"], sources["stack"].transpose(1, 2).flatten()])
-    assert same(found["both"], both.to(dtype))
-    output = open_checkpoint(tmp_path / "out")
-    verify_checkpoint(plan, checkpoint, output, options=Options(workers=3))
-    if checksum != "none":
-        assert report.checksums == checksum_checkpoint(output)
-    stored = output.tensors["both"]
-    with open(stored.file, "r+b") as file:
-        file.seek(stored.offset + stored.nbytes - 4003)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(CrosswalkError, match=f"from byte {stored.nbytes - 4003} on"):
-        verify_checkpoint(plan, checkpoint, open_checkpoint(tmp_path / "out"), options=Options(workers=3))
-
-
-@given(st.data())
-@settings(max_examples=60, deadline=None)
-def test_any_permutation_of_axes(data: st.DataObject) -> None:
-    """Clipping to panels keeps every element, whatever the axes and wherever the cuts are."""
-    shape = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
-    order = data.draw(st.permutations(range(len(shape))))
-    numbers = torch.arange(math.prod(shape)).view(shape).permute(order)
-    offset = data.draw(st.integers(0, 5))
-    strides, size = [], 1
-    for extent in reversed(numbers.shape):
-        strides.insert(0, size)
-        size *= extent
-    piece = tasks.Piece(0, tuple(numbers.shape), 0, numbers.stride(), offset, tuple(strides))
-    flat = numbers.reshape(-1)
-    cuts = sorted({offset, offset + size, *data.draw(st.lists(st.integers(offset, offset + size), max_size=4))})
-    for start, stop in itertools.pairwise(cuts):
-        panel = torch.full((stop - start,), -1)
-        for box in lowering.clip(piece, start, stop):
-            runs, staged, _ = lowering.stage(box, data.draw(st.integers(0, 200)), data.draw(st.integers(0, 8)))
-            read = torch.cat([torch.arange(begin, begin + runs.length) for begin in runs.starts()])
-            assert len(read) == runs.number * runs.length
-            moved = read.as_strided(box.extents, staged)
-            panel.as_strided(box.extents, box.strides, box.offset - start).copy_(moved)
-        assert torch.equal(panel, flat[start - offset : stop - offset])
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_transpose_kernel_is_exact(dtype: torch.dtype, shuffle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the shuffle and without, for whole and for part matrices, odd and even."""
-    words = dtype in (torch.int16, torch.int32)
-    monkeypatch.setattr(kernels, "shuffle_is_faster", lambda dtype: shuffle and words)
-    for rows, columns in ((512, 512), (513, 1025), (1, 2), (1, 1), (37, 1030), (700, 33)):
-        source = noise(rows, columns, dtype=dtype)
-        target = torch.zeros(columns, rows, dtype=dtype)
-        kernels.transpose(source, target.t())
-        assert torch.equal(target, source.t()), (rows, columns)
-    wide = noise(300, 700, dtype=dtype)
-    target = torch.zeros(90, 400, dtype=dtype)
-    kernels.transpose(wide[:, 50:140], target[:, 7:307].t())
-    assert torch.equal(target[:, 7:307], wide[:, 50:140].t())
 
 
 def test_shards_and_index(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosswalk.checkpoints.portable_yaml import dump
+from crosswalk.checkpoints.yaml_text import dump
 
 #: Texts that a reader of one of the versions, or of both, takes for something else unless they are quoted.
 WORDS = r"""

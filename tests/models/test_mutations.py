@@ -184,7 +184,7 @@ def judge(mapping: CompiledMapping, format: str, example: Example) -> str | None
 
 def _renamed(mapping: CompiledMapping, format: str, example: Example, native: Config) -> str | None:
     """The names that the class has in memory, and tensors of one shape that only their names tell apart."""
-    if format == "llava" and oracles.TRANSFORMERS_MAJOR >= 5:
+    if format in ("llava", "mixtral") and oracles.TRANSFORMERS_MAJOR >= 5:
         plan = plan_for(mapping, native, Options(to="hf", dialect="in-memory"))
         wrong = differences(shapes(plan.targets), oracles.names_and_shapes(example.config, in_memory=True))
         if wrong:

@@ -41,6 +41,9 @@ LIMITS = {
     "megatron_mistral": 30,
     "megatron_qwen2": 30,
     "megatron_qwen3": 30,
+    "megatron_mixtral": 35,
+    "megatron_qwen3_moe": 45,
+    "megatron_deepseek_v3": 120,
 }
 
 

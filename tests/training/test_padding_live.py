@@ -19,9 +19,9 @@ from test_distributed import results, same_files
 import crosswalk
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
-from crosswalk.runtime.training import stream as streaming
 from crosswalk.runtime.training.ranks import TIMEOUT, team
 from crosswalk.runtime.training.stretches import WASTE
 
@@ -144,7 +144,7 @@ def test_a_plan_that_pads_what_it_saves_and_streams(checkpoint: Path, tmp_path: 
     source = load_file(checkpoint / "model.safetensors")
     expected = cases.padded_state(checkpoint, 128)
     ranks = team(None, TIMEOUT)
-    assert_equal(dict(itertools.chain.from_iterable(streaming.stream(plan, source, ranks, 20_000))), expected)
+    assert_equal(dict(itertools.chain.from_iterable(Publisher(plan, source, ranks, 20_000).buckets())), expected)
     saving.save(plan, source, tmp_path / "out", ranks)
     assert_equal(load_file(tmp_path / "out" / "model.safetensors"), expected)
     state = blank(expected)

@@ -1,0 +1,1 @@
+"""Live parameters as the tensors of a checkpoint, again and again: planned once, whole or as what has changed."""

@@ -1,0 +1,256 @@
+"""A model in memory as the tensors of a checkpoint, as often as they are wanted: all that does not depend on values is
+found once."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from crosswalk.runtime.dtypes import torch_dtype
+from crosswalk.runtime.errors import CrosswalkError, fail
+from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.training.parameters import Model
+from crosswalk.runtime.training.ranks import Table, Team, table
+
+from .current import Current
+from .exchange import Ranks, exchange
+from .locate import Located, locate, readers
+from .order import in_buckets, publishing_order
+from .pieces import Strided
+from .recipes import Recipe, Way, fill, pack, received, viewed
+
+NamedTensor = tuple[str, torch.Tensor]
+
+
+class Published(NamedTuple):
+    """A tensor that is published."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+class Bucket(NamedTuple):
+    """Tensors in one ``buffer`` of bytes, ``tensors[i]`` from byte ``offsets[i]`` on."""
+
+    buffer: torch.Tensor
+    tensors: tuple[Published, ...]
+    offsets: tuple[int, ...]
+
+    def named(self) -> list[NamedTensor]:
+        """The tensors, as views of the buffer."""
+        return [
+            (name, self.buffer[start : start + one.nbytes].view(dtype).view(shape))
+            for one, start in zip(self.tensors, self.offsets, strict=True)
+            for name, dtype, shape in [one]
+        ]
+
+
+class Publisher:
+    """The targets of ``plan``, made of what ``model`` holds, over and over. Made, and used, by all ranks of ``team``
+    alike: every method with an ``Iterator`` is a collective if the ranks need each other, and every rank must consume
+    it. Values are read when a bucket is made; some tensors are views of parameters.
+
+    ``only``: the targets that are published; ``elsewhere``: what other ranks have, which may be absent here; ``doing``:
+    what messages call it.
+
+    Raises ``CrosswalkError``, on every rank, for what any of them finds when it is made; and (``publisher/stale``) when
+    it is used and the model has become another one. Memory that has moved is followed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        team: Team,
+        bucket_bytes: int,
+        group: dist.ProcessGroup | None = None,
+        elsewhere: Mapping[str, TensorSpec] | None = None,
+        only: Collection[str] | None = None,
+        doing: str = "publish",
+    ) -> None:
+        self.plan, self.team, self._group, self._doing = plan, team, group, doing
+        with team.step(f"checking the model to {doing}") as step:
+            step.agree |= {"bucket_bytes": bucket_bytes, "plan": plan.digest, "metadata": plan.metadata}
+            step.agree |= {"only": sorted(only) if only is not None else None}
+            problems = plan.verify().problems
+            if problems:
+                raise CrosswalkError(problems)
+            self.current = Current(model, plan.sources, elsewhere)
+            step.value = table(self.current.placed)
+        #: What each rank holds.
+        self.tables: list[Table] = step.values
+        kept = [i for i, spec in enumerate(plan.targets) if only is None or spec.name in only]
+        self.targets = publishing_order(plan, kept)
+        #: The targets of each bucket.
+        self.bucketed = in_buckets(plan, self.targets, bucket_bytes)
+        self._ways: dict[Any, Way] = {}
+        self._readers: dict[str, list[tuple[str, Strided]]] = {}
+        with team.step(f"planning what to {doing}"):
+            self.way(None)
+
+    @functools.cached_property
+    def metadata(self) -> tuple[Published, ...]:
+        """What is published, in the order in which it is; the same on every rank, and known before a byte moves."""
+        return tuple(self._published(target) for target in self.targets)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of what moves, from where to where, and in which order."""
+        text = repr((self.plan.digest, self.tables, [(m.name, str(m.dtype), m.shape) for m in self.metadata]))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def buckets(self, *, to: int | Collection[int] | None = None) -> Iterator[list[NamedTensor]]:
+        """Lists of ``(name, tensor)``, whole, where the parameters are. ``to``: a rank of the group, or several; the
+        others send what these lack, get no lists, and hold nothing. By default all ranks get all."""
+        way = self.way(self.ranks(to))
+        self.begin(to)
+        return self._lists(way)
+
+    def packed(self, *, to: int | Collection[int] | None = None, align: int = 1) -> Iterator[Bucket]:
+        """The same in one buffer of bytes for each bucket, which is new each time; tensors begin at multiples of
+        ``align`` bytes, and without one each ends where the next begins."""
+        way = self.way(self.ranks(to))
+        if align < 1:
+            raise fail("publisher/align", f"`align` is {align}", None, "pass a number of bytes, as 256")
+        self.begin(to)
+        return self._packed(way, align)
+
+    def locate(self, parameter: str, indices: torch.Tensor) -> Iterator[Located]:
+        """Where elements of a parameter go. ``indices``: flat ones in what this rank holds of it, its local tensor or
+        the tensors of its ``Shards`` one after the other; the fastest if they ascend. No collective.
+
+        Raises ``CrosswalkError`` (``publisher/locate``) for a parameter that is not the plan's, or not contiguous."""
+        if parameter not in self._readers:
+            self._readers[parameter] = readers(self.plan, self.current, parameter)
+        return locate(self._readers[parameter], indices)
+
+    def share(self) -> dict[str, torch.Tensor]:
+        """The part of this rank, if all are dealt out as whole tensors, evenly: those that it has whole first."""
+        way = self.way("share")
+        self.begin("share")
+        return {name: tensor for bucket in self._lists(way) for name, tensor in bucket}
+
+    def begin(self, asked: Any) -> None:
+        """Let all ranks look at their parameters again, and agree on what they do. Raises ``CrosswalkError``."""
+        with self.team.step(f"beginning to {self._doing}") as step:
+            step.agree["asked"] = str(asked)
+            self.current.refresh()
+
+    def meet(self, value: Any = None) -> list[Any]:
+        """What each rank says, once all have come to the next bucket."""
+        # The collectives themselves wait as long as their groups were made to, and name nobody.
+        return self.team.gather(f"gathering parameters to {self._doing}", value)
+
+    def exchange(
+        self, outgoing: Mapping[Ranks, torch.Tensor], incoming: Mapping[tuple[int, Ranks], int]
+    ) -> dict[tuple[int, Ranks], torch.Tensor]:
+        return exchange(outgoing, incoming, f"gathering parameters to {self._doing}", self._group)
+
+    def some(self, to: Ranks | None, targets: Sequence[int]) -> list[NamedTensor]:
+        """Some of the tensors of a bucket, of which they are this once."""
+        recipe = self.way(to).recipe(targets, keep=False) if targets else Recipe()
+        return self._named(recipe, self._made(recipe, None))
+
+    def way(self, to: Ranks | str | None) -> Way:
+        """How tensors get to some ranks; planned at the first use."""
+        if to not in self._ways:
+            everyone = tuple(range(self.team.size))
+            receivers = [everyone if to is None else to] * len(self.plan.targets)
+            if isinstance(to, str):
+                receivers = self._dealt()
+            self._ways[to] = Way(self.plan, self.current, self.tables, self.team.rank, receivers)  # type: ignore[arg-type]
+        return self._ways[to]
+
+    def ranks(self, to: int | Collection[int] | None) -> Ranks | None:
+        """What ``to`` names: ranks, ascending, or None for all. Raises ``CrosswalkError`` (``publisher/rank``) for
+        ranks that there are not."""
+        if to is None:
+            return None
+        ranks = tuple(sorted({to} if isinstance(to, int) else set(to)))
+        if not ranks or not all(0 <= rank < self.team.size for rank in ranks):
+            text = f"`to` is {to}, and there are {self.team.size} ranks"
+            raise fail("publisher/rank", text, None, "name ranks of the group, from 0 on")
+        return None if len(ranks) == self.team.size else ranks
+
+    def _dealt(self) -> list[Ranks]:
+        """One rank for each target: the one with least among those that have all of it, or among all."""
+        needs: dict[int, set[str]] = {}
+        for copy in self.plan.copies:
+            needs.setdefault(copy.target, set()).add(self.plan.sources[copy.source].name)
+        boxes = {spec.name: tuple((0, size) for size in spec.shape) for spec in self.plan.sources}
+        whole = [{name for name, held in found.items() if boxes[name] in held} for found in self.tables]
+        load = [0] * self.team.size
+        dealt: list[Ranks] = [(0,)] * len(self.plan.targets)
+        for target in sorted(self.targets, key=lambda t: (-self.plan.targets[t].nbytes, t)):
+            having = [rank for rank in range(self.team.size) if needs.get(target, set()) <= whole[rank]]
+            rank = min(having or range(self.team.size), key=lambda rank: load[rank])
+            load[rank] += self.plan.targets[target].nbytes
+            dealt[target] = (rank,)
+        return dealt
+
+    def _published(self, target: int) -> Published:
+        spec = self.plan.targets[target]
+        return Published(spec.name, torch_dtype(spec.dtype), spec.shape)
+
+    def _lists(self, way: Way) -> Iterator[list[NamedTensor]]:
+        for targets in self.bucketed:
+            recipe = way.recipe(targets)
+            made = self._made(recipe, None)
+            if made:
+                yield self._named(recipe, made)
+
+    def _named(self, recipe: Recipe, made: Sequence[torch.Tensor]) -> list[NamedTensor]:
+        return [(self.plan.targets[target].name, tensor) for target, tensor in zip(recipe.targets, made, strict=True)]
+
+    def _packed(self, way: Way, align: int) -> Iterator[Bucket]:
+        for targets in self.bucketed:
+            recipe = way.recipe(targets)
+            tensors = tuple(self._published(target) for target in recipe.targets)
+            offsets: list[int] = []
+            end = 0
+            for tensor in tensors:
+                offsets.append(-(-end // align) * align)
+                end = offsets[-1] + tensor.nbytes
+            buffer = torch.empty(end, dtype=torch.uint8, device=self.current.device)
+            bucket = Bucket(buffer, tensors, tuple(offsets))
+            self._made(recipe, [tensor for _, tensor in bucket.named()])
+            if tensors:
+                yield bucket
+
+    @torch.no_grad()
+    def _made(self, recipe: Recipe, into: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+        """The tensors of a bucket that this rank gets; all in the memory given as ``into``, or else in new memory, or
+        views of parameters where these have them as they are."""
+        held = self.current.tensors
+        if recipe.meets:
+            self.meet()
+        sent = {ranks: pack(recipe, ranks, held, self.current.device) for ranks in recipe.outgoing}
+        came = self.exchange(sent, recipe.incoming) if recipe.meets else {}
+        sent.clear()
+        views = {} if into is not None else {out.slot: out for out in recipe.views}
+        made: list[torch.Tensor] = []
+        for slot, target in enumerate(recipe.targets):
+            spec = self.plan.targets[target]
+            if into is not None:
+                made.append(into[slot])
+            elif slot in views:
+                _, part, copy = views[slot]
+                made.append(viewed(held[part], spec, copy.offset))
+            else:
+                made.append(torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device=self.current.device))
+            if slot in recipe.zeroed:
+                made[-1].zero_()
+        kept = recipe.copies if into is None else [*recipe.views, *recipe.copies]
+        fill([(held[part], made[slot], copy) for slot, part, copy in kept])
+        fill(received(recipe.arrivals, came, made))
+        return made

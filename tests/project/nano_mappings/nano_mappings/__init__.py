@@ -1,0 +1,1 @@
+"""Mappings of the models of nobody: data only."""

@@ -1,0 +1,190 @@
+"""Mappings that an installed package brings, and what the distribution itself says and holds."""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_checkpoints import make
+
+import crosswalk
+from crosswalk.cli.commands import cli, run_command
+from crosswalk.jobs.formats import catalog
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.files.convert import Options
+
+ROOT = Path(__file__).parents[2]
+NANO = Path(__file__).parent / "nano_mappings"
+MAIN = "import sys; from crosswalk.cli.commands import main; main(sys.argv[1:])"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def install(place: Path, package: str = "nano_mappings", points: dict[str, str] | None = None) -> Path:
+    """What pip makes of tests/project/nano_mappings, in a directory: the package, and what is known of it."""
+    project = tomllib.loads((NANO / "pyproject.toml").read_text())["project"]
+    shutil.copytree(NANO / "nano_mappings", place / package)
+    known = place / f"{package}-1.0.dist-info"
+    known.mkdir()
+    (known / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in (points or project["entry-points"]["crosswalk.mappings"]).items()]
+    (known / "entry_points.txt").write_text("\n".join(["[crosswalk.mappings]", *lines, ""]))
+    return place / package
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where packages are installed, for the time of a test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # nothing is kept: only what is needed is compiled
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    (tmp_path / "site").mkdir()
+    catalog.cache_clear()
+    yield tmp_path / "site"
+    catalog.cache_clear()
+    for name in [name for name in sys.modules if name.startswith(("nano_mappings", "other_mappings"))]:
+        del sys.modules[name]
+
+
+def refused() -> str:
+    with pytest.raises(CrosswalkError) as error:
+        catalog()
+    assert {found.code for found in error.value.diagnostics} == {"mapping/package"}
+    return str(error.value)
+
+
+def test_the_formats_and_layouts_of_an_installed_package_are_there(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(place)
+    source = make(tmp_path / "source")
+    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    config |= {"architectures": ["NanoForCausalLM"], "model_type": "nano", "n_heads": config["num_attention_heads"]}
+    del config["num_attention_heads"]
+    (source / "config.json").write_text(json.dumps(config))
+    assert run_command(cli, ["convert", str(source), str(tmp_path / "native"), "--format", "nano_llama"]) == 0
+    assert "nano_llama" in capsys.readouterr().out
+    assert run_command(cli, ["convert", str(tmp_path / "native"), str(tmp_path / "back")]) == 0
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+
+    words = {"architectures": ["NanoWords"], "model_type": "nano_words", "words": 11, "hidden_size": 3}
+    plan = crosswalk.compile_plan(words, to="nano", dtype="float32")
+    table = torch.arange(33.0).reshape(11, 3)
+    ((name, found),) = crosswalk.runtime.execute(plan, {"words.weight": table})
+    assert name == "weight"
+    assert torch.equal(found, table)
+
+
+def test_a_package_is_found_by_any_process_and_its_errors_name_its_files(place: Path) -> None:
+    install(place)
+    file = place / "nano_mappings" / "nano_llama.yaml"
+    file.write_text(file.read_text().replace("n_heads: heads", "n_heads: haeds"))
+    run = [sys.executable, "-c", MAIN, "formats", "nano_llama"]
+    done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(place)})
+    assert f"{file}:9:14: error: type `attention` has no field `haeds`" in done.stderr
+
+
+def test_a_package_changes_no_other_format(place: Path) -> None:
+    home = install(place)
+    shutil.copy(home / "nano_llama.yaml", home / "llama.yaml")
+    assert "`llama` of package nano-mappings is also in crosswalk itself" in refused()
+    (home / "llama.yaml").unlink()
+    install(place, "other_mappings", {"other": "other_mappings"})
+    said = refused()
+    for name in ("nano_llama", "nano_words", "layouts/nano"):
+        assert f"`{name}` of package other-mappings is also in package nano-mappings" in said
+
+
+def test_a_folder_named_in_the_environment_comes_before_packages(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(place)
+    text = (NANO / "nano_mappings" / "nano_llama.yaml").read_text()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "nano_llama.yaml").write_text(text.replace("NanoForCausalLM", "MineForCausalLM"))
+    monkeypatch.setenv("CROSSWALK_MAPPINGS", str(tmp_path / "mine"))
+    assert catalog().mapping("nano_llama").architecture == "MineForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("nano_mapings", "`nano = nano_mapings` of package nano-mappings cannot be imported: ModuleNotFoundError"),
+        ("nano_mappings.layouts", "`nano = nano_mappings.layouts` of package nano-mappings leads to no mappings"),
+    ],
+)
+def test_an_entry_point_that_leads_nowhere_is_named(value: str, said: str, place: Path) -> None:
+    home = install(place, points={"nano": value})
+    for file in (home / "layouts").iterdir():
+        file.unlink()
+    (home / "layouts" / "__init__.py").touch()
+    assert said in refused()
+
+
+# ---- the distribution ------------------------------------------------------------------------------------------------
+
+
+def test_the_versions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(cli, ["--version"]) == 0
+    assert capsys.readouterr().out == f"crosswalk {crosswalk.__version__}, mapping language 1, plan 1\n"
+    assert f"\n## {crosswalk.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_folder_of_code_is_a_package_of_the_distribution() -> None:
+    listed = PROJECT["tool"]["setuptools"]
+    places = {package: listed["package-dir"].get(package) for package in listed["packages"]}
+    for package in sorted(places):
+        parent, _, name = package.rpartition(".")
+        places[package] = places[package] or f"{places[parent]}/{name}"
+    tops = ("crosswalk", "compiler", "runtime", "reference", "mappings", "schema")
+    code = {str(file.parent.relative_to(ROOT)) for top in tops for file in (ROOT / top).rglob("__init__.py")}
+    assert set(places.values()) == code
+
+
+def test_every_library_that_is_imported_is_required() -> None:
+    """transformers is for tiny models and comparisons alone, and everything else runs without it."""
+    required = {line.partition(">")[0] for line in PROJECT["project"]["dependencies"]} | {"transformers"}
+    names = {"ruamel": "ruamel.yaml", "yaml": "pyyaml"}
+    for top in ("crosswalk", "compiler", "runtime", "reference"):
+        for file in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+                for module in {module.partition(".")[0] for module in modules} - {"crosswalk"}:
+                    assert module in sys.stdlib_module_names or names.get(module, module) in required, (file, module)
+
+
+def test_another_system_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither the calls that read files in place nor locks on directories."""
+    code = compile((ROOT / "runtime" / "__init__.py").read_text(), "__init__.py", "exec")
+    monkeypatch.setattr(os, "name", "nt")
+    with pytest.raises(ImportError, match=r"Crosswalk runs on Linux and macOS; on Windows, run it in WSL"):
+        exec(code, {"__name__": "crosswalk.runtime"})
+
+
+def test_what_only_linux_has_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are those of Linux: read without advice, not shared, and swapped by two renames."""
+    source = make(tmp_path / "source")
+    crosswalk.convert(source, tmp_path / "here")
+    for name in ("copy_file_range", "posix_fadvise", "posix_fallocate", "sched_getaffinity", "O_TMPFILE", "O_DIRECT"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # a C library without renameat2
+    monkeypatch.setattr(fcntl, "ioctl", None)
+    for overwrite in (False, True):
+        crosswalk.convert(source, tmp_path / "there", options=Options(overwrite=overwrite))
+        assert sorted(file.name for file in (tmp_path / "there").iterdir()) == sorted(
+            file.name for file in (tmp_path / "here").iterdir()
+        )
+        for file in (tmp_path / "here").iterdir():
+            assert (tmp_path / "there" / file.name).read_bytes() == file.read_bytes()

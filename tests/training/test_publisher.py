@@ -1,0 +1,127 @@
+"""Publishing a live model over and over: to all ranks, to some, packed, shared out; what is refused, and when."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import publisher_cases as cases
+import pytest
+import torch
+from native_llama import LLAMA, Tree, native_state
+from oracles import make_checkpoint
+from ranks import Failed, run_ranks
+from safetensors.torch import load_file
+from small_checkpoints import MIXTRAL
+
+import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
+
+PLACEMENTS = {"rows": 4, "fsdp-tp": 4, "hybrid": 4, "columns": 4, "by hand": 3, "stages": 2, "replicas": 2}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("llama") / "hf"
+    make_checkpoint(path, LLAMA)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mixtral") / "hf"
+    make_checkpoint(path, MIXTRAL)
+    return path
+
+
+def results(size: int, function: Any, *arguments: Any) -> list[Any]:
+    found = run_ranks(size, function, *arguments)
+    failures = [result.text for result in found if isinstance(result, Failed)]
+    assert not failures, "\n".join(failures)
+    return found
+
+
+@pytest.mark.parametrize("kind", PLACEMENTS)
+def test_every_way_to_publish_gives_the_checkpoint(kind: str, mixtral: Path) -> None:
+    """And to one rank go only the bytes that it lacks; the others receive nothing, and send no more than they have."""
+    size = PLACEMENTS[kind]
+    found = results(size, cases.ways, mixtral, kind)
+    for result in found:
+        assert result["wrong"] == []
+    received = [result["bytes"][0] for result in found]
+    assert received == [found[0]["model"] - found[0]["held"]] + [0] * (size - 1)
+    assert all(result["bytes"][1] <= result["held"] for result in found)
+
+
+def test_what_one_rank_finds_all_ranks_refuse(llama: Path) -> None:
+    found = results(2, cases.refused, llama)
+    stale, wrong, rank, dtype, again = found[0]
+    assert found[0] == found[1]
+    assert (stale, rank, dtype, again) == (["publisher/stale"], ["publisher/rank"], ["publisher/dtype"], [])
+    assert wrong == ["live/differs"]
+
+
+def test_moved_memory_is_followed_and_another_model_is_refused(llama: Path) -> None:
+    expected = load_file(llama / "model.safetensors")
+    model = Tree(native_state(llama))
+    loaded = crosswalk.load(llama, model)
+    publisher = crosswalk.publisher(model, loaded)
+    before = publisher.digest
+    parameter = model.decoder.get_submodule("1").norm_2.weight
+    parameter.data = parameter.data.clone().mul_(3)
+    found = dict(itertools.chain.from_iterable(publisher.buckets()))
+    changed = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert changed == ["model.layers.1.post_attention_layernorm.weight"]
+    assert torch.equal(found[changed[0]], expected[changed[0]] * 3)
+    assert publisher.digest == before
+    parameter.data = parameter.data.to(torch.float64)
+    with pytest.raises(CrosswalkError, match=r"decoder.1.norm_2.weight.* another dtype") as caught:
+        publisher.buckets()
+    assert [d.code for d in caught.value.diagnostics] == ["publisher/stale"]
+
+
+def test_dtypes_by_name_and_a_part_of_the_names(llama: Path) -> None:
+    expected = load_file(llama / "model.safetensors")
+    state = native_state(llama)
+    loaded = crosswalk.load(llama, state)
+    policy = {"*norm.weight": "float32", "model.layers.1.*": "float16", "*": "bfloat16"}
+    publisher = crosswalk.publisher(state, loaded, dtype=policy, only=["model.layers.*", "model.norm.weight"])
+    found = dict(itertools.chain.from_iterable(publisher.buckets()))
+    assert sorted(found) == sorted(name for name in expected if name.startswith(("model.layers.", "model.norm.")))
+    for name, tensor in found.items():
+        dtype = torch.float16 if name.startswith("model.layers.1.") else torch.bfloat16
+        dtype = torch.float32 if name == "model.norm.weight" or name.endswith("layernorm.weight") else dtype
+        assert tensor.dtype == dtype, name
+        assert torch.equal(tensor, expected[name].to(dtype)), name
+    for options, code in (({"only": "lm_haed.*"}, "only"), ({"dtype": {"*.bias": "float16"}}, "dtype")):
+        with pytest.raises(CrosswalkError) as caught:
+            crosswalk.publisher(state, loaded, **options)
+        assert [d.code for d in caught.value.diagnostics] == [f"publisher/{code}"]
+
+
+def test_tensors_can_be_cut_out_of_a_buffer_without_padding(llama: Path) -> None:
+    """As vLLM and SGLang do: an odd number of 16-bit elements comes before nothing that is wider."""
+    state = native_state(llama)
+    loaded = crosswalk.load(llama, state)
+    odd = "model.embed_tokens.weight"
+    publisher = crosswalk.publisher(state, loaded, dtype={odd: "bfloat16", "*norm*": "float64"}, bucket_bytes=1 << 30)
+    (bucket,) = publisher.packed()
+    flat = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in bucket.named()])
+    assert torch.equal(flat, bucket.buffer)
+    start = 0
+    for name, dtype, shape in publisher.metadata:
+        stop = start + torch.Size(shape).numel() * dtype.itemsize
+        assert flat[start:stop].view(dtype).view(shape).dtype == dtype, name
+        start = stop
+    layers = [name.split(".")[2] for name, _, _ in publisher.metadata if name.startswith("model.layers.")]
+    assert layers == sorted(layers)
+
+
+def test_a_publisher_writes_what_it_publishes(llama: Path, tmp_path: Path) -> None:
+    state = native_state(llama)
+    loaded = crosswalk.load(llama, state)
+    publisher = crosswalk.publisher(state, loaded, dtype={"*": "bfloat16"})
+    publisher.save(tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert cases.differences(found, dict(itertools.chain.from_iterable(publisher.buckets()))) == []
