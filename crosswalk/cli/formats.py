@@ -44,7 +44,7 @@ def show_format(name: str) -> None:
     mapping = compiled.source
     written = ", ".join(dialect.replace("_", "-") for dialect in choose_dialects(compiled, None))
     echo((
-        f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}",
+        *wrapped(f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}", width(), ""),
         f"dialects: {', '.join(_dialects(mapping))}",
         f"written without a source: {written}",
     ))  # fmt: skip
