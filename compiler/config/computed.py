@@ -38,7 +38,7 @@ def finish_computed(
             if not same_number(done.setdefault(one.place, value), value):
                 message = f"`{'.'.join(one.place)}` would be both {done[one.place]!r} and {value!r}"
                 hint = "the format has one place for what the trainer has several of: make these equal"
-                out.problems.append(Diagnostic("export/conflict", message, one.rule.position, hint))
+                out.problems.append(Diagnostic("export/conflict", message, None, hint, rule=one.rule.position))
             if value is not MISSING:
                 put(config, one.place, value)
     if not out.problems:
@@ -66,7 +66,7 @@ def _settle(mapping: CompiledMapping, config: dict[str, Any], out: Attempt, befo
             continue
         if answer is MISSING:
             message = f"`{'.'.join(one.place)}` = {found!r} would not be read as {one.value!r}"
-            out.problems.append(Diagnostic("export/inverse", message, one.rule.position))
+            out.problems.append(Diagnostic("export/inverse", message, rule=one.rule.position))
         else:
             put(config, one.place, answer)
 

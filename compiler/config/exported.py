@@ -52,13 +52,17 @@ def differing_kinds(node: Layers, names: Names, kinds: list[Any]) -> list[Diagno
         return []
     index, (kind, said) = wrong
     message = f"layer {index} is `{kind}`, and the keys of this format can only say `{said}` there"
-    return [Diagnostic("export/kinds", message, node.position, "the format has no place for these kinds in this order")]
+    hint = "the format has no place for these kinds in this order"
+    return [Diagnostic("export/kinds", message, None, hint, rule=node.position, path=node.ours)]
 
 
-def none_fits(failed: list[tuple[str, list[Diagnostic]]], where: str, position: Position) -> list[Diagnostic]:
-    """Problems that stand in the way of every candidate, or the first problem of each."""
+def none_fits(
+    failed: list[tuple[str, list[Diagnostic]]], path: KeyPath, rule: Position, called: str = ""
+) -> list[Diagnostic]:
+    """Problems that stand in the way of every candidate for the object at a path of ours, or the first of each."""
     common = [p for p in failed[0][1] if all(p in problems for _, problems in failed[1:])]
     if common:
         return common
     reasons = "; ".join(f"not `{name}`: {problems[0].message}" for name, problems in failed)
-    return [Diagnostic("export/none-fits", f"`{where}` fits none of what this format has: {reasons}", position)]
+    message = f"`{called or '.'.join(path)}` fits none of what this format has: {reasons}"
+    return [Diagnostic("export/none-fits", message, path=path, rule=rule)]
