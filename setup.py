@@ -1,10 +1,12 @@
-"""What pyproject.toml cannot say: a wheel holds the compiled catalog of its mappings."""
+"""What pyproject.toml cannot say: which folders are packages, and that a wheel holds the compiled catalog of its
+mappings."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import setup
@@ -29,4 +31,15 @@ class BuildWithCatalog(build_py):
             subprocess.run(command, env={**os.environ, "PYTHONPATH": str(place)}, cwd=place, check=True)
 
 
-setup(cmdclass={"build_py": BuildWithCatalog})
+def packages() -> list[str]:
+    """Every folder with code or data that is imported, by its name there; where they lie is in pyproject.toml."""
+    home = Path(__file__).parent
+    folders = tomllib.loads((home / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+    return [
+        ".".join((package, *file.parent.relative_to(home / folder).parts))
+        for package, folder in folders.items()
+        for file in sorted((home / folder).rglob("__init__.py"))
+    ]
+
+
+setup(packages=packages(), cmdclass={"build_py": BuildWithCatalog})

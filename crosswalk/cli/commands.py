@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .compare import compare
+from .init import init
 from .prove import prove
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def formats(name: str | None) -> None:
 
 
 cli.add_command(compare)
+cli.add_command(init)
 cli.add_command(prove)
 
 
