@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: which folders are packages, and that a wheel holds the compiled catalog of its
+"""What pyproject.toml cannot say: every folder of code is a package, and a wheel holds the compiled catalog of its
 mappings."""
 
 from __future__ import annotations
@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 from setuptools import setup
@@ -32,14 +31,14 @@ class BuildWithCatalog(build_py):
 
 
 def packages() -> list[str]:
-    """Every folder with code or data that is imported, by its name there; where they lie is in pyproject.toml."""
-    home = Path(__file__).parent
-    folders = tomllib.loads((home / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
-    return [
-        ".".join((package, *file.parent.relative_to(home / folder).parts))
-        for package, folder in folders.items()
-        for file in sorted((home / folder).rglob("__init__.py"))
-    ]
+    """Every folder of code below the top-level folders, as a package of ``crosswalk``."""
+    root = Path(__file__).resolve().parent
+    found = ["crosswalk.schema"]
+    for top in ("crosswalk", "compiler", "runtime", "reference", "mappings"):
+        for file in (root / top).rglob("__init__.py"):
+            parts = file.parent.relative_to(root).parts
+            found.append(".".join(parts if top == "crosswalk" else ("crosswalk", *parts)))
+    return sorted(found)
 
 
 setup(packages=packages(), cmdclass={"build_py": BuildWithCatalog})
