@@ -17,8 +17,8 @@ INTRODUCTION = """\
 # Error codes
 
 Every problem has a code, which stays what it is: `CrosswalkError.diagnostics` has it as `code`, and the text of the
-exception ends its first line with it. The message says what was expected and found, and where; this page what
-a code means in general, and what to do."""
+exception and what the command line prints end its first line with it. The message says what was expected and found, and
+where; this page what a code means in general, and what to do."""
 
 
 def registry() -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
 def make_model(directory: Path) -> tuple[Plan, Path]:
     """A plan with ranges, transposes and casts, and the directory of its source, which is filled."""
     torch.manual_seed(3)
-    rows, columns = 701, 907
+    rows, columns = 223, 307
     tensors = {
         f"{k}.{i:02}": torch.randn(rows, columns).bfloat16() for k in ("same", "turned", "cast") for i in range(8)
     }
@@ -45,7 +45,7 @@ def write(model: tuple[Plan, Path], destination: Path, on_progress: Progress | N
         plan,
         open_checkpoint(directory),
         destination,
-        layout=hugging_face_layout(max_shard_bytes=8_000_000),
+        layout=hugging_face_layout(max_shard_bytes=860_000),
         extra={"config.json": b"{}"},
         carried={"carried.safetensors": directory / "model.safetensors"},
         options=Options(**{"workers": 2, **options}),
