@@ -36,10 +36,13 @@ class Attempt(Draft):
         self.problems += other.problems
 
 
-def none_fits(failed: list[tuple[str, list[Diagnostic]]], where: str, position: Position) -> list[Diagnostic]:
-    """Problems that stand in the way of every candidate, or the first problem of each."""
+def none_fits(
+    failed: list[tuple[str, list[Diagnostic]]], path: KeyPath, rule: Position, called: str = ""
+) -> list[Diagnostic]:
+    """Problems that stand in the way of every candidate for the object at a path of ours, or the first of each."""
     common = [p for p in failed[0][1] if all(p in problems for _, problems in failed[1:])]
     if common:
         return common
     reasons = "; ".join(f"not `{name}`: {problems[0].message}" for name, problems in failed)
-    return [Diagnostic("export/none-fits", f"`{where}` fits none of what this format has: {reasons}", position)]
+    message = f"`{called or '.'.join(path)}` fits none of what this format has: {reasons}"
+    return [Diagnostic("export/none-fits", message, path=path, rule=rule)]

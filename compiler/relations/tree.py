@@ -14,7 +14,7 @@ from typing import Any
 from crosswalk.compiler.layout.model import Layout, Type
 from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
 from crosswalk.compiler.notation.expressions import KeyPath
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
 
@@ -175,7 +175,7 @@ class CompiledMapping:
 
     def in_dialect(self, name: str | None) -> CompiledMapping:
         """The mapping as it is where the files hold tensors as the dialect ``name`` has them; itself for any other."""
-        return self.spelled[name]() if name in self.spelled else self
+        return self if name is None or name not in self.spelled else self.spelled[name]()
 
 
 def nodes_of(node: Node) -> Iterator[Node]:
@@ -233,4 +233,6 @@ def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
             return mapping
     known = ", ".join(str(mapping.source.model_type) for mapping in node.mappings)
     key = ".".join((*node.part.theirs, "model_type"))
-    raise fail("config/choice", f"`{key}` must be one of {known}; it is {given!r}", node.part.position)
+    message = f"`{key}` must be one of {known}; it is {given!r}"
+    path = (*node.part.theirs, "model_type")
+    raise CrosswalkError(Diagnostic("config/choice", message, path=path, rule=node.part.position))

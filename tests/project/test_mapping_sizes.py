@@ -32,7 +32,7 @@ LIMITS = {
     "torchtitan_qwen3": 45,
     "torchtitan_qwen3_moe": 45,
     "starcoder2": 45,
-    "qwen3_moe": 50,
+    "qwen3_moe": 60,
     "megatron_llama": 85,
     "megatron_mistral": 30,
     "megatron_qwen2": 30,
