@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crosswalk.jobs.train import load, reader, save, stream, writer
     from crosswalk.jobs.verify import verify
     from crosswalk.models.comparison import compare
+    from crosswalk.proving.proof import prove
     from crosswalk.publish.publisher import publisher
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOMES = {
     "import_config": "jobs.plans",
     "load": "jobs.train",
     "normalize_native": "jobs.plans",
+    "prove": "proving.proof",
     "publisher": "publish.publisher",
     "reader": "jobs.train",
     "save": "jobs.train",
@@ -53,6 +55,7 @@ __all__ = [
     "import_config",
     "load",
     "normalize_native",
+    "prove",
     "publisher",
     "reader",
     "save",

@@ -319,7 +319,10 @@ def _layers(node: Layers) -> Iterator[Row]:
         kinds = ", ".join(f"`{kind.name}`" for kind in node.kinds)
         hold = f"a list of {kinds}" + ("; a short list starts again" if node.repeats else ", one for each layer")
         absent = "error" if node.each_default is MISSING else _value(node.each_default)
-        yield f"`{_dotted(node.each)}`", f"`{ours}.pattern`", absent, "always, in full", hold
+        name, written = f"`{_dotted(node.each)}`", "always, in full"
+        if node.computed:
+            name, written = f"{name}, in no file", "never"
+        yield name, f"`{ours}.pattern`", absent, written, hold
     if node.overrides is not None:
         among = sorted(node.overridable or ())
         hold = f"{', '.join(f'`{key}`' for key in among)}, the same for all layers of a kind" if among else ""

@@ -29,7 +29,8 @@ class Diagnostic:
     """One problem: a stable code, where it is, what was expected and found, and what to do about it.
 
     ``path`` are the keys that lead to what the problem is about, where it is about a config; whoever knows the file
-    that the config was read from makes a position of it.
+    that the config was read from makes a position of it. ``rule`` is where a mapping says what does not hold: for its
+    author, beside the position, or in its place where the config was read from no file.
     """
 
     code: str
@@ -38,11 +39,18 @@ class Diagnostic:
     hint: str | None = None
     severity: str = "error"
     path: tuple[str, ...] = ()
+    rule: Position | None = None
+
+    @property
+    def place(self) -> Position | None:
+        """Where a reader is to look first."""
+        return self.position or self.rule
 
     def __str__(self) -> str:
-        where = f"{self.position}: " if self.position else ""
+        where = f"{self.place}: " if self.place else ""
         hint = f"\n  hint: {self.hint}" if self.hint else ""
-        return f"{where}{self.severity}: {self.message} [{self.code}]{hint}"
+        rule = f"\n  rule: {self.rule}" if self.position and self.rule else ""
+        return f"{where}{self.severity}: {self.message} [{self.code}]{hint}{rule}"
 
 
 class CrosswalkError(Exception):

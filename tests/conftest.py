@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports transformers: the tests never ask the network for a model.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +15,9 @@ os.environ["TQDM_DISABLE"] = "1"
 import portable
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from small_checkpoints import CommandLine
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("default", max_examples=8, derandomize=True, database=None, **_COMMON)
@@ -36,3 +39,11 @@ def every_metadata_is_read_by_the_trainers_yaml() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml_text, "dump", dump)
         yield
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line called as a function; imported here, since it needs transformers, which most tests do not."""
+    from small_checkpoints import CommandLine
+
+    return CommandLine(capsys)

@@ -112,7 +112,7 @@ def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath)
     checked |= {node.overrides for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.overrides}
     parts = {node.part.theirs: node for node in nodes_of(mapping.root) if isinstance(node, PartNode)}
     for path, value in _unclaimed(data, (), claims, parts):
-        written = (*where, *_as_written(mapping, config, path))
+        written = (*where, *as_written(mapping, config, path))
         if not claims.match(path, claims.prefixes):
             if len(path) > 1 or not _is_empty(value):
                 near = did_you_mean(
@@ -141,7 +141,7 @@ def _features(
         if isinstance(rule, Carried) and rule.only:
             value = get(data, rule.theirs)
             if value is not MISSING and not _says_nothing(rule, value):
-                path = (*where, *_as_written(mapping, config, rule.theirs))
+                path = (*where, *as_written(mapping, config, rule.theirs))
                 allowed = " or ".join(map(_shown, rule.only))
                 text = (
                     f"`{'.'.join(path)}` = {_shown(value)} asks for {rule.feature},"
@@ -172,7 +172,7 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, (Mapping, list)) and not value)
 
 
-def _as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: KeyPath) -> KeyPath:
+def as_written(mapping: CompiledMapping, config: Mapping[str, Any], path: KeyPath) -> KeyPath:
     """The place in the file of what reading moved to ``path`` from the old place of a dialect."""
     moves = [move for dialect in mapping.source.dialects.values() for move in dialect.config]
     places = [(*move.old, *path[len(move.new) :]) for move in moves if path[: len(move.new)] == move.new]
@@ -194,7 +194,7 @@ def _carried(
     for path in (*kept, *((".".join(path),) for path in kept if len(path) > 1), *unclaimed):
         value = get(data, path)
         if value is not MISSING:
-            yield (*where, *_as_written(mapping, config, path)), (*where, *path), value
+            yield (*where, *as_written(mapping, config, path)), (*where, *path), value
     for theirs, node in parts.items():
         value = get(data, theirs)
         if isinstance(value, Mapping):

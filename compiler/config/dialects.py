@@ -80,7 +80,7 @@ def _merge(
             notes.append(f"{text}: `{new_key}` counts")
         else:
             hint = "the file holds both the old and the new form: remove the wrong one"
-            problems.append(Diagnostic("config/dialects-differ", text, move.position, hint))
+            problems.append(Diagnostic("config/dialects-differ", text, None, hint, path=old, rule=move.position))
 
 
 def _place(
@@ -93,7 +93,7 @@ def _place(
             put(data, new[:length], {})
         elif found is not MISSING and not isinstance(found, Mapping):
             text = f"`{'.'.join(new[:length])}` must be an object for `{'.'.join(old)}`, it is {found!r}"
-            problems.append(Diagnostic("config/type", text, move.position))
+            problems.append(Diagnostic("config/type", text, path=new[:length], rule=move.position))
             return
     put(data, new, value)
 

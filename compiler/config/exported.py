@@ -15,11 +15,12 @@ from .taken import Record
 @dataclass
 class Attempt(Draft):
     """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
-    record of what speaks for the objects of ours."""
+    record of what speaks for the objects of ours. ``unwritten`` are places that expressions may name, and no more."""
 
     overrides: dict[KeyPath, Any] = field(default_factory=dict)
     effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
     record: Record = field(default_factory=Record)
+    unwritten: list[KeyPath] = field(default_factory=list)
 
     def absorb(self, other: Attempt) -> None:
         """Take over what another attempt wrote; a place written twice must have the same value and type."""
@@ -29,15 +30,19 @@ class Attempt(Draft):
         self.effective |= other.effective
         self.computed += other.computed
         self.checks += other.checks
+        self.unwritten += other.unwritten
         self.lossy += other.lossy
         self.record.absorb(other.record)
         self.problems += other.problems
 
 
-def none_fits(failed: list[tuple[str, list[Diagnostic]]], where: str, position: Position) -> list[Diagnostic]:
-    """Problems that stand in the way of every candidate, or the first problem of each."""
+def none_fits(
+    failed: list[tuple[str, list[Diagnostic]]], path: KeyPath, rule: Position, called: str = ""
+) -> list[Diagnostic]:
+    """Problems that stand in the way of every candidate for the object at a path of ours, or the first of each."""
     common = [p for p in failed[0][1] if all(p in problems for _, problems in failed[1:])]
     if common:
         return common
     reasons = "; ".join(f"not `{name}`: {problems[0].message}" for name, problems in failed)
-    return [Diagnostic("export/none-fits", f"`{where}` fits none of what this format has: {reasons}", position)]
+    message = f"`{called or '.'.join(path)}` fits none of what this format has: {reasons}"
+    return [Diagnostic("export/none-fits", message, path=path, rule=rule)]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from crosswalk.compiler.layout.differences import same_value
@@ -33,6 +35,7 @@ from crosswalk.compiler.relations.tree import (
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .architectures import other_head, right_architecture
+from .coverage import as_written
 from .dialects import read_dialects
 from .taken import Chosen, Record, Taken
 
@@ -43,13 +46,13 @@ def import_config(
     """The native config, complete and checked, and what was taken on the way. ``otherwise``: absent keys mean what is
     under ``otherwise:`` where a rule has that.
 
-    Raises ``CrosswalkError`` with every problem of the config, each at the rule that it breaks.
+    Raises ``CrosswalkError`` with every problem of the config, each about keys of it and with the rule that it breaks.
     """
     reading = _Read(mapping, allow_lossy, otherwise)
     native: dict[str, Any] = {}
     config, reading.record.notes = right_architecture(mapping.source, config)
-    data = reading.prepare(mapping, config)
-    view = _View(mapping, data, {})
+    part = _Part(mapping, config)
+    view = _View(part, reading.prepare(part))
     for fact in mapping.header:
         reading.rule(fact, view, native, (), other_head(mapping.source, config))
     reading.node(mapping.root, view, native, ())
@@ -63,20 +66,40 @@ def import_config(
     return result, reading.record.taken(reading.found.lossy)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The object of a mapping: the whole file, or that of a part, which is ``at`` a path of the file. ``config`` is
+    what is written there, in whatever dialect; ``tensors`` the prefix of its tensors."""
+
+    mapping: CompiledMapping
+    config: Mapping[str, Any]
+    at: KeyPath = ()
+    tensors: str = ""
+
+    def written(self, path: KeyPath) -> KeyPath:
+        """Where in the file the newest form has a path."""
+        return (*self.at, *as_written(self.mapping, self.config, path))
+
+
 class _View:
-    """The object that rules read: the root of a mapping or part, as seen from one layer or dict entry. ``tensors`` is
-    the tensor prefix of the part."""
+    """The object that rules read: that of a mapping or part, as seen from one layer or dict entry."""
 
     def __init__(
         self,
-        mapping: CompiledMapping,
+        part: _Part,
         data: Mapping[str, Any],
-        holes: Mapping[str, str],
+        holes: Mapping[str, str] = MappingProxyType({}),
         root: Mapping[str, Any] | None = None,
-        tensors: str = "",
     ) -> None:
-        self.mapping, self.data, self.holes, self.root, self.tensors = mapping, data, holes, root, tensors
-        self.names = Names(data, mapping.defaults, holes, root)
+        self.part, self.data, self.holes, self.root = part, data, holes, root
+        self.names = Names(data, part.mapping.defaults, holes, root)
+
+    def seeing(self, data: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> _View:
+        """The same place with other contents."""
+        return _View(self.part, data, self.holes, self.root if root is None else root)
+
+    def written(self, path: KeyPath) -> KeyPath:
+        return self.part.written(fill(path, self.holes))
 
 
 class _Read:
@@ -85,14 +108,19 @@ class _Read:
         self.found, self.record = Findings(), Record()
         self.problems = self.found.problems
 
-    def prepare(self, mapping: CompiledMapping, config: Mapping[str, Any]) -> dict[str, Any]:
-        data, notes, problems = read_dialects(mapping, config)
+    def prepare(self, part: _Part) -> dict[str, Any]:
+        data, notes, problems = read_dialects(part.mapping, part.config)
         self.record.notes += notes
-        self.problems += problems
+        self.problems += [replace(problem, path=(*part.at, *problem.path)) for problem in problems]
         return data
 
-    def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
-        self.problems.append(Diagnostic(code, message, position, hint))
+    def error(self, code: str, message: str, path: KeyPath, rule: Position) -> None:
+        """``path``: in the file."""
+        self.problems.append(Diagnostic(code, message, path=path, rule=rule))
+
+    def report(self, error: CrosswalkError, view: _View, rule: Position, path: KeyPath = ()) -> None:
+        """The problems of an error about ``path``, if they do not say which keys they are about."""
+        self.problems += [replace(p, path=view.written(p.path)) for p in at_rule(error, rule, path)]
 
     # ---- nodes ------------------------------------------------------------------------------------------------------
 
@@ -114,7 +142,7 @@ class _Read:
     def struct(self, node: Struct, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         if node.type.registered:
             put(out, (*node.ours, "type"), node.type.registered)
-        self.record.add((*anchor, *node.ours), Chosen(node, view.mapping, view.tensors))
+        self.record.add((*anchor, *node.ours), Chosen(node, view.part.mapping, view.part.tensors))
         self.body(node, view, out, anchor)
 
     def body(self, node: Struct, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
@@ -125,9 +153,11 @@ class _Read:
 
     def rule(self, rule: Rule, view: _View, out: dict[str, Any], anchor: KeyPath, because: str | None = None) -> None:
         try:
-            rule.read(Reading(view.names, out, anchor, self.found, self.allow_lossy, self.otherwise, because))
+            rule.read(
+                Reading(view.names, out, anchor, self.found, self.allow_lossy, self.otherwise, because, view.written)
+            )
         except CrosswalkError as error:
-            self.problems += at_rule(error, rule.position)
+            self.report(error, view, rule.position, next(iter(rule.places()), ()))
 
     def choice(self, node: CaseNode, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.key, view.holes)
@@ -141,9 +171,11 @@ class _Read:
         key = ".".join(path)
         for refused in node.refused:
             if same_value(refused.value, value):
-                return self.error("config/refused", f"`{key}` is {value!r}: {refused.why}", node.position)
+                message = f"`{key}` is {value!r}: {refused.why}"
+                return self.error("config/refused", message, view.written(path), node.position)
         found = f"it is {value!r}" if value is not MISSING else "it is absent"
-        return self.error("config/choice", f"`{key}` must be one of {known}; {found}", node.position)
+        message = f"`{key}` must be one of {known}; {found}"
+        return self.error("config/choice", message, view.written(path), node.position)
 
     def optional(self, node: Nullable, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         path = fill(node.theirs, view.holes)
@@ -154,24 +186,26 @@ class _Read:
             if node.default is None:
                 return put(out, node.ours, None)
             value = node.default if node.default is not MISSING else {}
-            view = _View(view.mapping, placed(view.data, path, value), view.holes, view.root, view.tensors)
+            view = view.seeing(placed(view.data, path, value))
         if not isinstance(value, Mapping):
-            return self.error("config/type", f"`{'.'.join(path)}` must be an object, it is {value!r}", node.position)
+            message = f"`{'.'.join(path)}` must be an object, it is {value!r}"
+            return self.error("config/type", message, view.written(path), node.position)
         return self.node(node.node, view, out, anchor)
 
     def layers(self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         try:
             count = view.names.lookup(("root", *node.count), ())
             listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
+            if node.computed:
+                listed = view.names.evaluate(node.each_default, node.theirs)
         except CrosswalkError as error:
-            self.problems += at_rule(error, node.position)
+            self.report(error, view, node.position)
             return
         for rule in node.rules:
             self.rule(rule, view, out, (*anchor, *node.ours))
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
-            self.error(
-                "config/type", f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}", node.position
-            )
+            message = f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}"
+            self.error("config/type", message, view.written(node.count), node.position)
             return
         put(out, (*node.ours, "num_blocks"), count)
         if node.each is None:
@@ -184,18 +218,21 @@ class _Read:
         self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath, count: int, listed: Any
     ) -> None:
         assert node.each is not None
-        key = ".".join(node.each)
+        key, path = ".".join(node.each), view.written(node.each)
         nodes = {kind.name: kind.node for kind in node.kinds}
         if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
-            self.error("config/type", f"`{key}` must be a list of kinds of layers, it is {listed!r}", node.position)
+            message = f"`{key}` must be a list of kinds of layers, it is {listed!r}"
+            self.error("config/type", message, path, node.position)
             return
         if len(listed) != count and not (node.repeats and len(listed) < count):
-            self.error("config/length", f"`{key}` has {len(listed)} entries for {count} layers", node.position)
+            message = f"`{key}` has {len(listed)} entries for {count} layers"
+            self.error("config/length", message, path, node.position)
             return
         unknown = sorted({name for name in listed if name not in nodes})
         if unknown:
             known = ", ".join(str(name) for name in nodes)
-            self.error("config/choice", f"`{key}` has {', '.join(unknown)}; this mapping knows {known}", node.position)
+            message = f"`{key}` has {', '.join(unknown)}; this mapping knows {known}"
+            self.error("config/choice", message, path, node.position)
             return
         overrides = self.overrides(node, view, [listed[index % len(listed)] for index in range(count)])
         names: dict[int, str] = {}
@@ -215,7 +252,7 @@ class _Read:
             put(out, (*node.ours, "pattern"), [names[index] for index in range(len(names))])
         for kind, override, name in groups:
             seen = overlaid(view.data, node.theirs, override)
-            merged = _View(view.mapping, seen, view.holes, view.data, view.tensors)
+            merged = view.seeing(seen, view.data)
             where = (*node.ours, "block") if len(groups) == 1 else (*node.ours, "blocks", name)
             self.block(nodes[kind], merged, out, anchor, where)
 
@@ -224,15 +261,17 @@ class _Read:
         given = get(view.data, node.overrides) if node.overrides else MISSING
         if given is MISSING or given is None:
             return {}
-        where, result = ".".join(node.overrides or ()), dict[int, Mapping[str, Any]]()
+        path, result = node.overrides or (), dict[int, Mapping[str, Any]]()
+        where = ".".join(path)
         if not isinstance(given, Mapping):
-            self.error("config/type", f"`{where}` must be an object, it is {given!r}", node.position)
+            message = f"`{where}` must be an object, it is {given!r}"
+            self.error("config/type", message, view.written(path), node.position)
             return {}
         for key, value in given.items():
             index = layer_index(key)
             if index is None or index >= len(kinds) or index in result or not isinstance(value, Mapping):
                 wrong = f"`{where}.{key}`: {'named twice' if index in result else 'no such layer, or not an object'}"
-                self.error("config/type", wrong, node.position)
+                self.error("config/type", wrong, view.written((*path, key)), node.position)
             else:
                 common = {name: get(view.data, (*node.theirs, name)) for name in value}
                 result[index] = {name: item for name, item in value.items() if not same_value(item, common[name])}
@@ -241,7 +280,7 @@ class _Read:
             differs = (n for n in others if not same_value(result.get(n, {}), result.get(first, {})))
             for index in itertools.islice(differs, 1):
                 message = f"`{where}`: layers {first} and {index} are both `{kind}`, and they differ"
-                self.error("config/conflict", message, node.position)
+                self.error("config/conflict", message, view.written(path), node.position)
         return {index: value for index, value in result.items() if value}
 
     def block(self, node: Node, view: _View, out: dict[str, Any], anchor: KeyPath, where: KeyPath) -> None:
@@ -253,37 +292,36 @@ class _Read:
         path = fill(node.theirs, view.holes)
         value = get(view.data, path)
         if not isinstance(value, Mapping) or not value:
-            self.error(
-                "config/type", f"`{'.'.join(path)}` must be an object with entries, it is {value!r}", node.position
-            )
+            message = f"`{'.'.join(path)}` must be an object with entries, it is {value!r}"
+            self.error("config/type", message, view.written(path), node.position)
             return
         for key in value:
-            inner = _View(view.mapping, view.data, {**view.holes, node.ours[-1]: key}, view.root, view.tensors)
+            inner = _View(view.part, view.data, {**view.holes, node.ours[-1]: key}, view.root)
             self.block(node.node, inner, out, anchor, (*node.ours, key))
 
     def part(self, node: PartNode, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         value = get(view.data, node.part.theirs)
-        key = ".".join(node.part.theirs)
+        key, path = ".".join(node.part.theirs), view.written(node.part.theirs)
         if value is None or value is MISSING:
             if node.part.optional:
                 put(out, node.ours, None)
             else:
-                self.error("config/missing-key", f"`{key}` is required", node.part.position)
+                self.error("config/missing-key", f"`{key}` is required", path, node.part.position)
             return
         if not isinstance(value, Mapping):
-            self.error("config/type", f"`{key}` must be an object, it is {value!r}", node.part.position)
+            self.error("config/type", f"`{key}` must be an object, it is {value!r}", path, node.part.position)
             return
         try:
             mapping = part_mapping(node, value)
         except CrosswalkError as error:
-            self.problems += error.diagnostics
+            self.report(error, view, node.part.position)
             return
         target = get(out, node.ours) if node.ours else out
         if target is MISSING:
             put(out, node.ours, target := {})
-        data = self.prepare(mapping, value)
-        prefix = ".".join(filter(None, (view.tensors, node.part.tensors)))
-        self.node(mapping.root, _View(mapping, data, {}, None, prefix), target, (*anchor, *node.ours))
+        prefix = ".".join(filter(None, (view.part.tensors, node.part.tensors)))
+        inner = _Part(mapping, value, path, prefix)
+        self.node(mapping.root, _View(inner, self.prepare(inner)), target, (*anchor, *node.ours))
         self.body(node.beside, view, out, anchor)
 
     # ---- what waits until all fields are there ----------------------------------------------------------------------
@@ -308,7 +346,7 @@ class _Read:
                 del waiting[path]
             if len(waiting) == before:
                 for path, later in waiting.items():
-                    self.error("mapping/cycle", f"`{'.'.join(path)}` depends on itself", later.position)
+                    self.error("mapping/cycle", f"`{'.'.join(path)}` depends on itself", (), later.position)
                 return
 
     def finish_checks(self, native: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import below, object_at
-from crosswalk.compiler.relations.keys import Names, fill, leaves, put, same_number
+from crosswalk.compiler.relations.keys import Names, drop, fill, leaves, put, same_number
+from crosswalk.compiler.relations.rules import at_rule
 from crosswalk.compiler.relations.sides import Writing
 from crosswalk.compiler.relations.tree import (
     Case,
@@ -31,7 +32,7 @@ from crosswalk.compiler.relations.tree import (
     Struct,
     alternatives,
 )
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .dialects import write_dialects
 from .exported import Attempt, none_fits
@@ -75,6 +76,8 @@ class _Write:
         config = self.config(out)
         if not out.problems:
             self.run_checks(config, out)
+        for path in out.unwritten:
+            drop(config, path)
         if not out.problems:
             try:
                 config = write_dialects(self.mapping, config, self.dialects, out.effective)
@@ -94,7 +97,7 @@ class _Write:
             try:
                 put(config, path, Names(config, self.mapping.defaults, holes).evaluate(expression, at))
             except CrosswalkError as error:
-                out.problems += error.diagnostics
+                out.problems += at_rule(error, expression.position or self.mapping.source.position)
         return config
 
     def run_checks(self, config: dict[str, Any], out: Attempt) -> None:
@@ -137,27 +140,23 @@ class _Write:
         return out
 
     def struct(self, node: Struct, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
-        where = ".".join((*anchor, *node.ours))
+        path = (*anchor, *node.ours)
+        where = ".".join(path)
         actual = below(scope, node.ours)
         if not isinstance(actual, Scope) or (actual.kind != node.type and node.type.name not in actual.kind.bases):
             found = f"`{actual.kind}`" if isinstance(actual, Scope) else "null"
-            out.problems.append(
-                Diagnostic(
-                    "export/type", f"`{where}` must be `{node.type}` in this format, it is {found}", node.position
-                )
-            )
+            self.mistyped(f"`{where}` must be `{node.type}` in this format, it is {found}", path, node.position, out)
             return
         if actual.kind != node.type and node.type.family:
-            out.problems.append(
-                Diagnostic(
-                    "export/type",
-                    f"`{where}` must be `{node.type}` in this format, it is `{actual.kind}`",
-                    node.position,
-                )
-            )
+            text = f"`{where}` must be `{node.type}` in this format, it is `{actual.kind}`"
+            self.mistyped(text, path, node.position, out)
             return
-        out.record.add((*anchor, *node.ours), Chosen(node, self.mapping, self.tensors))
+        out.record.add(path, Chosen(node, self.mapping, self.tensors))
         self.body(node, scope, anchor, holes, out)
+
+    def mistyped(self, message: str, path: KeyPath, rule: Position, out: Attempt) -> None:
+        """``path``: of ours."""
+        out.problems.append(Diagnostic("export/type", message, path=path, rule=rule))
 
     def body(self, node: Struct, scope: Scope, anchor: KeyPath, holes: Mapping[str, str], out: Attempt) -> None:
         at = Writing(scope, anchor, holes, out, self.allow_lossy)
@@ -173,15 +172,15 @@ class _Write:
             for case in node.cases
             if isinstance(actual, Scope) and any(struct.type == actual.kind for struct in alternatives(case.node))
         ]
-        where = ".".join((*anchor, *node.ours))
-        known = self.remembered.get((*anchor, *node.ours), ())
+        path = (*anchor, *node.ours)
+        where, known = ".".join(path), self.remembered.get(path, ())
         fitting.sort(key=lambda case: not holds_taken(case.node, known))
         if not fitting:
             found = str(actual.kind) if isinstance(actual, Scope) else "null"
             listed = ", ".join(dict.fromkeys(str(struct.type) for struct in alternatives(node)))
             why = next((f": {refused.why}" for refused in node.refused if refused.type == found), "")
             message = f"`{where}` is `{found}`, which this format cannot hold; it can hold {listed}{why}"
-            out.problems.append(Diagnostic("export/type", message, node.position))
+            self.mistyped(message, path, node.position, out)
             return
         attempts = [(case, self.attempt(case.node, scope, anchor, holes)) for case in fitting[:1]]
         for case in fitting[1:]:
@@ -190,7 +189,7 @@ class _Write:
             attempts.append((case, self.attempt(case.node, scope, anchor, holes)))
         taken, best = attempts[-1]
         if best.problems and len(attempts) > 1:
-            best.problems = none_fits([(str(c.value), a.problems) for c, a in attempts], where, node.position)
+            best.problems = none_fits([(str(c.value), a.problems) for c, a in attempts], path, node.position)
         out.absorb(best)
         assert isinstance(taken, Case)
         out.put(fill(node.key, holes), taken.value, node.position)
@@ -207,6 +206,7 @@ class _Write:
         out.put(node.count, len(layers), node.position)
         if node.each is not None:
             out.put(node.each, [attempts[path][0].name for path, _ in layers], node.position)
+            out.unwritten += [node.each] if node.computed else []
         order = [kind.name for kind in node.kinds]
         for path in sorted(blocks, key=lambda p: order.index(attempts[p][0].name)):
             kind, attempt = attempts[path]
@@ -231,7 +231,7 @@ class _Write:
                 return kind, attempt
             failed.append((str(kind.name), attempt.problems))
         if len(failed) > 1:
-            attempt.problems = none_fits(failed, ".".join(at), node.position)
+            attempt.problems = none_fits(failed, at, node.position)
         return kind, attempt
 
     def merge_layer(self, node: Layers, kind: LayerKind, attempt: Attempt, indices: list[int], out: Attempt) -> None:
@@ -244,7 +244,7 @@ class _Write:
             out.effective[key] = value if alike else MISSING
             if node.overridable is not None and not alike:
                 message = f"`{'.'.join(path)}` must be the same for all layers that are `{kind.name}`"
-                out.problems.append(Diagnostic("export/conflict", message, position))
+                out.problems.append(Diagnostic("export/conflict", message, rule=position))
             known = out.values.get(path)
             if known is None or node.overrides is None or same_number(known[0], value):
                 continue
@@ -263,10 +263,8 @@ class _Write:
             if node.part.optional:
                 out.put(node.part.theirs, None, node.part.position)
             else:
-                where = ".".join(node.ours)
-                out.problems.append(
-                    Diagnostic("export/type", f"`{where}` must not be null in this format", node.part.position)
-                )
+                text = f"`{'.'.join(node.ours)}` must not be null in this format"
+                self.mistyped(text, (*anchor, *node.ours), node.part.position, out)
             return
         prefix = ".".join(filter(None, (self.tensors, node.part.tensors)))
         failed: list[tuple[str, list[Diagnostic]]] = []
@@ -280,7 +278,7 @@ class _Write:
                 break
             failed.append((mapping.name, attempt.problems))
         else:
-            out.problems += none_fits(failed, ".".join(node.part.theirs), node.part.position)
+            out.problems += none_fits(failed, (*anchor, *node.ours), node.part.position, ".".join(node.part.theirs))
             return
         for path, value in leaves(config):
             out.put((*node.part.theirs, *path), value, node.part.position)

@@ -7,7 +7,7 @@ from collections.abc import Sized
 from dataclasses import dataclass
 
 from crosswalk.compiler.notation.templates import Hole, Template
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .cells import AxisTable, atom_size, atoms_of, check_known
 
@@ -34,10 +34,13 @@ class Limit:
         if tensors <= self.most:
             return
         text = f"the config states {number} `{what}`, which take {tensors} tensors or more"
+        hint = None
         if self.found is None:
-            raise fail("config/size", f"{text}: there can be {self.most}", position)
-        hint = "correct the number in the config, or complete the files"
-        raise fail("config/size", f"{text}, but the files hold {self.found} tensors", position, hint)
+            text += f": there can be {self.most}"
+        else:
+            text += f", but the files hold {self.found} tensors"
+            hint = "correct the number in the config, or complete the files"
+        raise CrosswalkError(Diagnostic("config/size", text, None, hint, rule=position))
 
 
 WITHOUT_FILES = Limit()

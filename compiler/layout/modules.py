@@ -67,6 +67,17 @@ def _configs(scope: Scope, name: Template, config: KeyPath) -> Iterator[tuple[di
                 yield {hole: index}, found
 
 
+def number_counted(scope: Scope, hole: str) -> int | None:
+    """How many a hole of the type counts; None if it counts nothing there."""
+    domain = scope.kind.holes.get(hole)
+    if domain is None:
+        return None
+    declared = scope.kind.fields.get(domain)
+    if declared is None:
+        return scope.count(compile_expression(domain, None))
+    return len(scope.raw(domain)) if declared.kind == "dict" else len(scope.blocks(domain))
+
+
 def alike(scope: Scope, child: Child) -> Iterator[tuple[int, Scope]]:
     """The modules that a child stands for, as how many there are of each."""
     hole = _hole(child.name)
@@ -85,11 +96,11 @@ def number_of_names(scope: Scope, parameter: Parameter) -> int:
     """How many tensors one declaration makes: one, or one for each value of the holes in its name."""
     sizes = AxisSizes(scope)
     counted = math.prod(axis_size(axis, sizes) for axis in axes_in_name(parameter.name, scope.kind.holes))
-    hole = _counted(scope.kind, parameter)
+    hole = counted_hole(scope.kind, parameter)
     return counted * (1 if hole is None else scope.count(compile_expression(scope.kind.holes[hole], None)))
 
 
-def _counted(kind: Type, parameter: Parameter) -> str | None:
+def counted_hole(kind: Type, parameter: Parameter) -> str | None:
     """The hole in the name of a parameter that is no axis, of which there is at most one."""
     holes = (hole.name for hole in parameter.name.holes if isinstance(hole, Hole))
     return next((name for name in holes if name in kind.holes), None)
@@ -126,7 +137,7 @@ def parameters(scope: Scope) -> Iterator[Present]:
 
 def _values(scope: Scope, parameter: Parameter) -> Iterator[dict[str, object]]:
     """What the hole in the name of a parameter stands for that is no axis; nothing, once, where there is none."""
-    hole = _counted(scope.kind, parameter)
+    hole = counted_hole(scope.kind, parameter)
     if hole is None:
         yield {}
         return

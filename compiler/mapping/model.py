@@ -133,6 +133,7 @@ class Section:
     count: KeyPath | None = None
     each: KeyPath | None = None
     repeats: bool = False
+    computed: bool = False
     kinds: Mapping[str, Mapping[str, Section]] = field(default_factory=dict)
     overrides: KeyPath | None = None
     overridable: frozenset[str] | None = None

@@ -1,6 +1,6 @@
 """Names of tensors and keys as templates with typed holes.
 
-    hole := {axis} | {index} | {index+N} | {key} | {kind} | {label|label} | {text=label|text=label}
+    hole := {axis} | {index} | {index+N} | {index+index} | {key} | {kind} | {label|label} | {text=label|text=label}
 
 A template is matched by generating its names, never by searching: every hole ranges over something known. What a plain
 hole stands for (an index, a key of a dict, an axis) follows from where the template is used.
@@ -8,7 +8,7 @@ hole stands for (an index, a key of a dict, an axis) follows from where the temp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,10 +19,10 @@ from .axes import shifted
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """``{name}`` or ``{name+plus}``."""
+    """``{name}`` or ``{name+plus}``. A ``plus`` that is another hole means as many as that one counts."""
 
     name: str
-    plus: int = 0
+    plus: int | str = 0
 
     def __str__(self) -> str:
         return f"{{{self.name}+{self.plus}}}" if self.plus else f"{{{self.name}}}"
@@ -72,6 +72,10 @@ class Template:
         """All holes, from left to right."""
         return tuple(segment for segment in self.segments if not isinstance(segment, str))
 
+    def counted(self, count: Callable[[str], int | None]) -> Template:
+        """The template with numbers in place of holes after a ``+``; one whose ``count`` is None stays."""
+        return Template(tuple(_counted(segment, count) for segment in self.segments), self.position)
+
     def render(self, values: Mapping[str, object]) -> Template:
         """Fill the holes whose name is in ``values`` and leave the others. Raises ``CrosswalkError`` for ``{key+N}``
         with a value that is no integer."""
@@ -83,12 +87,17 @@ class Template:
         value = values[segment.name]
         if not segment.plus:
             return str(value)
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(segment.plus, str):
             raise fail("names/not-an-index", f"`{segment}`: `{value}` is not an index", self.position)
         return str(value + segment.plus)
 
     def __str__(self) -> str:
         return "".join(map(str, self.segments))
+
+
+def _counted(segment: Segment, count: Callable[[str], int | None]) -> Segment:
+    number = count(segment.plus) if isinstance(segment, Hole) and isinstance(segment.plus, str) else None
+    return segment if number is None or not isinstance(segment, Hole) else Hole(segment.name, number)
 
 
 def join(prefix: Template, suffix: Template) -> Template:
@@ -116,8 +125,10 @@ def _parse_hole(text: str, position: Position | None) -> Hole | Choice:
     if not _is_identifier(name):
         hint = "an index can be added to, as in {i+1}" if "-" in name else "a hole is {name}, {i+1} or {label|label}"
         raise fail("names/syntax", f"`{{{text}}}` is not a hole", position, hint)
+    if plus and _is_identifier(number):
+        return Hole(name, number)
     if plus and not (number.isascii() and number.isdigit()):
-        raise fail("names/syntax", f"`{{{text}}}`: expected a number after `+`", position)
+        raise fail("names/syntax", f"`{{{text}}}`: expected a number or another hole after `+`", position)
     return Hole(name, int(number or "0"))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from crosswalk.compiler.layout.model import MISSING, Family, Field, Layout, Type
 from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, PartLine, Section
 from crosswalk.compiler.mapping.overlay import overlay
-from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Position
@@ -345,6 +345,9 @@ class Builder:
             wrong = "lists the kinds of the layers (`each:`): say under `kinds:` what they are"
         elif section.kinds and not section.each:
             wrong = "has kinds of layers: say under `each:` which key lists them"
+        listed = next((e.default for e in section.config if e.theirs == section.each), MISSING)
+        if section.computed and not isinstance(listed, Expression):
+            wrong = f"computes `{'.'.join(section.each or ())}`: say how under `config:`, as its `default: = ...`"
         if wrong or section.count is None:
             self.error("mapping/layers", f"section `{section.name}` {wrong}", section.position)
             return None
@@ -359,13 +362,14 @@ class Builder:
             theirs,
             (*theirs, *section.count),
             (*theirs, *section.each) if section.each else None,
-            next((e.default for e in section.config if e.theirs == section.each), MISSING),
+            listed,
             section.repeats,
             tuple(self.kinds(section, family, place)),
             (*theirs, *section.overrides) if section.overrides else None,
             (*(theirs_rule(line, theirs) for line in own), *check_rules(section, (), theirs)),
             section.position,
             section.overridable,
+            section.computed,
         )
 
     def kinds(self, section: Section, family: Family, place: _Place) -> list[LayerKind]:

@@ -74,6 +74,7 @@ def _check_values(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     """Every name in an expression over theirs is a key that some rule speaks of."""
     known = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
+    known |= {node.each for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.computed and node.each}
     replaced = {
         (*node.theirs, *pair.old.theirs): pair
         for node in nodes_of(mapping.root)
@@ -100,6 +101,9 @@ def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position]]:
         for value in rule.over_theirs():
             if isinstance(value, Expression):
                 yield value, rule.places()[0][:-1], rule.position
+    for node in nodes_of(root):
+        if isinstance(node, Layers) and isinstance(node.each_default, Expression):
+            yield node.each_default, node.theirs, node.position
 
 
 def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:

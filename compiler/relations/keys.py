@@ -7,7 +7,7 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.runtime.errors import fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 
 def fill(path: KeyPath, holes: Mapping[str, str]) -> KeyPath:
@@ -29,6 +29,13 @@ def put(data: dict[str, Any], path: KeyPath, value: Any) -> None:
     for key in path[:-1]:
         data = data.setdefault(key, {})
     data[path[-1]] = value
+
+
+def drop(data: dict[str, Any], path: KeyPath) -> None:
+    """Take the value at a place away, if there is one."""
+    inner = get(data, path[:-1]) if path[1:] else data
+    if isinstance(inner, dict):
+        inner.pop(path[-1], None)
 
 
 def placed(data: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any]:
@@ -104,7 +111,9 @@ class Names:
         if value is not MISSING and (value is not None or default is MISSING):
             return value
         if default is MISSING:
-            raise fail("config/missing-key", f"`{'.'.join(fill(path, self.holes))}` is needed and not there")
+            there = fill(path, self.holes)
+            message = f"`{'.'.join(there)}` is needed and not there"
+            raise CrosswalkError(Diagnostic("config/missing-key", message, path=there))
         if path in self.active:
             raise fail("config/cycle", f"the default of `{'.'.join(path)}` depends on itself")
         self.active.append(path)

@@ -131,13 +131,14 @@ class FieldRule(_Rule):
             if row is None:
                 known = ", ".join(dict.fromkeys(str(row.ours) for row in self.table))
                 message = f"`{at.where(self.ours)}` must be one of {known}; it is {value!r}"
-                at.error("export/choice", message, self.position)
+                at.error("export/choice", self.ours, message, self.position)
                 return
             value, raw = row.theirs, row.theirs if raw is not None else None
             if row.lossy:
                 at.out.lossy.append(f"`{'.'.join(fill(self.theirs, at.holes))}` is {value!r}: {row.lossy}")
         if self.required and value is None:
-            at.error("export/required", f"`{at.where(self.ours)}` must not be null here", self.position)
+            message = f"`{at.where(self.ours)}` must not be null here"
+            at.error("export/required", self.ours, message, self.position)
         elif self.omit is not MISSING and same_number(raw, self.omit):
             at.put(self.theirs, MISSING, self.position)
         elif self.write_as is not None:
@@ -195,7 +196,7 @@ class TheirsFact(_Rule):
         message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {value!r}"
         message += f": {at.because}" if at.because else ""
         hint = self.why or "the trainer has nothing that would hold it"
-        at.found.problems.append(Diagnostic("config/unsupported", message, self.position, hint))
+        raise fail("config/unsupported", message, None, hint)
 
     def write(self, at: Writing) -> None:
         if self.written:
@@ -258,7 +259,7 @@ class OursFact(_Rule):
             try:
                 expected = object_at(at.scope, self.scope).evaluate(expected)
             except CrosswalkError as error:
-                at.out.problems += error.diagnostics
+                at.out.problems += at_rule(error, self.position, (*at.anchor, *self.ours))
                 return
             close = isinstance(actual, float) and isinstance(expected, (int, float))
             fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_number(actual, expected)
@@ -268,7 +269,7 @@ class OursFact(_Rule):
             fits = same_number(actual, expected)
         if not fits:
             message = f"`{at.where(self.ours)}` must be {expected!r} in this format, it is {shown(actual)}"
-            at.error("export/fact", message, self.position)
+            at.error("export/fact", self.ours, message, self.position)
 
     def check(self, layout: Layout) -> Iterator[Diagnostic]:
         if isinstance(self.value, Expression) or self.field.is_config:
@@ -295,7 +296,7 @@ class Unused(_Rule):
             found = shown(below(at.scope, self.ours))
             message = f"`{at.where(self.ours)}` is {found}: this format has no place for it"
             hint = f"it can be exported only at its default, {default!r}"
-            at.error("export/unused-feature", message, self.position, hint)
+            at.error("export/unused-feature", self.ours, message, self.position, hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,13 +315,18 @@ class CheckRule(_Rule):
 
     def read(self, at: Reading) -> None:
         path = (*at.anchor, *self.scope)
-        at.found.checks.append(lambda root: self._problems(scope_at(root, path), at.names))
+        keys = (self._key(name) for name in sorted(self.expression.names) if name[0] in ("config", "root_config"))
+        about = at.written(next(keys, self.theirs))
+        at.found.checks.append(lambda root: self._problems(scope_at(root, path), at.names, about))
 
     def write(self, at: Writing) -> None:
-        scope = object_at(at.scope, self.scope)
-        at.out.checks.append(Condition(lambda names: self._problems(scope, names), at.holes, {}))
+        scope, about = object_at(at.scope, self.scope), (*at.anchor, *self.scope)
+        at.out.checks.append(Condition(lambda names: self._problems(scope, names, about), at.holes, {}))
 
-    def _problems(self, scope: Scope, names: Names) -> list[Diagnostic]:
+    def _key(self, name: KeyPath) -> KeyPath:
+        return (*self.theirs, *name[1:]) if name[0] == "config" else name[1:]
+
+    def _problems(self, scope: Scope, names: Names, about: KeyPath) -> list[Diagnostic]:
         def resolve(name: KeyPath) -> Any:
             if name[0] == "config":
                 return names.lookup(name[1:], self.theirs)
@@ -331,16 +337,16 @@ class CheckRule(_Rule):
         try:
             holds = self.expression.evaluate(resolve)
         except CrosswalkError as error:
-            return at_rule(error, self.position)
+            return at_rule(error, self.position, about)
         if holds:
             return []
         message = f"{self.message} ({self.expression.text})"
-        return [Diagnostic("config/check", message, self.position, None, self.severity)]
+        return [Diagnostic("config/check", message, None, None, self.severity, about, self.position)]
 
 
 Rule = FieldRule | TheirsFact | Carried | OursFact | Unused | CheckRule
 
 
-def at_rule(error: CrosswalkError, position: Position) -> list[Diagnostic]:
-    """The problems of an error, at the rule that they are about if they have no position of their own."""
-    return [p if p.position is not None else replace(p, position=position, path=()) for p in error.diagnostics]
+def at_rule(error: CrosswalkError, rule: Position, path: KeyPath = ()) -> list[Diagnostic]:
+    """The problems of an error as those of a config, which breaks the rule: about ``path`` unless they say more."""
+    return [replace(p, position=None, rule=p.position or rule, path=p.path or path) for p in error.diagnostics]

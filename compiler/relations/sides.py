@@ -39,7 +39,8 @@ class Later:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """An object of theirs to read (``names``), and the object of ours at ``anchor`` that it becomes (``out``).
-    ``otherwise``: absent keys mean what a rule says under that word; ``because``: why facts do not hold here."""
+    ``otherwise``: absent keys mean what a rule says under that word; ``because``: why facts do not hold here;
+    ``written``: a path of theirs -> where that is in the file."""
 
     names: Names
     out: dict[str, Any]
@@ -48,6 +49,7 @@ class Reading:
     allow_lossy: bool = False
     otherwise: bool = False
     because: str | None = None
+    written: Callable[[KeyPath], KeyPath] = tuple
 
     def get(self, theirs: KeyPath) -> Any:
         """The value at a path of theirs; MISSING if there is none."""
@@ -85,8 +87,8 @@ class Draft:
                     Diagnostic(
                         "export/conflict",
                         f"`{'.'.join(path)}` would be both {old!r} ({at}) and {value!r}",
-                        position,
-                        "the format has one place for what the trainer has several of: make these equal",
+                        hint="the format has one place for what the trainer has several of: make these equal",
+                        rule=position,
                     )
                 )
         else:
@@ -124,5 +126,5 @@ class Writing:
         else:
             self.out.put(path, value, position)
 
-    def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
-        self.out.problems.append(Diagnostic(code, message, position, hint))
+    def error(self, code: str, ours: KeyPath, message: str, rule: Position, hint: str | None = None) -> None:
+        self.out.problems.append(Diagnostic(code, message, None, hint, path=(*self.anchor, *ours), rule=rule))

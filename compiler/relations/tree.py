@@ -14,7 +14,7 @@ from typing import Any
 from crosswalk.compiler.layout.model import Layout, Type
 from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
 from crosswalk.compiler.notation.expressions import KeyPath
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
 
@@ -113,8 +113,8 @@ class LayerKind:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """A list of layers. ``each`` lists their kinds (None: all alike); ``overrides`` what differs in single layers, or
-    with ``overridable`` between kinds, in these keys alone."""
+    """A list of layers. ``each`` lists their kinds (None: all alike), and is in no file if that is ``computed``;
+    ``overrides`` what differs in single layers, or with ``overridable`` between kinds, in these keys alone."""
 
     ours: KeyPath
     theirs: KeyPath
@@ -127,6 +127,7 @@ class Layers:
     rules: tuple[Rule, ...]
     position: Position
     overridable: frozenset[str] | None = None
+    computed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class CompiledMapping:
 
     def in_dialect(self, name: str | None) -> CompiledMapping:
         """The mapping as it is where the files hold tensors as the dialect ``name`` has them; itself for any other."""
-        return self.spelled[name]() if name in self.spelled else self
+        return self if name is None or name not in self.spelled else self.spelled[name]()
 
 
 def nodes_of(node: Node) -> Iterator[Node]:
@@ -218,7 +219,7 @@ def claimed_paths(root: OneOf) -> set[KeyPath]:
         if isinstance(node, CaseNode):
             result.add(node.key)
         elif isinstance(node, Layers):
-            result |= {node.count, *([node.each] if node.each else [])}
+            result |= {node.count, *([node.each] if node.each and not node.computed else [])}
     return result
 
 
@@ -232,4 +233,6 @@ def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
             return mapping
     known = ", ".join(str(mapping.source.model_type) for mapping in node.mappings)
     key = ".".join((*node.part.theirs, "model_type"))
-    raise fail("config/choice", f"`{key}` must be one of {known}; it is {given!r}", node.part.position)
+    message = f"`{key}` must be one of {known}; it is {given!r}"
+    path = (*node.part.theirs, "model_type")
+    raise CrosswalkError(Diagnostic("config/choice", message, path=path, rule=node.part.position))

@@ -18,6 +18,7 @@ from crosswalk.compiler.layout.model import Field, Layout, Type
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.compiler.notation.templates import Hole
 from crosswalk.compiler.relations.tree import (
     CaseNode,
     CompiledMapping,
@@ -75,6 +76,7 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     decided = {kind.name for node in structs for kind in _types_of(node.type.family or "", layout)}
     for node in structs:
         for line in node.section.tensors:
+            yield from _check_counts(line, node.type)
             for index, path in enumerate(line.ours):
                 at = line.ours_at[index] if index < len(line.ours_at) else line.position
                 yield from _check_path(path, node.type, line, at, layout)
@@ -156,6 +158,15 @@ def _members(kind: Type) -> Iterator[str]:
     yield from (str(child.name) for child in kind.children)
     for parameter in kind.parameters:
         yield from (parameter.group, str(parameter.name))
+
+
+def _check_counts(line: TensorEntry, kind: Type) -> Iterator[Diagnostic]:
+    """What a hole goes on counting after is counted by the type of the section."""
+    for hole in line.theirs.holes:
+        if isinstance(hole, Hole) and isinstance(hole.plus, str) and hole.plus not in kind.holes:
+            message = f"`{hole}`: type `{kind}` counts no `{hole.plus}`"
+            hint = did_you_mean(hole.plus, kind.holes) or f"it counts {', '.join(kind.holes) or 'nothing'}"
+            yield Diagnostic("mapping/hole", message, line.position, hint)
 
 
 def _check_holes(path: KeyPath, layout: Layout, line: TensorEntry) -> Iterator[Diagnostic]:

@@ -6,8 +6,9 @@ names on the other side. Equal layers are lowered once and shared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -15,7 +16,15 @@ from crosswalk.compiler.config.taken import Cases, Chosen
 from crosswalk.compiler.layout.cells import AxisTable
 from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit, names_of
 from crosswalk.compiler.layout.model import Child, Layout, Parameter
-from crosswalk.compiler.layout.modules import AxisSizes, alike, config_of, instances, parameters
+from crosswalk.compiler.layout.modules import (
+    AxisSizes,
+    alike,
+    config_of,
+    counted_hole,
+    instances,
+    number_counted,
+    parameters,
+)
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import KeyPath
@@ -105,7 +114,8 @@ class _Walk:
             whole = any(chosen.struct is root for root in alternatives(chosen.mapping.root))
             prefix = Template.parse(chosen.tensors) if whole else theirs
             for line in section.tensors:
-                name = line.theirs if prefix is None else join(prefix, line.theirs)
+                own_name = line.theirs.counted(partial(number_counted, scope))
+                name = own_name if prefix is None else join(prefix, own_name)
                 if line.ours and (line.types is None or self.fits(scope, line)):
                     own.append(_Claim(line.ours, name, line, chosen, bool(section.transposed)))
                 elif not line.ours and prefix is not None:
@@ -185,7 +195,7 @@ class _Walk:
             named[str(known_as)] = name
         spoken: set[str] = set()
         # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
-        for claim in sorted(claims, key=lambda claim: -max(map(len, claim.ours))):
+        for claim in sorted(_of_each(claims, scope), key=lambda claim: -max(map(len, claim.ours))):
             groups = [self.leaves(path, present) for path in claim.ours]
             leaves = {suffix for group in groups for suffix in group}
             for suffix in sorted(leaves):
@@ -279,6 +289,19 @@ class _Walk:
             message = f"no line of section `{section}` names the module `{ours}`, which has `{source.name}`"
             hint = "add its name under `tensors:`"
         out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
+
+
+def _of_each(claims: Iterable[_Claim], scope: Scope) -> Iterator[_Claim]:
+    """The claims, one for each value of a hole that counts parameters of this module."""
+    counted = {hole for parameter in scope.kind.parameters if (hole := counted_hole(scope.kind, parameter))}
+    for claim in claims:
+        held = next((hole for path in claim.ours for hole in counted if f"{{{hole}}}" in path), None)
+        if held is None:
+            yield claim
+            continue
+        for index in range(number_counted(scope, held) or 0):
+            ours = tuple(tuple(str(index) if part == f"{{{held}}}" else part for part in path) for path in claim.ours)
+            yield replace(claim, ours=ours, theirs=claim.theirs.render({held: index}))
 
 
 def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:

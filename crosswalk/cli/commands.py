@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .compare import compare
+from .prove import prove
 
 if TYPE_CHECKING:
     from crosswalk.runtime.files.workers import Progress
@@ -215,6 +216,7 @@ def formats(name: str | None) -> None:
 
 
 cli.add_command(compare)
+cli.add_command(prove)
 
 
 def main(arguments: list[str] | None = None) -> None:

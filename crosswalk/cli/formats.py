@@ -44,7 +44,7 @@ def show_format(name: str) -> None:
     mapping = compiled.source
     written = ", ".join(dialect.replace("_", "-") for dialect in choose_dialects(compiled, None))
     echo((
-        f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}",
+        *wrapped(f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}", width(), ""),
         f"dialects: {', '.join(_dialects(mapping))}",
         f"written without a source: {written}",
     ))  # fmt: skip
@@ -85,7 +85,10 @@ def _words(section: Section) -> Iterator[tuple[str, str]]:
     if section.count:
         yield "count", ".".join(section.count)
     if section.each:
-        yield "each", ".".join(section.each) + (", from the start again where it is short" if section.repeats else "")
+        how = (
+            ", from the start again where it is short" if section.repeats else ", computed" if section.computed else ""
+        )
+        yield "each", ".".join(section.each) + how
     if section.kinds:
         yield "kinds", ", ".join(section.kinds)
     if section.overrides:

@@ -25,27 +25,30 @@ def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | Non
           hint: did you mean `head_groups`? (layouts/fast_llm.yaml:169)
 
     ``sources(file)`` gives the text of a file named in a position, or None if there is none to show; by default it is
-    read from disk. A message's further lines follow the excerpt. Problems without a position come last.
+    read from disk. A message's further lines follow the excerpt, and then the hint and the line of a mapping that says
+    so. Problems without a position come last.
     """
     lines_of = lru_cache(maxsize=None)(lambda file: _lines((sources or _read)(file)))
-    files = list(dict.fromkeys(found.position.file for found in diagnostics if found.position))
+    files = list(dict.fromkeys(found.place.file for found in diagnostics if found.place))
 
     def order(found: Diagnostic) -> tuple[int, int, int]:
-        at = found.position
+        at = found.place
         return (files.index(at.file), at.line, at.column) if at else (len(files), 0, 0)
 
     return "\n\n".join(_paragraph(found, lines_of) for found in sorted(dict.fromkeys(diagnostics), key=order))
 
 
 def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:
-    where = f"{found.position}: " if found.position else ""
+    where = f"{found.place}: " if found.place else ""
     first, *more = visible(found.message).split("\n")
     parts = [f"{visible(where)}{found.severity}: {first}"]
-    if found.position:
-        parts += _excerpt(found.position, lines_of)
+    if found.place:
+        parts += _excerpt(found.place, lines_of)
     parts += [f"  {line}".rstrip() for line in more]
     if found.hint:
         parts.append("  hint: " + visible(found.hint).replace("\n", "\n        "))
+    if found.position and found.rule:
+        parts.append(f"  rule: {visible(str(found.rule))}")
     return "\n".join(parts)
 
 

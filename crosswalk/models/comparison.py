@@ -22,7 +22,7 @@ from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import import_config
 from crosswalk.jobs.prepare import open_import
 from crosswalk.jobs.train import load as load_parameters
-from crosswalk.reference import forward
+from crosswalk.reference import Output, forward
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.dtypes import torch_dtype
@@ -115,15 +115,17 @@ def _compare(
     tolerance: float,
 ) -> Comparison:
     name, native, parameters = _converted(converted, options)
-    tokens, images = _inputs(native, count)
+    tokens, images = inputs(native, count)
     expected = trace(load(source, config), tokens, images)
     found = forward(native, parameters, tokens, images)
-    parts = {
-        part: _difference(found.hidden.get(part), hidden)
-        for part, hidden in _in_order(expected, found.hidden)
-    }  # fmt: skip
-    logits = _difference(found.logits, expected.logits)
+    parts, logits = differences(expected, found)
     return Comparison(name, expected.name, len(tokens), parts, logits, tolerance, tuple(_notes(native, len(tokens))))
+
+
+def differences(expected: Trace, found: Output) -> tuple[dict[str, float], float]:
+    """How far the reference is from what a class computed: after each part of the model, and in the logits."""
+    parts = {part: _difference(found.hidden.get(part), hidden) for part, hidden in _in_order(expected, found.hidden)}
+    return parts, _difference(found.logits, expected.logits)
 
 
 def _in_order(expected: Trace, found: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor | None]]:
@@ -176,7 +178,7 @@ def _read(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return result
 
 
-def _inputs(native: Mapping[str, Any], count: int) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+def inputs(native: Mapping[str, Any], count: int) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """Random tokens, and an image in the place of some of them if the model takes images."""
     generator = torch.Generator().manual_seed(0)
     size, image_token = native["embeddings"]["vocab_size"], native.get("image_token_index")

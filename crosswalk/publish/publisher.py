@@ -9,8 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from crosswalk.classes.live import ClassExport, ClassExported
 from crosswalk.compiler.pipeline import Exported, Sizes
 from crosswalk.compiler.tensors.plan import check_dtype
 from crosswalk.jobs.options import Options, OutputOptions, as_path, parse_size
@@ -18,6 +20,7 @@ from crosswalk.jobs.train import Config, Export, Loaded, export_of
 from crosswalk.runtime.dtypes import FLOATS
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.publishing.delta import Delta, Snapshot
 from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks
@@ -63,7 +66,7 @@ def publisher(
         patterns = [only] if isinstance(only, str) else None if only is None else list(only)
         options = Options(format=format, dialect=dialect, dtype=whole, allow_lossy=allow_lossy, truncate=truncate or {},
                           trusted=True, like=as_path(carry_from))  # fmt: skip
-        export = export_of(native_config, options, OutputOptions())
+        export = export_of(native_config, options, OutputOptions(), model)
         step.agree |= {**export.asked, "dtype": dtype, "only": patterns}
         exported = export.plan(there)
         plan = _cast(exported.plan, policy)
@@ -78,8 +81,8 @@ class ModelPublisher(Publisher):
     def __init__(
         self,
         model: Model,
-        export: Export,
-        exported: Exported,
+        export: Export | ClassExport,
+        exported: Exported | ClassExported,
         elsewhere: Mapping[str, TensorSpec],
         only: set[str] | None,
         bucket_bytes: int,
@@ -89,6 +92,15 @@ class ModelPublisher(Publisher):
         self._model, self._export, self._exported, self._elsewhere = model, export, exported, elsewhere
         self._timeout = timeout
         super().__init__(exported.plan, model, team(group, timeout), bucket_bytes, group, elsewhere, only)
+
+    def snapshot(self, device: torch.device | str = "cpu", *, pin: bool = False) -> Snapshot:
+        """What is published now, as the receivers have it once they have been sent all: this rank's share of it, from
+        which deltas are made. A collective."""
+        return Snapshot(self, device, pin)
+
+    def delta(self, snapshot: Snapshot, *, dense: str | Iterable[str] = ()) -> Delta:
+        """What has changed since; see :meth:`Snapshot.delta`."""
+        return snapshot.delta(dense)
 
     def save(
         self,
@@ -102,7 +114,7 @@ class ModelPublisher(Publisher):
         self.begin("save")
         with self.team.step("planning the checkpoint"):
             written = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-            output = dataclasses.replace(self._export, written=written).output(self._exported)
+            output = self._export.writing(written).output(self._exported)
         background = None if blocking else (lambda: team(self._group, self._timeout, "background"))
         return saving.save(
             self.plan, self._model, Path(hf_dir), self.team, background, output, elsewhere=self._elsewhere

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -18,11 +18,17 @@ from .header import StoredTensor, build_header
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the data files of an output hold: key -> file, key -> checksum (empty without), bytes of all tensors."""
+    """What the data files of an output hold: key -> file, key -> checksum (empty without), bytes of all tensors, and
+    file -> its tensors in the order of their bytes."""
 
     weight_map: Mapping[str, str]
     checksums: Mapping[str, str]
     total_size: int
+    files: Mapping[str, Sequence[TensorSpec]] = field(default_factory=dict)
+
+
+#: What stands in a data file before the first of its tensors, and after each of them.
+Wrapping = tuple[bytes, Sequence[bytes]]
 
 
 def _nothing(written: Written) -> Mapping[str, bytes]:
@@ -36,7 +42,9 @@ class OutputLayout:
     ``file_name(k, n)`` names data file ``k`` of ``n``, counted from 0; the key of a tensor is its name and
     ``key_suffix``; ``header_metadata`` goes into every data file. ``finish`` makes the files that are written last,
     once the data is on disk: file name -> content. ``in_phase``: the data lies in its blocks as that of the source does
-    in its own, where files can share them; the order of the tensors is then free.
+    in its own, where files can share them; the order of the tensors is then free. ``wrap`` makes what is around the
+    tensors of a data file, by default the header of a safetensors file; ``reopen`` finds the tensors in a directory
+    that is complete, where they are not found in each data file.
     """
 
     file_name: Callable[[int, int], str]
@@ -45,6 +53,8 @@ class OutputLayout:
     max_shard_bytes: int = 5_000_000_000
     finish: Callable[[Written], Mapping[str, bytes]] = _nothing
     in_phase: bool = False
+    wrap: Callable[[Sequence[TensorSpec]], Wrapping] | None = None
+    reopen: Callable[[Path], Mapping[str, StoredTensor]] | None = None
 
 
 def hugging_face_layout(max_shard_bytes: int = 5_000_000_000) -> OutputLayout:
@@ -74,12 +84,23 @@ _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file to be written: its header, and the plan's targets in the order of their bytes."""
+    """A file to be written: its header, and the plan's targets in the order of their bytes; ``between``: what stands
+    after each of them, if anything does."""
 
     name: str
     header: bytes
     targets: tuple[int, ...]
     size: int
+    between: tuple[bytes, ...] = ()
+
+    def wrapping(self, targets: Sequence[TensorSpec]) -> Iterator[tuple[int, bytes]]:
+        """All that is no tensor, and the byte at which it stands."""
+        yield 0, self.header
+        at = len(self.header)
+        for target, after in zip(self.targets, self.between, strict=False):
+            at += targets[target].nbytes
+            yield at, after
+            at += len(after)
 
 
 def lay_out(
@@ -107,13 +128,12 @@ def lay_out(
 
         shard.sort(key=place)
         specs = [targets[target] for target in shard]
-        header = build_header(
-            [TensorSpec(spec.name + layout.key_suffix, spec.shape, spec.dtype) for spec in specs],
-            layout.header_metadata,
-            phase,
+        keyed = [TensorSpec(spec.name + layout.key_suffix, spec.shape, spec.dtype) for spec in specs]
+        header, between = (
+            layout.wrap(keyed) if layout.wrap else (build_header(keyed, layout.header_metadata, phase), ())
         )
-        size = len(header) + sum(spec.nbytes for spec in specs)
-        files.append(DataFile(layout.file_name(number, len(shards)), header, tuple(shard), size))
+        size = len(header) + sum(spec.nbytes for spec in specs) + sum(map(len, between))
+        files.append(DataFile(layout.file_name(number, len(shards)), header, tuple(shard), size, tuple(between)))
     return files
 
 
@@ -131,10 +151,10 @@ def stored(file: DataFile, targets: Sequence[TensorSpec], directory: Path) -> di
     """Where each target of a file lies in it."""
     offset = len(file.header)
     result = {}
-    for target in file.targets:
+    for number, target in enumerate(file.targets):
         spec = targets[target]
         result[target] = StoredTensor(directory / file.name, offset, spec.nbytes, spec.dtype, spec.shape)
-        offset += spec.nbytes
+        offset += spec.nbytes + (len(file.between[number]) if file.between else 0)
     return result
 
 

@@ -168,7 +168,7 @@ def _open_indexed(directory: Path, index: Mapping[str, str], where: Position) ->
     files: dict[Path, SourceFile] = {}
     home: dict[str, str] = {}
     for name, wanted in sorted(listed.items()):
-        if not _is_plain(name):
+        if not is_plain(name):
             text = f"the file name {shorten(repr(name))} is not a plain path inside the checkpoint"
             problems.append(Diagnostic("index/file-name", text, where))
             continue
@@ -203,7 +203,7 @@ def _open_indexed(directory: Path, index: Mapping[str, str], where: Position) ->
     return Checkpoint(directory, tensors, files)
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
     """Whether a file name stays inside its directory and is spelt in the one normal way."""
     path = PurePosixPath(name)
     plain = name not in ("", ".") and str(path) == name and not path.is_absolute() and ".." not in path.parts

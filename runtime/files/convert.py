@@ -256,7 +256,8 @@ def _completed(
         if file.name not in recorded or not path.is_file() or path.stat().st_size != file.size:
             continue
         with open(path, "rb") as stream:
-            if stream.read(len(file.header)) != file.header:
+            around = ((os.pread(stream.fileno(), len(part), at), part) for at, part in file.wrapping(plan.targets))
+            if any(found != part for found, part in around):
                 continue
         status = path.stat()
         tensors = {plan.targets[target].name: place for target, place in stored(file, plan.targets, stage.path).items()}
@@ -301,7 +302,8 @@ def _write_data(
                 with descriptors.opened(path) as descriptor:
                     set_size(descriptor, 0)
                     set_size(descriptor, file.size)
-                    write_at(descriptor, file.header, 0)
+                    for at, part in file.wrapping(targets):
+                        write_at(descriptor, part, at)
         names = [target.name for target in targets]
         sink = WriteSink(names, places, list(by_path), descriptors, checksums, lambda path: completed(by_path[path]))
         total, left = sum(sizes), sum(sizes[target] for target in places)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import TensorSpec
@@ -61,6 +61,24 @@ class Current:
             self.tensors.append(self._tensor(source, box))
         return self._numbers[source, box]
 
+    def local(self, name: str) -> Iterator[tuple[int, Box, torch.Tensor]]:
+        """The boxes of a parameter with their tensors, and where each begins in the memory of this rank: in the local
+        tensor, or in the parts of ``Shards``, one after the other. Raises ``CrosswalkError`` (``publisher/locate``) if
+        that memory is not contiguous."""
+        parts = self.placed[name].parts
+        count = sum(part.tensor.numel() for part in parts)
+        first = min((int(part.tensor.storage_offset()) for part in parts), default=0)
+        storages = {part.tensor.untyped_storage().data_ptr() for part in parts}
+        last = max((_last(part.tensor) for part in parts), default=first)
+        together = len(storages) == 1 and last + 1 - first == count
+        if not together and not all(part.tensor.is_contiguous() for part in parts):
+            text = f"what this rank holds of `{name}` is not contiguous, so that its elements have no flat index"
+            raise fail("publisher/locate", text, None, "locate by parameters that are contiguous")
+        before = 0
+        for part in parts:
+            yield int(part.tensor.storage_offset()) - first if together else before, part.box, part.tensor
+            before += part.tensor.numel()
+
     def _tensor(self, source: int, box: Box) -> torch.Tensor:
         return owned(self.placed[self._specs[source].name], [box])[0][0].tensor
 
@@ -88,7 +106,13 @@ class Current:
         self.tensors[:] = [self._tensor(*part) for part in self.parts]
 
     def _differs(self, name: str, before: Placed, now: Placed, values: Values) -> bool:
-        return _form(before) != _form(now) or self._kinds[name] != _kind(values.get(name))
+        return bool(_form(before) != _form(now) or self._kinds[name] != _kind(values.get(name)))
+
+
+def _last(tensor: torch.Tensor) -> int:
+    """Where the last element of a tensor is in its storage."""
+    steps = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(tensor.storage_offset()) + steps
 
 
 def _stale(message: str) -> Diagnostic:

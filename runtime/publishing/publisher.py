@@ -19,7 +19,9 @@ from crosswalk.runtime.training.ranks import Table, Team, table
 
 from .current import Current
 from .exchange import Ranks, exchange
+from .locate import Located, locate, readers
 from .order import in_buckets, publishing_order
+from .pieces import Strided
 from .recipes import Recipe, Way, fill, pack, received, viewed
 
 NamedTensor = tuple[str, torch.Tensor]
@@ -92,6 +94,7 @@ class Publisher:
         #: The targets of each bucket.
         self.bucketed = in_buckets(plan, self.targets, bucket_bytes)
         self._ways: dict[Any, Way] = {}
+        self._readers: dict[str, list[tuple[str, Strided]]] = {}
         with team.step(f"planning what to {doing}"):
             self.way(None)
 
@@ -109,18 +112,27 @@ class Publisher:
     def buckets(self, *, to: int | Collection[int] | None = None) -> Iterator[list[NamedTensor]]:
         """Lists of ``(name, tensor)``, whole, where the parameters are. ``to``: a rank of the group, or several; the
         others send what these lack, get no lists, and hold nothing. By default all ranks get all."""
-        way = self.way(self._ranks(to))
+        way = self.way(self.ranks(to))
         self.begin(to)
         return self._lists(way)
 
     def packed(self, *, to: int | Collection[int] | None = None, align: int = 1) -> Iterator[Bucket]:
         """The same in one buffer of bytes for each bucket, which is new each time; tensors begin at multiples of
         ``align`` bytes, and without one each ends where the next begins."""
-        way = self.way(self._ranks(to))
+        way = self.way(self.ranks(to))
         if align < 1:
             raise fail("publisher/align", f"`align` is {align}", None, "pass a number of bytes, as 256")
         self.begin(to)
         return self._packed(way, align)
+
+    def locate(self, parameter: str, indices: torch.Tensor) -> Iterator[Located]:
+        """Where elements of a parameter go. ``indices``: flat ones in what this rank holds of it, its local tensor or
+        the tensors of its ``Shards`` one after the other; the fastest if they ascend. No collective.
+
+        Raises ``CrosswalkError`` (``publisher/locate``) for a parameter that is not the plan's, or not contiguous."""
+        if parameter not in self._readers:
+            self._readers[parameter] = readers(self.plan, self.current, parameter)
+        return locate(self._readers[parameter], indices)
 
     def share(self) -> dict[str, torch.Tensor]:
         """The part of this rank, if all are dealt out as whole tensors, evenly: those that it has whole first."""
@@ -144,18 +156,25 @@ class Publisher:
     ) -> dict[tuple[int, Ranks], torch.Tensor]:
         return exchange(outgoing, incoming, f"gathering parameters to {self._doing}", self._group)
 
+    def some(self, to: Ranks | None, targets: Sequence[int]) -> list[NamedTensor]:
+        """Some of the tensors of a bucket, of which they are this once."""
+        recipe = self.way(to).recipe(targets, keep=False) if targets else Recipe()
+        return self._named(recipe, self._made(recipe, None))
+
     def way(self, to: Ranks | str | None) -> Way:
         """How tensors get to some ranks; planned at the first use."""
         if to not in self._ways:
             everyone = tuple(range(self.team.size))
-            receivers = [everyone if to is None else to] * len(self.plan.targets)
             if isinstance(to, str):
                 receivers = self._dealt()
-            self._ways[to] = Way(self.plan, self.current, self.tables, self.team.rank, receivers)  # type: ignore[arg-type]
+            else:
+                receivers = [everyone if to is None else to] * len(self.plan.targets)
+            self._ways[to] = Way(self.plan, self.current, self.tables, self.team.rank, receivers)
         return self._ways[to]
 
-    def _ranks(self, to: int | Collection[int] | None) -> Ranks | None:
-        """Raises ``CrosswalkError`` (``publisher/rank``) for ranks that there are not."""
+    def ranks(self, to: int | Collection[int] | None) -> Ranks | None:
+        """What ``to`` names: ranks, ascending, or None for all. Raises ``CrosswalkError`` (``publisher/rank``) for
+        ranks that there are not."""
         if to is None:
             return None
         ranks = tuple(sorted({to} if isinstance(to, int) else set(to)))
@@ -189,10 +208,10 @@ class Publisher:
             recipe = way.recipe(targets)
             made = self._made(recipe, None)
             if made:
-                yield [
-                    (self.plan.targets[target].name, tensor)
-                    for target, tensor in zip(recipe.targets, made, strict=True)
-                ]
+                yield self._named(recipe, made)
+
+    def _named(self, recipe: Recipe, made: Sequence[torch.Tensor]) -> list[NamedTensor]:
+        return [(self.plan.targets[target].name, tensor) for target, tensor in zip(recipe.targets, made, strict=True)]
 
     def _packed(self, way: Way, align: int) -> Iterator[Bucket]:
         for targets in self.bucketed:

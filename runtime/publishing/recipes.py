@@ -91,12 +91,13 @@ class Way:
         self._padded = {region.tensor for region in plan.padded}
         self._recipes: dict[tuple[int, ...], Recipe] = {}
 
-    def recipe(self, targets: Sequence[int]) -> Recipe:
-        """The recipe of a bucket."""
+    def recipe(self, targets: Sequence[int], keep: bool = True) -> Recipe:
+        """The recipe of a bucket, kept for the next time."""
         key = tuple(targets)
-        if key not in self._recipes:
-            self._recipes[key] = self._made(key)
-        return self._recipes[key]
+        found = self._recipes.get(key) or self._made(key)
+        if keep:
+            self._recipes[key] = found
+        return found
 
     def _made(self, targets: Sequence[int]) -> Recipe:
         recipe = Recipe()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from crosswalk.runtime.checkpoint.header import read_header
+from crosswalk.runtime.checkpoint.header import StoredTensor, read_header
 from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.checkpoint.output import DataFile, OutputLayout, Written, check_names, stored
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
-from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .directory import Staging, copy_file, write_file
 
@@ -32,6 +33,10 @@ def add_small_files(
             {keys[plan.targets[t].name]: file.name for file in files for t in file.targets},
             {keys[name]: checksum for name, checksum in checksums.items()},
             sum(target.nbytes for target in plan.targets),
+            {
+                file.name: [replace(plan.targets[t], name=keys[plan.targets[t].name]) for t in file.targets]
+                for file in files
+            },
         )
     )
     contents = {**extra, **last}
@@ -44,6 +49,10 @@ def add_small_files(
     return contents
 
 
+def _keyed(target: TensorSpec, layout: OutputLayout) -> TensorSpec:
+    return replace(target, name=target.name + layout.key_suffix)
+
+
 def check_output(
     staging: Staging, plan: Plan, files: Sequence[DataFile], layout: OutputLayout, contents: Mapping[str, bytes]
 ) -> None:
@@ -53,20 +62,24 @@ def check_output(
     problems = []
     with staging.errors("written"):
         staging.sweep()
-    for file in files:
-        path = staging.path / file.name
-        wanted = {
+    wanted = {
+        file.name: {
             plan.targets[target].name + layout.key_suffix: place
             for target, place in stored(file, plan.targets, staging.path).items()
         }
+        for file in files
+    }
+    for file in files if layout.reopen is None else ():
         try:
-            status, found = read_header(path)
-            differs = status.size != file.size or status.metadata != layout.header_metadata or found != wanted
-            reason = "its header is not the one that was written" if differs else None
+            status, found = read_header(staging.path / file.name)
+            same = (status.size, status.metadata, found) == (file.size, layout.header_metadata, wanted[file.name])
+            reason = None if same else "its header is not the one that was written"
         except CrosswalkError as error:
             reason = error.diagnostics[0].message
         if reason:
             problems.append(_torn(staging, file.name, reason))
+    if layout.reopen is not None:
+        problems += _reopened(staging, files, layout.reopen, wanted)
     with staging.errors("read back"):
         for name, content in contents.items():
             descriptor = open_regular(staging.path / name)
@@ -75,6 +88,24 @@ def check_output(
                     problems.append(_torn(staging, name, "it has other bytes than were written"))
     if problems:
         raise CrosswalkError(problems)
+
+
+def _reopened(
+    staging: Staging,
+    files: Sequence[DataFile],
+    reopen: Callable[[Path], Mapping[str, StoredTensor]],
+    wanted: Mapping[str, Mapping[str, StoredTensor]],
+) -> Iterator[Diagnostic]:
+    """Problems of a directory whose data files are opened together."""
+    try:
+        found = reopen(staging.path)
+    except CrosswalkError as error:
+        yield _torn(staging, "a data file", error.diagnostics[0].message)
+        return
+    for file in files:
+        same = all(found.get(name) == place for name, place in wanted[file.name].items() if place.nbytes)
+        if not same or (staging.path / file.name).stat().st_size != file.size:
+            yield _torn(staging, file.name, "its tensors are not where they were written")
 
 
 def _torn(staging: Staging, name: str, reason: str) -> Diagnostic:

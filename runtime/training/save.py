@@ -204,7 +204,8 @@ class Draft:
             for file in self.files:
                 descriptor = staging.create(file.name)
                 try:
-                    write_at(descriptor, file.header, 0)
+                    for at, part in file.wrapping(plan.targets):
+                        write_at(descriptor, part, at)
                     sync(descriptor)
                 finally:
                     os.close(descriptor)

@@ -28,12 +28,6 @@ from small_checkpoints import (
 from crosswalk import check, convert
 from crosswalk.runtime.errors import CrosswalkError
 
-
-@pytest.fixture
-def crosswalk(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
 # ---- native metadata -------------------------------------------------------------------------------------------------
 
 

@@ -27,12 +27,6 @@ from small_checkpoints import (
     nothing_written,
 )
 
-
-@pytest.fixture
-def crosswalk(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
 # ---- destinations ----------------------------------------------------------------------------------------------------
 
 

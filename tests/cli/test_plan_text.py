@@ -61,11 +61,6 @@ lm_head.weight                                    -> head.output_weights        
 """
 
 
-@pytest.fixture
-def crosswalk(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
 def relations(out: str) -> str:
     """What is printed below the facts."""
     return out.split("\n\n", 1)[1]
@@ -141,12 +136,12 @@ def place(file: str, text: str, column: int) -> str:
     return f"{file}.yaml:{number}:{column}"
 
 
-@pytest.mark.parametrize("command", ["check", "plan"])
+@pytest.mark.parametrize("word", ["check", "plan"])
 def test_verbose_shows_the_native_config_and_what_set_each_field(
-    command: str, crosswalk: CommandLine, tmp_path: Path
+    word: str, crosswalk: CommandLine, tmp_path: Path
 ) -> None:
     source = make(tmp_path / "source", MIXTRAL)
-    out = crosswalk(command, source, "-v").out
+    out = crosswalk(word, source, "-v").out
     rows = {tuple(line.split()) for line in out.split("native config\n")[1].splitlines()}
     for row in (
         ("hidden_size:", "30", place("llama", "hidden_size: {is: hidden_size", 5)),
@@ -158,7 +153,7 @@ def test_verbose_shows_the_native_config_and_what_set_each_field(
         ("embedding_scale:", "1.0", "default"),
     ):
         assert row in rows
-    assert "native config" not in crosswalk(command, source).out
+    assert "native config" not in crosswalk(word, source).out
 
 
 def test_verbose_names_the_line_of_each_relation(crosswalk: CommandLine, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import portable
 import pytest
 import yaml
 from golden_cases import CASES, Case, cases
-from native_oracle import effective
+from native_meaning import effective
 from random_checkpoints import random_tensors, write_checkpoint
 from small_checkpoints import contents
 

@@ -21,15 +21,10 @@ from small_checkpoints import (
     write_index,
 )
 
-import crosswalk as api
+import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4\n"
-
-
-@pytest.fixture
-def crosswalk(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
 
 
 @pytest.fixture
@@ -39,7 +34,7 @@ def source(tmp_path: Path) -> Path:
 
 def native(directory: Path, target: Path, **options: object) -> dict[str, torch.Tensor]:
     """Converted: the tensors of the trainer, without suffix."""
-    api.convert(directory, target, **options)  # type: ignore[arg-type]
+    crosswalk.convert(directory, target, **options)  # type: ignore[arg-type]
     return {name.removesuffix("/weights"): tensor for name, tensor in tensors_of(target).items()}
 
 
@@ -49,7 +44,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def refused(directory: Path) -> str:
     with pytest.raises(CrosswalkError) as caught:
-        api.check(directory)
+        crosswalk.check(directory)
     assert len(caught.value.diagnostics) == 1, caught.value
     return str(caught.value)
 
@@ -60,7 +55,7 @@ def test_the_files_of_transformers_are_taken_before_the_original_ones(source: Pa
     save_file({"tok_embeddings.weight": torch.ones(3, 5)}, source / "consolidated-00001-of-00001.safetensors")
     index = {"weight_map": {"tok_embeddings.weight": "consolidated-00001-of-00001.safetensors"}}
     (source / "consolidated.safetensors.index.json").write_text(json.dumps(index))
-    (note,) = api.check(source).notes
+    (note,) = crosswalk.check(source).notes
     assert "the checkpoint is `model.safetensors.index.json`" in note
     assert "`consolidated.safetensors.index.json`" in note
     assert "`consolidated-00001-of-00001.safetensors`" in note
@@ -72,7 +67,7 @@ def test_one_file_is_taken_before_an_index_and_said_so(source: Path, tmp_path: P
     stray = load_file(source / "model.safetensors")
     shard(source)
     save_file({name: tensor + 1 for name, tensor in stray.items()}, source / "model.safetensors", {"format": "pt"})
-    report = api.check(source)
+    report = crosswalk.check(source)
     assert any(
         "the checkpoint is `model.safetensors`; left out: `model.safetensors.index.json`" in n for n in report.notes
     )
@@ -83,9 +78,9 @@ def test_one_file_is_taken_before_an_index_and_said_so(source: Path, tmp_path: P
 def test_an_adapter_beside_a_merged_model_is_left_whole(source: Path, tmp_path: Path) -> None:
     (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"base_model.model.q.lora_A.weight": torch.ones(2, 3)}, source / "adapter_model.safetensors")
-    report = api.convert(source, tmp_path / "out")
+    report = crosswalk.convert(source, tmp_path / "out")
     assert any("adapter" in note and "`adapter_config.json`" in note for note in report.notes)
-    api.convert(tmp_path / "out", tmp_path / "back")
+    crosswalk.convert(tmp_path / "out", tmp_path / "back")
     assert not [name for name in contents(tmp_path / "back") if "adapter" in name]
 
 
@@ -110,7 +105,7 @@ def test_an_adapter_alone_is_no_model(source: Path) -> None:
 def test_what_wrappers_add_to_names_is_left_out_and_said(source: Path, tmp_path: Path, wrapped) -> None:
     whole = native(source, tmp_path / "whole")
     edit_tensors(source, lambda tensors: [tensors.update({wrapped(n): tensors.pop(n)}) for n in list(tensors)])
-    report = api.check(source)
+    report = crosswalk.check(source)
     assert any("which a wrapper of the model left" in note for note in report.notes)
     assert equal(native(source, tmp_path / "out"), whole)
 
@@ -132,29 +127,29 @@ def test_names_without_the_prefix_of_a_base_model_are_one_sentence(source: Path)
 
 
 def test_a_tied_head_that_differs_is_found_by_check_and_may_be_left_out(
-    source: Path, tmp_path: Path, crosswalk: CommandLine
+    source: Path, tmp_path: Path, command: CommandLine
 ) -> None:
     edit_config(source, lambda config: config.update(tie_word_embeddings=True))
-    for ran in (crosswalk("check", source), crosswalk("convert", source, tmp_path / "out")):
+    for ran in (command("check", source), command("convert", source, tmp_path / "out")):
         assert_refused(ran, "`lm_head.weight`, tied to `model.embed_tokens.weight`, is not equal")
         assert "--take-tied" in ran.err
         assert "tie_word_embeddings: false" in ran.err
-    report = api.convert(source, tmp_path / "out", take_tied=True)
+    report = crosswalk.convert(source, tmp_path / "out", take_tied=True)
     assert any(note.startswith("`lm_head.weight` is left out: tied to") for note in report.notes)
     embedding = tensors_of(source)["model.embed_tokens.weight"]
     assert torch.equal(tensors_of(tmp_path / "out")["embeddings.word_embeddings_weight/weights"], embedding)
-    assert api.verify(source, tmp_path / "out", take_tied=True).targets == report.targets
+    assert crosswalk.verify(source, tmp_path / "out", take_tied=True).targets == report.targets
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_only_a_checkpoint_is_replaced(source: Path, tmp_path: Path, crosswalk: CommandLine, inside: bool) -> None:
+def test_only_a_checkpoint_is_replaced(source: Path, tmp_path: Path, command: CommandLine, inside: bool) -> None:
     taken = tmp_path / "taken"
     if inside:
-        api.convert(source, taken)
+        crosswalk.convert(source, taken)
     (taken / "thesis").mkdir(parents=True)
     (taken / "thesis" / "a.tex").write_text("years of work")
     before = contents(taken)
-    ran = crosswalk("convert", source, taken, "--overwrite")
+    ran = command("convert", source, taken, "--overwrite")
     assert_refused(ran, "would be lost: `thesis`")
     assert contents(taken) == before
 
@@ -171,7 +166,7 @@ def test_a_pointer_of_git_lfs_is_named_as_one(source: Path, name: str) -> None:
 def test_copies_of_weights_and_unfinished_downloads_are_no_small_files(source: Path, tmp_path: Path, name: str) -> None:
     (source / name).write_bytes(b"0" * 4000)
     (source / "tokenizer.json").write_text("{}")
-    assert api.convert(source, tmp_path / "out").carried == ("generation_config.json", "tokenizer.json")
+    assert crosswalk.convert(source, tmp_path / "out").carried == ("generation_config.json", "tokenizer.json")
 
 
 def test_shards_without_an_index_say_what_is_missing(source: Path) -> None:
@@ -189,8 +184,8 @@ def test_a_link_to_nothing_is_a_download_that_is_not_whole(source: Path) -> None
     assert "fetch it again" in refused(source)
 
 
-def test_the_name_of_a_model_on_the_hub_is_recognised(crosswalk: CommandLine) -> None:
-    ran = crosswalk("check", "some-people/Some-Model-3B")
+def test_the_name_of_a_model_on_the_hub_is_recognised(command: CommandLine) -> None:
+    ran = command("check", "some-people/Some-Model-3B")
     assert_refused(ran, "there is no such directory")
     assert "on the hub" in ran.err
     assert "download it first" in ran.err
@@ -207,9 +202,9 @@ def test_several_files_that_nothing_tells_apart_are_ambiguous(source: Path) -> N
     for name in ("one", "other"):
         save_file(tensors, source / f"{name}.safetensors", {"format": "pt"})
     assert "`one.safetensors`, `other.safetensors`" in refused(source)
-    assert api.check(source / "other.safetensors").format == "llama"
+    assert crosswalk.check(source / "other.safetensors").format == "llama"
 
 
 def test_the_index_may_be_named(source: Path) -> None:
     write_index(source, shard(source))
-    assert api.check(source / "model.safetensors.index.json").format == "llama"
+    assert crosswalk.check(source / "model.safetensors.index.json").format == "llama"

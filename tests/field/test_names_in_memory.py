@@ -118,6 +118,16 @@ def test_a_fused_tensor_of_another_shape_is_named(saved: Path, tmp_path: Path) -
     assert f"[{experts}, {outputs}, {inputs}]" in problem.message
 
 
+def test_qwen3_moe_is_the_same_model_from_either_names(tmp_path: Path) -> None:
+    files = hugging_face("qwen3_moe", tmp_path / "files")
+    memory = _save_from_memory(files, tmp_path / "memory")
+    for source in (files, memory):
+        crosswalk.convert(source, tmp_path / f"native_{source.name}", format="qwen3_moe")
+    assert tensor_differences(_tensors(tmp_path / "native_memory"), _tensors(tmp_path / "native_files")) == []
+    crosswalk.convert(tmp_path / "native_memory", tmp_path / "back", to="hf")
+    assert tensor_differences(_tensors(tmp_path / "back"), _tensors(memory)) == []
+
+
 def test_qwen3_moe_fills_a_model_of_torchtitan_from_either_names(tmp_path: Path) -> None:
     files = hugging_face("qwen3_moe", tmp_path / "files")
     memory = _save_from_memory(files, tmp_path / "memory")

@@ -14,11 +14,6 @@ F8 = torch.float8_e4m3fn
 ONE = torch.ones(1)
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
 #: What a tool stores for a linear layer: ending -> tensor; and what the message calls the tool. ``None``: not stored.
 TOOLS: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
     "ModelOpt FP8": (

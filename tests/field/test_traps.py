@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+import family_cases
 import oracles
 import pytest
-import torch
-from comparing import tensor_differences
-from golden_cases import CASES, NEWEST, TRANSFORMERS_4, Case
-from safetensors.torch import save_file
+from changing import changed, mixer_of
+from golden_cases import CASES, NEWEST, TRANSFORMERS_4
 from small_checkpoints import (
     LLAMA,
     LLAVA,
@@ -23,9 +21,6 @@ from small_checkpoints import (
     contents,
     edit_config,
     make,
-    metadata,
-    refuse,
-    tensors_of,
 )
 
 import crosswalk
@@ -41,39 +36,6 @@ MISTRAL = {key: value for key, value in LLAMA.items() if key not in ("attention_
     "architectures": ["MistralForCausalLM"],
     "model_type": "mistral",
 }
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
-def mixer_of(config: dict[str, Any]) -> dict[str, Any]:
-    found = config["decoder"]["block"]["mixer"]
-    assert isinstance(found, dict)
-    return found
-
-
-def files_of(case: Case, directory: Path) -> Path:
-    """The Hugging Face checkpoint of a reference conversion."""
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(case.hf_config()))
-    save_file(case.hf_tensors(), directory / "model.safetensors", {"format": "pt"})
-    return directory
-
-
-def changed(config: dict[str, Any], *keys: str, value: Any) -> dict[str, Any]:
-    """A copy with ``value`` at the place of ``keys``; ``...`` removes the key."""
-    result = copy.deepcopy(config)
-    *parents, last = keys
-    place = result
-    for key in parents:
-        place = place[key]
-    if value is ...:
-        place.pop(last, None)
-    else:
-        place[last] = value
-    return result
 
 
 MIXER = ("decoder", "block", "mixer")
@@ -159,34 +121,10 @@ def test_03_d_xb_of_mamba(value: Any) -> None:
     assert found == crosswalk.import_config(expected, case.format)
 
 
-def test_04_the_biases_of_qwen2(command: CommandLine, tmp_path: Path) -> None:
-    """On q, k and v only, whatever the switch above them says; anything else is refused."""
-    config = crosswalk.import_config(QWEN2)
-    source = make(tmp_path / "source", QWEN2)
-    assert command("convert", source, tmp_path / "native").code == 0
-    biases = {name for name in tensors_of(tmp_path / "native") if ".bias/" in name}
-    assert biases == {f"decoder.{i}.mixer.{part}.bias/weights" for i in range(3) for part in ("query", "key_value")}
-    for keys in ((*MIXER, "add_linear_biases"), ("decoder", "block", "mlp", "add_linear_biases")):
-        with pytest.raises(CrosswalkError, match=rf"`{'.'.join(keys)}` must be False in this format, it is True"):
-            crosswalk.export_config(changed(config, *keys, value=True), "qwen2")
-    for part, enabled in (("query", False), ("dense", True)):
-        with pytest.raises(CrosswalkError, match=rf"{part}_layer\.bias"):
-            crosswalk.export_config(
-                changed(config, *MIXER, f"{part}_layer", value={"bias": {"enabled": enabled}}), "qwen2"
-            )
-
-
 def test_05_what_is_written_follows_the_argument_not_the_installed_version() -> None:
     config = crosswalk.import_config(LLAMA)
     assert "rope_theta" not in crosswalk.export_config(config, "llama", dialect=NEWEST)
     assert "rope_parameters" not in crosswalk.export_config(config, "llama", dialect=TRANSFORMERS_4)
-
-
-def test_06_the_file_is_read_and_not_what_a_class_makes_of_it(command: CommandLine, tmp_path: Path) -> None:
-    """``from_pretrained`` would fill in defaults and drop what it does not know, an error of spelling included."""
-    source = make(tmp_path / "source")
-    edit_config(source, lambda config: (config.pop("rms_norm_eps"), config.update(rms_norm_epz=1e-5)))
-    refuse(command, source, "`rms_norm_epz` = 1e-05 has no counterpart")
 
 
 def test_07_sub_trees_are_checked() -> None:
@@ -221,26 +159,6 @@ def test_08_indices_of_prediction_heads() -> None:
     assert not any(tensor.name.startswith(("model.mtp_heads.2", "model.mtp_norms.3")) for tensor in plan.sources)
     layers = {tensor.name.split(".")[2] for tensor in plan.sources if tensor.name.startswith("model.layers.")}
     assert layers == {str(i) for i in range(case.hf_config()["num_hidden_layers"])}
-
-
-def test_09_a_duplicate_is_never_overwritten_in_silence(command: CommandLine, tmp_path: Path) -> None:
-    mapping = tmp_path / "mine.yaml"
-    mapping.write_text(
-        "crosswalk: 1\nextends: llama\nmodel_type: mine\narchitecture: MineForCausalLM\n"
-        "mlp:\n  tensors:\n    up: layer_2\n    down: layer_2\n"
-    )
-    ran = command.compile(mapping)
-    assert ran.code == 1
-    assert "`down` and `up`" in ran.err
-
-
-def test_10_experts_that_are_stored_fused_convert_from_files(command: CommandLine, tmp_path: Path) -> None:
-    """Slices that are read lazily reach every operation: what is read are bytes, whatever is done with them."""
-    case = CASES["gemma4_moe_k_eq_v"]
-    source = files_of(case, tmp_path / "source")
-    assert command("convert", source, tmp_path / "native").code == 0
-    found = {name.removesuffix("/weights"): tensor for name, tensor in tensors_of(tmp_path / "native").items()}
-    assert tensor_differences(found, case.native_tensors()) == []
 
 
 def test_11_a_short_pattern_repeats() -> None:
@@ -319,23 +237,6 @@ def test_13_a_root_of_the_hidden_size_is_compared_as_it_is_computed(hidden: int)
         crosswalk.export_config(wrong, case.format)
 
 
-def test_14_two_names_for_one_activation(command: CommandLine, tmp_path: Path) -> None:
-    """The trainer's ``gelu`` is the tanh approximation. The exact one is refused, or accepted as lossy, and then comes
-    back under its own name."""
-    tanh = make(tmp_path / "tanh", hidden_act="gelu_pytorch_tanh")
-    assert command("convert", tanh, tmp_path / "native").code == 0
-    assert command("convert", tmp_path / "native", tmp_path / "back").code == 0
-    assert contents(tmp_path / "back") == contents(tanh)
-    exact = make(tmp_path / "exact", hidden_act="gelu")
-    refuse(command, exact, "`hidden_act` is 'gelu': the trainer computes the tanh approximation of gelu")
-    assert command("convert", exact, tmp_path / "lossy", "--allow-lossy").code == 0
-    assert command("convert", tmp_path / "lossy", tmp_path / "again").code == 0
-    assert contents(tmp_path / "again") == contents(exact)
-    assert (
-        crosswalk.export_config(crosswalk.import_config(config_of(tanh)), "llama")["hidden_act"] == "gelu_pytorch_tanh"
-    )
-
-
 @pytest.mark.parametrize("part", ["key", "value"])
 def test_15_keys_and_values_agree_on_their_biases(part: str) -> None:
     config = crosswalk.import_config(QWEN2)
@@ -362,21 +263,12 @@ def test_16_a_bias_that_is_null_is_that_of_the_attention(everywhere: bool) -> No
     assert biases == ({"q_proj", "k_proj", "v_proj", "o_proj"} if everywhere else set())
 
 
-def test_17_dtypes_are_kept_and_the_index_has_its_total_size(command: CommandLine, tmp_path: Path) -> None:
-    source = make(tmp_path / "source", dtype="float16")
-    assert command("convert", source, tmp_path / "native").code == 0
-    assert command("convert", tmp_path / "native", tmp_path / "back", "--max-shard-size", "30kB").code == 0
-    index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors_of(source).values())
-    assert {tensor.dtype for tensor in tensors_of(tmp_path / "native").values()} == {torch.float16}
-    assert {tensor.dtype for tensor in tensors_of(tmp_path / "back").values()} == {torch.float16}
-
-
 def test_18_no_format_is_untested_and_no_factor_is_at_its_default() -> None:
-    """Every format that is shipped has a reference conversion or a strategy, and yarn keeps its factor."""
+    """Every format that is shipped has a reference conversion, a strategy or a family, and yarn keeps its factor."""
     import formats
 
     tested = {case.format for case in CASES.values()} | set(formats.CONFIGS)
+    tested |= {family_cases.format_of(name) for name in family_cases.CONFIGS}
     fast_llm = set(crosswalk.formats("fast_llm"))
     assert fast_llm - tested <= {"llava_hybrid_ssm"}  # llava with the text model of another tested format
     rope = {
@@ -453,23 +345,6 @@ def test_22_both_layouts_of_gemma4_are_one_model() -> None:
     assert crosswalk.import_config(new, "gemma4") == crosswalk.import_config(old, "gemma4")
 
 
-def test_23_every_key_of_a_bare_config_is_carried_and_restored(command: CommandLine, tmp_path: Path) -> None:
-    """Versions of transformers differ in what they put into every config.json."""
-    from transformers import PretrainedConfig
-
-    source = make(tmp_path / "source")
-    bare = {key: value for key, value in PretrainedConfig().to_dict().items() if key not in config_of(source)}
-    assert len(bare) > 5
-    edit_config(source, lambda config: config.update(bare, return_dict=False, id2label={"0": "a"}))
-    assert command("convert", source, tmp_path / "native").code == 0
-    assert command("convert", tmp_path / "native", tmp_path / "back").code == 0
-    assert (tmp_path / "back" / "config.json").read_bytes() == (source / "config.json").read_bytes()
-    metadata("config", "base_model", "head", "normalization", epsilon=2e-4)(tmp_path / "native")
-    metadata("config", "base_model", "decoder", "block", "normalization", epsilon=2e-4)(tmp_path / "native")
-    assert command("convert", tmp_path / "native", tmp_path / "anew").code == 0
-    assert config_of(tmp_path / "anew") == {**config_of(source), "rms_norm_eps": 2e-4}
-
-
 def test_24_llava_says_what_its_text_model_is() -> None:
     config = changed(LLAVA, "text_config", "model_type", value="mistral")
     for key in ("attention_bias", "mlp_bias"):
@@ -503,15 +378,3 @@ def test_26_mtp_llama_writes_no_stale_theta() -> None:
     assert mixer_of(native_config)["rotary"]["theta"] == theta
     exported = crosswalk.export_config(native_config, "mtp_llama")
     assert exported["rope_theta"] == exported["rope_parameters"]["rope_theta"] == theta
-
-
-def test_26_a_stale_theta_does_not_come_back(command: CommandLine, tmp_path: Path) -> None:
-    """A changed native config is written anew: the theta that yielded is not restored beside the right one."""
-    source = make(tmp_path / "source")
-    edit_config(source, lambda config: config.update(rope_theta=10000.0))
-    assert command("convert", source, tmp_path / "native").code == 0
-    metadata("config", "base_model", "decoder", "block", "mixer", "rotary", theta=5.0)(tmp_path / "native")
-    assert command("convert", tmp_path / "native", tmp_path / "back").code == 0
-    found = config_of(tmp_path / "back")
-    assert found["rope_parameters"]["rope_theta"] == 5.0
-    assert found.get("rope_theta", 5.0) == 5.0

@@ -17,11 +17,6 @@ from crosswalk import CrosswalkError
 from crosswalk.jobs.detect import detect_format
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
 def refusals(config: dict[str, Any], **options: Any) -> list[str]:
     with pytest.raises(CrosswalkError) as raised:
         crosswalk.import_config(config, **options)

@@ -1,4 +1,4 @@
-"""Reading and validating documents, and showing what is wrong with them."""
+"""Reading documents with the positions of all that is in them, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from crosswalk.cli.render import render
-from crosswalk.compiler.text.documents import Map, Seq, load_document, parse_document, scalar_of, validate
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.compiler.text.documents import Map, Seq, load_document, parse_document, scalar_of
+from crosswalk.runtime.errors import CrosswalkError, Position
 
 # ---- values and positions -------------------------------------------------------------------------------------------
 
@@ -298,165 +296,3 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     document = load_document(path, "bom.yaml")
     assert document == {"a": 1, "b": 2}
     assert document.key_position("b") == Position("bom.yaml", 2, 1)
-
-
-# ---- validation -----------------------------------------------------------------------------------------------------
-
-SCHEMA = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["layout", "model_type"],
-    "properties": {
-        "layout": {"enum": ["fast_llm", "megatron"]},
-        "model_type": {"type": "string", "pattern": "^[a-z0-9_]+$"},
-        "count": {"type": ["integer", "null"], "minimum": 1},
-        "tensors": {"type": "object", "additionalProperties": {"$ref": "#/$defs/target"}},
-    },
-    "$defs": {
-        "target": {
-            "description": "a parameter, a list of them, or {is, axes}",
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "minItems": 1},
-                {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {"is": {"type": "string"}, "axes": {"type": "string"}},
-                    "required": ["is"],
-                },
-            ],
-        }
-    },
-}
-
-
-def violations(text: str) -> list[str]:
-    return [str(found) for found in validate(parse_document(text, "f"), SCHEMA)]
-
-
-@pytest.mark.parametrize("name", ["layout", "mapping"])
-def test_the_schemas_of_the_package_are_schemas(name: str) -> None:
-    text = (importlib.resources.files("crosswalk.schema") / f"{name}.schema.json").read_text()
-    jsonschema.Draft202012Validator.check_schema(json.loads(text))
-
-
-def test_valid_documents_have_no_violations() -> None:
-    assert (
-        violations("layout: fast_llm\nmodel_type: llama\ncount: 3\ntensors: {a: b, c: [d], e: {is: f, axes: g}}\n")
-        == []
-    )
-
-
-def test_violations_point_at_keys_and_values_and_say_what_was_meant() -> None:
-    text = "layout: fast_lm\nmodel_tipe: llama\ncount: 0\n"
-    text += "tensors:\n  a: 1\n  b: [c, 2]\n  d: {is: e, axis: f}\n  g: {axes: h}\n"
-    assert violations(text) == [
-        "f:1:1: error: key `model_type` is missing [schema/required]",
-        "f:1:9: error: expected one of `fast_llm`, `megatron`, found the text `fast_lm` [schema/enum]\n"
-        "  hint: did you mean `fast_llm`?",
-        "f:2:1: error: unknown key `model_tipe` [schema/additionalProperties]\n  hint: did you mean `model_type`?",
-        "f:3:8: error: 0 is less than the minimum of 1 [schema/minimum]",
-        "f:5:6: error: expected a parameter, a list of them, or {is, axes}, found the number 1 [schema/anyOf]",
-        "f:6:10: error: expected text, found the number 2 [schema/type]",
-        "f:7:14: error: unknown key `axis` [schema/additionalProperties]\n  hint: did you mean `axes`?",
-        "f:8:3: error: key `is` is missing [schema/required]",
-    ]
-
-
-def test_brackets_where_text_is_expected_get_a_hint() -> None:
-    (found,) = violations("layout: fast_llm\nmodel_type: a\ntensors:\n  q: {is: a, axes: [q|k]}\n")
-    assert "expected text, found a list" in found
-    assert found.endswith("if this is text, quote it")
-
-
-def test_a_misspelt_key_that_passes_for_a_free_name_is_named() -> None:
-    schema = {
-        "type": "object",
-        "properties": {"extends": {"type": "string"}},
-        "additionalProperties": {"description": "a section. It says what is true of a type.", "type": "object"},
-    }
-    assert [str(found) for found in validate(parse_document("extend: llama\nother: 3\nmlp: {}\n", "f"), schema)] == [
-        "f:1:1: error: unknown key `extend` [schema/additionalProperties]\n  hint: did you mean `extends`?",
-        "f:2:8: error: expected a section, found the number 3 [schema/type]",
-    ]
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from(["layout", "model_type", "count", "tensors", "other"]),
-        st.sampled_from(["fast_llm", "llama", "L!", 1, 0, None, True, 2.0, 2.5])
-        | st.dictionaries(st.sampled_from(["is", "axes", "x"]), JSON, max_size=3),
-        min_size=1,
-    )
-)
-def test_finds_something_exactly_where_jsonschema_does(data: dict[str, Any]) -> None:
-    found = validate(parse_document(json.dumps(data, ensure_ascii=False), "f"), SCHEMA)
-    assert (not found) == jsonschema.Draft202012Validator(SCHEMA).is_valid(data)
-    assert all(problem.position and problem.position.line == 1 for problem in found)
-
-
-# ---- rendering ------------------------------------------------------------------------------------------------------
-
-
-def test_renders_the_line_with_a_caret_and_a_hint() -> None:
-    source = "\n" * 36 + "    num_key_value_heads: head_group   # theirs\n"
-    found = Diagnostic(
-        "layout/field",
-        "type `attention` has no field `head_group`",
-        Position("mappings/llama.yaml", 37, 26),
-        "did you mean `head_groups`? (layouts/fast_llm.yaml:169)",
-    )
-    assert render([found, found], {"mappings/llama.yaml": source}.get) == (
-        "mappings/llama.yaml:37:26: error: type `attention` has no field `head_group`\n"
-        "  37 |     num_key_value_heads: head_group   # theirs\n"
-        "     |                          ^^^^^^^^^^\n"
-        "  hint: did you mean `head_groups`? (layouts/fast_llm.yaml:169)"
-    )
-
-
-@pytest.mark.parametrize(
-    ("line", "underlined"),
-    [
-        ("  layers.{i}: decoder.{i}", "layers.{i}"),
-        ("  a: = min(x, y) + 1  # c", "= min(x, y) + 1"),
-        ("  k: {a: 1, b: [2]}, c", "{a: 1, b: [2]}"),
-        ('  k: "a: [b], c" ', '"a: [b], c"'),
-        ("  {k: first, l: 2}", "first"),
-        ("  {k: last}", "last"),
-        ("  k: 'open", "'open"),
-    ],
-)
-def test_underlines_what_starts_at_the_position(line: str, underlined: str) -> None:
-    text = render([Diagnostic("c", "m", Position("f", 1, line.index(underlined) + 1))], lambda _: line)
-    _, shown, carets = text.split("\n")
-    assert shown.startswith("  1 | ")
-    assert [letter for letter, mark in zip(shown, carets, strict=False) if mark == "^"] == list(underlined)
-
-
-def test_renders_file_by_file_as_found_with_message_lines_after_the_excerpt() -> None:
-    at = {name: Position(*where) for name, where in {"b": ("f", 2, 1), "a": ("f", 1, 1), "none": ("g", 9, 1)}.items()}
-    found = [
-        Diagnostic("c", "nowhere"),
-        Diagnostic("c", "axis\nours:   a b\ntheirs: a", at["b"]),
-        Diagnostic("c", "gone", at["none"]),
-        Diagnostic("c", "key", at["a"], severity="warning"),
-        Diagnostic("c", "the file", Position("f")),
-    ]
-    assert render(found, {"f": "key: 1\nother: 2\n"}.get) == (
-        "f: error: the file\n\n"
-        "f:1:1: warning: key\n  1 | key: 1\n    | ^^^\n\n"
-        "f:2:1: error: axis\n  2 | other: 2\n    | ^^^^^\n  ours:   a b\n  theirs: a\n\n"
-        "g:9:1: error: gone\n\n"
-        "error: nowhere"
-    )
-
-
-def test_renders_long_lines_and_control_characters_harmlessly(tmp_path: Path) -> None:
-    path = tmp_path / "long.yaml"
-    path.write_text("x" * 300 + ": value, " + "y" * 300)
-    text = render([Diagnostic("c", "escape \x1b[31m", Position(str(path), 1, 303), "\x07")])
-    head, shown, carets, hint = text.split("\n")
-    assert head.endswith("error: escape \\x1b[31m")
-    assert hint == "  hint: \\x07"
-    assert len(shown) < 130
-    assert shown[carets.index("^") : carets.rindex("^") + 1] == "value"

@@ -69,7 +69,7 @@ def test_positions_do_not_count_in_comparisons() -> None:
         ("layers.i}", 8, "`}` closes no hole"),
         ("a.{}", 2, "`{}` is not a hole"),
         ("a.{i-1}", 2, "`{i-1}` is not a hole"),
-        ("a.{i+j}", 2, "`{i+j}`: expected a number after `+`"),
+        ("a.{i+1j}", 2, "`{i+1j}`: expected a number or another hole after `+`"),
         ("a.{k|}", 2, "`` in `{k|}` is not a label"),
         ("a.{k|k}", 2, "the text `k` is twice in `{k|k}`"),
         ("a.{x=k|y=k}", 2, "the label `k` is twice in `{x=k|y=k}`"),

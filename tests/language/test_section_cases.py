@@ -57,7 +57,7 @@ def test_a_value_that_is_no_case_is_refused_where_the_cases_are(section: str) ->
     mapping, _, _, base = _case(section)
     with pytest.raises(CrosswalkError, match=r"`naming` must be one of new, old; it is 'middle'") as error:
         import_checkpoint(mapping, base | {"naming": "middle"}, None, PlanOptions())
-    assert str(error.value.diagnostics[0].position).startswith("mine.yaml:3:")
+    assert str(error.value.diagnostics[0].rule).startswith("mine.yaml:3:")
 
 
 def test_a_case_holds_what_the_section_of_the_type_says_by_cases_of_its_own() -> None:

@@ -10,7 +10,7 @@ import torch
 from comparing import differences, shapes, stored_as, tensor_differences
 from golden_cases import CASES, NEWEST, Case, cases
 from golden_differences import expected_export
-from native_oracle import effective
+from native_meaning import effective
 
 import crosswalk
 from crosswalk.runtime import execute

@@ -30,6 +30,7 @@ CASES = {
     "qwen2": "qwen2",
     "mixtral": "mixtral",
     "qwen3_moe": "qwen3_moe",
+    "deepseek_v3": "deepseek_v3",
 }
 SPECS = ("transformer_engine", "local")
 LAYERS = "decoder.layers.0."
@@ -40,6 +41,12 @@ needs_transformers_5 = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason
 
 def read(name: str) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((GOLDEN / name / "case.json").read_text())
+    latent = result["transformer_config"]["multi_latent_attention"]
+    for config in (result["hf_config"]["rope_parameters"], result["transformer_config"]):
+        for key in {"beta_fast", "beta_slow"} & config.keys():
+            config[key] = float(config[key])  # recorded as whole numbers
+    if not latent:
+        del result["transformer_config"]["rotary_scaling_factor"]  # a field of latent attention alone
     return result
 
 
@@ -66,8 +73,12 @@ def for_fp32(plan: Plan) -> Plan:
 
 
 def flat(native: dict[str, Any]) -> dict[str, Any]:
-    """A native config as Megatron has it: one level, with the number of layers."""
-    return native | native["rope"] | {"num_layers": native["layers"]["num_blocks"]}
+    """A native config as Megatron has it: one level, with the number of layers and which of them have experts."""
+    layers = native["layers"]
+    kinds = layers.get("blocks", {"all": layers.get("block")})
+    freq = [int(kinds[kind]["moe"]) for kind in layers.get("pattern", ["all"])]
+    found = native | native["rope"] | {"num_layers": layers["num_blocks"], "moe_layer_freq": freq if freq[1:] else 1}
+    return found | {"mtp_num_layers": native["mtp_num_layers"] or None}
 
 
 def hugging_face(name: str, path: Path) -> Path:
@@ -196,6 +207,84 @@ def test_values_are_those_of_the_state_dict(name: str) -> None:
     back = for_fp32(crosswalk.compile_plan(native_of(name), format_of(name), to="hf"))
     assert tensor_differences(dict(execute(back, ours(name))), theirs(name)) == []
     assert back.digest == there.inverse().digest
+
+
+def test_a_layer_that_predicts_a_further_token(tmp_path: Path) -> None:
+    """Against a distributed checkpoint of Megatron, which has experts stacked and an older name of the layer.
+
+    Hugging Face has it behind the other layers, with copies of the embedding and of the head."""
+    folder = GOLDEN / "deepseek_v3_mtp"
+    held: Tensors = {}
+    for name, value in load_tensors(folder / "global.safetensors").items():
+        live = name.replace("transformer_layer", "mtp_model_layer").replace("experts.experts", "experts")
+        each = "experts.experts" in name
+        held |= {f"{live}{i}": part for i, part in enumerate(value)} if each else {live: value}
+    source = dict(load_tensors(folder / "hf.safetensors"))
+    config = json.loads((folder / "hf_config.json").read_text())
+    plan = for_fp32(crosswalk.compile_plan(config, to="megatron"))
+    copies = {f"model.layers.3.{name}.weight" for name in ("embed_tokens", "shared_head.head")}
+    assert copies < source.keys()
+    for path, change in ((tmp_path / "same", 0.0), (tmp_path / "other", 1.0)):
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(config))
+        copy = "model.layers.3.embed_tokens.weight"
+        save_file(source | {copy: source[copy] + change}, path / "model.safetensors")
+    state = {name: torch.zeros_like(value) for name, value in held.items()}
+    crosswalk.load(tmp_path / "same", state, "megatron_deepseek_v3")
+    assert tensor_differences(state, held) == []
+    with pytest.raises(CrosswalkError, match=r"model\.layers\.3\.embed_tokens\.weight"):
+        crosswalk.load(tmp_path / "other", state, "megatron_deepseek_v3")
+    source = {name: value for name, value in source.items() if name not in copies}
+    assert tensor_differences(dict(execute(plan, source)), held) == []
+    back = dict(execute(plan.inverse(), held))
+    assert tensor_differences(back, source) == []
+    native = crosswalk.import_config(config, to="megatron")
+    assert native["mtp_num_layers"] == 1
+    assert crosswalk.export_config(native, "megatron_deepseek_v3")["num_nextn_predict_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"q_lora_rank": None}, "a norm of its own before queries that are not compressed"),
+        ({"topk_group": 1}, "scores a group by as many experts as a token chooses in it"),
+        ({"n_group": 1, "topk_group": 1, "num_experts_per_tok": 1}, "the score of a single expert"),
+        ({"num_key_value_heads": 1}, "latent attention has no groups of heads"),
+        ({"norm_topk_prob": False}, "norm_topk_prob"),
+        ({"rope_interleave": False}, "rope_interleave"),
+        ({"scoring_func": "softmax"}, "another score of the experts"),
+        ({"n_shared_experts": 0}, "n_shared_experts"),
+    ],
+)
+def test_what_latent_attention_and_its_router_cannot_be(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(CrosswalkError, match=said):
+        crosswalk.import_config(read("deepseek_v3")["hf_config"] | keys, to="megatron")
+
+
+@pytest.mark.parametrize(
+    ("mscale", "fits"),
+    [({"mscale": 0.7, "mscale_all_dim": 0.7}, True), ({"mscale_all_dim": 0.7}, True), ({}, True),
+     ({"mscale": 0.7}, False), ({"mscale": 0.0, "mscale_all_dim": 0.7}, False)],
+)  # fmt: skip
+def test_one_of_the_two_scales_of_yarn_means_nothing_to_transformers(mscale: dict[str, float], fits: bool) -> None:
+    config = read("deepseek_v3")["hf_config"]
+    rope = {key: value for key, value in config["rope_parameters"].items() if "mscale" not in key}
+    config["rope_parameters"] = rope | mscale
+    if fits:
+        crosswalk.import_config(config, to="megatron")
+        return
+    with pytest.raises(CrosswalkError, match="only where there are mscale and mscale_all_dim"):
+        crosswalk.import_config(config, to="megatron")
+
+
+@pytest.mark.parametrize("dense", [0, 1, 3, 5])
+def test_the_first_layers_are_dense(dense: int) -> None:
+    """As many as the class makes dense, none too many."""
+    config = read("deepseek_v3")["hf_config"] | {"first_k_dense_replace": dense}
+    plan = crosswalk.compile_plan(config, to="megatron")
+    assert shapes(plan.sources) == oracles.names_and_shapes(config)
+    native = crosswalk.import_config(config, to="megatron")
+    assert crosswalk.export_config(native, "megatron_deepseek_v3")["first_k_dense_replace"] == min(dense, 3)
 
 
 def test_the_other_formats_are_the_same_tensors() -> None:

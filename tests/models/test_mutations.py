@@ -304,7 +304,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     },
     "mistral": {"drop mlp.config.intermediate_size": _ABSENT},
     "dream": {"drop base_model.config.vocab_size": _ABSENT},
-    "huggingface": {"drop enums.activation.gelu": "only says why it is refused: see test_bad_input.py"},
+    "huggingface": {"drop enums.activation.gelu": "only says why it is refused: see test_bad_configs.py"},
     "mixtral": {"drop moe.sets.routing": _DEFAULT},
     "qwen2": {
         "drop Sequence.count": _RESTATED,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
     "crosswalk.runtime.background",
-    "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint",
+    "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint", "crosswalk.runtime.dcp",
     "crosswalk.runtime.staging", "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
     "crosswalk.runtime.publishing",
     "crosswalk.reference.parts", "crosswalk.reference.mixers", "crosswalk.reference.mlps", "crosswalk.reference",
@@ -22,7 +22,9 @@ ORDER = (
     "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog_text",
     "crosswalk.compiler.catalog_folders", "crosswalk.compiler.catalog_packages", "crosswalk.compiler.catalog",
     "crosswalk.compiler.catalog_build",
-    "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.publish", "crosswalk.models", "crosswalk.cli",
+    "crosswalk.checkpoints", "crosswalk.classes", "crosswalk.jobs", "crosswalk.publish", "crosswalk.models",
+    "crosswalk.proving",
+    "crosswalk.cli",
 )  # fmt: skip
 FOLDERS = {
     "crosswalk.runtime": "runtime",

@@ -110,8 +110,8 @@ def test_what_the_trainer_cannot_hold_is_refused_where_the_mapping_says_so(gpt2:
     (found,) = error.value.diagnostics
     text = (DOCS / "example" / "gpt2.yaml").read_text().splitlines()
     assert found.code == "config/unsupported"
-    assert found.position is not None
-    assert text[found.position.line - 1].strip().startswith(f"{key}:")
+    assert found.rule is not None
+    assert text[found.rule.line - 1].strip().startswith(f"{key}:")
 
 
 def test_an_axis_that_does_not_come_out_even_is_said_so(gpt2: CompiledMapping) -> None:

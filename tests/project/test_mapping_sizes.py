@@ -32,13 +32,14 @@ LIMITS = {
     "torchtitan_qwen3": 45,
     "torchtitan_qwen3_moe": 45,
     "starcoder2": 45,
-    "qwen3_moe": 50,
+    "qwen3_moe": 60,
     "megatron_llama": 85,
     "megatron_mistral": 30,
     "megatron_qwen2": 30,
     "megatron_qwen3": 30,
     "megatron_mixtral": 35,
     "megatron_qwen3_moe": 45,
+    "megatron_deepseek_v3": 120,
 }
 
 

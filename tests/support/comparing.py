@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,3 +66,9 @@ def stored_as(plan: Plan, dtype: str) -> Plan:
     """The plan with all tensors of one dtype. A plan that was compiled without files can only guess what they hold."""
     ends = {end: [dataclasses.replace(t, dtype=dtype) for t in getattr(plan, end)] for end in ("sources", "targets")}
     return dataclasses.replace(plan, sources=tuple(ends["sources"]), targets=tuple(ends["targets"]))
+
+
+def same_files(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)

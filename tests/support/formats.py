@@ -8,7 +8,7 @@ from typing import Any
 import apriel_strategies
 import strategies
 from hypothesis import strategies as st
-from native_oracle import expanded
+from native_meaning import expanded
 
 import crosswalk
 

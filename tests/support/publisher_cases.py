@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.training.placement import Shards
+from crosswalk.runtime.publishing.delta import Patch, Row
+from crosswalk.runtime.training.placement import Shards, place
 
 
-def expert_config(checkpoint: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The config and the native tensors of a checkpoint, as one process loads them."""
-    plan = crosswalk.compile_plan(json.loads((checkpoint / "config.json").read_text()))
+def loaded_alone(checkpoint: Path, format: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What one process loads of a checkpoint: its config, and the tensors of the trainer."""
+    plan = crosswalk.compile_plan(json.loads((checkpoint / "config.json").read_text()), format)
     state = {spec.name: torch.zeros(spec.shape) for spec in plan.targets}
-    return crosswalk.load(checkpoint, state), state
+    return crosswalk.load(checkpoint, state, format), state
 
 
 def placed(kind: str, whole: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 def ways(rank: int, checkpoint: Path, kind: str) -> dict[str, Any]:
     """Publish to all, to one, to some, packed and shared out, twice; what is wrong, and the bytes moved to rank 0."""
     size = dist.get_world_size()
-    loaded, whole = alone(lambda: expert_config(checkpoint))
+    loaded, whole = alone(lambda: loaded_alone(checkpoint, "mixtral"))
     state = placed(kind, whole, rank, size)
     expected = load_file(checkpoint / "model.safetensors")
     publisher = crosswalk.publisher(state, loaded, bucket_bytes=20_000)
@@ -107,6 +109,119 @@ def ways(rank: int, checkpoint: Path, kind: str) -> dict[str, Any]:
     wrong += differences({name: tensor for share in shares for name, tensor in share.items()}, expected)
     held = sum(part.nbytes for value in state.values() for part in local(value))
     return {"wrong": wrong, "bytes": counts, "model": sum(t.nbytes for t in expected.values()), "held": held}
+
+
+#: What becomes of changed values now and then.
+ODD = [math.nan, -0.0, math.inf, 1e-40]
+DENSITIES = ("none", "one", 0.01, 0.5, 1.0)
+
+
+def changed(whole: dict[str, torch.Tensor], density: Any, seed: int) -> dict[str, torch.Tensor]:
+    """The same tensors, with some of their elements changed: the same on every rank."""
+    random = torch.Generator().manual_seed(seed)
+    result = {name: tensor.clone() for name, tensor in whole.items()}
+    for number, (name, tensor) in enumerate(sorted(result.items())):
+        count = {"none": 0, "one": int(number == seed % len(result))}.get(density)
+        count = math.ceil(tensor.numel() * density) if count is None else count
+        places = torch.randperm(tensor.numel(), generator=random)[:count]
+        values = torch.randn(count, generator=random).to(tensor.dtype)
+        if number % 5 == 0 and count > len(ODD):
+            values[: len(ODD)] = torch.tensor(ODD)
+        result[name].view(-1)[places] = values
+    return result
+
+
+def fill_in(state: dict[str, Any], whole: dict[str, torch.Tensor]) -> None:
+    for name, value in state.items():
+        for part in place(value).parts:
+            part.tensor.copy_(whole[name][tuple(slice(a, b) for a, b in part.box)])
+
+
+def apply(engine: dict[str, torch.Tensor], patches: Iterable[Patch]) -> int:
+    """Patch what an engine has; the number of elements that were sent one by one."""
+    sent = 0
+    for name, shape, dtype, indices, values in patches:
+        assert (engine[name].shape, engine[name].dtype) == (torch.Size(shape), dtype)
+        if indices is None:
+            engine[name] = values.clone()
+            continue
+        assert indices.dtype == torch.int32
+        assert bool((indices[1:] > indices[:-1]).all())
+        engine[name].view(-1)[indices.long()] = values
+        sent += indices.numel()
+    return sent
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def deltas(rank: int, checkpoint: Path, formats: Sequence[str], kind: str) -> list[Any]:
+    """After each of several steps, what is patched equals what is published; what was discarded comes again."""
+    wrong: list[Any] = []
+    size = dist.get_world_size()
+    for format in formats:
+        loaded, whole = alone(lambda format=format: loaded_alone(checkpoint, format))
+        state = placed(kind, whole, rank, size)
+        publisher = crosswalk.publisher(state, loaded, dtype={"*q_proj*": "bfloat16"}, bucket_bytes=60_000)
+        snapshot = publisher.snapshot()
+        kept: list[Any] = [None] * size
+        dist.all_gather_object(kept, snapshot.nbytes)
+        if sum(kept) != sum(m.nbytes for m in publisher.metadata):
+            wrong.append((format, "snapshot", kept))
+        engine = {n: t.clone() for bucket in publisher.buckets() for n, t in bucket}
+        for seed, density in enumerate(DENSITIES):
+            whole = changed(whole, density, seed)
+            fill_in(state, whole)
+            before = {name: tensor.clone() for name, tensor in engine.items()}
+            after = {n: t.clone() for bucket in publisher.buckets() for n, t in bucket}
+            delta = publisher.delta(snapshot)
+            if density == 0.01:  # the receivers refused it, and training goes on
+                list(delta.patches())
+                delta.discard()
+                continue
+            rows: list[Any] = [None] * size
+            dist.all_gather_object(rows, list(delta.rows()))
+            wrong += [(format, density, *w) for w in wrong_rows(rows, before, after)]
+            patches = list(delta.patches(to=0))
+            if rank != 0:
+                wrong += patches
+                engine = after
+            else:
+                apply(engine, patches)
+                wrong += [(format, density, n) for n in after if not torch.equal(bits(engine[n]), bits(after[n]))]
+                names = [patch.name for patch in patches]
+                differ = [
+                    m.name for m in publisher.metadata if not torch.equal(bits(before[m.name]), bits(after[m.name]))
+                ]
+                if names != differ:
+                    wrong.append((format, density, "names", names, differ))
+            delta.commit()
+        if list(publisher.delta(snapshot).patches(to=None)):
+            wrong.append((format, "not committed"))
+    return wrong
+
+
+def wrong_rows(every: list[list[Row]], before: dict[str, Any], after: dict[str, Any]) -> list[Any]:
+    """What is not as it should be: all ranks have the same rows, and together every change, each once."""
+    found = {name: tensor.clone().view(-1) for name, tensor in before.items()}
+    total = 0
+    for rows in zip(*every, strict=True):
+        if len({(row.tensors, row.dtype) for row in rows}) != 1:
+            return [("rows differ",)]
+        for row in rows:
+            total += row.indices.numel()
+            pieces = zip(row.indices.split(row.counts.tolist()), row.values.split(row.counts.tolist()), strict=True)
+            for (name, shape), (indices, values) in zip(row.tensors, pieces, strict=True):
+                assert tuple(before[name].shape) == tuple(shape)
+                found[name][indices.long()] = values
+    wrong: list[Any] = [(name,) for name in after if not torch.equal(bits(found[name]), bits(after[name]))]
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+    changes = 0
+    for name, tensor in after.items():
+        kind = kinds[tensor.element_size()]
+        changes += int((before[name].view(-1).view(kind) != tensor.contiguous().view(-1).view(kind)).sum())
+    return wrong + ([("elements", total, changes)] if total != changes else [])
 
 
 def local(value: Any) -> list[torch.Tensor]:

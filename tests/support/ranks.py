@@ -88,3 +88,11 @@ def _rank(
     pipe.close()
     if not isinstance(result, Failed):
         dist.destroy_process_group()
+
+
+def results(size: int, function: Any, *arguments: Any) -> list[Any]:
+    """What the function returned on each rank; a rank that failed fails the test."""
+    found = run_ranks(size, function, *arguments)
+    failures = [result.text for result in found if isinstance(result, Failed)]
+    assert not failures, "\n".join(failures)
+    return found

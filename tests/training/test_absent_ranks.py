@@ -6,29 +6,8 @@ import re
 from pathlib import Path
 
 import absent_cases as cases
-import pytest
-from native_llama import LLAMA, blank, native_state
-from oracles import make_checkpoint
 from ranks import Failed, run_ranks
 from safetensors.torch import load_file
-
-import crosswalk
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("absent") / "hf"
-    make_checkpoint(path, LLAMA)
-    return path
-
-
-@pytest.fixture(scope="module")
-def saved(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    state = native_state(checkpoint)
-    config = crosswalk.load(checkpoint, blank(state)).config
-    path = tmp_path_factory.mktemp("saved") / "hf"
-    crosswalk.save(state, config, path, "llama", max_shard_size="100KB")
-    return path
 
 
 def test_who_does_not_come_is_named_and_the_next_call_works(checkpoint: Path, saved: Path, tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from native_llama import LLAMA, assert_equal, blank, native_state
-from oracles import make_checkpoint
+from native_llama import assert_equal, blank, native_state
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,13 +124,6 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     for module in (transfer, saving):
         monkeypatch.setattr(module, "host_buffer", device.host_buffer)
     return device
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("device") / "hf"
-    make_checkpoint(path, LLAMA)
-    return path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,49 +12,17 @@ from typing import Any
 import pytest
 import rank_cases as cases
 import torch
+from comparing import same_files
 from hypothesis import given
 from hypothesis import strategies as st
-from native_llama import LLAMA, blank, native_state
-from oracles import make_checkpoint
-from ranks import Failed, run_ranks
+from native_llama import native_state
+from ranks import results, run_ranks
 from safetensors.torch import load_file
 
-import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import TensorSpec
 from crosswalk.runtime.training.ranks import share_out
 from crosswalk.runtime.training.stretches import WASTE
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("distributed") / "hf"
-    make_checkpoint(path, LLAMA)
-    return path
-
-
-@pytest.fixture(scope="module")
-def saved(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process without torch.distributed writes."""
-    state = native_state(checkpoint)
-    config = crosswalk.load(checkpoint, blank(state)).config
-    path = tmp_path_factory.mktemp("saved") / "hf"
-    crosswalk.save(state, config, path, "llama", max_shard_size="100KB")
-    return path
-
-
-def results(size: int, function: Any, *arguments: Any) -> list[Any]:
-    found = run_ranks(size, function, *arguments)
-    failures = [result.text for result in found if isinstance(result, Failed)]
-    assert not failures, "\n".join(failures)
-    return found
-
-
-def same_files(one: Path, other: Path) -> bool:
-    names = sorted(path.name for path in one.iterdir())
-    assert names == sorted(path.name for path in other.iterdir())
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
-
 
 # Which rank holds what
 

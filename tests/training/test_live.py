@@ -1,10 +1,9 @@
-"""Live models in one process: real transformers checkpoints in, out, and through torch.distributed.checkpoint."""
+"""Live models in one process: real transformers checkpoints into modules and state dicts."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
 from native_llama import LLAMA, Tree, assert_equal, blank, native_state
-from oracles import logits, make_checkpoint
+from oracles import make_checkpoint
 from safetensors.torch import load_file, save_file
 
 import crosswalk
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan.affine import Piece
-from crosswalk.runtime.training.placement import Shards, place, subtract
-from crosswalk.runtime.training.stretches import WASTE, Placement, blocks
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("live") / "hf"
-    make_checkpoint(path, LLAMA)
-    return path
 
 
 def codes(error: pytest.ExceptionInfo[CrosswalkError]) -> list[str]:
@@ -216,190 +203,12 @@ def test_shards_read_their_own_bytes(checkpoint: Path) -> None:
         assert report.bytes_read == report.bytes_held < sum(tensor.nbytes for tensor in expected.values())
 
 
-def test_save_is_what_transformers_wrote(checkpoint: Path, tmp_path: Path) -> None:
-    state = native_state(checkpoint)
-    config = crosswalk.load(checkpoint, blank(state)).config
-    report = crosswalk.save(state, config, tmp_path / "out", "llama", carry_from=checkpoint)
-    written, original = (load_file(path / "model.safetensors") for path in (tmp_path / "out", checkpoint))
-    assert_equal(written, original)
-    assert report.bytes_written == sum(tensor.nbytes for tensor in original.values())
-    assert report.files == {"model.safetensors": (tmp_path / "out" / "model.safetensors").stat().st_size}
-    assert torch.equal(logits(tmp_path / "out"), logits(checkpoint))
-    assert (tmp_path / "out" / "generation_config.json").read_text() == (
-        checkpoint / "generation_config.json"
-    ).read_text()
-    assert not [entry for entry in tmp_path.iterdir() if entry.name != "out"]
-
-
-def test_save_in_the_background_keeps_the_values_of_its_moment(checkpoint: Path, tmp_path: Path) -> None:
-    state = native_state(checkpoint)
-    config = crosswalk.load(checkpoint, blank(state)).config
-    saves = []
-    for step in range(3):
-        options = {"blocking": False, "dtype": "bfloat16", "max_shard_size": "50KB"}
-        saves.append(crosswalk.save(state, config, tmp_path / f"step-{step}", "llama", **options))
-        for tensor in state.values():
-            tensor.add_(1)
-    for step, future in enumerate(saves):
-        assert len(future.result().files) > 2
-        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"step-{step}", dtype="auto")
-        assert model.dtype == torch.bfloat16
-        expected = native_state(checkpoint)["decoder.1.norm_1.weight"]
-        for _ in range(step):
-            expected += 1
-        found = model.state_dict()["model.layers.1.input_layernorm.weight"]
-        assert torch.equal(found, expected.bfloat16())
-
-
-def test_saving_onto_something_leaves_it_alone(checkpoint: Path, tmp_path: Path) -> None:
-    state = native_state(checkpoint)
-    config = crosswalk.load(checkpoint, blank(state)).config
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes").write_text("mine")
-    with pytest.raises(CrosswalkError) as error:
-        crosswalk.save(state, config, tmp_path / "out", "llama")
-    assert codes(error) == ["output/exists"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(CrosswalkError) as error:  # it is no checkpoint
-        crosswalk.save(state, config, tmp_path / "out", "llama", overwrite=True)
-    assert codes(error) == ["output/foreign"]
-    assert (tmp_path / "out" / "notes").read_text() == "mine"
-    (tmp_path / "out" / "config.json").write_text("{}")
-    crosswalk.save(state, config, tmp_path / "out", "llama", overwrite=True)
-    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_a_failed_write_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-    import os
-
-    state = native_state(checkpoint)
-    config = crosswalk.load(checkpoint, blank(state)).config
-    pwrite = os.pwrite
-    calls = itertools.count()
-
-    def failing(descriptor: int, data: Any, offset: int) -> int:
-        if next(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return pwrite(descriptor, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", failing)
-    with pytest.raises(CrosswalkError, match="No space left on device"):
-        crosswalk.save(state, config, tmp_path / "out", "llama")
-    assert not list(tmp_path.iterdir())
-
-
-def test_stream_is_what_transformers_wrote(checkpoint: Path) -> None:
-    state = native_state(checkpoint)
-    config = crosswalk.load(checkpoint, blank(state)).config
-    buckets = list(crosswalk.stream(state, config, "llama", bucket_bytes=30_000))
-    assert len(buckets) > 5
-    assert all(sum(tensor.nbytes for _, tensor in bucket) <= 30_000 or len(bucket) == 1 for bucket in buckets)
-    found = dict(itertools.chain.from_iterable(buckets))
-    assert_equal(found, load_file(checkpoint / "model.safetensors"))
-    # What stands together in a parameter is not copied.
-    query = state["decoder.0.mixer.query.weight"]
-    assert found["model.layers.0.self_attn.q_proj.weight"].data_ptr() == query.data_ptr()
-
-
-def test_dcp_reads_and_writes_hugging_face_files(checkpoint: Path, tmp_path: Path) -> None:
-    expected = native_state(checkpoint)
-    state = blank(expected, dtype=torch.float64)
-    reader = crosswalk.reader(checkpoint)
-    dcp.load(state, storage_reader=reader, no_dist=True)
-    assert_equal(state, expected)
-    assert reader.bytes_read == sum(tensor.nbytes for tensor in expected.values())
-    config = crosswalk.load(checkpoint, blank(expected)).config
-    dcp.save(expected, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)
-    assert_equal(load_file(tmp_path / "out" / "model.safetensors"), load_file(checkpoint / "model.safetensors"))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
-    crosswalk.save(expected, config, tmp_path / "same", "llama")
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
-
-
-def test_dcp_refuses_a_part_of_a_model(checkpoint: Path, tmp_path: Path) -> None:
-    state = native_state(checkpoint)
-    config = crosswalk.load(checkpoint, blank(state)).config
-    del state["decoder.1.norm_2.weight"]
-    with pytest.raises(dcp.api.CheckpointException, match=r"decoder\.1\.norm_2\.weight"):
-        dcp.save(state, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_documentation_names_every_option() -> None:
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     options = text[text.index("## Options") : text.index("## What moves")]
     for function in (crosswalk.load, crosswalk.save, crosswalk.stream, crosswalk.reader, crosswalk.writer):
         names = set(inspect.signature(function).parameters) - {"hf_dir", "model"}
         assert not [name for name in names if f"`{name}`" not in options], function.__name__
-
-
-# Laws of the pieces underneath, on counted elements.
-
-
-@st.composite
-def grids(draw: st.DrawFn) -> tuple[int, list[Piece]]:
-    """A tensor of some elements, and disjoint nested pieces of it."""
-    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
-    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    pieces = []
-    cut = draw(st.integers(0, len(shape) - 1))
-    for index in range(shape[cut]):
-        if draw(st.booleans()):
-            axes = [(n, s, s) for i, (n, s) in enumerate(zip(shape, strides, strict=True)) if i != cut and n > 1]
-            start = index * strides[cut]
-            pieces.append(Piece(start, start, tuple(axes)))
-    return math.prod(shape), pieces
-
-
-def elements(piece: Piece) -> list[tuple[int, int]]:
-    return [
-        (
-            piece.here + sum(i * axis[1] for i, axis in zip(index, piece.axes, strict=True)),
-            piece.there + sum(i * axis[2] for i, axis in zip(index, piece.axes, strict=True)),
-        )
-        for index in itertools.product(*(range(axis[0]) for axis in piece.axes))
-    ]
-
-
-@given(grid=grids(), limit=st.integers(1, 40), gap=st.integers(0, 9), exact=st.booleans())
-def test_blocks_move_every_element_once(grid: tuple[int, list[Piece]], limit: int, gap: int, exact: bool) -> None:
-    size, pieces = grid
-    wanted = sorted(itertools.chain.from_iterable(elements(piece) for piece in pieces))
-    found = []
-    for block in blocks([Placement(3, piece) for piece in pieces], limit, gap, exact):
-        assert block.elements <= limit
-        assert block.elements <= WASTE * block.needed
-        buffer = [start + i for start in block.runs() for i in range(block.length)]
-        assert len(buffer) == block.elements
-        if exact:
-            assert block.needed == block.elements
-        for memory, piece in block.placements:
-            assert memory == 3
-            found += [(buffer[here], there) for here, there in elements(piece)]
-        assert all(0 <= element < size for element in buffer)
-    assert sorted(found) == wanted
-
-
-boxes = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)).map(sorted).map(tuple), min_size=2, max_size=2)
-
-
-@given(box=boxes.map(tuple), others=st.lists(boxes.map(tuple), max_size=4))
-def test_subtracting_boxes_counts_right(box: Any, others: Any) -> None:
-    def cells(of: Any) -> list[tuple[int, ...]]:
-        return list(itertools.product(*(range(a, b) for a, b in of)))
-
-    found = [cell for rest in subtract(box, others) for cell in cells(rest)]
-    taken = {cell for other in others for cell in cells(other)}
-    assert sorted(found) == sorted(cell for cell in cells(box) if cell not in taken)
-
-
-def test_a_box_outside_its_tensor_is_an_error() -> None:
-    for box in (((0, 3), (0, 6)), ((2, 1), (0, 5)), ((0, 3),)):
-        with pytest.raises(CrosswalkError) as error:
-            place(Shards((4, 5), [(box, torch.zeros(3, 5))]))
-        assert codes(error) == ["live/box"]
 
 
 @pytest.mark.gpu

@@ -10,11 +10,11 @@ from typing import Any
 import padding_ranks as cases
 import pytest
 import torch
+from comparing import same_files
 from native_llama import LLAMA, Tree, assert_equal, blank
 from oracles import make_checkpoint
-from ranks import Failed, run_ranks
+from ranks import Failed, results, run_ranks
 from safetensors.torch import load_file
-from test_distributed import results, same_files
 
 import crosswalk
 from crosswalk.runtime.checkpoint.source import open_checkpoint
@@ -24,13 +24,6 @@ from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.ranks import TIMEOUT, team
 from crosswalk.runtime.training.stretches import WASTE
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("padded") / "hf"
-    make_checkpoint(path, LLAMA)
-    return path
 
 
 @pytest.fixture(scope="module")

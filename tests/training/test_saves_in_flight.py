@@ -17,8 +17,7 @@ from typing import Any
 import native_llama
 import pytest
 import torch
-from native_llama import LLAMA, blank, native_state
-from oracles import make_checkpoint
+from native_llama import blank, native_state
 from safetensors.torch import load_file
 
 import crosswalk
@@ -28,13 +27,6 @@ from crosswalk.runtime.staging.directory import Staging
 
 #: Where the modules that tests share are, for processes of their own.
 SUPPORT = str(Path(native_llama.__file__).parent)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("flight") / "hf"
-    make_checkpoint(path, LLAMA)
-    return path
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""What a proof found: problems with their lines, and how much was tried."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from crosswalk.compiler.text.positioned import shorten
+from crosswalk.runtime.errors import Diagnostic, Position
+
+from .values import Path
+
+#: What is tried, in the order in which it is shown.
+CHECKS = {
+    "left out": "keys left out: the mapping takes what the class takes",
+    "changed": "keys changed: the native config changes where the class computes something else",
+    "exported": "configs exported: the class reads them as the original",
+    "names": "models: names, shapes and ties of all tensors",
+    "native": "native configs drawn: what is exported is read as it was, and the class does something else",
+    "logits": "models run: the reference computes what the class computes",
+}
+#: Error code -> the check that finds it.
+CODES = {
+    "prove/default": "left out",
+    "prove/ignored": "changed",
+    "prove/idle": "changed",
+    "prove/export": "exported",
+    "prove/names": "names",
+    "prove/native": "native",
+    "prove/logits": "logits",
+}
+
+
+@dataclass
+class Proof:
+    """``format`` and class (``reference``); ``tried``: check of ``CHECKS`` -> how many times; ``findings``: what is
+    wrong, each where the mapping says it."""
+
+    format: str
+    reference: str
+    tried: Counter[str] = field(default_factory=Counter)
+    findings: list[Diagnostic] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is wrong; what is refused though the class takes it is a warning."""
+        return all(found.severity != "error" for found in self.findings)
+
+    def note(
+        self, code: str, message: str, position: Position, hint: str | None = None, severity: str = "error"
+    ) -> None:
+        """Add a finding, unless one of its code is on its line already."""
+        known = {(found.code, found.position) for found in self.findings if position.line > 1}
+        if (code, position) not in known:
+            self.findings.append(Diagnostic(code, message, position, hint, severity))
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path)
+
+
+def shown(value: Any) -> str:
+    """A value as a line has it."""
+    return shorten(json.dumps(value, ensure_ascii=False, default=str), 60)

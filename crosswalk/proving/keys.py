@@ -1,0 +1,134 @@
+"""Keys of config.json left out and changed: the mapping must see what the class sees, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.runtime.errors import CrosswalkError
+
+from .findings import Proof, dotted, shown
+from .reading import Config, Native, differences, line_of_key, native_of, values_at
+from .subject import Behaviour, Subject
+from .values import Path, changed, leaves, others, without
+
+#: Values of a key that are tried, of those that class takes.
+_VALUES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A config that the class and the mapping accept, and how it came from the tiny one."""
+
+    config: Config
+    native: Native
+    behaviour: Behaviour
+    how: str = ""
+
+
+def check_left_out(mapping: CompiledMapping, subject: Subject, keys: list[Path], proof: Proof) -> None:
+    """Leave each key out: what the mapping takes must be what the class takes."""
+    for path in keys:
+        left = without(subject.base, path)
+        filled = subject.read(left)
+        if filled is None:
+            continue
+        proof.tried["left out"] += 1
+        found, expected = native_of(mapping, left), native_of(mapping, filled)
+        taken = _at(filled, path)
+        hint = f"`default:` of the class is {shown(taken)}"
+        at = line_of_key(mapping, path)
+        if isinstance(found, CrosswalkError):
+            if not isinstance(expected, CrosswalkError):
+                text = f"without `{dotted(path)}` this is refused ({_first(found)}); the class takes {shown(taken)}"
+                proof.note("prove/default", text, at, hint, "warning")
+        elif isinstance(expected, CrosswalkError):
+            text = f"without `{dotted(path)}` the class takes {shown(taken)}, which is refused: {_first(expected)}"
+            proof.note("prove/default", text, at, hint)
+        else:
+            for where, here, there, _ in differences(mapping, found, expected)[:1]:
+                text = f"without `{dotted(path)}` the class takes {shown(taken)}, so that `{dotted(where)}` is {there}"
+                proof.note("prove/default", f"{text}; the mapping takes {here}", at, hint)
+
+
+def check_changed(
+    mapping: CompiledMapping, subject: Subject, base: Accepted, keys: list[Path], proof: Proof
+) -> list[Accepted]:
+    """Change each key: where the class does something else the native config must be another, and only there. What has
+    no effect is tried again with each switch turned. The configs that both accept."""
+    values = dict(leaves({**subject.keys(), **subject.base}))
+    accepted: list[Accepted] = []
+    idle = []
+    for path in keys:
+        found = list(_changes(mapping, subject, base, path, values.get(path), proof))
+        accepted += found
+        if not any(one.behaviour is not base.behaviour for one in found):
+            idle.append(path)
+    switches = [one for one in accepted if one.how and _turned(one, subject.base)]
+    for switch in switches:
+        for path in idle:
+            if _at(switch.config, path) == _at(subject.base, path):
+                accepted += _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
+    return accepted
+
+
+def _turned(one: Accepted, base: Config) -> bool:
+    """Whether only a switch differs from the tiny config."""
+    pairs = [(value, _at(base, path)) for path, value in leaves(one.config)]
+    apart = [pair for pair in pairs if json.dumps(pair[0]) != json.dumps(pair[1])]
+    return len(apart) == 1 and isinstance(apart[0][0], bool)
+
+
+def _changes(
+    mapping: CompiledMapping, subject: Subject, base: Accepted, path: Path, value: Any, proof: Proof
+) -> Iterator[Accepted]:
+    """The changes of one key that both accept; what is wrong with them is noted."""
+    done = 0
+    for other in others(value, values_at(mapping, path)):
+        config = changed(base.config, path, other)
+        behaviour = subject.behaviour(config)
+        if behaviour is None:
+            continue
+        proof.tried["changed"] += 1
+        done += 1
+        same = behaviour.same(base.behaviour)
+        native = native_of(mapping, config)
+        if not isinstance(native, CrosswalkError):
+            severity = "warning" if behaviour.evaluates_as(base.behaviour) else "error"
+            _judge(mapping, base, path, other, None if same else severity, native, proof)
+            how = f"`{dotted(path)}` = {shown(other)}" + (f" and {base.how}" if base.how else "")
+            yield Accepted(config, native, base.behaviour if same else behaviour, how)
+        if done == _VALUES:
+            return
+
+
+def _judge(
+    mapping: CompiledMapping, base: Accepted, path: Path, other: Any, apart: str | None, native: Native, proof: Proof
+) -> None:
+    """Note what is wrong with a change. ``apart``: None if the class does the same, and ``warning`` if it does in
+    evaluation."""
+    key = f"`{dotted(path)}` = {shown(other)}" + (f", with {base.how}," if base.how else "")
+    at = line_of_key(mapping, path)
+    if apart and not differences(mapping, base.native, native):
+        does = "computes something else" if apart == "error" else "trains in another way"
+        text = f"where {key} the class {does}, and the native config stays the same"
+        hint = f"relate the key to a field, or refuse other values than {shown(_at(base.config, path))}"
+        proof.note("prove/ignored", text, at, hint, apart)
+    elif not apart:
+        for where, here, there, _ in differences(mapping, base.native, native, trained=False)[:1]:
+            text = f"where {key} `{dotted(where)}` is {there} and not {here}, and the class computes the same"
+            proof.note("prove/idle", text, at, "see in the class when it looks at the key")
+
+
+def _at(config: Config, path: Path) -> Any:
+    value: Any = config
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _first(error: CrosswalkError) -> str:
+    return error.diagnostics[0].message.partition("\n")[0]

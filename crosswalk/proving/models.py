@@ -1,0 +1,146 @@
+"""Configs that both accept, further: exported and read by the class again, as files of tensors, drawn from the native
+side, and run beside the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from crosswalk.compiler.config.dialects import choose_dialects
+from crosswalk.compiler.layout.scope import normalize
+from crosswalk.compiler.pipeline import Imported, PlanOptions, import_checkpoint
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.models.comparison import TOLERANCE
+from crosswalk.models.comparison import differences as parts_apart
+from crosswalk.reference import forward
+from crosswalk.runtime import execute
+from crosswalk.runtime.dtypes import dtype_name
+from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan.model import TensorSpec
+
+from .findings import Proof, dotted, shown
+from .keys import Accepted
+from .reading import differences, line_of_field, line_of_key, native_of, written
+from .subject import Subject
+from .values import Path, changed, leaves, others
+
+
+def check_exported(
+    mapping: CompiledMapping, subject: Subject, one: Accepted, dialects: Iterable[str | None], proof: Proof
+) -> None:
+    """Export a config: read again it must be the same model, for the mapping and for the class."""
+    what = f", of the model with {one.how}" if one.how else ""
+    at = mapping.source.position
+    for dialect in dialects:
+        named = f" in dialect `{dialect.replace('_', '-')}`" if dialect else ""
+        try:
+            config = written(mapping, one.native, one.config, dialect)
+        except CrosswalkError as error:
+            if dialect is None:
+                text = f"what was imported cannot be exported{what}: {error.diagnostics[0].message}"
+                proof.note("prove/export", text, error.diagnostics[0].position or at)
+            continue  # a dialect may have no place for it, and says so
+        proof.tried["exported"] += 1
+        _check_read_again(
+            mapping, one.native, config, f"the config that is exported{named}{what}", "prove/export", proof
+        )
+        behaviour = subject.behaviour(config)
+        if behaviour is None:
+            proof.note("prove/export", f"the class refuses the config that is exported{named}{what}", at)
+        elif not behaviour.same(one.behaviour):
+            apart = _apart(subject, config, one.config)
+            text = f"the class computes something else with the config that is exported{named}{what}"
+            text += f": it reads other values of {', '.join(f'`{dotted(path)}`' for path in apart)}" if apart else ""
+            lines = [line_of_key(mapping, path) for path in apart]
+            proof.note("prove/export", text, next((line for line in lines if line != at), at))
+
+
+def _apart(subject: Subject, config: Mapping[str, Any], other: Mapping[str, Any]) -> list[Path]:
+    pair = [dict(leaves(subject.read(each) or {})) for each in (config, other)]
+    keys = [path for path in {**pair[0], **pair[1]} if shown(pair[0].get(path)) != shown(pair[1].get(path))]
+    return [path for path in keys if path[-1] not in ("transformers_version", "dtype")]
+
+
+def _check_read_again(
+    mapping: CompiledMapping, native: Mapping[str, Any], config: Mapping[str, Any], what: str, code: str, proof: Proof
+) -> None:
+    back = native_of(mapping, config)
+    if isinstance(back, CrosswalkError):
+        found = back.diagnostics[0]
+        proof.note(code, f"{what} cannot be read again: {found.message}", found.position or mapping.source.position)
+        return
+    for where, was, read, _ in differences(mapping, native, back, trained=False)[:1]:
+        text = f"{what} is read as another model: `{dotted(where)}` was {was}, and is {read}"
+        proof.note(code, text, line_of_field(mapping, where))
+
+
+def check_names(mapping: CompiledMapping, subject: Subject, one: Accepted, proof: Proof) -> Imported | None:
+    """Save the model of a config: its tensors must be those of the mapping, and what is tied be stored once."""
+    what = f"with {one.how}: " if one.how else ""
+    tensors = subject.saved(subject.model(one.config))
+    specs = [TensorSpec(name, tuple(t.shape), dtype_name(t.dtype)) for name, t in sorted(tensors.items())]
+    proof.tried["names"] += 1
+    try:
+        imported = import_checkpoint(mapping, one.config, specs, PlanOptions())
+    except CrosswalkError as error:
+        for found in error.diagnostics:
+            proof.note("prove/names", what + found.message, found.position or mapping.source.position, found.hint)
+        return None
+    for exemption in imported.plan.exemptions:
+        if exemption.kind == "tied" and exemption.tensor in tensors:
+            text = f"{what}`{exemption.tensor}` is tied to `{exemption.of}` by the mapping, and not by the class"
+            proof.note("prove/names", text, mapping.source.position, "see which key ties them in the class")
+    return imported
+
+
+def check_native(
+    mapping: CompiledMapping, subject: Subject, one: Accepted, fields: Iterable[Path], proof: Proof
+) -> None:
+    """Change native fields: what can be exported must be read as it was, and be another model to the class too."""
+    values = dict(leaves(one.native))
+    for path in fields:
+        value = values[path]
+        for other in others(value, _texts(mapping, value))[:2]:
+            try:
+                native = normalize(mapping.layout, changed(one.native, path, other), mapping.root.type.name)
+                config = written(mapping, native, one.config)
+            except CrosswalkError:
+                continue  # there is no such model, or the format has no place for it
+            proof.tried["native"] += 1
+            what = f"the config that is exported with `{dotted(path)}` = {shown(other)}"
+            _check_read_again(mapping, native, config, what, "prove/native", proof)
+            behaviour = subject.behaviour(config)
+            if behaviour is None or not differences(mapping, one.native, native, trained=False):
+                continue
+            if behaviour.same(one.behaviour):
+                text = f"the class computes the same with {what}, which is another model to the trainer"
+                proof.note("prove/native", text, line_of_field(mapping, path))
+
+
+def _texts(mapping: CompiledMapping, value: Any) -> list[Any]:
+    """The values beside a text of an enum."""
+    return [other for values in mapping.layout.enums.values() if value in values for other in values]
+
+
+@torch.no_grad()
+def check_logits(mapping: CompiledMapping, subject: Subject, one: Accepted, imported: Imported, proof: Proof) -> None:
+    """Run a model and its conversion: the reference must compute what the class computes."""
+    model = subject.model(one.config)
+    parameters = dict(execute(imported.plan, subject.saved(model)))
+    proof.tried["logits"] += 1
+    found = forward(imported.config, parameters, subject.tokens, subject.images)
+    parts, logits = parts_apart(subject.trace(model), found)
+    far = [(part, size) for part, size in {**parts, "logits": logits}.items() if not size <= TOLERANCE]
+    if far:
+        text = f"the reference computes something else than the class from `{far[0][0]}` on ({far[0][1]:.1e} off)"
+        text += f", of the model with {one.how}" if one.how else ""
+        hint = "hold the tensor lines and the values of that part against its formula in docs/layouts/fast_llm.md"
+        proof.note("prove/logits", text, mapping.source.position, hint)
+
+
+def dialects_to_read(mapping: CompiledMapping) -> list[str | None]:
+    """The dialects that are tried: what is written where nothing is asked, and each by itself."""
+    usual = choose_dialects(mapping, None)
+    return [None, *(name for name in (str(mapping.source.newest), *mapping.source.dialects) if (name,) != usual)]

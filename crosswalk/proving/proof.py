@@ -1,0 +1,127 @@
+"""``prove``: everything that a class of transformers knows, held against a mapping."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_text
+from crosswalk.compiler.catalog import Catalog
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders, format_named
+from crosswalk.models.comparison import inputs
+from crosswalk.runtime.errors import CrosswalkError, fail
+
+from .findings import Proof, dotted
+from .keys import Accepted, check_changed, check_left_out
+from .models import check_exported, check_logits, check_names, check_native, dialects_to_read
+from .reading import differences, native_of
+from .subject import Subject
+from .values import Path as Keys
+from .values import leaves
+
+#: Tokens that a tiny model is run on: more than its window.
+_TOKENS = 19
+#: Most models of changed configs that are saved, and run beside the reference; most native fields that are drawn.
+_MODELS, _FIELDS = 24, 40
+#: Keys of a file, not of a model.
+_APART = ("architectures", "model_type", "transformers_version", "dtype", "id2label", "label2id")
+
+
+def prove(
+    mapping: str | Path,
+    source: str | Path,
+    *,
+    logits: bool = False,
+    keys: int | Iterable[str] | None = None,
+    seed: int = 0,
+) -> Proof:
+    """Hold a mapping (a file, or the name of a format) against the class that the config.json of ``source`` (a
+    directory, or the file) names, in a tiny random model of it. ``logits``: run the models beside the reference too.
+    ``keys``: try these keys alone (nested ones with dots, with all below them), or so many, drawn by ``seed`` as native
+    fields are.
+
+    Raises ``CrosswalkError`` for a mapping that does not compile or does not hold this model, if transformers is not
+    installed, and if it does not have the class.
+    """
+    compiled = compiled_mapping(mapping)
+    file = Path(source)
+    file = file / CONFIG if file.is_dir() else file
+    if logits and compiled.layout.name != DEFAULT_LAYOUT:
+        text = f"the reference is that of layout `{DEFAULT_LAYOUT}`, not of `{compiled.layout.name}`"
+        raise fail("usage/prove", text, None, "leave out --logits")
+    subject = Subject.of(parse_config(read_config_text(file), file), str(file))
+    native = native_of(compiled, subject.base)
+    if isinstance(native, CrosswalkError):
+        raise native
+    subject.tokens, subject.images = _inputs(native)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are too small for more
+    try:
+        return _prove(compiled, subject, native, logits, keys, random.Random(seed))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compiled_mapping(mapping: str | Path) -> CompiledMapping:
+    """The mapping in a file, or of the name of a format."""
+    path = Path(mapping)
+    if not path.suffix:
+        return format_named(str(mapping))
+    return Catalog((path.resolve().parent, *folders())).compiled(path.stem)
+
+
+def _prove(
+    mapping: CompiledMapping,
+    subject: Subject,
+    native: Any,
+    logits: bool,
+    keys: int | Iterable[str] | None,
+    draw: random.Random,
+) -> Proof:
+    behaviour = subject.behaviour(subject.base)
+    if behaviour is None:
+        subject.trace(subject.model(subject.base))  # says why
+        raise AssertionError("a model that could not be run can be run")
+    base, proof = Accepted(subject.base, native, behaviour), Proof(mapping.name, subject.name)
+    names = tuple(keys) if isinstance(keys, Iterable) else None
+    stated, every = (
+        _chosen([path for path, _ in leaves(config) if path[-1] not in _APART], names, keys, draw)
+        for config in (subject.base, {**subject.keys(), **subject.base})
+    )
+    check_left_out(mapping, subject, stated, proof)
+    accepted = check_changed(mapping, subject, base, every, proof)
+    other = [one for one in accepted if one.behaviour is not base.behaviour]
+    check_exported(mapping, subject, base, dialects_to_read(mapping), proof)
+    for one in other:
+        check_exported(mapping, subject, one, (None,), proof)
+    reshaped = [one for one in other if one.behaviour.shapes != base.behaviour.shapes or "tie" in one.how]
+    alike = [one for one in other if one not in reshaped] if logits else []
+    for one in (base, *(*reshaped, *alike)[:_MODELS]):
+        imported = check_names(mapping, subject, one, proof)
+        if imported is not None and logits:
+            check_logits(mapping, subject, one, imported, proof)
+    fields = [path for path, value in leaves(base.native) if not isinstance(value, Mapping)]
+    if names is not None:  # those that these keys decide
+        apart = {found.where for one in accepted for found in differences(mapping, native, one.native)}
+        fields = [path for path in fields if path in apart]
+    count = keys if isinstance(keys, int) else _FIELDS
+    check_native(mapping, subject, base, draw.sample(fields, min(count, len(fields))), proof)
+    return proof
+
+
+def _chosen(paths: list[Keys], names: Sequence[str] | None, keys: Any, draw: random.Random) -> list[Keys]:
+    if names is not None:
+        return [path for path in paths if any(dotted(path[:depth]) in names for depth in range(1, len(path) + 1))]
+    return paths if keys is None else draw.sample(paths, min(keys, len(paths)))
+
+
+def _inputs(native: Any) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Tokens, and an image if the model takes one; of other layouts tokens that any vocabulary has."""
+    if "embeddings" in native:
+        return inputs(native, _TOKENS)
+    return torch.arange(_TOKENS) * 7 % 53, ()

@@ -1,0 +1,145 @@
+"""The class that a mapping is held against, as a function of a config: what it reads, which tensors it has, and what it
+computes on fixed tokens with weights that depend on nothing but their names and shapes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from crosswalk.models.classes import Trace, class_of, config_object, one_message, trace, transformers
+from crosswalk.models.tiny import shrunk
+from crosswalk.runtime.errors import CrosswalkError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a class does with a config: shapes of its parameters by name, and logits (sequence, vocabulary) as it is
+    evaluated and as it is trained, dropout included."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    logits: tuple[torch.Tensor, torch.Tensor]
+
+    def same(self, other: Behaviour) -> bool:
+        """Whether two configs give the same function, to the bit."""
+        return self.evaluates_as(other) and _equal(self.logits[1], other.logits[1])
+
+    def evaluates_as(self, other: Behaviour) -> bool:
+        """Whether they do but for what happens in training alone, such as dropout."""
+        return self.shapes == other.shapes and _equal(self.logits[0], other.logits[0])
+
+
+@dataclass
+class Subject:
+    """A class, and the config of a tiny model of it, ``base``, as the class writes it. ``where``: the file of the
+    config that it was made from."""
+
+    kind: Any
+    base: Config
+    where: str
+    tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+    images: Sequence[torch.Tensor] = ()
+    _known: dict[str, Behaviour | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Config, where: str) -> Subject:
+        """The tiny model of a config. Raises ``CrosswalkError`` if transformers has no class for it, or none so
+        small."""
+        kind = class_of(config, where)
+        small = shrunk(config_object(config, where).to_dict())
+        with one_message(f"`{kind.__name__}` cannot be made small", where):
+            return cls(
+                kind, {**as_written(kind.config_class.from_dict(small)), "architectures": [kind.__name__]}, where
+            )
+
+    def read(self, config: Config) -> dict[str, Any] | None:
+        """A config with what the class takes for absent keys; None if the class refuses it."""
+        try:
+            with one_message("", ""):
+                return {**as_written(self.kind.config_class.from_dict(_copy(config))), "architectures": [self.name]}
+        except CrosswalkError:
+            return None
+
+    def keys(self) -> dict[str, Any]:
+        """Every key that the class has in its config, with its value in the tiny model; without those that every class
+        has and that say nothing of what it computes."""
+        package = transformers()
+        generic = {*package.PretrainedConfig().to_dict(), "model_type", "architectures"} - {"tie_word_embeddings"}
+        full = json.loads(json.dumps(self.kind.config_class.from_dict(_copy(self.base)).to_dict(), default=str))
+        return {key: value for key, value in full.items() if key not in generic and not key.startswith("_")}
+
+    @property
+    def name(self) -> str:
+        return str(self.kind.__name__)
+
+    def behaviour(self, config: Config) -> Behaviour | None:
+        """What the class does with a config; None if it refuses it, or cannot run."""
+        key = json.dumps(config, sort_keys=True, default=str)
+        if key not in self._known:
+            try:
+                self._known[key] = self._run(config)
+            except CrosswalkError:
+                self._known[key] = None
+        return self._known[key]
+
+    def _run(self, config: Config) -> Behaviour:
+        model = self.model(config)
+        evaluated = trace(model.eval(), self.tokens, self.images).logits
+        torch.manual_seed(0)
+        trained = trace(model.train(), self.tokens, self.images).logits
+        return Behaviour({n: tuple(t.shape) for n, t in model.state_dict().items()}, (evaluated, trained))
+
+    def model(self, config: Config) -> Any:
+        """The model of a config, in fp32. Every weight is random, and the same wherever its name and shape are. Raises
+        ``CrosswalkError`` for what the class refuses."""
+        with one_message(f"`{self.name}` cannot be made", self.where):
+            made = self.kind.config_class.from_dict(_copy(config))
+            made._attn_implementation = "eager"
+            if hasattr(made, "_experts_implementation"):
+                made._experts_implementation = "eager"
+            model = self.kind(made).to(torch.float32).eval()
+            with torch.no_grad():
+                for name, tensor in model.state_dict().items():
+                    if tensor.is_floating_point():
+                        tensor.copy_(_weight(name, tensor.shape))
+        return model
+
+    def trace(self, model: Any) -> Trace:
+        """What a model computes, with its hidden states."""
+        return trace(model.eval(), self.tokens, self.images)
+
+    def saved(self, model: Any) -> dict[str, torch.Tensor]:
+        """The tensors of a model by the names that it has in files."""
+        with tempfile.TemporaryDirectory(prefix="crosswalk-") as name, one_message("it cannot be saved", self.where):
+            model.save_pretrained(name)
+            return load_file(Path(name) / "model.safetensors")
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def as_written(config: Any) -> dict[str, Any]:
+    """The config.json of an object of a config class."""
+    result: dict[str, Any] = json.loads(config.to_json_string())
+    return result
+
+
+def _copy(config: Config) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(json.dumps(config))
+    return result
+
+
+def _weight(name: str, shape: torch.Size) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    centre = 1.0 if len(shape) == 1 and not name.endswith("bias") else 0.0
+    return centre + (0.3 if len(shape) < 2 else shape[-1] ** -0.5) * torch.randn(shape, generator=generator)

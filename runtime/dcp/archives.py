@@ -1,0 +1,208 @@
+"""The zip archives that torch.save makes, in the middle of a file: where the bytes of a tensor stand in one.
+
+An entry of a torch.distributed.checkpoint is such an archive with one tensor. It is read by its directory at the end
+and its pickle at the start, as data (see :mod:`.pickles`).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from crosswalk.runtime.dtypes import DTYPES, size_of
+
+from .pickles import Global, Made, Persistent, PickleError, read_pickle
+
+#: Reads so many bytes of an archive from an offset in it on.
+ReadPart = Callable[[int, int], bytes]
+
+#: Longest pickle of an archive that is read, in bytes.
+MAX_PICKLE = 64 << 20
+#: Most records of an archive.
+_MAX_RECORDS = 10_000
+#: Read at once from the end, and from the start: of the archive of a tensor, all that is not the tensor.
+_TAIL = 4 << 10
+
+#: What records, entries of the directory, and its end begin with.
+LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
+END_64, LOCATOR_64 = b"PK\x06\x06", b"PK\x06\x07"
+#: Stands for a number that has its place in a wider field.
+LIMIT = 0xFFFFFFFF
+#: Classes of storages of torch, and the dtypes of their elements. One without a dtype is counted in bytes.
+STORAGES = {
+    "BoolStorage": "BOOL", "ByteStorage": "U8", "CharStorage": "I8", "ShortStorage": "I16", "IntStorage": "I32",
+    "LongStorage": "I64", "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+}  # fmt: skip
+_DTYPE_OF = {attribute: name for name, (_, attribute) in DTYPES.items()}
+_REBUILD = ("_rebuild_tensor_v2", "_rebuild_tensor_v3")
+
+
+class ArchiveError(Exception):
+    """What is wrong with an archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of an archive: where its header begins, and how many bytes it has."""
+
+    header: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStorage:
+    """A tensor of an archive: its dtype and shape, and where its bytes begin in it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def allowed_in_tensors(name: Global) -> bool:
+    """Whether a pickle of a tensor may name this: what torch.save writes for one."""
+    if name.module == "torch":
+        return name.name in STORAGES or name.name in _DTYPE_OF
+    return str(name) in (
+        *(f"torch._utils.{rebuild}" for rebuild in _REBUILD), "torch._utils._rebuild_parameter",
+        "torch.storage.UntypedStorage", "torch.storage.TypedStorage", "collections.OrderedDict",
+    )  # fmt: skip
+
+
+def read_records(read: ReadPart, length: int) -> dict[str, Record]:
+    """The records of an archive of ``length`` bytes by their names without the folder that all are in. Raises
+    ``ArchiveError``."""
+    start = max(0, length - _TAIL)
+    tail = read(start, length - start)
+    end = tail.rfind(END)
+    if end < 0 or len(tail) - end < 22:
+        raise ArchiveError("it is no archive of torch.save")
+    number, size, offset = struct.unpack_from("<HII", tail, end + 10)
+    if LIMIT in (size, offset) or number == 0xFFFF:
+        number, size, offset = _read_end_64(read, tail, end, length)
+    if number > _MAX_RECORDS or size > _MAX_RECORDS * 1024 or offset + size > length:
+        raise ArchiveError("its directory is damaged")
+    directory = tail[offset - start : offset - start + size] if offset >= start else read(offset, size)
+    records: dict[str, Record] = {}
+    at = 0
+    for _ in range(number):
+        if directory[at : at + 4] != CENTRAL or len(directory) - at < 46:
+            raise ArchiveError("its directory is damaged")
+        method, stored, real, names, extras, comments, header = struct.unpack_from("<10xH8xIIHHH8xI", directory, at)
+        name = directory[at + 46 : at + 46 + names].decode("utf-8", "replace")
+        extra = directory[at + 46 + names : at + 46 + names + extras]
+        real, stored, header = _wide(extra, [real, stored, header])
+        if method or stored != real:
+            raise ArchiveError("it is compressed")
+        records[name.partition("/")[2]] = Record(header, real)
+        at += 46 + names + extras + comments
+    return records
+
+
+def _read_end_64(read: ReadPart, tail: bytes, end: int, length: int) -> tuple[int, int, int]:
+    locator = tail[max(0, end - 20) : end]
+    if len(locator) < 20 or locator[:4] != LOCATOR_64:
+        raise ArchiveError("its directory is damaged")
+    place = struct.unpack_from("<Q", locator, 8)[0]
+    if place + 56 > length:
+        raise ArchiveError("its directory is damaged")
+    found = read(place, 56)
+    if found[:4] != END_64:
+        raise ArchiveError("its directory is damaged")
+    number, size, offset = struct.unpack_from("<32xQQQ", found)[:3]
+    return number, size, offset
+
+
+def _wide(extra: bytes, values: list[int]) -> list[int]:
+    """The sizes of a record, those that do not fit taken from the field for it."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<HH", extra, at)
+        if kind == 1:
+            numbers = iter(struct.unpack_from(f"<{size // 8}Q", extra, at + 4) if at + 4 + size <= len(extra) else ())
+            return [next(numbers, value) if value == LIMIT else value for value in values]
+        at += 4 + size
+    return values
+
+
+def data_offset(read: ReadPart, record: Record, length: int) -> int:
+    """Where the bytes of a record begin in its archive. Raises ``ArchiveError``."""
+    header = read(record.header, 30) if record.header + 30 <= length else b""
+    if header[:4] != LOCAL:
+        raise ArchiveError("a record is not where its directory has it")
+    names, extras = struct.unpack_from("<26xHH", header)
+    start = int(record.header + 30 + names + extras)
+    if start + record.size > length:
+        raise ArchiveError("it is cut off")
+    return start
+
+
+def read_record(read: ReadPart, records: dict[str, Record], name: str, length: int) -> bytes:
+    """The bytes of a small record. Raises ``ArchiveError``."""
+    record = records.get(name)
+    if record is None:
+        raise ArchiveError(f"it has no record `{name}`")
+    if record.size > MAX_PICKLE:
+        raise ArchiveError(f"its record `{name}` has {record.size} bytes")
+    return read(data_offset(read, record, length), record.size)
+
+
+def read_tensor(read: ReadPart, length: int) -> StoredStorage:
+    """The one tensor of an archive of ``length`` bytes. Raises ``ArchiveError``."""
+    head = read(0, min(length, _TAIL))
+
+    def cached(offset: int, size: int) -> bytes:
+        return head[offset : offset + size] if offset + size <= len(head) else read(offset, size)
+
+    records = read_records(cached, length)
+    if "byteorder" in records and read_record(cached, records, "byteorder", length) != b"little":
+        raise ArchiveError("its numbers are not little endian")
+    try:
+        value = read_pickle(read_record(cached, records, "data.pkl", length), allowed_in_tensors)
+        dtype, shape, key, start, elements = _tensor(value)
+    except PickleError as error:
+        raise ArchiveError(str(error)) from error
+    record = records.get(f"data/{key}")
+    if record is None:
+        raise ArchiveError("it does not hold the bytes of its tensor")
+    end = (start + math.prod(shape)) * size_of(dtype)
+    if record.size != elements or end > record.size:
+        raise ArchiveError("its tensor has more elements than are stored")
+    return StoredStorage(dtype, shape, data_offset(cached, record, length) + start * size_of(dtype))
+
+
+def _tensor(value: Any) -> tuple[str, tuple[int, ...], str, int, int]:
+    """Dtype, shape, key of the storage, first element, and bytes of the storage. Raises ``PickleError``."""
+    if isinstance(value, Made) and value.by.name == "_rebuild_parameter":
+        value = value.arguments[0] if value.arguments else None
+    if not isinstance(value, Made) or value.by.name not in _REBUILD or len(value.arguments) < 4:
+        raise PickleError("it holds no tensor")
+    storage, start, shape, strides, *others = value.arguments
+    key = storage.key if isinstance(storage, Persistent) else None
+    if not (isinstance(key, tuple) and len(key) == 5 and isinstance(key[1], Global) and isinstance(key[2], str)):
+        raise PickleError("its storage is of an unknown kind")
+    dtype: str | None = STORAGES.get(key[1].name)
+    if value.by.name == "_rebuild_tensor_v3" and len(others) > 2 and isinstance(others[2], Global):
+        dtype = _DTYPE_OF.get(others[2].name)
+    if dtype is None:
+        raise PickleError("its dtype is not supported")
+    width = size_of(STORAGES.get(key[1].name, "U8"))
+    if not _sizes(shape) or not _sizes((start, key[4])) or strides != row_major(shape):
+        raise PickleError("its tensor is not stored row-major")
+    return dtype, shape, key[2], start, key[4] * width
+
+
+def _sizes(values: Any) -> bool:
+    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a tensor that is stored row by row; those along axes of one or no element as torch has them."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

@@ -1,0 +1,234 @@
+"""``.metadata`` of a torch.distributed.checkpoint: which entries there are, and in which file each part of one lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from crosswalk.runtime.checkpoint.header import MAX_RANK, limited, shorten
+from crosswalk.runtime.checkpoint.opening import read_inside
+from crosswalk.runtime.checkpoint.source import is_plain
+from crosswalk.runtime.dtypes import DTYPES
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.plan.model import TensorSpec
+
+from .pickles import Global, Made, PickleError, Table, read_pickle
+
+METADATA = ".metadata"
+#: Largest file of metadata that is read, in bytes.
+MAX_METADATA = 512 << 20
+VERSION = "1.0.0"
+
+_HOME = "torch.distributed.checkpoint"
+_CLASSES = frozenset(
+    f"{_HOME}.{name}"
+    for name in (
+        "metadata.Metadata", "metadata.TensorStorageMetadata", "metadata.BytesStorageMetadata",
+        "metadata.TensorProperties", "metadata.ChunkStorageMetadata", "metadata.MetadataIndex", "metadata.StorageMeta",
+        "metadata._MEM_FORMAT_ENCODING", "filesystem._StorageInfo", "filesystem._StoragePrefix", "planner.SavePlan",
+        "planner.WriteItem", "planner.WriteItemType", "planner.TensorWriteData", "planner.BytesIOWriteData",
+    )
+) | {
+    "torch.Size", "torch.serialization._get_layout", "collections.OrderedDict", "pathlib.PosixPath", "pathlib.Path",
+    "pathlib.PurePosixPath", "pathlib.WindowsPath", "pathlib.PureWindowsPath", "pathlib._local.PosixPath",
+    "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
+    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
+}  # fmt: skip
+#: Attributes of torch that are dtypes, those that no tensor of a model has included.
+_DTYPES = frozenset(f"torch.{attribute}" for _, attribute in DTYPES.values()) | {
+    f"torch.{name}" for name in ("complex32", "complex64", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz",
+                                 "float8_e8m0fnu", "float4_e2m1fn_x2")
+}  # fmt: skip
+_NAME_OF = {f"torch.{attribute}": name for name, (_, attribute) in DTYPES.items()}
+
+
+class Item(NamedTuple):
+    """Bytes ``[offset, offset + length)`` of a file of the folder."""
+
+    file: str
+    offset: int
+    length: int
+
+
+class Chunk(NamedTuple):
+    """A box of a tensor, and the archive that holds it."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor; ``dtype`` is None for one that safetensors has no name for."""
+
+    name: str
+    dtype: str | None
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What the folder holds: tensors, and everything else as bytes, by name."""
+
+    tensors: Mapping[str, TensorEntry]
+    objects: Mapping[str, Item]
+
+
+def allowed_in_metadata(name: Global) -> bool:
+    """Whether ``.metadata`` may name this: the classes that torch writes into it, and nothing else."""
+    return str(name) in _CLASSES or str(name) in _DTYPES
+
+
+def read_metadata(directory: Path) -> Entries:
+    """The entries of a folder. Raises ``CrosswalkError`` for what is not written by torch, with every problem found."""
+    path = directory / METADATA
+    where = Position(str(path))
+    try:
+        data = read_inside(path, directory, MAX_METADATA + 1)
+    except OSError as error:
+        raise fail("dcp/metadata", f"cannot be read: {error.strerror or error}", where) from error
+    if len(data) > MAX_METADATA:
+        raise fail("dcp/metadata", f"larger than {MAX_METADATA >> 20} MiB", where)
+    try:
+        document = read_pickle(data, allowed_in_metadata)
+    except PickleError as error:
+        if error.named is not None:
+            text = f"names `{shorten(str(error.named))}`, which torch.distributed.checkpoint never writes here"
+            raise fail("dcp/global", text, where, "do not open this file with torch: it would run it") from error
+        raise fail("dcp/metadata", f"not the metadata of a checkpoint: {shorten(str(error))}", where) from error
+    if not _is(document, "Metadata"):
+        raise fail("dcp/metadata", "not the metadata of a checkpoint: it holds something else", where)
+    return _entries(document.fields(), where)
+
+
+def _entries(fields: Mapping[str, Any], where: Position) -> Entries:
+    described, stored = fields.get("state_dict_metadata"), fields.get("storage_data")
+    if not isinstance(described, Table) or not isinstance(stored, Table):
+        raise fail("dcp/metadata", "it does not say what is stored, or where", where)
+    problems: list[Diagnostic] = []
+    items: dict[tuple[str, tuple[int, ...] | None], Item] = {}
+    for index, info in stored.pairs:
+        key, item = _index(index), _item(info)
+        if key is None or item is None:
+            problems.append(Diagnostic("dcp/metadata", "a place of `storage_data` is not one", where))
+        elif not is_plain(item.file):
+            text = f"the file name {shorten(repr(item.file))} is not a plain path inside the checkpoint"
+            problems.append(Diagnostic("dcp/file-name", text, where))
+        elif info.fields().get("transform_descriptors"):
+            problems.append(Diagnostic("dcp/transformed", f"entry `{shorten(key[0])}` is compressed", where))
+        else:
+            items[key] = item
+    tensors: dict[str, TensorEntry] = {}
+    objects: dict[str, Item] = {}
+    # What stands in `storage_data` is missed only if that could be read.
+    for name, entry in described.pairs if not problems else ():
+        label = f"entry `{shorten(name)}`" if isinstance(name, str) else "an entry"
+        if isinstance(name, str) and _is(entry, "BytesStorageMetadata"):
+            if (name, None) in items:
+                objects[name] = items[name, None]
+            else:
+                problems.append(Diagnostic("dcp/missing", f"{label} is nowhere stored", where))
+            continue
+        found = _tensor(name, entry, items) if isinstance(name, str) else "has no name"
+        if isinstance(found, str):
+            problems.append(Diagnostic("dcp/metadata", f"{label} {found}", where))
+        else:
+            tensors[name] = found
+    if problems:
+        raise CrosswalkError(limited(problems, where))
+    return Entries(tensors, objects)
+
+
+def _tensor(name: str, entry: Any, items: Mapping[tuple[str, tuple[int, ...] | None], Item]) -> TensorEntry | str:
+    """A tensor, or what is wrong with it."""
+    fields = entry.fields() if _is(entry, "TensorStorageMetadata") else {}
+    shape, listed, properties = _sizes(fields.get("size")), fields.get("chunks"), fields.get("properties")
+    if shape is None or len(shape) > MAX_RANK or not isinstance(listed, list):
+        return "is no tensor with a shape and parts"
+    dtype = _dtype(properties)
+    if dtype is None:
+        return "has no dtype"
+    chunks = []
+    for part in listed:
+        fields = part.fields() if _is(part, "ChunkStorageMetadata") else {}
+        offsets, sizes = _sizes(fields.get("offsets")), _sizes(fields.get("sizes"))
+        if offsets is None or sizes is None or not len(offsets) == len(sizes) == len(shape):
+            return "has a part that is no box of it"
+        if any(start + size > whole for start, size, whole in zip(offsets, sizes, shape, strict=True)):
+            return f"has a part outside of its shape {list(shape)}"
+        item = items.get((name, offsets))
+        if item is None:
+            return f"has a part at {list(offsets)} that is nowhere stored"
+        chunks.append(Chunk(offsets, sizes, item))
+    return TensorEntry(name, _NAME_OF.get(str(dtype)), shape, tuple(chunks))
+
+
+def _dtype(properties: Any) -> Global | None:
+    """The dtype in the properties of a tensor, which are a tuple, or attributes in old files."""
+    if not _is(properties, "TensorProperties"):
+        return None
+    state = properties.state
+    found = state[0] if isinstance(state, tuple) and state else properties.fields().get("dtype")
+    return found if isinstance(found, Global) and str(found) in _DTYPES else None
+
+
+def _index(value: Any) -> tuple[str, tuple[int, ...] | None] | None:
+    fields = value.fields() if _is(value, "MetadataIndex") else {}
+    name, offset = fields.get("fqn"), fields.get("offset")
+    if not isinstance(name, str) or (offset is not None and _sizes(offset) is None):
+        return None
+    return name, _sizes(offset)
+
+
+def _item(value: Any) -> Item | None:
+    fields = value.fields() if _is(value, "_StorageInfo") else {}
+    file, offset, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
+    if isinstance(file, str) and _natural(offset) and _natural(length):
+        return Item(file, offset, length)
+    return None
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """The numbers of a ``torch.Size``."""
+    if isinstance(value, Made) and str(value.by) == "torch.Size":
+        value = value.arguments[0] if len(value.arguments) == 1 else None
+        if isinstance(value, list):
+            value = tuple(value)
+    return value if isinstance(value, tuple) and all(map(_natural, value)) else None
+
+
+def _natural(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is(value: Any, name: str) -> bool:
+    return isinstance(value, Made) and value.by.name == name
+
+
+def write_metadata(places: Sequence[tuple[TensorSpec, Item]]) -> bytes:
+    """``.metadata`` for tensors that are stored whole, as torch itself writes it for a flat dict of them."""
+    import pickle
+
+    import torch
+    from torch.distributed.checkpoint import filesystem, metadata
+
+    described = {
+        spec.name: metadata.TensorStorageMetadata(
+            metadata.TensorProperties(getattr(torch, DTYPES[spec.dtype][1])),
+            torch.Size(spec.shape),
+            [metadata.ChunkStorageMetadata(torch.Size([0] * len(spec.shape)), torch.Size(spec.shape))],
+        )
+        for spec, _ in places
+    }
+    stored = {
+        metadata.MetadataIndex(spec.name, [0] * len(spec.shape), 0): filesystem._StorageInfo(*item)
+        for spec, item in places
+    }
+    names = {spec.name: (spec.name,) for spec, _ in places}
+    return pickle.dumps(
+        metadata.Metadata(described, names, stored, metadata.StorageMeta(), VERSION)  # type: ignore[arg-type]
+    )

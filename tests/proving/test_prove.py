@@ -1,0 +1,194 @@
+"""``prove``: mistakes that compile, lose nothing and come back byte for byte are found by what the class knows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import oracles
+import pytest
+from family_cases import CONFIGS as FAMILIES
+from real_configs import CONFIGS
+
+import crosswalk
+from crosswalk.cli.commands import cli, run_command
+from crosswalk.proving.findings import Proof
+from crosswalk.runtime.errors import CrosswalkError
+
+MAPPINGS = Path(__file__).parents[2] / "mappings"
+pytestmark = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="classes and defaults of transformers 5")
+EVERY = {**CONFIGS, **FAMILIES}
+
+
+def config_file(directory: Path, model: str) -> Path:
+    file = directory / "config.json"
+    file.write_text(json.dumps(EVERY[model]))
+    return file
+
+
+# ---- shipped mappings ------------------------------------------------------------------------------------------------
+
+SHIPPED = [
+    "llama",
+    "mistral-window",
+    "mixtral",
+    "qwen2-window",
+    "qwen3-window-tied",
+    "qwen3_moe",
+    "starcoder2-window-tied",
+]
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+def test_nothing_is_found_in_a_shipped_mapping(model: str, tmp_path: Path) -> None:
+    """A sample of the keys of each; ``crosswalk prove`` tries them all."""
+    proof = crosswalk.prove(model.partition("-")[0], config_file(tmp_path, model), keys=3, logits=model == "llama")
+    assert proof.holds, [str(found) for found in proof.findings]
+    assert proof.reference == EVERY[model]["architectures"][0]
+    assert all(proof.tried[name] for name in ("left out", "changed", "exported", "names"))
+    assert bool(proof.tried["logits"]) == (model == "llama")
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """``changes`` of the text of ``mapping``, tried at ``keys`` of ``model``: the ``code`` of what is found, and words
+    of its line and of its message."""
+
+    mapping: str
+    changes: dict[str, str]
+    model: str
+    keys: tuple[str, ...]
+    code: str
+    line: str = ""
+    words: str = ""
+    logits: bool = False
+
+
+NORM = "  sets: {normalization: layer_norm}\n"
+HEAD = "  sets: {head.normalization: layer_norm}"
+FULL, SLIDING = "    full_attention:", "    sliding_attention:"
+MISTAKES = {
+    "another default": Mistake(
+        "starcoder2", {"head_groups, default: 2}": "head_groups, default: 3}"},
+        "starcoder2", ("num_key_value_heads",), "prove/default", "num_key_value_heads", "the class takes 2",
+    ),
+    "the default of another model": Mistake(
+        "mixtral", {"rope_theta: 1000000.0": "rope_theta: 10000.0"},
+        "mixtral", ("rope_parameters",), "prove/default", "rope_parameters", "1000000.0",
+    ),
+    "a key that matters is kept": Mistake(
+        "starcoder2",
+        {"    sliding_window: {is: window_size, default: null}\n": "", NORM: NORM + "  keeps: [sliding_window]\n"},
+        "starcoder2", ("sliding_window",), "prove/ignored", "sliding_window", "`sliding_window` = 5",
+    ),
+    "a key that matters is dropped": Mistake(
+        "qwen3_moe",
+        {"{const: true, default: false, why: scores of the chosen experts add up to 1 in the trainer}": "~"},
+        "qwen3_moe", ("norm_topk_prob",), "prove/ignored", "norm_topk_prob", "`norm_topk_prob` = false",
+    ),
+    "a key that the class does not look at": Mistake(
+        "qwen3_moe",
+        {"config: {sliding_window: ~} ": "config: {sliding_window: {is: window_size, default: null}} ",
+         "      sets: {window_size: null}\n": ""},
+        "qwen3_moe", ("sliding_window",), "prove/idle", "sliding_window", "the class computes the same",
+    ),
+    "a key that is left out where the class takes something else": Mistake(
+        "starcoder2", {"{is: window_size, default: null}": "{is: window_size, default: null, omit: 5}"},
+        "starcoder2", ("sliding_window",), "prove/export", "sliding_window", "is read as another model",
+    ),
+    "a field of no effect": Mistake(
+        "qwen3_moe",
+        {"config: {sliding_window: ~} ": "config: {sliding_window: {is: window_size, default: null}} ",
+         "      sets: {window_size: null}\n": ""},
+        "qwen3_moe", ("sliding_window",), "prove/native", "sliding_window", "the class computes the same with",
+    ),
+    "kinds of layers taken for each other": Mistake(
+        "qwen2", {FULL: "    other:", SLIDING: FULL, "    other:": SLIDING},
+        "qwen2-window", ("layer_types",), "prove/export", "", "the class computes something else",
+    ),
+    "tied where the class is not": Mistake(
+        "starcoder2",
+        {"{is: tied_embedding_weight, default: true}": "~", HEAD: HEAD[:-1] + ", tied_embedding_weight: true}"},
+        "starcoder2", ("tie_word_embeddings",), "prove/names", "", "is tied to",
+    ),
+    "a tensor that is not there": Mistake(
+        "starcoder2",
+        {"gelu_pytorch_tanh}\n    use_bias: {is: add_linear_biases, default: true}\n  sets: {":
+         "gelu_pytorch_tanh}\n    use_bias: ~\n  sets: {add_linear_biases: true, "},
+        "starcoder2", ("use_bias",), "prove/names", "", "bias",
+    ),
+    "gate and up taken for each other": Mistake(
+        "qwen3_moe", {"{gate|up}_proj": "{gate=up|up=gate}_proj"},
+        "qwen3_moe", ("hidden_act",), "prove/logits", "", "from `decoder.0` on", True,
+    ),
+}  # fmt: skip
+
+
+def found(mistake: Mistake, directory: Path) -> Proof:
+    text = (MAPPINGS / f"{mistake.mapping}.yaml").read_text()
+    for old, new in mistake.changes.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    (directory / f"{mistake.mapping}.yaml").write_text(text)
+    file = config_file(directory, mistake.model)
+    return crosswalk.prove(directory / f"{mistake.mapping}.yaml", file, keys=mistake.keys, logits=mistake.logits)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_that_compiles_and_loses_nothing_is_found(name: str, tmp_path: Path) -> None:
+    mistake = MISTAKES[name]
+    proof = found(mistake, tmp_path)
+    of_code = [finding for finding in proof.findings if finding.code == mistake.code]
+    assert [finding for finding in of_code if mistake.words in finding.message], [str(f) for f in proof.findings]
+    assert not proof.holds
+    position = of_code[0].position
+    assert position is not None
+    assert mistake.line in Path(position.file).read_text().splitlines()[position.line - 1]
+
+
+def test_what_is_refused_though_the_class_takes_it_is_a_warning(tmp_path: Path) -> None:
+    proof = crosswalk.prove("qwen2", config_file(tmp_path, "qwen2-window"), keys=["sliding_window"])
+    (warning,) = [found for found in proof.findings if found.code == "prove/default"]
+    assert warning.severity == "warning"
+    assert "`sliding_window` is required, it is absent" in warning.message
+    assert proof.holds
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_what_was_tried_and_each_finding_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = config_file(tmp_path, "starcoder2")
+    arguments = ["prove", "starcoder2", "--config", str(file), "--keys", "norm_epsilon"]
+    assert run_command(cli, arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("starcoder2: held against Starcoder2ForCausalLM in a tiny model\n")
+    assert out.endswith("\nnothing found\n")
+    text = (MAPPINGS / "starcoder2.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("epsilon, default: 1.0e-05", "epsilon, default: 1.0e-06"))
+    assert run_command(cli, ["prove", str(tmp_path / "mine.yaml"), str(tmp_path), "--keys", "norm_epsilon"]) == 1
+    out = capsys.readouterr().out
+    assert "mine.yaml:46:5: error: without `norm_epsilon` the class takes 1e-05" in out
+    assert "  46 |     norm_epsilon: {is: epsilon, default: 1.0e-06}\n" in out
+    assert out.endswith("\n1 finding\n")
+
+
+def test_wrong_usage_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = config_file(tmp_path, "qwen3")
+    assert run_command(cli, ["prove", "qwen3"]) == 2
+    assert "give either CHECKPOINT or --config FILE" in capsys.readouterr().err
+    with pytest.raises(CrosswalkError, match="the reference is that of layout `fast_llm`, not of `torchtitan`"):
+        crosswalk.prove("torchtitan_qwen3", file, logits=True)
+    with pytest.raises(CrosswalkError, match="there is no format `qwen33`"):
+        crosswalk.prove("qwen33", file)
+    with pytest.raises(CrosswalkError, match="must be"):
+        crosswalk.prove("mixtral", file)
+    file.write_text(json.dumps(EVERY["qwen3"] | {"architectures": ["NobodyForCausalLM"]}))
+    with pytest.raises(CrosswalkError, match="has no class `NobodyForCausalLM`"):
+        crosswalk.prove("qwen3", file)
