@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -222,6 +223,7 @@ cli.add_command(prove)
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``crosswalk``."""
+    gc.disable()  # what a command makes stays until it ends: looking for cycles would be a third of the planning
     sys.exit(run_command(cli, arguments))
 
 
