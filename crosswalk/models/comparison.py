@@ -118,14 +118,24 @@ def _compare(
     tokens, images = inputs(native, count)
     expected = trace(load(source, config), tokens, images)
     found = forward(native, parameters, tokens, images)
-    parts, logits = differences(expected, found)
-    return Comparison(name, expected.name, len(tokens), parts, logits, tolerance, tuple(_notes(native, len(tokens))))
+    parts, logits = differences(expected, found, tolerance)
+    notes = list(_notes(native, len(tokens)))
+    scale = _scale(found.hidden, expected.hidden)
+    if logits <= tolerance < abs(scale - 1):
+        notes.append(f"hidden states are {scale:.6g} times those of the class, and compared as such: the logits agree")
+    return Comparison(name, expected.name, len(tokens), parts, logits, tolerance, tuple(notes))
 
 
-def differences(expected: Trace, found: Output) -> tuple[dict[str, float], float]:
-    """How far the reference is from what a class computed: after each part of the model, and in the logits."""
-    parts = {part: _difference(found.hidden.get(part), hidden) for part, hidden in _in_order(expected, found.hidden)}
-    return parts, _difference(found.logits, expected.logits)
+def differences(expected: Trace, found: Output, tolerance: float = TOLERANCE) -> tuple[dict[str, float], float]:
+    """How far the reference is from what a class computed: after each part of the model, and in the logits. Where these
+    agree, hidden states may all be a number of times as large."""
+    logits = _difference(found.logits, expected.logits)
+    scale = _scale(found.hidden, expected.hidden) if logits <= tolerance else 1.0
+    parts = {
+        part: min(_difference(found.hidden.get(part), hidden), _difference(found.hidden.get(part), hidden, scale))
+        for part, hidden in _in_order(expected, found.hidden)
+    }
+    return parts, logits
 
 
 def _in_order(expected: Trace, found: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor | None]]:
@@ -137,12 +147,21 @@ def _in_order(expected: Trace, found: Mapping[str, torch.Tensor]) -> Iterator[tu
     yield from ((name, hidden) for name, hidden in expected.hidden.items() if name not in found)
 
 
-def _difference(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
-    """The size of the difference in that of what is expected."""
-    if found is None or expected is None or found.shape != expected.shape:
+def _scale(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
+    """How many times larger the embeddings are, and with them the hidden states: norms do not feel it. A format may
+    use that where the trainer lacks a scale, which shows in the logits if it is wrong."""
+    ours, theirs = (hidden.get("embeddings") for hidden in (found, expected))
+    if ours is None or theirs is None or ours.shape != theirs.shape or not bool(theirs.any()):
+        return 1.0
+    return float((ours.double() * theirs.double()).sum() / theirs.double().square().sum())
+
+
+def _difference(found: torch.Tensor | None, expected: torch.Tensor | None, scale: float = 1.0) -> float:
+    """The size of the difference in that of what is expected, of which ``found`` should be ``scale`` times as much."""
+    if found is None or expected is None or found.shape != expected.shape or not scale:
         return math.inf
     size = float(expected.double().norm())
-    return float((found.double() - expected.double()).norm()) / size if size else math.inf
+    return float((found.double() / scale - expected.double()).norm()) / size if size else math.inf
 
 
 def _converted(path: Path, options: Options) -> tuple[str, Mapping[str, Any], dict[str, torch.Tensor]]:
