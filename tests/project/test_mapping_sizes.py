@@ -32,7 +32,7 @@ LIMITS = {
     "torchtitan_qwen3": 45,
     "torchtitan_qwen3_moe": 45,
     "starcoder2": 45,
-    "qwen3_moe": 60,
+    "qwen3_moe": 65,
     "smollm3": 45,
     "granite": 50,
     "helium": 45,
