@@ -154,6 +154,7 @@ def save(
     return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there)
 
 
+@system_limits()
 def stream(
     model: Model,
     native_config: Config | Loaded,
@@ -181,9 +182,15 @@ def stream(
         export = export_of(native_config, options, OutputOptions())
         step.agree |= export.asked
         plan = export.plan(there).plan
-    return Publisher(plan, model, ranks, bucket_bytes, group, there, doing="stream").buckets()
+    return _limited(Publisher(plan, model, ranks, bucket_bytes, group, there, doing="stream").buckets())
 
 
+def _limited(buckets: Iterator[list[tuple[str, torch.Tensor]]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    with system_limits():
+        yield from buckets
+
+
+@system_limits()
 def reader(
     hf_dir: str | Path,
     format: str | None = None,
@@ -208,6 +215,7 @@ def reader(
     return Reader(plans, checkpoint.tensors)
 
 
+@system_limits()
 def writer(
     hf_dir: str | Path,
     native_config: Config | Loaded,

@@ -26,7 +26,7 @@ from crosswalk.reference import Output, forward
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.dtypes import torch_dtype
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import Position, fail, system_limits
 
 from .classes import Trace, load, trace
 from .tiny import make_tiny
@@ -62,6 +62,7 @@ class Comparison:
         return self.first is None
 
 
+@system_limits()
 def compare(
     src: str | Path,
     dst: str | Path | None = None,
