@@ -1,4 +1,5 @@
-"""What pyproject.toml cannot say: a wheel holds the compiled catalog of its mappings."""
+"""What pyproject.toml cannot say: every folder of code is a package, and a wheel holds the compiled catalog of its
+mappings."""
 
 from __future__ import annotations
 
@@ -29,4 +30,15 @@ class BuildWithCatalog(build_py):
             subprocess.run(command, env={**os.environ, "PYTHONPATH": str(place)}, cwd=place, check=True)
 
 
-setup(cmdclass={"build_py": BuildWithCatalog})
+def packages() -> list[str]:
+    """Every folder of code below the top-level folders, as a package of ``crosswalk``."""
+    root = Path(__file__).resolve().parent
+    found = ["crosswalk.schema"]
+    for top in ("crosswalk", "compiler", "runtime", "reference", "mappings"):
+        for file in (root / top).rglob("__init__.py"):
+            parts = file.parent.relative_to(root).parts
+            found.append(".".join(parts if top == "crosswalk" else ("crosswalk", *parts)))
+    return sorted(found)
+
+
+setup(packages=packages(), cmdclass={"build_py": BuildWithCatalog})

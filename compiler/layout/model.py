@@ -305,7 +305,7 @@ class _Reader:
         result = []
         for name, value in body.get("parameters", {}).items():
             position = body["parameters"].value_position(name)
-            if not isinstance(value, Mapping):
+            if not isinstance(value, Map):
                 group, pattern = name.removesuffix(".weight"), parse_parameter(str(value), position)
                 result.append(Parameter(Template.parse(name, position), pattern, group))
             elif "axes" in value:

@@ -175,7 +175,7 @@ class CompiledMapping:
 
     def in_dialect(self, name: str | None) -> CompiledMapping:
         """The mapping as it is where the files hold tensors as the dialect ``name`` has them; itself for any other."""
-        return self.spelled[name]() if name in self.spelled else self
+        return self if name is None or name not in self.spelled else self.spelled[name]()
 
 
 def nodes_of(node: Node) -> Iterator[Node]:

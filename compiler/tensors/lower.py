@@ -297,6 +297,9 @@ def _enumerate(
     parts: list[str | tuple[int, int]] = []
     for segment in template.segments:
         if isinstance(segment, Hole):
+            if isinstance(segment.plus, str):
+                text = f"`{segment}`: no number is known of `{segment.plus}` here"
+                raise fail("names/not-an-index", text, template.position)
             parts.append((named.index(segment.name), segment.plus))
         else:
             parts.append(segment if isinstance(segment, str) else next(choice))

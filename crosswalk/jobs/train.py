@@ -15,13 +15,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from crosswalk.checkpoints.huggingface import CONFIG, config_bytes
+from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
+from crosswalk.classes.live import (
+    ClassExport,
+    ClassOrigin,
+    LiveClass,
+    live_class,
+    read_class,
+    recompute,
+    refuse_options,
+)
 from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.variants import variants
 from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint
 from crosswalk.compiler.tensors.advice import Advice
-from crosswalk.compiler.tensors.plan import check_published
+from crosswalk.compiler.tensors.plan import check_dtype, check_published
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
@@ -31,7 +40,7 @@ from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.dcp import Reader, Writer
 from crosswalk.runtime.training.load import LoadReport
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
-from crosswalk.runtime.training.ranks import TIMEOUT, team
+from crosswalk.runtime.training.ranks import TIMEOUT, Team, team
 from crosswalk.runtime.training.save import Output, SaveReport
 
 from .formats import format_named
@@ -40,6 +49,8 @@ from .origin import origin_of, original
 from .prepare import open_import
 
 Config = Mapping[str, Any]
+#: What takes the place of a format where the class of a live model says what its files are.
+CLASSES = "transformers"
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Loaded:
     report: LoadReport
     truncate: Sizes
     source: Path
-    origin: Origin = field(repr=False)
+    origin: Origin | ClassOrigin = field(repr=False)
 
 
 @system_limits()
@@ -92,18 +103,45 @@ def load(
     """
     ranks = team(group, timeout)
     there = of_all_ranks(own(model), ranks, "loading")
-    with ranks.step("reading the checkpoint's headers") as step:
-        options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
-                          native_config=native_config, keep=keep, take_tied=take_tied, text_only=text_only,
-                          parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
-        checkpoint, imported = open_import(Path(hf_dir), options)
-        name, config = imported.mapping.name, imported.config
-        step.agree |= {"format": name, "config": config}
     where = torch.device(device) if device is not None else None
+    asked = {"format": format, "layout": layout, "native_config": native_config, "pad": pad, "text_only": text_only,
+             "take_tied": take_tied, "keep": keep}  # fmt: skip
+    with ranks.step("reading the checkpoint's headers") as step:
+        kind = live_class(model)
+        if kind is not None:
+            refuse_options(kind, asked)
+            checkpoint, found = read_class(kind, Path(hf_dir), there, allow_lossy)
+            step.agree |= {"format": kind.name, "config": checkpoint.config}
+        else:
+            options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
+                              native_config=native_config, keep=keep, take_tied=take_tied, text_only=text_only,
+                              parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
+            checkpoint, imported = open_import(Path(hf_dir), options)
+            name, config = imported.mapping.name, imported.config
+            step.agree |= {"format": name, "config": config}
+    if kind is not None:
+        return _filled(kind, checkpoint, found, model, ranks, where, there)
     advice = Advice(imported.mapping, config)
     report = live.load(imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice)
     origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
     return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
+
+
+def _filled(
+    kind: LiveClass,
+    checkpoint: HuggingFaceCheckpoint,
+    origin: ClassOrigin,
+    model: Model,
+    ranks: Team,
+    device: torch.device | None,
+    there: Mapping[str, TensorSpec],
+) -> Loaded:
+    """A model of transformers, filled with the files of its class."""
+    report = live.load(origin.plan, checkpoint.tensors, model, ranks, device, elsewhere=there)
+    with ranks.step("computing what no file holds"):
+        recomputed = recompute(kind, device)
+    report = replace(report, recomputed=recomputed, on_meta=())
+    return Loaded(checkpoint.config, CLASSES, report, {}, checkpoint.path, origin)
 
 
 @system_limits()
@@ -146,7 +184,7 @@ def save(
         options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                           truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
         output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-        export = export_of(native_config, options, output)
+        export = export_of(native_config, options, output, model)
         step.agree |= export.asked
         exported = export.plan(there)
         files = export.output(exported)
@@ -179,7 +217,7 @@ def stream(
     with ranks.step("planning the stream") as step:
         options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
                           truncate=truncate or {}, trusted=True)  # fmt: skip
-        export = export_of(native_config, options, OutputOptions())
+        export = export_of(native_config, options, OutputOptions(), model)
         step.agree |= export.asked
         plan = export.plan(there).plan
     return _limited(Publisher(plan, model, ranks, bucket_bytes, group, there, doing="stream").buckets())
@@ -267,6 +305,10 @@ class Export:
         mapping = format_named(self.format)
         return export_checkpoint(mapping, self.native_config, dict(specs), self.options, self.origin)
 
+    def writing(self, written: OutputOptions) -> Export:
+        """The same with other files."""
+        return replace(self, written=written)
+
     def output(self, exported: Exported) -> Output:
         source, origin, written = exported.mapping.source, self.origin, self.written
         carried: dict[str, Path] = {}
@@ -279,16 +321,25 @@ class Export:
         return Output(layout, made, carried, written.overwrite, exported.defaults)
 
 
-def export_of(given: Config | Loaded, options: Options, output: OutputOptions) -> Export:
-    """The way from what was loaded, or from a config alone, to the files."""
+def export_of(given: Config | Loaded | Any, options: Options, output: OutputOptions, model: Model | None = None) -> Any:
+    """The way from what was loaded, or from a config alone, to the files: an :class:`Export`; or a ``ClassExport``, if
+    the ``model`` is one of transformers."""
     loaded = given if isinstance(given, Loaded) else None
-    config: Config = given.config if isinstance(given, Loaded) else given
+    kind = live_class(model) if model is not None else None
+    if kind is not None:
+        asked = {"format": options.named_format, "dialect": options.dialect, "truncate": options.truncate,
+                 "carry_from": options.like, "keep": options.keep}  # fmt: skip
+        refuse_options(kind, asked)
+        origin = loaded.origin if loaded is not None and isinstance(loaded.origin, ClassOrigin) else None
+        dtype = check_dtype(options.dtype)
+        return ClassExport(kind, dtype, origin).writing(output)
+    config: Config = loaded.config if loaded is not None else given
     name = options.named_format or (loaded.format if loaded is not None else None)
     if name is None:
         text = "a native config does not say which format to write"
         raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
-    origin = loaded.origin if loaded is not None else None
+    known = loaded.origin if loaded is not None and isinstance(loaded.origin, Origin) else None
     if (like := options.like) is not None:
         options = replace(options, format=format_named(name).name)
-        origin = original(like, options)
-    return Export(config, name, options, output, origin)
+        known = original(like, options)
+    return Export(config, name, options, output, known)

@@ -40,8 +40,8 @@ def differences(mapping: CompiledMapping, first: Native, second: Native, trained
     """The fields in which two native configs are different models; ``trained``: or are trained differently, as far as
     the mapping relates it."""
     layout, kind = mapping.layout, mapping.root.type
-    scopes = [Scope(layout, kind, as_stored(layout, kind, native)) for native in (first, second)]
-    return list(differing(*scopes, related_training(mapping) if trained else ()))
+    one, other = (Scope(layout, kind, as_stored(layout, kind, native)) for native in (first, second))
+    return list(differing(one, other, related_training(mapping) if trained else ()))
 
 
 def line_of_key(mapping: CompiledMapping, path: Path) -> Position:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from crosswalk.classes.live import ClassExport, ClassExported
 from crosswalk.compiler.pipeline import Exported, Sizes
 from crosswalk.compiler.tensors.plan import check_dtype
 from crosswalk.jobs.options import Options, OutputOptions, as_path, parse_size
@@ -65,7 +66,7 @@ def publisher(
         patterns = [only] if isinstance(only, str) else None if only is None else list(only)
         options = Options(format=format, dialect=dialect, dtype=whole, allow_lossy=allow_lossy, truncate=truncate or {},
                           trusted=True, like=as_path(carry_from))  # fmt: skip
-        export = export_of(native_config, options, OutputOptions())
+        export = export_of(native_config, options, OutputOptions(), model)
         step.agree |= {**export.asked, "dtype": dtype, "only": patterns}
         exported = export.plan(there)
         plan = _cast(exported.plan, policy)
@@ -80,8 +81,8 @@ class ModelPublisher(Publisher):
     def __init__(
         self,
         model: Model,
-        export: Export,
-        exported: Exported,
+        export: Export | ClassExport,
+        exported: Exported | ClassExported,
         elsewhere: Mapping[str, TensorSpec],
         only: set[str] | None,
         bucket_bytes: int,
@@ -113,7 +114,7 @@ class ModelPublisher(Publisher):
         self.begin("save")
         with self.team.step("planning the checkpoint"):
             written = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-            output = dataclasses.replace(self._export, written=written).output(self._exported)
+            output = self._export.writing(written).output(self._exported)
         background = None if blocking else (lambda: team(self._group, self._timeout, "background"))
         return saving.save(
             self.plan, self._model, Path(hf_dir), self.team, background, output, elsewhere=self._elsewhere

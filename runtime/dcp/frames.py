@@ -100,7 +100,8 @@ def _pickled(tensor: TensorSpec) -> bytes:
     rebuild: list[Any] = [0, tensor.shape, row_major(tensor.shape), False, OrderedDict()]
     if tensor.dtype in _BY_DTYPE:
         storage: Any = getattr(torch, _BY_DTYPE[tensor.dtype])
-        call, count = torch._utils._rebuild_tensor_v2, tensor.elements
+        call: Any = torch._utils._rebuild_tensor_v2
+        count = tensor.elements
     else:
         storage, count = torch.storage.UntypedStorage, tensor.nbytes
         call = torch._utils._rebuild_tensor_v3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from crosswalk.runtime.checkpoint.header import MAX_RANK, limited, shorten
 from crosswalk.runtime.checkpoint.opening import read_inside
@@ -187,9 +187,9 @@ def _index(value: Any) -> tuple[str, tuple[int, ...] | None] | None:
 def _item(value: Any) -> Item | None:
     fields = value.fields() if _is(value, "_StorageInfo") else {}
     file, offset, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
-    if not isinstance(file, str) or not _natural(offset) or not _natural(length):
-        return None
-    return Item(file, offset, length)
+    if isinstance(file, str) and _natural(offset) and _natural(length):
+        return Item(file, offset, length)
+    return None
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
@@ -201,7 +201,7 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
     return value if isinstance(value, tuple) and all(map(_natural, value)) else None
 
 
-def _natural(value: Any) -> bool:
+def _natural(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 62
 
 

@@ -290,11 +290,11 @@ def _frozen(machine: _Machine) -> None:
 
 
 _CONSTANTS: dict[int, Any] = {ord("N"): None, 0x88: True, 0x89: False, ord(")"): (), ord("("): _MARK}
-_STEPS: dict[int, Callable[[_Machine], None]] = {
-    0x80: lambda m: m.take(1) and None,  # PROTO
-    0x95: lambda m: m.take(8) and None,  # FRAME
-    ord("0"): lambda m: m.stack.pop() and None,
-    ord("1"): lambda m: m.since_mark() and None,
+_STEPS: dict[int, Callable[[_Machine], object]] = {
+    0x80: lambda m: m.take(1),  # PROTO
+    0x95: lambda m: m.take(8),  # FRAME
+    ord("0"): lambda m: m.stack.pop(),
+    ord("1"): lambda m: m.since_mark(),
     ord("2"): lambda m: m.push(m.stack[-1]),
     ord("J"): _signed,
     ord("M"): _unsigned(2),

@@ -106,7 +106,7 @@ class Current:
         self.tensors[:] = [self._tensor(*part) for part in self.parts]
 
     def _differs(self, name: str, before: Placed, now: Placed, values: Values) -> bool:
-        return _form(before) != _form(now) or self._kinds[name] != _kind(values.get(name))
+        return bool(_form(before) != _form(now) or self._kinds[name] != _kind(values.get(name)))
 
 
 def _last(tensor: torch.Tensor) -> int:

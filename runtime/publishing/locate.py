@@ -80,8 +80,11 @@ def _located(indices: torch.Tensor, copy: Strided) -> tuple[torch.Tensor, torch.
         return _blockwise(indices, kind, lambda block: _written((block - copy.offset).to(kind), copy)), None
     axes = sorted(zip(copy.strides, copy.extents, dense(copy.extents), strict=True), reverse=True)
     if _without_holes(axes):
-        numbers = lambda block: _numbers((block - copy.offset).to(kind), axes, False)[0]  # noqa: E731
-        return _blockwise(indices, kind, lambda block: _written(numbers(block), copy)), None
+
+        def step(block: torch.Tensor) -> torch.Tensor:
+            return _written(_numbers((block - copy.offset).to(kind), axes, False)[0], copy)
+
+        return _blockwise(indices, kind, step), None
     found, kept = [], []
     for start in range(0, indices.numel(), _BLOCK):
         number, inside = _numbers((indices[start : start + _BLOCK] - copy.offset).to(kind), axes, True)

@@ -165,10 +165,11 @@ class Publisher:
         """How tensors get to some ranks; planned at the first use."""
         if to not in self._ways:
             everyone = tuple(range(self.team.size))
-            receivers = [everyone if to is None else to] * len(self.plan.targets)
             if isinstance(to, str):
                 receivers = self._dealt()
-            self._ways[to] = Way(self.plan, self.current, self.tables, self.team.rank, receivers)  # type: ignore[arg-type]
+            else:
+                receivers = [everyone if to is None else to] * len(self.plan.targets)
+            self._ways[to] = Way(self.plan, self.current, self.tables, self.team.rank, receivers)
         return self._ways[to]
 
     def ranks(self, to: int | Collection[int] | None) -> Ranks | None:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class LoadReport:
     """What this rank did. ``bytes_held``: what the parameters of this rank take in the files; ``bytes_read``: what was
     read for them (both of encoded tensors as they are decoded); ``bytes_compared``: what was read to compare tied
-    duplicates. ``on_meta``: names in the model that are on the meta device still, because no file holds them."""
+    duplicates. ``on_meta``: names in the model that are on the meta device still, because no file holds them;
+    ``recomputed``: those that the class of the model has computed instead."""
 
     rank: int
     bytes_held: int
@@ -43,6 +44,7 @@ class LoadReport:
     seconds: float
     materialized: tuple[str, ...] = ()
     on_meta: tuple[str, ...] = ()
+    recomputed: tuple[str, ...] = ()
 
 
 def materialize(model: Model, names: Iterable[str], device: torch.device | None) -> tuple[str, ...]:

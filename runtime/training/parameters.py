@@ -83,6 +83,12 @@ def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]
     return {name: TensorSpec(name, placed[name].shape, placed[name].dtype) for name in reversed(first.values())}
 
 
+def same_memory(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, str]:
+    """By each name, the first of those that are the same memory: the one that :func:`untied` has."""
+    first = {_identity(values[name]): name for name in reversed(list(values))}
+    return {name: first[_identity(value)] for name, value in values.items()}
+
+
 def of_all_ranks(values: Mapping[str, torch.Tensor | Shards], team: Team, doing: str) -> dict[str, TensorSpec]:
     """:func:`untied` for the whole model, of which a rank may have a part only, as with pipeline stages: what any of
     the ranks has. ``doing`` is what it is for. Raises ``CrosswalkError`` for each tensor that is not the same on all

@@ -22,7 +22,8 @@ ORDER = (
     "crosswalk.compiler.pipeline", "crosswalk.compiler.compile", "crosswalk.compiler.catalog_text",
     "crosswalk.compiler.catalog_folders", "crosswalk.compiler.catalog_packages", "crosswalk.compiler.catalog",
     "crosswalk.compiler.catalog_build",
-    "crosswalk.checkpoints", "crosswalk.jobs", "crosswalk.publish", "crosswalk.models", "crosswalk.proving",
+    "crosswalk.checkpoints", "crosswalk.classes", "crosswalk.jobs", "crosswalk.publish", "crosswalk.models",
+    "crosswalk.proving",
     "crosswalk.cli",
 )  # fmt: skip
 FOLDERS = {

@@ -140,17 +140,6 @@ def test_the_versions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"\n## {crosswalk.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_folder_of_code_is_a_package_of_the_distribution() -> None:
-    listed = PROJECT["tool"]["setuptools"]
-    places = {package: listed["package-dir"].get(package) for package in listed["packages"]}
-    for package in sorted(places):
-        parent, _, name = package.rpartition(".")
-        places[package] = places[package] or f"{places[parent]}/{name}"
-    tops = ("crosswalk", "compiler", "runtime", "reference", "mappings", "schema")
-    code = {str(file.parent.relative_to(ROOT)) for top in tops for file in (ROOT / top).rglob("__init__.py")}
-    assert set(places.values()) == code
-
-
 def test_every_library_that_is_imported_is_required() -> None:
     """transformers is for tiny models and comparisons alone, and everything else runs without it."""
     required = {line.partition(">")[0] for line in PROJECT["project"]["dependencies"]} | {"transformers"}

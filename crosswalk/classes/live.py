@@ -1,0 +1,176 @@
+"""Live models of transformers: recognised, filled from the files of their class, and written as them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes, open_hugging_face
+from crosswalk.compiler.tensors.plan import check_published
+from crosswalk.runtime.checkpoint.output import OutputLayout, hugging_face_layout
+from crosswalk.runtime.dtypes import torch_dtype
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.training.parameters import Model, collect, same_memory
+from crosswalk.runtime.training.save import Output
+
+from .conversion import converting, refused
+from .plans import Aliases, export_plan, import_plan
+
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class ClassOrigin:
+    """The checkpoint that a live model came from: its config.json, the files that go along, and the plan that filled
+    the model."""
+
+    text: str
+    files: Mapping[str, Path]
+    plan: Plan
+    name: str
+
+
+@dataclass(frozen=True)
+class LiveClass:
+    """A live model of a class of transformers. ``rules`` is a model of the class itself, without memory where the live
+    one has classes of its own around it (FSDP2); ``aliases``: by every name, the first of the same memory."""
+
+    model: Any
+    rules: Any
+    aliases: Aliases
+
+    @property
+    def name(self) -> str:
+        return type(self.rules).__name__
+
+
+def live_class(model: Model) -> LiveClass | None:
+    """The live model, if it is one of transformers, inside of whatever is wrapped around it. Raises ``CrosswalkError``
+    with every reason why it cannot be read or filled."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is None or not isinstance(model, torch.nn.Module):
+        return None
+    inner: Any = model
+    while not isinstance(inner, modeling.PreTrainedModel):
+        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if not isinstance(inner, torch.nn.Module):
+            return None
+    problems = refused(inner)
+    if problems:
+        raise CrosswalkError(problems)
+    return LiveClass(inner, _rules_of(inner, modeling.PreTrainedModel), same_memory(collect(model)))
+
+
+def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
+    """Raise ``CrosswalkError`` (``class/option``) with every option that is given and says how a layout is mapped."""
+    problems = [
+        Diagnostic("class/option", f"`{name}` is about layouts, and `{live.name}` is a class of transformers", None,
+                   "leave it out: names and shapes are those of the class")
+        for name, value in options.items()
+        if value
+    ]  # fmt: skip
+    if problems:
+        raise CrosswalkError(problems)
+
+
+def _rules_of(model: Any, base: type) -> Any:
+    """A model of the class itself: ``fully_shard`` makes classes of other names, by which no rule is found."""
+    kinds = [type(module) for module in model.modules() if isinstance(module, base)]
+    if not any(kind.__name__.startswith("FSDP") for kind in kinds):
+        return model
+    kind = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
+    with converting(model), torch.device("meta"):
+        twin = kind(copy.deepcopy(model.config))
+    if (used := getattr(model, "_weight_conversions", None)) is not None:
+        twin._weight_conversions = used
+    return twin
+
+
+def read_class(
+    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool
+) -> tuple[HuggingFaceCheckpoint, ClassOrigin]:
+    """The checkpoint in a directory, and the way from it into the model. Raises ``CrosswalkError``."""
+    checkpoint = open_hugging_face(hf_dir)
+    if "quantization_config" in checkpoint.config:
+        text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
+        raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
+    plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, live.aliases, allow_lossy)
+    return checkpoint, ClassOrigin(checkpoint.text, checkpoint.files, plan, str(checkpoint.path))
+
+
+def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
+    """Let the class compute its buffers that no file holds, where they have no memory; their names."""
+    missing = [
+        (f"{prefix}.{key}" if prefix else key, module, key)
+        for prefix, module in live.model.named_modules()
+        for key, value in module._buffers.items()
+        if value is not None and value.is_meta
+    ]
+    if not missing:
+        return ()
+    for tensor in (*live.model.parameters(), *live.model.buffers()):
+        tensor._is_hf_initialized = True
+    filled = (parameter.device for parameter in live.model.parameters() if not parameter.is_meta)
+    where = device if device is not None else next(filled, torch.get_default_device())
+    for _, module, key in missing:
+        module._buffers[key] = torch.empty_like(module._buffers[key], device=where)
+    with converting(live.model), torch.no_grad():
+        live.model.initialize_weights()
+    return tuple(name for name, _, _ in missing)
+
+
+@dataclass(frozen=True)
+class ClassExported:
+    """The way from memory to files, once the parameters are known."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class ClassExport:
+    """From a live model of a class to a plan, and to the files beside the tensors."""
+
+    live: LiveClass
+    dtype: str | None
+    origin: ClassOrigin | None
+    layout: OutputLayout = field(default_factory=hugging_face_layout)
+    overwrite: bool = False
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What all ranks have to ask alike."""
+        config = self.live.model.config.to_json_string(use_diff=False)
+        return {"class": self.live.name, "config": config, "dtype": self.dtype}
+
+    def plan(self, memory: Mapping[str, TensorSpec]) -> ClassExported:
+        check_published(memory.values(), self.dtype)
+        loaded = self.origin.plan if self.origin is not None else None
+        return ClassExported(export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded))
+
+    def writing(self, written: Any) -> ClassExport:
+        """The same with other files (``OutputOptions``)."""
+        layout = hugging_face_layout(written.max_shard_size)
+        return replace(self, layout=layout, overwrite=written.overwrite)
+
+    def output(self, exported: ClassExported) -> Output:
+        bytes_of: dict[str, int] = {}
+        for spec in exported.plan.targets:
+            bytes_of[spec.dtype] = bytes_of.get(spec.dtype, 0) + spec.nbytes
+        dtype = max(bytes_of, key=lambda name: bytes_of[name])
+        config = copy.deepcopy(self.live.model.config)
+        config.dtype = str(torch_dtype(dtype)).removeprefix("torch.")
+        config.architectures = [self.live.name]
+        made = {CONFIG: config_bytes(json.loads(config.to_json_string(use_diff=True)))}
+        carried = dict(self.origin.files) if self.origin is not None else {}
+        generation = getattr(self.live.model, "generation_config", None)
+        if GENERATION not in carried and generation is not None and self.live.model.can_generate():
+            made[GENERATION] = generation.to_json_string().encode()
+        return Output(self.layout, made, carried, self.overwrite)

@@ -1,0 +1,168 @@
+"""The plans between the files of a class and a live model of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from crosswalk.runtime.dtypes import FLOATS, cast_is_exact
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.folding import fold
+from crosswalk.runtime.plan.affine import Piece, tiling_faults
+from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan.regions import RawRegion
+
+from .conversion import Relations, ignored, kept_alias, of_files, to_files
+from .tracing import Moved
+
+#: By every name of a tensor in memory, the one that plans have for it.
+Aliases = Mapping[str, str]
+
+
+def import_plan(
+    model: Any, files: Sequence[TensorSpec], memory: Mapping[str, TensorSpec], aliases: Aliases, allow_lossy: bool
+) -> Plan:
+    """From files to memory. ``model`` is of the class; ``memory``: what it holds, each tied tensor once.
+
+    Raises ``CrosswalkError`` with every tensor that files lack, that no parameter takes, or that has another shape.
+    """
+    relations = of_files(model, files, aliases)
+    sources = {spec.name: spec for spec in files}
+    made: dict[str, tuple[str, list[Moved]]] = {}
+    exemptions: list[Exemption] = []
+    unused: dict[str, str] = {}
+    problems: list[Diagnostic] = []
+    for name, (shape, moved) in relations.items():
+        canonical = aliases.get(name)
+        if canonical is None:
+            unused |= {root: name for root, _ in moved if root is not None}
+        elif canonical in made and (tie := _tie(made[canonical][1], moved, sources)) is not None:
+            exemptions.append(tie)
+        elif shape != memory[canonical].shape:
+            text = f"`{name}` is {list(memory[canonical].shape)} in the model, and the files make it {list(shape)}"
+            problems.append(Diagnostic("class/shape", text, None, "build the model from the config beside the files"))
+        else:
+            made.setdefault(canonical, (name, moved))
+    used = {root for _, moved in made.values() for root, _ in moved} | {e.tensor for e in exemptions}
+    left = [root for root in sources if root in unused and root not in used]
+    surplus = [n for n in left if not ignored(model, "_keys_to_ignore_on_load_unexpected", unused[n])]
+    if not allow_lossy:
+        hint = "allow_lossy=True leaves it behind; a class with a place for it loads it too"
+        problems += [
+            Diagnostic(
+                "class/unexpected", f"the files hold `{pattern}`, which `{_name(model)}` has no place for", None, hint
+            )
+            for pattern, _ in fold(surplus)
+        ]
+    missing = [name for name in memory if name not in made and name not in _shaped(problems)]
+    hint = "the checkpoint is of another class: build the model that its config.json names under `architectures`"
+    problems += [
+        Diagnostic("class/missing", f"the files hold nothing for `{pattern}` of `{_name(model)}`", None, hint)
+        for pattern, _ in fold(missing)
+    ]
+    if problems:
+        raise CrosswalkError(problems)
+    exemptions += [Exemption("dropped", name, None, f"`{_name(model)}` has no place for it") for name in left]
+    targets = {name: (memory[name].shape, moved) for name, (_, moved) in made.items()}
+    return _plan(model, sources, targets, exemptions, None, "import")
+
+
+def export_plan(
+    model: Any, memory: Mapping[str, TensorSpec], aliases: Aliases, dtype: str | None, loaded: Plan | None
+) -> Plan:
+    """From memory to files: those that it was ``loaded`` from, if the model is still that, or those that the class
+    writes. ``dtype`` casts all floats. Raises ``CrosswalkError`` for what the class cannot write."""
+    if loaded is not None and {s.name: s.shape for s in loaded.targets} == {n: s.shape for n, s in memory.items()}:
+        back = loaded.inverse().with_dtypes({name: spec.dtype for name, spec in memory.items()})
+        targets = [
+            dataclasses.replace(t, dtype=dtype) if dtype is not None and t.dtype in FLOATS else t for t in back.targets
+        ]
+        return dataclasses.replace(back, targets=tuple(targets), metadata={**back.metadata, "direction": "export"})
+    groups: dict[str, list[str]] = defaultdict(list)
+    for alias, canonical in aliases.items():
+        groups[canonical].append(alias)
+    kept = {kept_alias(model, groups.get(name, [name])): spec for name, spec in memory.items()}
+    written = {a: s for a, s in kept.items() if not ignored(model, "_keys_to_ignore_on_save", a)}
+    relations = to_files(model, [dataclasses.replace(spec, name=alias) for alias, spec in written.items()])
+    own = {alias: spec.name for alias, spec in kept.items()}
+    relations = {
+        name: (shape, [Moved(own[root] if root is not None else None, piece) for root, piece in moved])
+        for name, (shape, moved) in relations.items()
+    }
+    gone = [
+        Exemption("dropped", spec.name, None, f"`{_name(model)}` saves no `{alias}`")
+        for alias, spec in kept.items()
+        if alias not in written
+    ]
+    return _plan(model, dict(memory), relations, gone, dtype, "export")
+
+
+def _name(model: Any) -> str:
+    return type(model).__name__
+
+
+def _shaped(problems: Iterable[Diagnostic]) -> set[str]:
+    return {d.message.split("`")[1] for d in problems if d.code == "class/shape"}
+
+
+def _tie(first: Sequence[Moved], second: Sequence[Moved], sources: Mapping[str, TensorSpec]) -> Exemption | None:
+    """That a tensor of the files is a copy of another, both whole."""
+    if len(first) == len(second) == 1 and first[0].piece == second[0].piece:
+        one, other = first[0].root, second[0].root
+        if one is not None and other is not None and one != other and sources[one].shape == sources[other].shape:
+            return Exemption("tied", other, one)
+    return None
+
+
+def _plan(
+    model: Any,
+    sources: Mapping[str, TensorSpec],
+    relations: Relations,
+    exemptions: Sequence[Exemption],
+    dtype: str | None,
+    direction: str,
+) -> Plan:
+    copies: list[RawCopy] = []
+    padded: list[RawRegion] = []
+    read: dict[str, list[Piece]] = defaultdict(list)
+    targets = []
+    for name, (shape, moved) in relations.items():
+        feeding = [sources[root].dtype for root, _ in moved if root is not None]
+        targets.append(TensorSpec(name, shape, _widest(name, feeding or ["F32"], dtype)))
+        for root, piece in moved:
+            extents = tuple(axis[0] for axis in piece.axes)
+            here, there = (tuple(axis[k] for axis in piece.axes) for k in (1, 2))
+            if root is None:
+                padded.append((name, extents, piece.here, here, 0))
+            else:
+                copies.append((root, name, extents, piece.there, there, piece.here, here, 0))
+                axes = sorted(((extent, step, 0) for extent, _, step in piece.axes), key=lambda axis: -axis[1])
+                read[root].append(Piece(piece.there, 0, tuple(axes)))
+    left = {exemption.tensor for exemption in exemptions}
+    truncated: list[RawRegion] = []
+    if direction == "import":  # rows that the class cuts off
+        for name, spec in sources.items():
+            if name not in left and name in read:
+                truncated += [
+                    (name, (fault.stop - fault.start,), fault.start, (1,), 0)
+                    for fault in tiling_faults(read[name], 0, spec.elements)
+                    if fault.places == 1 and not fault.copies
+                ]
+    metadata = {"mapping": "transformers", "layout": _name(model), "direction": direction}
+    rule = Rule("transformers", f"the conversion of {_name(model)}", "transformers.conversion_mapping")
+    return make_plan(sources.values(), targets, copies, [rule], exemptions, metadata, padded, truncated)
+
+
+def _widest(name: str, feeding: Sequence[str], dtype: str | None) -> str:
+    """The dtype asked for, or the one among those of what a tensor is made of that holds all others."""
+    if dtype is not None and feeding[0] in FLOATS:
+        return dtype
+    found = next((one for one in feeding if all(cast_is_exact(other, one) for other in feeding)), None)
+    if found is None:
+        text = (
+            f"`{name}` is made from tensors of {' and '.join(sorted(set(feeding)))}, and none holds the others exactly"
+        )
+        raise CrosswalkError(Diagnostic("plan/mixed-dtypes", text, None, "ask for one dtype"))
+    return found

@@ -1,0 +1,98 @@
+"""Small models of classes of transformers, and what ranks do with them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import crosswalk
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": 71, "hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 14, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+_MOE: dict[str, Any] = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 19}
+#: Class -> config: memory that is the file, experts that are split, other names too, ties, buffers, a tower.
+CLASSES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": _TEXT,
+    "Qwen3MoeForCausalLM": {**_TEXT, **_MOE, "decoder_sparse_step": 1, "mlp_only_layers": [1]},
+    "MixtralForCausalLM": {**_TEXT, "num_local_experts": 5, "num_experts_per_tok": 2},
+    "Gemma3ForCausalLM": {**_TEXT, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"]},
+    "DeepseekV3ForCausalLM": {
+        **_TEXT, "head_dim": 8, "num_key_value_heads": 6, "moe_intermediate_size": 19, "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "q_lora_rank": 10, "kv_lora_rank": 12,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 6, "v_head_dim": 10,
+    },
+    "BambaForCausalLM": {
+        **_TEXT, "mamba_n_heads": 4, "mamba_d_head": 12, "mamba_n_groups": 1, "mamba_d_state": 8,
+        "attn_layer_indices": [1],
+    },
+}  # fmt: skip
+
+
+def made(name: str, **changes: Any) -> Any:
+    """A model of the class with values of its own in every parameter and buffer that files hold."""
+    import transformers
+
+    kind = getattr(transformers, name)
+    torch.manual_seed(3)
+    model = kind(kind.config_class(**CLASSES[name], **changes)).eval()
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape) * 0.3)
+    return model
+
+
+def blank(model: Any) -> Any:
+    """Another one of the same class, without memory."""
+    with torch.device("meta"):
+        return type(model)(model.config).eval()
+
+
+def files(path: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    wrong = sorted(found.keys() ^ expected.keys())
+    return wrong + [n for n in found.keys() & expected.keys() if not torch.equal(found[n], expected[n])]
+
+
+def sharded(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
+    """FSDP2 around a model without memory: load, publish, save, and send what has changed."""
+    import transformers
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        model = kind(kind.config_class.from_pretrained(checkpoint))
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    loaded = crosswalk.load(checkpoint, model)
+    expected = files(checkpoint)
+    wrong: list[Any] = [tensor for tensor in model.buffers() if tensor.is_meta]
+    wrong += differences(dict(itertools.chain.from_iterable(crosswalk.stream(model, loaded))), expected)
+    crosswalk.save(model, loaded, out)
+    publisher = crosswalk.publisher(model, loaded)
+    snapshot = publisher.snapshot()
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    found = {patch.name: patch for patch in publisher.delta(snapshot).patches(to=0)}
+    if rank == 0:
+        wrong += [f"patches {list(found)}"] if list(found) != ["model.embed_tokens.weight"] else []
+        wrong += (
+            []
+            if torch.equal(found["model.embed_tokens.weight"].values, expected["model.embed_tokens.weight"] * 2)
+            else ["values"]
+        )
+    return wrong

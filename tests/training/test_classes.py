@@ -1,0 +1,119 @@
+"""Live models of transformers: filled from their files, published and saved under the names that they have there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import class_cases as cases
+import pytest
+import torch
+import transformers
+from ranks import Failed, run_ranks
+from safetensors.torch import load_file, save_file
+
+import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
+
+pytestmark = pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) < 5, reason="classes say their rules since 5"
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of each class, as the class writes it."""
+    path = tmp_path_factory.mktemp("classes")
+    for name in cases.CLASSES:
+        cases.made(name).save_pretrained(path / name)
+    return path
+
+
+def tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Everything that the model computes with, what no file holds too."""
+    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+
+
+@pytest.mark.parametrize("name", cases.CLASSES)
+def test_a_class_is_loaded_streamed_and_saved_under_its_own_names(name: str, home: Path, tmp_path: Path) -> None:
+    """Values, buffers and files are those of the class itself, and so are its logits."""
+    theirs = getattr(transformers, name).from_pretrained(home / name).eval()
+    model = cases.blank(theirs)
+    loaded = crosswalk.load(home / name, model)
+    assert cases.differences(tensors(model), tensors(theirs)) == []
+    assert any(buffer.endswith("inv_freq") for buffer in loaded.report.recomputed)
+    tokens = torch.arange(3, 30)[None]
+    for one in (model, theirs):
+        one.set_experts_implementation("eager")
+    assert torch.equal(model(tokens).logits, theirs(tokens).logits)
+    expected = cases.files(home / name)
+    assert cases.differences(dict(itertools.chain.from_iterable(crosswalk.stream(model, loaded))), expected) == []
+    crosswalk.save(model, loaded, tmp_path / "out")
+    assert cases.differences(cases.files(tmp_path / "out"), expected) == []
+    again = getattr(transformers, name).from_pretrained(tmp_path / "out")
+    assert cases.differences(tensors(again), tensors(theirs)) == []
+
+
+@pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "MixtralForCausalLM", "Gemma3ForCausalLM"])
+def test_a_class_that_was_never_loaded_is_saved_as_it_saves_itself(name: str, home: Path, tmp_path: Path) -> None:
+    model = cases.made(name)
+    crosswalk.save(model, model.config, tmp_path / "out", dtype="bfloat16")
+    expected = {key: tensor.bfloat16() for key, tensor in cases.files(home / name).items()}
+    assert cases.differences(cases.files(tmp_path / "out"), expected) == []
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == json.loads((home / name / "config.json").read_text()) | {"dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "Gemma3ForCausalLM"])
+def test_sharded_classes(name: str, home: Path, tmp_path: Path) -> None:
+    for found in run_ranks(2, cases.sharded, home / name, tmp_path / "out", name):
+        assert not isinstance(found, Failed), found.text
+        assert found == []
+    assert cases.differences(cases.files(tmp_path / "out"), cases.files(home / name)) == []
+
+
+def test_files_keep_the_names_that_they_had(home: Path, tmp_path: Path) -> None:
+    """A checkpoint with the prefix of another class, and with a copy of the tied embedding, goes back as it came."""
+    name = "Gemma3ForCausalLM"
+    state = load_file(home / name / "model.safetensors")
+    text = (home / name / "config.json").read_text()
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(text)
+    renamed = {key.removeprefix("model."): tensor for key, tensor in state.items()}
+    save_file(renamed, tmp_path / "hf" / "model.safetensors")
+    model = cases.made(name)
+    loaded = crosswalk.load(tmp_path / "hf", model)
+    assert torch.equal(model.model.norm.weight, state["model.norm.weight"])
+    assert cases.differences(dict(itertools.chain.from_iterable(crosswalk.stream(model, loaded))), renamed) == []
+    copies = {**state, "lm_head.weight": state["model.embed_tokens.weight"].clone()}
+    save_file(copies, tmp_path / "hf" / "model.safetensors")
+    crosswalk.load(tmp_path / "hf", model)
+    copies["lm_head.weight"] += 1
+    save_file(copies, tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(CrosswalkError) as caught:
+        crosswalk.load(tmp_path / "hf", model)
+    assert [d.code for d in caught.value.diagnostics] == ["tie/differs"]
+
+
+def test_what_is_not_of_the_class_is_refused_by_name(home: Path, tmp_path: Path) -> None:
+    def codes(path: Path, model: Any, **options: Any) -> set[tuple[str, str]]:
+        with pytest.raises(CrosswalkError) as caught:
+            crosswalk.load(path, model, **options)
+        return {(d.code, d.message.split("`")[1]) for d in caught.value.diagnostics}
+
+    model = cases.made("LlamaForCausalLM", mlp_bias=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert ("class/missing", "model.layers.{0..1}.mlp.gate_proj.bias") in codes(home / "LlamaForCausalLM", model)
+    base = transformers.LlamaModel(cases.made("LlamaForCausalLM").config)
+    assert codes(home / "LlamaForCausalLM", base) == {("class/unexpected", "lm_head.weight")}
+    crosswalk.load(home / "LlamaForCausalLM", base, allow_lossy=True)
+    wider = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**cases.CLASSES["LlamaForCausalLM"], "vocab_size": 73})
+    )
+    assert ("class/shape", "lm_head.weight") in codes(home / "LlamaForCausalLM", wider)
+    assert codes(home / "LlamaForCausalLM", model, format="llama") == {("class/option", "format")}
+    model._hf_peft_config_loaded = True
+    assert {code for code, _ in codes(home / "LlamaForCausalLM", model)} == {"class/adapter"}
+    assert cases.differences(dict(model.state_dict()), before) == []
