@@ -259,11 +259,12 @@ def dialect_of_names(mapping: CompiledMapping, names: Iterable[str]) -> Dialect 
         if not dialect.tensors and not dialect.sections:
             continue
         theirs, instead = _lines(mapping, dialect)
-        olds, news = [old for old, _ in dialect.tensors], [new for _, new in dialect.tensors]
-        old = [name for name in listed if any(_has_prefix(name, prefix) for prefix in olds) or theirs(name)]
+        olds, news = {old for old, _ in dialect.tensors}, {new for _, new in dialect.tensors}
+        below_old, below_new = (tuple(f"{prefix}." for prefix in prefixes) for prefixes in (olds, news))
+        old = [name for name in listed if name.startswith(below_old) or name in olds or theirs(name)]
         found = set(old)
         new = [name for name in listed if name not in found] if old else []
-        mixed = next((n for n in new if any(_has_prefix(n, prefix) for prefix in news) or instead(n)), None)
+        mixed = next((name for name in new if name.startswith(below_new) or name in news or instead(name)), None)
         if mixed is not None:
             text = f"tensor names of two dialects in one checkpoint: `{old[0]}` ({dialect.name}) and `{mixed}`"
             raise CrosswalkError(Diagnostic("dialect/mixed", text))

@@ -8,8 +8,9 @@ hidden``): each of its names means it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crosswalk.compiler.notation.axes import Axis, ParameterPattern, Product, Sum, Term, axes_of
 from crosswalk.compiler.notation.expressions import Expression
@@ -19,7 +20,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.training.intervals import Interval, chunk, joined, within
 
 from .cells import expand, ours_shape, term_size
-from .modules import AxisSizes, parameters, walk
+from .modules import AxisSizes, Present, parameters, walk
 from .scope import Scope
 
 #: Axis -> which shard of it, counted from 0, of how many.
@@ -28,9 +29,10 @@ AxisShards = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a rank holds of a parameter of ``shape``: in each dimension some ``intervals``, which stand one after the
-    other in its memory. ``cut`` are the axes that shard it, by the names that were given."""
+    """What a rank holds of the parameter ``name`` of ``shape``: in each dimension some ``intervals``, which stand one
+    after the other in its memory. ``cut`` are the axes that shard its dimensions, by the names that were given."""
 
+    name: str
     pattern: ParameterPattern
     shape: tuple[int, ...]
     intervals: tuple[tuple[Interval, ...], ...]
@@ -42,24 +44,27 @@ class Held:
 
 
 def held_parameters(root: Scope, axes: AxisShards) -> dict[str, Held]:
-    """What a rank holds of every parameter of the config at ``root``, by name, if each of the ``axes`` is cut as
-    ``torch.chunk`` cuts a dimension.
+    """What a rank holds of every parameter of the config at ``root``, if each of the ``axes`` is cut as ``torch.chunk``
+    cuts a dimension. By the names that they have on the rank: where an axis that is cut is in the name, the rank counts
+    its own from 0.
 
     Raises ``CrosswalkError`` (``shards/index``, ``shards/axis``) with everything that is wrong with ``axes``.
     """
     problems = {name: problem for name, shard in axes.items() if (problem := _check_index(name, shard))}
     valid = {name: shard for name, shard in axes.items() if name not in problems}
     cutters: dict[Scope, _Cutter] = {}
-    held: dict[Scope, list[tuple[Template, Held]]] = {}
+    held: dict[Scope, list[tuple[Template, Template, Held]]] = {}
     result: dict[str, Held] = {}
     for module, scope in walk(root):
         if scope not in held:
             cutter = cutters[scope] = _Cutter(scope, valid)
-            held[scope] = [(p.name, cutter.held(p.pattern)) for p in parameters(scope)]
-        result |= {str(join(module, name)): found for name, found in held[scope]}
-    cut = {axis for found in result.values() for axis in found.cut}
+            held[scope] = [found for present in parameters(scope) for found in cutter.of(present)]
+        result |= {
+            str(join(module, local)): replace(found, name=str(join(module, name))) for local, name, found in held[scope]
+        }
+    cut = {axis for cutter in cutters.values() for axis in cutter.used}
     if problems or cut != axes.keys():
-        there = {axis for s, found in held.items() for _, h in found for axis in cutters[s].all_names(h.pattern.dims)}
+        there = {axis for scope, cutter in cutters.items() for p in parameters(scope) for axis in cutter.axes_of(p)}
         unused = (_unused(name, there, root) for name in axes if name not in cut | (problems.keys() & there))
         raise CrosswalkError((*problems.values(), *unused))
     return result
@@ -86,18 +91,32 @@ def _unused(axis: str, there: Iterable[str], root: Scope) -> Diagnostic:
 
 
 class _Cutter:
-    """Cuts the patterns of one module. ``cut``: the given axes that the last pattern has."""
+    """Cuts the patterns of one module. ``cut``: the given axes that the last pattern has; ``used``: that any has."""
 
     def __init__(self, scope: Scope, axes: AxisShards) -> None:
         self.scope, self.axes = scope, axes
         self.sizes = AxisSizes(scope)
         self.cut: dict[str, None] = {}
+        self.used: set[str] = set()
 
-    def held(self, pattern: ParameterPattern) -> Held:
+    def of(self, present: Present) -> Iterator[tuple[Template, Template, Held]]:
+        """The tensors of a parameter that are held: the name on the rank, the name in the whole model, and what."""
         self.cut = {}
-        shape = ours_shape(pattern, self.sizes)
-        intervals = tuple(tuple(self.intervals(dim)) for dim in pattern.dims)
-        return Held(pattern, shape, intervals, tuple(self.cut))
+        shape = ours_shape(present.pattern, self.sizes)
+        intervals = tuple(tuple(self.intervals(dim)) for dim in present.pattern.dims)
+        cut = tuple(self.cut)
+        numbers = [[n for begin, end in self.axis(axis) for n in range(begin, end)] for axis in present.axes]
+        self.used |= self.cut.keys()
+        for place in itertools.product(*map(enumerate, numbers)):
+            local, name = (
+                present.name.render({axis: pair[side] for axis, pair in zip(present.axes, place, strict=True)})
+                for side in (0, 1)
+            )
+            yield local, name, Held(str(name), present.pattern, shape, intervals, cut)
+
+    def axes_of(self, present: Present) -> Iterator[str]:
+        """The names of all axes of a parameter."""
+        yield from self.all_names((*map(Axis, present.axes), *present.pattern.dims))
 
     def intervals(self, term: Term) -> list[Interval]:
         """What is held of a term, in the order of its elements."""

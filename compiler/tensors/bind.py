@@ -74,6 +74,8 @@ def bind(
 
 def _split_ties(natives: Mapping[str, Native], weights: Sequence[Related]) -> tuple[list[Related], dict[str, str]]:
     """Tensors that are stored, and those of tied parameters with the tensor of theirs that has the storage."""
+    if all(native.tied_to is None for native in natives.values()):
+        return list(weights), {}
     owners = {piece.parameter: r.tensor.name for r in weights for piece in r.tensor.pieces}
     related, duplicates = [], {}
     for entry in weights:

@@ -183,13 +183,13 @@ def _names(case: EncodingCase, specs: Mapping[str, TensorSpec]) -> Iterator[str]
     """What fills the hole in the names of tensors for which scales, or a payload by its dtype, are stored."""
     found: dict[str, None] = {}
     dtypes = KINDS[case.kind].payload
+    ways = [(*_around(template), template is case.scales) for template in (case.scales, case.payload)]
     for spec in specs.values():
-        for template in (case.scales, case.payload):
-            before, after = _around(template)
-            name = spec.name[len(before) : len(spec.name) - len(after)]
-            is_one = template is case.scales or spec.dtype in dtypes
-            if is_one and name and spec.name == before + name + after:
-                found[name] = None
+        for before, after, is_scales in ways:
+            if (is_scales or spec.dtype in dtypes) and spec.name.endswith(after) and spec.name.startswith(before):
+                name = spec.name[len(before) : len(spec.name) - len(after)]
+                if name and spec.name == before + name + after:
+                    found[name] = None
     # One may have been taken as a part of another.
     yield from (name for name in found if any(_filled(t, name) in specs for t in (case.scales, case.payload)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from crosswalk.compiler.layout.cells import AxisTable, atom_size, atoms_of
 from crosswalk.runtime.plan.model import merge_axes
@@ -12,8 +13,7 @@ from crosswalk.runtime.plan.model import merge_axes
 from .dims import Source
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """One strided copy between the parameter ``parameter`` of ours and a tensor of theirs. Offsets and strides are in
     elements of the flattened row-major tensors; no extent is 1, and a single element has no extents."""
 
@@ -25,8 +25,7 @@ class Piece:
     theirs_strides: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor of theirs: its pieces are disjoint and cover it."""
 
     name: str

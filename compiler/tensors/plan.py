@@ -42,7 +42,7 @@ def plan_import(
     if files is not None:
         dialect = dialect_of_names(bound.mapping, files)
         moves = tuple((new, old) for old, new in dialect.tensors) if dialect else ()
-    names = {name: rename(name, moves) for name in (*bound.theirs, *bound.duplicates, *bound.ignored)}
+    names = _renamed((*bound.theirs, *bound.duplicates, *bound.ignored), moves)
     bound = _as_encoded(bound, names, encodings)
     exemptions: list[Exemption] = []
     sources: dict[str, TensorSpec] = {}
@@ -66,20 +66,27 @@ def plan_import(
         lines = {names[entry.tensor.name]: entry.line for entry in bound.related}
         hint = "another format may have it (--format); a mapping that should have it needs a line under `tensors:`"
         compare_tensors(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, dropped, bound.mapping.source)
-    feeding: dict[str, list[str]] = {}
+    feeding: dict[str, dict[str, None]] = {name: {} for name in bound.ours}
     for entry in bound.related:
         for piece in entry.tensor.pieces:
-            feeding.setdefault(piece.parameter, []).append(sources[names[entry.tensor.name]].dtype)
-    made = ((name, shape, feeding.get(name, [default_dtype])) for name, shape in bound.ours.items())
+            feeding[piece.parameter][sources[names[entry.tensor.name]].dtype] = None
+    made = ((name, shape, [*feeding[name]] or [default_dtype]) for name, shape in bound.ours.items())
     targets = _targets(made, dtype, protect)
     return _assemble(bound, names, list(sources.values()), targets, exemptions, "import", files is None, encodings)
 
 
+def _renamed(names: Iterable[str], moves: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The names as a dialect writes them."""
+    return {name: rename(name, moves) if moves else name for name in names}
+
+
 def _as_encoded(bound: Bound, names: Mapping[str, str], encodings: Sequence[Encoding]) -> Bound:
     """The same with the dimensions that encoded tensors have where they differ."""
+    if not encodings:
+        return bound
     encoded = {encoding.tensor for encoding in encodings}
     related = [
-        dataclasses.replace(entry, tensor=entry.encoded)
+        entry._replace(tensor=entry.encoded)
         if entry.encoded is not None and names[entry.tensor.name] in encoded
         else entry
         for entry in bound.related
@@ -126,7 +133,7 @@ def plan_export(
     moves: tuple[tuple[str, str], ...] = ()
     if tensor_dialect is not None:
         moves = tuple((new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors)
-    names = {name: rename(name, moves) for name in bound.theirs}
+    names = _renamed(bound.theirs, moves)
     if files is None:
         sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.ours.items()]
     else:
@@ -151,20 +158,23 @@ def _assemble(
     encodings: Sequence[Encoding] = (),
 ) -> Plan:
     rules: dict[Position, int] = {}
+    numbers: dict[int, int] = {}  # by the identity of lines, which many tensors share
     listed: list[Rule] = []
     copies: list[RawCopy] = []
     lines: dict[str, int] = {}
-    for entry in bound.related:
-        index = rules.get(entry.line.position)
-        if index is None:
-            index = rules[entry.line.position] = len(listed)
-            listed.append(Rule(entry.mapping, str(entry.line), str(entry.line.position)))
-        name = names[entry.tensor.name]
-        for p in entry.tensor.pieces:
-            lines.setdefault(p.parameter, index)
-            ours, theirs = (p.parameter, p.ours_offset, p.ours_strides), (name, p.theirs_offset, p.theirs_strides)
-            first, second = (theirs, ours) if direction == "import" else (ours, theirs)
-            copies.append((first[0], second[0], p.extents, first[1], first[2], second[1], second[2], index))
+    for tensor, line, mapping, _ in bound.related:
+        index = numbers.get(id(line), -1)
+        if index < 0:
+            index = numbers[id(line)] = rules.setdefault(line.position, len(listed))
+            if index == len(listed):
+                listed.append(Rule(mapping, str(line), str(line.position)))
+        name = names[tensor.name]
+        for ours, extents, at, strides, their_at, their_strides in tensor.pieces:
+            lines.setdefault(ours, index)
+            if direction == "import":
+                copies.append((name, ours, extents, their_at, their_strides, at, strides, index))
+            else:
+                copies.append((ours, name, extents, at, strides, their_at, their_strides, index))
     metadata = {"mapping": bound.mapping.name, "layout": bound.mapping.layout.name, "direction": direction}
     if assumed:
         metadata["dtypes"] = "assumed"  # from the config: the tensors may have others

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 from crosswalk.compiler.config.taken import Cases, Chosen
 from crosswalk.compiler.layout.cells import AxisTable
@@ -36,8 +37,7 @@ from .lower import Piece, Source, Tensor, lower
 EMPTY = Template.parse("")
 
 
-@dataclass(frozen=True, slots=True)
-class Related:
+class Related(NamedTuple):
     """A tensor of theirs with the copies that relate it to parameters of ours, and the line that says so. ``encoded``:
     the same tensor as it is where it is stored encoded, if its dimensions are others then."""
 
@@ -317,17 +317,14 @@ def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
 def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | None) -> None:
     """Put the prefixes of one layer in front of the names of a shared result."""
     prefix = "" if theirs is None else f"{theirs}."
-    for related in below.related:
-        encoded = None if related.encoded is None else _prefixed(related.encoded, ours, prefix)
-        out.related.append(Related(_prefixed(related.tensor, ours, prefix), related.line, related.mapping, encoded))
+    for tensor, line, mapping, stored in below.related:
+        encoded = None if stored is None else _prefixed(stored, ours, prefix)
+        out.related.append(Related(_prefixed(tensor, ours, prefix), line, mapping, encoded))
     for name, line in below.ignored.items():
         out.ignored[prefix + name] = line
     out.problems += below.problems
 
 
 def _prefixed(tensor: Tensor, ours: str, prefix: str) -> Tensor:
-    pieces = tuple(
-        Piece(f"{ours}.{p.parameter}", p.extents, p.ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
-        for p in tensor.pieces
-    )
-    return Tensor(prefix + tensor.name, tensor.shape, pieces)
+    name, shape, pieces = tensor
+    return Tensor(prefix + name, shape, tuple([Piece(f"{ours}.{parameter}", *rest) for parameter, *rest in pieces]))

@@ -12,8 +12,15 @@ _BEFORE = ("module.", "base_model.model.")
 
 def unwrapped(names: Collection[str]) -> tuple[dict[str, str], str | None]:
     """Names in a file -> without what wrappers add, and a note if anything was. Left alone where two would be one."""
-    result = {name: ".".join(part for part in name.split(".") if part not in _ANYWHERE) for name in names}
-    removed = {part for name in names for part in name.split(".") if part in _ANYWHERE}
+    result = {name: name for name in names}
+    removed: set[str] = set()
+    text = "\n".join(names)
+    marks = [part for part in _ANYWHERE if part in text]
+    for name in names if marks else ():
+        if any(part in name for part in marks):
+            parts = name.split(".")
+            result[name] = ".".join(part for part in parts if part not in _ANYWHERE)
+            removed.update(part for part in parts if part in _ANYWHERE)
     while prefix := next((p for p in _BEFORE if result and all(n.startswith(p) for n in result.values())), None):
         result = {name: new.removeprefix(prefix) for name, new in result.items()}
         removed.add(prefix)

@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .compare import compare
+from .init import init
 from .prove import prove
 
 if TYPE_CHECKING:
@@ -215,11 +217,13 @@ def formats(name: str | None) -> None:
 
 
 cli.add_command(compare)
+cli.add_command(init)
 cli.add_command(prove)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``crosswalk``."""
+    gc.disable()  # what a command makes stays until it ends: looking for cycles would be a third of the planning
     sys.exit(run_command(cli, arguments))
 
 

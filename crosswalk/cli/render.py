@@ -17,9 +17,9 @@ _WIDTH = 120  # of the part of a source line that is shown
 
 def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | None] | None = None) -> str:
     """Plain text for a terminal, one paragraph a problem, file by file as they were found, and from the top of
-    each; duplicates appear once.
+    each; duplicates appear once. The first line ends with the code, by which docs/errors.md tells more.
 
-        mappings/llama.yaml:37:26: error: type `attention` has no field `head_group`
+        mappings/llama.yaml:37:26: error: type `attention` has no field `head_group` [mapping/no-such-field]
           37 |     num_key_value_heads: head_group
              |                          ^^^^^^^^^^
           hint: did you mean `head_groups`? (layouts/fast_llm.yaml:169)
@@ -43,7 +43,7 @@ def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | Non
 def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:
     where = f"{found.place}: " if found.place else ""
     first, *more = visible(cut(found.message)).split("\n")
-    parts = [f"{visible(where)}{found.severity}: {first}"]
+    parts = [f"{visible(where)}{found.severity}: {first} [{found.code}]"]
     if found.place:
         parts += _excerpt(found.place, lines_of)
     parts += [f"  {line}".rstrip() for line in more]

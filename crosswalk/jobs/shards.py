@@ -39,7 +39,9 @@ def shards(
     itself, and an axis inside a product for every index of what stands left of it; the local tensor has what is left,
     in the same order. Where an axis is written that is made of others, as ``head`` is of ``group`` and ``per_group``,
     it is cut by itself if it is in ``axes``, else by those of the others that are. Parameters without these axes are
-    whole on this rank. To shard a part of a model otherwise, call this for each part of its state.
+    whole on this rank. An axis in the name of a parameter (``experts.weight{expert}``) is cut as well: the rank's
+    tensors are numbered from 0, and get the names that they have in the whole model. To shard a part of a model
+    otherwise, call this for each part of its state.
 
     A ``DTensor`` and ``Shards`` say themselves what they hold, and stay as they are; so do names that are not the
     layout's. A ``DTensor`` of local shards (FSDP over tensor parallelism by hand) has no global shape and is not
@@ -51,21 +53,31 @@ def shards(
     """
     found = catalog().layout(layout)
     config = normalize(found, native_config, root)
-    held = held_parameters(Scope(found, found.types[root or found.root], config), axes)
+    whole = Scope(found, found.types[root or found.root], config)
+    held = held_parameters(whole, axes)
     result: dict[str, torch.Tensor | Shards] = {}
     wrong: dict[str, tuple[Held, tuple[int, ...]]] = {}
-    for name, value in collect(model).items():
+    state = collect(model)
+    others = {name for name in state if name not in held}
+    for name, value in state.items():
         mine = held.get(name)
         if mine is None or isinstance(value, DTensor | Shards):
-            result[name] = value
+            result[name if mine is None else mine.name] = value
         elif tuple(value.shape) != mine.local_shape:
             wrong[name] = (mine, tuple(value.shape))
         else:
-            result[name] = Shards.of_intervals(mine.shape, mine.intervals, value) if mine.cut else value
+            result[mine.name] = Shards.of_intervals(mine.shape, mine.intervals, value) if mine.cut else value
+    if others and (beyond := [name for name in held_parameters(whole, {}) if name in others]):
+        raise CrosswalkError(_beyond(name) for name, _ in fold(beyond))
     if wrong:
         folded = fold(wrong, lambda name: (wrong[name][0].pattern, wrong[name][0].local_shape, wrong[name][1]))
         raise CrosswalkError(_misshapen(pattern, *wrong[names[0]], axes) for pattern, names in folded)
     return result
+
+
+def _beyond(name: str) -> Diagnostic:
+    message = f"`{name}` is none of this rank's: where an axis in the name is sharded, a rank has its tensors from 0 on"
+    return Diagnostic("shards/name", message, None, "number the tensors as the rank does, or leave the axis out")
 
 
 def _misshapen(name: str, held: Held, found: tuple[int, ...], axes: Mapping[str, tuple[int, int]]) -> Diagnostic:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from crosswalk.runtime.dtypes import DTYPES, size_of
+from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
@@ -131,7 +131,7 @@ def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, Stor
         begin, end = entry["data_offsets"]
         stored = StoredTensor(path, data_start + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
         tensors.append((begin, end, name, stored))
-    tensors.sort(key=lambda item: item[:3])
+    tensors.sort()  # no two have one name, so that what is stored is never compared
     beyond = sum(end > data_size for _, end, _, _ in tensors)
     if beyond:
         needed = max(end for _, end, _, _ in tensors)
@@ -164,19 +164,22 @@ def _entry_problem(entry: Any) -> tuple[str, str] | None:
         return "header/dtype", f"has the dtype {shorten(repr(dtype))}, which is not supported"
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not _all_sizes(shape):
         return "header/shape", f"has the shape {shorten(repr(shape))}, which is not a list of at most {MAX_RANK} sizes"
-    if not isinstance(offsets, list) or len(offsets) != 2 or {*map(type, offsets)} != {int}:
+    if not isinstance(offsets, list) or len(offsets) != 2 or not type(offsets[0]) is type(offsets[1]) is int:
         return "header/offsets", f"has the offsets {shorten(repr(offsets))}, which are not two integers"
     begin, end = offsets
     if not 0 <= begin <= end:
         return "header/offsets", f"lies at bytes {begin} to {end}"
-    needed = math.prod(shape) * size_of(dtype)
+    needed = math.prod(shape) * DTYPES[dtype][0]
     if needed != end - begin:
         return "header/size", f"of dtype {dtype} and shape {shape} needs {needed} bytes but has {end - begin}"
     return None
 
 
 def _all_sizes(shape: list[Any]) -> bool:
-    return {*map(type, shape)} <= {int} and min(shape, default=0) >= 0 and max(shape, default=0) < 2**63
+    for size in shape:  # noqa: SIM110  # a generator takes several times as long, and this is done for every tensor
+        if type(size) is not int or not 0 <= size < 2**63:
+            return False
+    return True
 
 
 def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str], phase: int | None = None) -> bytes:

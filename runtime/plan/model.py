@@ -21,7 +21,7 @@ from crosswalk.runtime.errors import fail
 from .regions import RawRegion, Region, make_regions
 
 if TYPE_CHECKING:
-    from .proof import Verdict
+    from .verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,11 @@ class Plan:
         return plan_json.digest(self)
 
     def verify(self) -> Verdict:
-        """Prove bounds, disjointness and coverage of both ends; see :mod:`crosswalk.runtime.plan.proof`."""
+        """Prove bounds, disjointness and coverage of both ends; see :mod:`crosswalk.runtime.plan.proof`. Done once."""
+        return self._verdict
+
+    @functools.cached_property
+    def _verdict(self) -> Verdict:
         from .proof import prove
 
         return prove(self)
@@ -306,17 +310,22 @@ def make_plan(
     source_index = {tensor.name: index for index, tensor in enumerate(source_list)}
     target_index = {tensor.name: index for index, tensor in enumerate(target_list)}
     result = []
+    merged: dict[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]] = {}
     for source, target, extents, source_offset, source_strides, target_offset, target_strides, rule in copies:
-        axes = merge_axes(extents, source_strides, target_strides)
+        form = extents, source_strides, target_strides
+        if form not in merged:  # there are few, and copies of one share them
+            axes = merge_axes(*form)
+            merged[form] = tuple(tuple(axis[column] for axis in axes) for column in range(3))
+        extents, source_strides, target_strides = merged[form]
         result.append(
             Copy(
                 source_index[source],
                 target_index[target],
-                tuple(axis[0] for axis in axes),
+                extents,
                 source_offset,
-                tuple(axis[1] for axis in axes),
+                source_strides,
                 target_offset,
-                tuple(axis[2] for axis in axes),
+                target_strides,
                 rule,
             )
         )

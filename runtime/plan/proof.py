@@ -4,93 +4,24 @@ sizes of the tensors. docs/plan.md numbers the invariants that are checked here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
 from crosswalk.runtime.errors import Diagnostic, Position
 
-from .affine import Fault, Piece, is_nested, make_piece, tiling_faults
-from .encodings import check_encodings, described
-from .model import Copy, Encoding, Exemption, Plan, TensorSpec
+from .affine import Fault, Piece, is_nested, tiling_faults
+from .encodings import check_encodings
+from .forms import Forms
+from .model import Copy, Plan, TensorSpec
 from .regions import Region
+from .verdict import Amount, Cast, Verdict
 
 #: Problems named per tensor; one wrong rule can leave a gap in every row.
 _FAULTS_PER_TENSOR = 3
 _ENDS = ("source", "target")
 _REGIONS = {"source": "truncated", "target": "padded"}
-
-
-@dataclass(frozen=True, slots=True)
-class Cast:
-    """Tensors whose elements change dtype; ``exact`` when every value survives."""
-
-    source: str
-    target: str
-    tensors: int
-    exact: bool
-
-    def __str__(self) -> str:
-        return (
-            f"{_count(self.tensors, 'tensor')} cast {self.source} -> {self.target}"
-            f" ({'exact' if self.exact else 'lossy'})"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """How many tensors have regions, and how many elements these are."""
-
-    tensors: int = 0
-    elements: int = 0
-
-    @staticmethod
-    def of(regions: Sequence[Region]) -> Amount:
-        return Amount(len({region.tensor for region in regions}), sum(region.elements for region in regions))
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What :func:`prove` found: problems, and what is declared to differ from a bijection."""
-
-    problems: tuple[Diagnostic, ...]
-    casts: tuple[Cast, ...]
-    exemptions: tuple[Exemption, ...]
-    padded: Amount = Amount()
-    truncated: Amount = Amount()
-    encodings: tuple[Encoding, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """No problem: every element is moved once, or is exempt by a declaration that holds together."""
-        return not self.problems
-
-    @property
-    def bijective(self) -> bool:
-        """Nothing but copies, exact casts at most: the inverse undoes the plan, and the plan its inverse."""
-        return self.reversible and not self.padded.tensors
-
-    @property
-    def reversible(self) -> bool:
-        """No problem, no exemption, nothing truncated or decoded, no lossy cast: the inverse brings every byte back. A
-        plan that pads is reversible and not bijective."""
-        given_up = self.exemptions or self.truncated.tensors or self.encodings
-        return self.ok and not given_up and all(cast.exact for cast in self.casts)
-
-    def __str__(self) -> str:
-        if self.problems:
-            return f"not bijective: {_count(len(self.problems), 'problem')}, first: {self.problems[0].message}"
-        kinds = Counter(exemption.kind for exemption in self.exemptions)
-        but = [_count(number, f"{kind} tensor") for kind, number in sorted(kinds.items(), reverse=True)]
-        for how, amount in (("padded with", self.padded), ("truncated by", self.truncated)):
-            if amount.tensors:
-                elements = f"{amount.elements:,} element{'s' * (amount.elements != 1)}"
-                but.append(f"{_count(amount.tensors, 'tensor')} {how} {elements}")
-        but += described(self.encodings)
-        but += [str(cast) for cast in self.casts if not cast.exact]
-        exact = [str(cast) for cast in self.casts if cast.exact]
-        return "; ".join([f"bijective but for {', '.join(but)}" if but else "bijective", *exact])
 
 
 def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
@@ -100,59 +31,79 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
     ``ends=("target",)``. Never raises for a wrong plan; the problems are in the verdict.
     """
     problems = [*_check_tensors(plan), *_check_exemptions(plan), *check_encodings(plan)]
-    sizes = {
-        "source": [tensor.elements if _well_formed(tensor) else None for tensor in plan.sources],
-        "target": [tensor.elements if _well_formed(tensor) else None for tensor in plan.targets],
-    }
-    pieces: dict[str, list[list[Piece]]] = {end: [[] for _ in sizes[end]] for end in _ENDS}
-    broken: dict[str, set[int]] = {end: set() for end in _ENDS}
-    moved: set[tuple[int, int]] = set()
-    for index, copy in enumerate(plan.copies):
-        found = _check_numbers(plan, index, copy) or _check_cast(plan, index, copy)
-        if found is None:
-            # The other end of a piece is the index of the copy, with strides of 0, so that all its parts keep it.
-            zeros = (0,) * len(copy.extents)
-            source = make_piece(copy.source_offset, copy.source_strides, index, zeros, copy.extents)
-            target = make_piece(copy.target_offset, copy.target_strides, index, zeros, copy.extents)
-            found = _check_piece(plan, "source", source, sizes["source"][copy.source]) or _check_piece(
-                plan, "target", target, sizes["target"][copy.target]
-            )
-        if found is None:
-            pieces["source"][copy.source].append(source)
-            pieces["target"][copy.target].append(target)
-            moved.add((copy.source, copy.target))
-        else:
-            problems.append(found)
-            for end, number in (("source", copy.source), ("target", copy.target)):
-                if type(number) is int:
-                    broken[end].add(number)
-    for end, regions in (("source", plan.truncated), ("target", plan.padded)):
-        for index, region in enumerate(regions, len(plan.copies)):
-            found = _check_region(plan, end, index, region)
-            if found is None:
-                piece = region.piece._replace(there=index)
-                found = _check_piece(plan, end, piece, sizes[end][region.tensor])
-            if found is None:
-                pieces[end][region.tensor].append(piece)
-            else:
-                problems.append(found)
-                if type(region.tensor) is int:
-                    broken[end].add(region.tensor)
+    met, forms = _Met.nothing(plan), Forms()
+    problems += [*_check_copies(plan, forms, met), *_check_regions(plan, met)]
     exempt = {exemption.tensor for exemption in plan.exemptions}
     for end in ends:
         for index, tensor in enumerate(plan.sources if end == "source" else plan.targets):
-            # A tensor with a malformed number or copy has had its diagnostic; its gaps would only repeat it.
-            size = sizes[end][index]
-            if index in broken[end] or size is None:
+            size, pieces = met.sizes[end][index], met.pieces[end][index]
+            if size is None or index in met.broken[end]:
                 continue
             if end == "source" and tensor.name in exempt:
-                if pieces[end][index]:
-                    problems.append(_exempt_but_copied(plan, tensor, pieces[end][index]))
-                continue
-            faults = tiling_faults(pieces[end][index], 0, size)
-            problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
+                if pieces:
+                    problems.append(_exempt_but_copied(plan, tensor, pieces))
+            elif not forms.tile(pieces, size):
+                faults = tiling_faults(pieces, 0, size)
+                problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
     padded, truncated = (Amount() if problems else Amount.of(regions) for regions in (plan.padded, plan.truncated))
-    return Verdict(tuple(problems), _casts(plan, moved), plan.exemptions, padded, truncated, plan.encodings)
+    return Verdict(tuple(problems), _casts(plan, met.casts), plan.exemptions, padded, truncated, plan.encodings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """What the copies meet, for each end: the ``sizes`` of its tensors, None where nobody knows; the ``pieces`` of each
+    that are well-formed; the numbers of tensors with others, whose gaps would only repeat what is said of those. And
+    the pairs (source, target) of tensors of different dtypes."""
+
+    sizes: Mapping[str, Sequence[int | None]]
+    pieces: Mapping[str, list[list[Piece]]]
+    broken: Mapping[str, set[int]]
+    casts: set[tuple[int, int]]
+
+    @staticmethod
+    def nothing(plan: Plan) -> _Met:
+        sizes = {
+            end: [tensor.elements if _well_formed(tensor) else None for tensor in tensors]
+            for end, tensors in (("source", plan.sources), ("target", plan.targets))
+        }
+        pieces: dict[str, list[list[Piece]]] = {end: [[] for _ in sizes[end]] for end in _ENDS}
+        return _Met(sizes, pieces, {end: set() for end in _ENDS}, set())
+
+
+def _check_copies(plan: Plan, forms: Forms, met: _Met) -> Iterator[Diagnostic]:
+    sources, targets = plan.sources, plan.targets
+    (rooms, spaces), (reading, writing) = met.sizes.values(), met.pieces.values()
+    for index, copy in enumerate(plan.copies):
+        ends = forms.known(copy)
+        found = _check_numbers(plan, index, copy, ends is None)
+        if found is None:
+            (axes, reach), (other_axes, other_reach) = ends or forms.learnt(copy)
+            # The other end of a piece is the number of the copy, with strides of 0, so that all its parts keep it.
+            source = Piece(copy.source_offset, index, axes)
+            target = Piece(copy.target_offset, index, other_axes)
+            room, space = rooms[copy.source], spaces[copy.target]
+            casts = sources[copy.source].dtype != targets[copy.target].dtype
+            if casts:
+                found = _check_cast(plan, index, copy)
+            if (
+                room is None
+                or space is None
+                or min(reach, other_reach) < 0
+                or (source.here + reach > room or target.here + other_reach > space)
+            ):
+                found = (
+                    found or _check_piece(plan, "source", source, room) or _check_piece(plan, "target", target, space)
+                )
+        if found is None:
+            reading[copy.source].append(source)
+            writing[copy.target].append(target)
+            if casts:
+                met.casts.add((copy.source, copy.target))
+            continue
+        yield found
+        for end, number in (("source", copy.source), ("target", copy.target)):
+            if type(number) is int:
+                met.broken[end].add(number)
 
 
 def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:
@@ -168,7 +119,10 @@ def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:
 
 
 def _well_formed(tensor: TensorSpec) -> bool:
-    return all(type(size) is int and size >= 0 for size in tensor.shape)
+    for size in tensor.shape:  # noqa: SIM110  # a generator would take most of the time of a proof
+        if type(size) is not int or size < 0:
+            return False
+    return True
 
 
 def _check_exemptions(plan: Plan) -> Iterator[Diagnostic]:
@@ -201,21 +155,33 @@ def _check_exemptions(plan: Plan) -> Iterator[Diagnostic]:
                 )
 
 
-def _check_numbers(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
-    numbers = (
-        copy.source,
-        copy.target,
-        copy.source_offset,
-        copy.target_offset,
-        *copy.extents,
-        *copy.source_strides,
-        *copy.target_strides,
-    )
+def _check_regions(plan: Plan, met: _Met) -> Iterator[Diagnostic]:
+    for end, regions in (("source", plan.truncated), ("target", plan.padded)):
+        for index, region in enumerate(regions, len(plan.copies)):
+            found = _check_region(plan, end, index, region)
+            if found is None:
+                piece = region.piece._replace(there=index)
+                found = _check_piece(plan, end, piece, met.sizes[end][region.tensor])
+            if found is None:
+                met.pieces[end][region.tensor].append(piece)
+                continue
+            yield found
+            if type(region.tensor) is int:
+                met.broken[end].add(region.tensor)
+
+
+def _check_numbers(plan: Plan, index: int, copy: Copy, whole: bool) -> Diagnostic | None:
+    """``whole``: with its extents and strides, which are otherwise known to be right."""
+    numbers: tuple[int, ...] = copy.source, copy.target, copy.source_offset, copy.target_offset
+    if whole:
+        numbers += (*copy.extents, *copy.source_strides, *copy.target_strides)
     where = f"copy {index}"
     if {*map(type, numbers)} != {int} or min(numbers) < 0:
         return _diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [copy])
     if copy.source >= len(plan.sources) or copy.target >= len(plan.targets):
         return _diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [copy])
+    if not whole:
+        return None
     if not len(copy.extents) == len(copy.source_strides) == len(copy.target_strides):
         return _diagnose(
             plan, "plan/axes", f"{_name(plan, index)} has extents and strides of different lengths", [copy]

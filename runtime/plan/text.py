@@ -15,19 +15,44 @@ from .form import check_form
 from .model import Copy, Encoding, Exemption, Plan, Rule, TensorSpec
 
 VERSION = 1
+_quoted = json.encoder.encode_basestring
 
 
 def write(plan: Plan) -> str:
     """Canonical JSON (sorted keys, no spaces), as validated by ``schema/plan.schema.json``."""
-    return _canonical(_encode(plan)).decode()
+    return _json(_encode(plan))
 
 
 def digest(plan: Plan) -> str:
     """sha256 over the canonical JSON of everything but provenance and metadata: what moves, not who said so."""
-    body = {key: value for key, value in _encode(plan).items() if key not in ("rules", "metadata")}
-    for moved in body.keys() & {"copies", "padded", "truncated"}:
-        body[moved] = [entry[:-1] for entry in body[moved]]
-    return hashlib.sha256(_canonical(body)).hexdigest()
+    # Written out: as lists to be encoded, 50,000 copies would take several times as long.
+    tuples = _Numbers()
+    parts = {
+        "copies": [
+            f"[{c.source},{c.target},{tuples[c.extents]},{c.source_offset},{tuples[c.source_strides]},"
+            f"{c.target_offset},{tuples[c.target_strides]}]"
+            for c in plan.copies
+        ],
+        "exemptions": [_json(dataclasses.astuple(exemption)) for exemption in plan.exemptions],
+        "sources": [f"[{_quoted(t.name)},{tuples[t.shape]},{_quoted(t.dtype)}]" for t in plan.sources],
+        "targets": [f"[{_quoted(t.name)},{tuples[t.shape]},{_quoted(t.dtype)}]" for t in plan.targets],
+    }
+    for key, regions in (("padded", plan.padded), ("truncated", plan.truncated)):
+        if regions:
+            parts[key] = [_json(entry[:-1]) for entry in padding.encode(regions)]
+    if plan.encodings:
+        parts["encodings"] = [_json(_encode_encoding(encoding)) for encoding in plan.encodings]
+    body = {key: f"[{','.join(entries)}]" for key, entries in parts.items()} | {"crosswalk_plan": str(VERSION)}
+    text = ",".join(f'"{key}":{body[key]}' for key in sorted(body))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
+
+
+class _Numbers(dict[tuple[int, ...], str]):
+    """The JSON of tuples of numbers, of which there are few that are different."""
+
+    def __missing__(self, numbers: tuple[int, ...]) -> str:
+        self[numbers] = text = _json(numbers)
+        return text
 
 
 def read(text: str) -> Plan:
@@ -104,5 +129,5 @@ def _decode_encoding(tensor: str, kind: str, stored: list[Any], block: list[int]
     return Encoding(tensor, kind, tuple(_decode_tensor(*part) for part in stored), tuple(block))
 
 
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

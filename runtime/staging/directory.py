@@ -109,6 +109,9 @@ class Staging:
         self._check_destination()
         if self._resume and records and records[0] == self._identity:
             self.records = [record for record in records[1:] if placing.PLACING not in record]
+            if len(self.records) < len(records) - 1:
+                # It speaks of an output that is gone: the next one must not be taken for what that one replaced.
+                self.record({placing.PLACING: None})
         keep = (JOURNAL, OUTPUT) if self.records else ()
         for entry in os.scandir(self._work):
             if entry.name not in keep:

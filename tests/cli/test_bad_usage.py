@@ -239,7 +239,7 @@ def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
     with nothing_written(tmp_path):
         done = run_process(limited, "convert", source, tmp_path / "out")
         assert done.returncode == 1, done
-        assert done.stderr == f"{tmp_path}/out: error: the output cannot be written: File too large\n"
+        assert done.stderr == f"{tmp_path}/out: error: the output cannot be written: File too large [output/failed]\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 

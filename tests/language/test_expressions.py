@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from budgets import times
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crosswalk.compiler.notation.expressions import Expression, compile_expression
@@ -328,7 +329,7 @@ def _outcome(compute: Callable[[], Any]) -> Any:
         return "error"
 
 
-@settings(max_examples=300)
+@times(12)
 @given(ARITHMETIC)
 def test_computes_and_asks_for_what_python_does(text: str) -> None:
     if len(text) > 500:
