@@ -316,6 +316,11 @@ class Export:
         if origin is not None:
             carried = files_to_write(source, origin.files, None, Path(origin.name))
             text = origin.text.encode() if exported.unchanged else text
+        elif source.files:
+            needed = ", ".join(source.files)
+            what = f"format `{source.name}` needs its model files {needed}: it cannot be loaded without"
+            hint = "pass carry_from: the checkpoint that the model came from, or a directory of its config and code"
+            raise fail("files/model-code", what, None, hint)
         made = {CONFIG: text, **derived_files(source, exported.config, carried)}
         layout = hugging_face_layout(written.max_shard_size)
         return Output(layout, made, carried, written.overwrite, exported.defaults)
