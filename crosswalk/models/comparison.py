@@ -27,7 +27,7 @@ from crosswalk.runtime import execute
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.dtypes import torch_dtype
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import Position, fail, system_limits
 
 from .classes import Trace, load, trace
 from .tiny import make_tiny
@@ -63,6 +63,7 @@ class Comparison:
         return self.first is None
 
 
+@system_limits()
 def compare(
     src: str | Path,
     dst: str | Path | None = None,
