@@ -12,12 +12,15 @@ The environment is ``.venv`` here, or the directory in CROSSWALK_VENV; it is mad
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -33,9 +36,11 @@ def environment(suffix: str = "", extra: tuple[str, ...] = ()) -> Path:
     done = home / "crosswalk-is-installed"
     if not done.exists():
         venv.create(home, with_pip=True, clear=True)
+        pip = (home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
         # Torch first and alone, so that nothing else pulls in another build of it.
-        for packages in ((TORCH,), ("--editable", f"{ROOT}[dev]", *extra)):
-            run(home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages)
+        run(*pip, TORCH)
+        with building():
+            run(*pip, "--editable", f"{ROOT}[dev]", *extra)
         done.touch()
     return home / "bin"
 
@@ -76,9 +81,19 @@ def wheel() -> None:
 
 def pip(binaries: Path, *arguments: object) -> None:
     """Let pip build the project, from nothing that an earlier build has left."""
-    shutil.rmtree(ROOT / "build", ignore_errors=True)
-    run(binaries / "python", "-m", "pip", *arguments[:1], "--quiet", "--disable-pip-version-check", *arguments[1:])
-    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    command = (binaries / "python", "-m", "pip", *arguments[:1], "--quiet", "--disable-pip-version-check")
+    with building():
+        shutil.rmtree(ROOT / "build", ignore_errors=True)
+        run(*command, *arguments[1:])
+        shutil.rmtree(ROOT / "build", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Builds leave files in the repository: one at a time, whoever runs tasks side by side."""
+    with open(__file__) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def dialects() -> None:

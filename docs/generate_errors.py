@@ -17,9 +17,9 @@ INTRODUCTION = """\
 # Error codes
 
 Every problem has a code, which stays what it is: `CrosswalkError.diagnostics` has it as `code`, and the text of the
-exception ends its first line with it. The message says what was expected and found, and where; this page what
-a code means in general, and what to do. A problem of a config is placed at the key in the user's file, and `rule` is
-the line of the mapping that does not hold; of a config that is in no file it is the only place."""
+exception and what the command line prints end its first line with it. The message says what was expected and found, and
+where; this page what a code means in general, and what to do. A problem of a config is placed at the key in the user's
+file, and `rule` is the line of the mapping that does not hold; of a config that is in no file it is the only place."""
 
 
 def registry() -> dict[str, list[str]]:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from crosswalk.compiler.text.positioned import MAX_BYTES
 from crosswalk.runtime.checkpoint.opening import open_regular
-from crosswalk.runtime.errors import Diagnostic, Position
+from crosswalk.runtime.errors import MOST_SHOWN, Diagnostic, Position, and_more, cut
 
 _WIDTH = 120  # of the part of a source line that is shown
 
 
 def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | None] | None = None) -> str:
     """Plain text for a terminal, one paragraph a problem, file by file as they were found, and from the top of
-    each; duplicates appear once.
+    each; duplicates appear once. The first line ends with the code, by which docs/errors.md tells more.
 
-        mappings/llama.yaml:37:26: error: type `attention` has no field `head_group`
+        mappings/llama.yaml:37:26: error: type `attention` has no field `head_group` [mapping/no-such-field]
           37 |     num_key_value_heads: head_group
              |                          ^^^^^^^^^^
           hint: did you mean `head_groups`? (layouts/fast_llm.yaml:169)
@@ -35,13 +35,15 @@ def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | Non
         at = found.place
         return (files.index(at.file), at.line, at.column) if at else (len(files), 0, 0)
 
-    return "\n\n".join(_paragraph(found, lines_of) for found in sorted(dict.fromkeys(diagnostics), key=order))
+    distinct = sorted(dict.fromkeys(diagnostics), key=order)
+    shown = [_paragraph(found, lines_of) for found in distinct[:MOST_SHOWN]]
+    return "\n\n".join([*shown, *and_more(len(distinct))])
 
 
 def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:
     where = f"{found.place}: " if found.place else ""
-    first, *more = visible(found.message).split("\n")
-    parts = [f"{visible(where)}{found.severity}: {first}"]
+    first, *more = visible(cut(found.message)).split("\n")
+    parts = [f"{visible(where)}{found.severity}: {first} [{found.code}]"]
     if found.place:
         parts += _excerpt(found.place, lines_of)
     parts += [f"  {line}".rstrip() for line in more]

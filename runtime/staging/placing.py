@@ -20,7 +20,8 @@ from crosswalk.runtime.errors import Position, fail
 
 from .writing import sync_directory
 
-#: The key of the journal's record that an output is being put in place: the inode of its directory.
+#: The key of the journal's record that an output is being put in place: the inode of its directory, or None where what
+#: an earlier record says has been dealt with.
 PLACING = "placing"
 _OLD = "old"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

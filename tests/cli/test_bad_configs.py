@@ -210,7 +210,7 @@ def test_unknown_keys_show_the_line_and_what_may_have_been_meant(crosswalk: Comm
     line = (source / "config.json").read_text().splitlines().index('  "hiden_size": 3') + 1
     assert crosswalk("check", source).err.startswith(
         f"{source}/config.json:{line}:3: error: `hiden_size` = 3 has no counterpart in mapping `llama`, and what the"
-        " model computes may depend on it\n"
+        " model computes may depend on it [config/unknown-key]\n"
         f'  {line} |   "hiden_size": 3\n'
         "     |   ^^^^^^^^^^^^\n"
         "  hint: did you mean `hidden_size`? if the model is the same without it, carry it along, to be restored on"

@@ -188,7 +188,7 @@ def test_native_problems_are_shown_where_they_stand(crosswalk: CommandLine, tmp_
     metadata(*MIXER, head=1)(source)
     assert crosswalk("check", source).err == (
         f"{source}/metadata.yaml:11:11: error: `decoder.block.mixer.head`: type `attention` of layout `fast_llm` has no"
-        " field `head`\n"
+        " field `head` [native/unknown-field]\n"
         "  11 |           head: 1\n"
         "     |           ^^^^\n"
         "  hint: did you mean `heads`?\n"
@@ -207,7 +207,7 @@ def test_what_training_saves_is_refused_with_the_command_that_makes_it_readable(
     (tmp_path / "metadata.yaml").write_text(text + "fast_llm_version: 0.4.0\nshards: [weights]\n")
     assert crosswalk("check", tmp_path).err == (
         f"{tmp_path}/metadata.yaml:4:1: error: this is a `distributed` checkpoint of the trainer: all parameters of a"
-        " rank are one vector in its file, which only the trainer can take apart\n"
+        " rank are one vector in its file, which only the trainer can take apart [native/distributed]\n"
         "  4 | format: distributed\n"
         "    | ^^^^^^\n"
         "  hint: let the trainer write what can be read, and name OUT here:\n"
@@ -274,5 +274,5 @@ def test_large_metadata_is_read_and_its_problems_have_positions(crosswalk: Comma
     file.write_text(metadata_text.replace("hidden_size: 30", "hidden_size: wide", 1))
     line = metadata_text[: metadata_text.index("hidden_size: 30")].count("\n") + 1
     assert crosswalk("check", source).err.startswith(
-        f"{file}:{line}:5: error: `hidden_size` must be of type int, it is 'wide'\n"
+        f"{file}:{line}:5: error: `hidden_size` must be of type int, it is 'wide' [native/type]\n"
     )

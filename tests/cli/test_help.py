@@ -36,7 +36,7 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
-    names = ["check", "compare", "convert", "explain", "formats", "plan", "prove", "verify"]
+    names = ["check", "compare", "convert", "explain", "formats", "init", "plan", "prove", "verify"]
     assert done.stdout.splitlines() == [f"{len(names) + 2} {names}", "[]"]
 
 

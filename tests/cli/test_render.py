@@ -15,13 +15,13 @@ from crosswalk.runtime.errors import Diagnostic, Position
 def test_renders_the_line_with_a_caret_and_a_hint() -> None:
     source = "\n" * 36 + "    num_key_value_heads: head_group   # theirs\n"
     found = Diagnostic(
-        "layout/field",
+        "mapping/no-such-field",
         "type `attention` has no field `head_group`",
         Position("mappings/llama.yaml", 37, 26),
         "did you mean `head_groups`? (layouts/fast_llm.yaml:169)",
     )
     assert render([found, found], {"mappings/llama.yaml": source}.get) == (
-        "mappings/llama.yaml:37:26: error: type `attention` has no field `head_group`\n"
+        "mappings/llama.yaml:37:26: error: type `attention` has no field `head_group` [mapping/no-such-field]\n"
         "  37 |     num_key_value_heads: head_group   # theirs\n"
         "     |                          ^^^^^^^^^^\n"
         "  hint: did you mean `head_groups`? (layouts/fast_llm.yaml:169)"
@@ -57,11 +57,11 @@ def test_renders_file_by_file_as_found_with_message_lines_after_the_excerpt() ->
         Diagnostic("c", "the file", Position("f")),
     ]
     assert render(found, {"f": "key: 1\nother: 2\n"}.get) == (
-        "f: error: the file\n\n"
-        "f:1:1: warning: key\n  1 | key: 1\n    | ^^^\n\n"
-        "f:2:1: error: axis\n  2 | other: 2\n    | ^^^^^\n  ours:   a b\n  theirs: a\n\n"
-        "g:9:1: error: gone\n\n"
-        "error: nowhere"
+        "f: error: the file [c]\n\n"
+        "f:1:1: warning: key [c]\n  1 | key: 1\n    | ^^^\n\n"
+        "f:2:1: error: axis [c]\n  2 | other: 2\n    | ^^^^^\n  ours:   a b\n  theirs: a\n\n"
+        "g:9:1: error: gone [c]\n\n"
+        "error: nowhere [c]"
     )
 
 
@@ -70,7 +70,7 @@ def test_renders_long_lines_and_control_characters_harmlessly(tmp_path: Path) ->
     path.write_text("x" * 300 + ": value, " + "y" * 300)
     text = render([Diagnostic("c", "escape \x1b[31m", Position(str(path), 1, 303), "\x07")])
     head, shown, carets, hint = text.split("\n")
-    assert head.endswith("error: escape \\x1b[31m")
+    assert head.endswith("error: escape \\x1b[31m [c]")
     assert hint == "  hint: \\x07"
     assert len(shown) < 130
     assert shown[carets.index("^") : carets.rindex("^") + 1] == "value"

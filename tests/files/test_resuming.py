@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashes import content, failing, make_model, write
+from crashes import child, content, failing, make_model, write
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
@@ -87,6 +87,28 @@ def test_resume_trusts_nothing_that_is_not_proved(
     report = write(model, destination, resume=True)
     assert report.resumed == ()
     assert content(destination) == expected
+
+
+def test_an_output_that_was_taken_away_is_made_again_whole(
+    model: tuple[Plan, Path], expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after it was put in place, moved away, and killed again while it is resumed: what is there by then
+    is part of an output, and not what the first one replaced."""
+    destination = tmp_path / "out"
+
+    def killed(**changes: Any) -> None:
+        process = child(lambda: write(model, destination, resume=True, workers=1, **changes))
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.placing, "put", lambda work, output, to, _: (os.rename(output, to), os._exit(9)))
+        killed()
+    assert content(destination) == expected
+    destination.rename(tmp_path / "kept")
+    killed(on_progress=lambda done, total, name: os._exit(9) if done * 2 > total else None)
+    write(model, destination)
+    assert content(destination) == content(tmp_path / "kept") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "out"]
 
 
 def json_lines(path: Path) -> list[Any]:

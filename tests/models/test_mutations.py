@@ -35,6 +35,7 @@ from crosswalk.compiler.config.write import export_config
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.pipeline import import_model
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.text.positioned import Map
 from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import plan_for
 from crosswalk.runtime import execute
@@ -90,11 +91,19 @@ def _layout(name: str) -> Layout:
     return Catalog().layout(name)
 
 
+@functools.cache
+def _unchanged(name: str, kind: str) -> Map:
+    return Catalog()._checked(name, kind, None)
+
+
 class _Catalog(Catalog):
-    """With the layout read once for all mutants."""
+    """With the layout, and the files that are not mutated, read once for all mutants."""
 
     def layout(self, name: str, at: Any = None) -> Layout:
         return _layout(name)
+
+    def _checked(self, name: str, kind: str, at: Any) -> Map:
+        return super()._checked(name, kind, at) if name in self.texts else _unchanged(name, kind)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import oracles
 import pytest
 import torch
 import transformers
+from budgets import half
 from comparing import differences, shapes, stored_as, tensor_differences
 from formats import CONFIGS
 from golden_cases import CASES
@@ -65,6 +66,7 @@ def bf16(plan: Plan) -> Plan:
 
 @needs_transformers_5
 @pytest.mark.parametrize("format", CONFIGS)
+@half()
 @given(data=st.data())
 def test_every_format_is_padded_as_torch_pads_it(format: str, data: st.DataObject) -> None:
     """The padded plan does what the plan of the larger model does with tensors that torch has padded."""

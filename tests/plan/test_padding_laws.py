@@ -15,7 +15,8 @@ from pathlib import Path
 
 import jsonschema
 import torch
-from hypothesis import given, settings
+from budgets import times
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_plan_laws import (
@@ -266,7 +267,7 @@ def as_copies(plan: Plan) -> list[Copy]:
     return [Copy(0, 0, r.extents, r.offset, r.strides, r.offset, r.strides) for r in regions]
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@times(12)
 @given(cut_chains())
 def test_prove_agrees_with_counting(chain: tuple[random.Random, list[Plan]]) -> None:
     random, (plan,) = chain
@@ -302,7 +303,7 @@ def test_json_and_digest(chain: tuple[random.Random, list[Plan]]) -> None:
     assert make_plan(plan.sources, plan.targets, copies, plan.rules, (), {}, *renamed).digest == plan.digest
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@times(2)
 @given(cut_chains(), st.sampled_from(["BF16", "F32", "I64"]))
 def test_files_are_what_is_made_in_memory(chain: tuple[random.Random, list[Plan]], dtype: str) -> None:
     (plan,) = chain[1]

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from budgets import times
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crosswalk.runtime import execute
@@ -27,7 +28,7 @@ from crosswalk.runtime.plan.proof import prove
 Family = tuple[str, tuple[str, ...]]
 Place = tuple[int, dict[str, int]]
 SIZES = {"a": 3, "b": 2, "c": 5, "d": 4, "e": 3, "f": 7}
-FAST = settings(max_examples=120, deadline=None, derandomize=True)
+FAST = times(5)
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ def mutate(random: random.Random, plan: Plan) -> Plan:
     return dataclasses.replace(plan, copies=tuple(copies))
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@times(16)
 @given(chains())
 def test_prove_agrees_with_counting(chain: tuple[random.Random, list[Plan]]) -> None:
     random, (plan,) = chain

@@ -7,7 +7,8 @@ from collections import Counter
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from budgets import times
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crosswalk.runtime.plan import affine
@@ -66,7 +67,7 @@ def tiles(found: list[Piece], size: int) -> bool:
     return met == Counter(range(size))
 
 
-@settings(max_examples=300)
+@times(12)
 @given(pieces(), st.sampled_from([(0, 0), (3, 0), (0, 4), (20_000, 200)]))
 def test_nothing_is_proved_that_counting_denies(drawn: tuple[list[Piece], int], limits: tuple[int, int]) -> None:
     """The less work is allowed, the more is refused; what is small is always decided."""

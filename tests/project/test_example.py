@@ -159,7 +159,7 @@ def test_excerpts_are_from_the_shipped_file(name: str, excerpt: str) -> None:
     file = Path(Catalog().mapping("llama").file).parent / f"{name}.yaml"
     shipped = [line.split("  #")[0].rstrip() for line in file.read_text().splitlines()]
     at = 0
-    for line in excerpt.splitlines():
+    for line in (line.split("  #")[0].rstrip() for line in excerpt.splitlines()):
         assert line in shipped[at:], line
         at = shipped.index(line, at) + 1
 
@@ -168,5 +168,5 @@ def test_the_page_names_every_function_and_no_other() -> None:
     from crosswalk.compiler.notation.expressions import _FUNCTIONS
 
     page = (DOCS / "language.md").read_text()
-    listed = next(line for line in page.splitlines() if line.startswith("* `ceil_div"))
+    listed = page[page.index("* `ceil_div") :].split("\n* ")[0]
     assert set(re.findall(r"`(\w+)", listed)) == set(_FUNCTIONS)

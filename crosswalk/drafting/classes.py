@@ -1,0 +1,65 @@
+"""What the class of transformers says of the keys of a draft, in a tiny model of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.proving.reading import differences, native_of
+from crosswalk.proving.subject import Subject
+from crosswalk.proving.values import changed, others, without
+from crosswalk.runtime.errors import CrosswalkError
+
+#: Values of a key that are tried.
+_VALUES = 3
+
+
+class Known:
+    """What a class knows."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        subject.tokens = torch.arange(19) * 7 % 53
+        self._base = subject.behaviour(subject.base)
+
+    @staticmethod
+    def of(config: Mapping[str, Any], where: str) -> Known | None:
+        """What the class that a config names knows; None where it is not installed, or cannot be made small."""
+        try:
+            known = Known(Subject.of(config, where))
+        except CrosswalkError:
+            return None
+        return known if known._base is not None else None
+
+    def matters(self, key: str) -> bool:
+        """Whether the class does something else, in evaluation or training, where a key has another value."""
+        assert self._base is not None
+        value = self.subject.keys().get(key, self.subject.base.get(key))
+        for other in others(value)[:_VALUES]:
+            found = self.subject.behaviour(changed(self.subject.base, (key,), other))
+            if found is not None and not found.same(self._base):
+                return True
+        return False
+
+    def other_defaults(self, mapping: CompiledMapping) -> Iterator[tuple[str, Any]]:
+        """The keys for which the class takes something else than a mapping where they are absent, with that value."""
+        for key in self.subject.base:
+            left = without(self.subject.base, (key,))
+            filled = self.subject.read(left)
+            if filled is None or key not in filled or filled[key] is None:
+                continue
+            found, expected = native_of(mapping, left), native_of(mapping, filled)
+            missing = isinstance(found, CrosswalkError) and found.diagnostics[0].code == "config/missing-key"
+            if isinstance(expected, CrosswalkError) and not missing:
+                continue
+            refused = isinstance(found, CrosswalkError) or isinstance(expected, CrosswalkError)
+            if refused or differences(mapping, found, expected):
+                yield key, filled[key]
+
+    def defaults(self, keys: Iterable[str]) -> dict[str, Any]:
+        """What the class takes for keys that it has."""
+        full = self.subject.kind.config_class().to_dict()
+        return {key: full[key] for key in keys if key in full}

@@ -1,0 +1,84 @@
+"""How well a draft fits a checkpoint: what does not compile, which tensors differ, which keys nobody speaks of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from crosswalk.compiler.catalog import Catalog
+from crosswalk.compiler.pipeline import read_config
+from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.tensors.bind import Bound, bind
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+
+from .draft import Draft
+
+Shapes = Mapping[str, tuple[int, ...]]
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+#: What a line that does not compile weighs against a name that does not fit, and a key that nobody speaks of.
+_PROBLEM, _KEY = 4.0, 0.25
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``missing`` and ``extra``: folded name -> shape of tensors that the draft and the file alone have; ``unknown``:
+    keys that no line speaks of, or that ask for a feature that the format does not have."""
+
+    compiled: CompiledMapping | None
+    bound: Bound | None
+    problems: Sequence[Diagnostic] = ()
+    missing: Shapes = field(default_factory=dict)
+    extra: Shapes = field(default_factory=dict)
+    unknown: Sequence[str] = ()
+
+    @property
+    def cost(self) -> float:
+        return _PROBLEM * len(self.problems) + len(self.missing) + len(self.extra) + _KEY * len(self.unknown)
+
+
+class Fitting:
+    """Drafts of one checkpoint onto a layout: its config.json, and the shapes of its tensors."""
+
+    def __init__(self, catalog: Catalog, layout: str, config: Mapping[str, Any], shapes: Shapes) -> None:
+        self.catalog, self.layout, self.config = catalog, layout, config
+        self.shapes = folded(shapes)
+        self._count = 0
+
+    def of(self, draft: Draft) -> Fit:
+        """Compile a draft and hold it against the checkpoint."""
+        self._count += 1
+        name = f"draft {self._count}"
+        self.catalog.texts[name] = draft.text()
+        try:
+            compiled = self.catalog.compiled(name)
+        except CrosswalkError as error:
+            return Fit(None, None, error.diagnostics, {}, self.shapes, [*self.config])
+        finally:
+            del self.catalog.texts[name]
+        claimed = {path[0] for path in compiled.claims} | {"architectures", "auto_map", *compiled.source.encodings}
+        moved = {move.old[0] for dialect in compiled.source.dialects.values() for move in dialect.config}
+        unknown = [key for key in self.config if key not in claimed | moved]
+        config = {key: value for key, value in self.config.items() if key not in unknown}
+        try:
+            read = read_config(compiled, config)
+            bound = bind(compiled, read.native, read.taken.cases)
+        except CrosswalkError as error:
+            return Fit(compiled, None, error.diagnostics, {}, self.shapes, unknown)
+        wanted = folded({name: shape for name, shape in bound.theirs.items() if name not in bound.duplicates})
+        ignored = folded(dict.fromkeys((*bound.ignored, *bound.duplicates), ()))
+        missing = {name: shape for name, shape in wanted.items() if self.shapes.get(name) != shape}
+        extra = {n: s for n, s in self.shapes.items() if wanted.get(n) != s and n not in ignored}
+        refused = [found.path[0] for found in read.problems if found.code == "config/unsupported" and found.path]
+        problems = [found for found in read.problems if not found.path or found.path[0] not in refused]
+        return Fit(compiled, bound, problems, missing, extra, [*unknown, *refused])
+
+
+def folded(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Names with ``#`` for the number of a layer or an expert."""
+    return {fold(name): shape for name, shape in shapes.items()}
+
+
+def fold(name: str) -> str:
+    return _NUMBER.sub("#", name)

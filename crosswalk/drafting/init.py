@@ -1,0 +1,87 @@
+"""``init``: a first draft of the mapping of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crosswalk.checkpoints.huggingface import CONFIG, open_hugging_face, parse_config, read_config_text
+from crosswalk.compiler.catalog import Catalog
+from crosswalk.compiler.catalog_build import stored
+from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders
+from crosswalk.runtime.errors import Position, fail
+
+from .classes import Known
+from .draft import Draft
+from .fit import Fit, Fitting
+from .keys import relate_keys, state_defaults
+from .search import fit_tensors, nearest, simplest
+from .words import words_of
+
+
+def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
+    """The draft of a mapping for the Hugging Face checkpoint ``source``, a directory, or its config.json alone, whose
+    tensors are then those of a tiny model of the class. It extends the nearest format, those in ``without`` excepted.
+
+    Raises ``CrosswalkError`` if the config names no class, or if there are neither tensors nor the class.
+    """
+    path = Path(source)
+    file = path if path.is_file() else path / CONFIG
+    config = parse_config(read_config_text(file), file)
+    architecture = next(iter(config.get("architectures") or ()), None)
+    if not isinstance(architecture, str) or not isinstance(config.get("model_type"), str):
+        text = "`architectures` and `model_type` must be there: a mapping is of one class"
+        raise fail("init/class", text, Position(str(file)), "write them into config.json")
+    known = Known.of(config, str(file))
+    config, shapes = _tensors(path, config, known)
+    places = folders()
+    catalog = Catalog(places, stored=stored(places))
+    fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes)
+    excluded = set(without)
+    words = words_of(catalog, DEFAULT_LAYOUT, excluded)
+    header: dict[str, Any] = {"architecture": architecture, "model_type": config["model_type"]}
+    if known is not None:
+        header["config_class"] = f"transformers.{known.subject.kind.config_class.__name__}"
+    begun = nearest(fitting, header, _formats(catalog, excluded))
+    draft, fit = simplest([fit_tensors(fitting, draft, fit, words) for draft, fit in begun])
+    if fit.compiled is not None and known is not None:
+        draft.header["class_defaults"] = known.defaults(fit.compiled.source.class_defaults)
+    draft, fit = relate_keys(fitting, draft, fit, known)
+    if known is not None and fit.compiled is not None:
+        draft, fit = state_defaults(fitting, draft, fit, known)
+    _ask(draft, fit)
+    return draft
+
+
+def _formats(catalog: Catalog, without: set[str]) -> list[str]:
+    """The formats that a draft may extend: those of a layout, but for those with model code of their own."""
+    listed = [catalog.listed(name) for name in catalog.formats() if name not in without]
+    named = [entry.name for entry in listed if entry.layout == DEFAULT_LAYOUT]
+    return [name for name in named if not catalog.mapping(name).auto_map and not catalog.mapping(name).files]
+
+
+def _tensors(
+    path: Path, config: Mapping[str, Any], known: Known | None
+) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]]]:
+    """The config and the tensors that a draft is fitted to."""
+    if path.is_dir() and any(path.glob("*.safetensors*")):
+        opened = open_hugging_face(path)
+        return opened.config, {spec.name: spec.shape for spec in opened.tensors.specs()}
+    if known is None:
+        text = "there are neither tensors nor a class of transformers that would say which they are"
+        raise fail(
+            "init/tensors", text, Position(str(path)), "name a directory with the files, or install transformers"
+        )
+    base = known.subject.base
+    return base, {name: tuple(t.shape) for name, t in known.subject.saved(known.subject.model(base)).items()}
+
+
+def _ask(draft: Draft, fit: Fit) -> None:
+    """Ask about what could not be decided."""
+    for name, shape in fit.missing.items():
+        draft.open.append(f"which tensor is `{name}` {list(shape)} of `{draft.header['extends']}`, or is it not there?")
+    for name, shape in fit.extra.items():
+        draft.open.append(f"what is the tensor `{name}` {list(shape)}?")
+    for problem in fit.problems:
+        draft.open.append(problem.message.partition("\n")[0])

@@ -1,0 +1,95 @@
+"""``init``: drafts of families whose mappings are shipped, made without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import oracles
+import pytest
+from family_cases import CONFIGS
+from safetensors.torch import load_file, save_file
+
+import crosswalk
+from crosswalk.cli.commands import cli, run_command
+from crosswalk.compiler.catalog import Catalog
+from crosswalk.drafting.draft import Draft, written
+from crosswalk.drafting.init import init
+from crosswalk.jobs.formats import catalog
+from crosswalk.runtime.errors import CrosswalkError
+
+pytestmark = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="classes of transformers 5")
+
+
+DRAFTS = [("starcoder2", "llama", []), ("qwen3_moe", "qwen3", ["norm_topk_prob"])]
+
+
+@pytest.mark.parametrize(("model", "base", "asked"), DRAFTS)
+def test_a_draft_is_the_model_when_its_questions_are_answered(
+    model: str,
+    base: str,
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Left as they are, they refuse what is not decided, so the draft holds this model."""
+    source, file = tmp_path / "source", tmp_path / "mappings" / f"my_{model}.yaml"
+    oracles.make_checkpoint(source, CONFIGS[model])
+    file.parent.mkdir()
+    assert run_command(cli, ["init", str(source), "-o", str(file), "--without", model]) == 0
+    out = capsys.readouterr().out
+    assert f"extends `{base}`" in out
+    questions = [line for line in out.splitlines() if line.startswith("  ")]
+    assert [line for line in questions if not any(f"`{key}`" in line for key in asked)] == []
+    assert len(questions) == len(asked)
+    assert file.read_text().count("# ? ") == len(asked)
+    monkeypatch.setenv("CROSSWALK_MAPPINGS", str(file.parent))
+    catalog.cache_clear()
+    try:
+        found = crosswalk.compare(source, format=file.stem, tokens=19, tolerance=1e-5)
+        assert found.same, found
+        report = crosswalk.check(source, format=file.stem)
+        assert "bijective" in str(report)
+        proof = crosswalk.prove(file, source, keys=["use_bias", "num_key_value_heads", "moe_intermediate_size"])
+        assert proof.holds, proof.findings
+    finally:
+        catalog.cache_clear()
+
+
+def test_what_cannot_be_told_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that is like none, and a key that nobody knows, of a class that is not installed."""
+    source = tmp_path / "source"
+    oracles.make_checkpoint(source, CONFIGS["starcoder2"])
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.self_attn.sinks"] = tensors["model.norm.weight"][:6].clone()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config |= {"architectures": ["MineForCausalLM"], "model_type": "mine", "sinks": "sometimes"}
+    (source / "config.json").write_text(json.dumps(config))
+    draft = init(source)
+    assert draft.header["extends"] == "starcoder2"
+    assert "what is the tensor `model.layers.#.self_attn.sinks` [6]?" in draft.questions
+    assert [question for question in draft.questions if "`sinks`: what does it change" in question]
+    Catalog(texts={"mine": draft.text()}).compiled("mine")
+
+
+def test_what_a_draft_cannot_be_made_of_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "mine"}))
+    with pytest.raises(CrosswalkError, match="`architectures` and `model_type` must be there"):
+        init(file)
+    file.write_text(json.dumps({"model_type": "mine", "architectures": ["MineForCausalLM"]}))
+    with pytest.raises(CrosswalkError, match="neither tensors nor a class of transformers"):
+        init(tmp_path)
+    assert run_command(cli, ["init", str(tmp_path), "-o", str(file)]) == 1
+    assert "the file exists" in capsys.readouterr().err
+
+
+def test_a_draft_is_written_so_that_every_reader_reads_it() -> None:
+    values = {"a": 1e-05, "b": 1e-5 * 3, "c": 1e20, "d": None, "e": ["no", "x: y", "= a + b"], "f": {"{a|b}": True}}
+    draft = Draft({"extends": "llama", "architecture": "A", "model_type": "a", "class_defaults": values})
+    from ruamel.yaml import YAML
+
+    assert YAML(typ="safe").load(draft.text())["class_defaults"] == values
+    assert written(1e-05) == "1.0e-05"
