@@ -43,6 +43,8 @@ needs_transformers_5 = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason
 def read(name: str) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((GOLDEN / name / "case.json").read_text())
     latent = result["transformer_config"]["multi_latent_attention"]
+    if name == "qwen3_moe" and oracles.TRANSFORMERS_MAJOR < 5:
+        result["hf_config"]["num_experts"] = result["hf_config"]["num_local_experts"]  # the name of that version
     for config in (result["hf_config"]["rope_parameters"], result["transformer_config"]):
         for key in {"beta_fast", "beta_slow"} & config.keys():
             config[key] = float(config[key])  # recorded as whole numbers
