@@ -145,14 +145,9 @@ def save(
     blocked = time.monotonic() - started
 
     def finish() -> SaveReport:
-        total = 0
         with _discarding(draft):
             with other.step("writing"), regions.writer() as write:
-                while snapshot:
-                    slot, bucket, host = snapshot.popleft()
-                    slot.wait()
-                    write(bucket, host, ())
-                    total += bucket.moved
+                total = _write_snapshot(snapshot, write)
             with other.step("completing the checkpoint"):
                 if draft is not None:
                     draft.complete()
@@ -296,6 +291,17 @@ def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int 
 
         slots = [Slot(device, bucket_bytes) for _ in range(worker_count(device))]
         total += run(buckets(regions.places, placements, planned.memories, exact=True, size=bucket_bytes), slots, work)
+    return total
+
+
+def _write_snapshot(snapshot: deque[tuple[Slot, Bucket, torch.Tensor]], write: Write) -> int:
+    """Write the buckets, and let go of each; the bytes that they are."""
+    total = 0
+    while snapshot:
+        slot, bucket, host = snapshot.popleft()
+        slot.wait()
+        write(bucket, host, ())
+        total += bucket.moved
     return total
 
 
