@@ -31,7 +31,7 @@ from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.relations.tree import alternatives
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .lower import Piece, Source, Tensor, lower
+from .lower import Source, Tensor, TensorPiece, lower
 
 EMPTY = Template.parse("")
 
@@ -327,7 +327,9 @@ def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | No
 
 def _prefixed(tensor: Tensor, ours: str, prefix: str) -> Tensor:
     pieces = tuple(
-        Piece(f"{ours}.{p.parameter}", p.extents, p.ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
+        TensorPiece(
+            f"{ours}.{p.parameter}", p.extents, p.ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides
+        )
         for p in tensor.pieces
     )
     return Tensor(prefix + tensor.name, tensor.shape, pieces)

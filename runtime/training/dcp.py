@@ -49,7 +49,7 @@ from .save import Draft, Output, Regions, natural_order, write_all
 MakePlan = Callable[[Mapping[str, TensorSpec]], tuple[Plan, Output]]
 
 
-class Reader(StorageReader):
+class PlanReader(StorageReader):
     """Presents the targets of a plan to ``dcp.load`` as tensors stored whole; what is read comes from the files of
     ``checkpoint``, the sources of the plan. ``plans``: for each way in which the model may store its parameters, the
     likeliest first; what is loaded shows which it is. ``bytes_read`` counts on this rank."""

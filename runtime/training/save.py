@@ -48,9 +48,9 @@ from .placement import Part, Placed
 from .ranks import Team, share_out, table
 from .transfer import (
     BUCKET,
-    Bucket,
     Memory,
     Slot,
+    TransferBucket,
     buckets,
     host_buffer,
     host_view,
@@ -158,7 +158,7 @@ def save(
 
 
 #: Writes the stretches of a bucket from a buffer, and its direct bytes from memories.
-Write = Callable[[Bucket, torch.Tensor, Sequence[Memory]], None]
+Write = Callable[[TransferBucket, torch.Tensor, Sequence[Memory]], None]
 
 
 @dataclass
@@ -260,7 +260,7 @@ class Regions:
                 hint = "every rank must see the same file system" if error.errno == errno.ENOENT else None
                 raise fail("write/failed", text, Position(str(path)), hint) from error
 
-        def write(bucket: Bucket, host: torch.Tensor, memories: Sequence[Memory]) -> None:
+        def write(bucket: TransferBucket, host: torch.Tensor, memories: Sequence[Memory]) -> None:
             view = host_view(host)
             for tensor, offsets, length, position in bucket.stretches:
                 write_region(tensor, offsets, view[position : position + len(offsets) * length])
@@ -284,7 +284,7 @@ def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int 
     total = 0
     for device, placements in planned.by_device():
 
-        def work(slot: Slot, bucket: Bucket) -> None:
+        def work(slot: Slot, bucket: TransferBucket) -> None:
             slot.fill_buffer(bucket, regions.places, planned.memories, slot.host)
             slot.wait()
             write(bucket, slot.host, planned.memories)
@@ -294,7 +294,7 @@ def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int 
     return total
 
 
-def _write_snapshot(snapshot: deque[tuple[Slot, Bucket, torch.Tensor]], write: Write) -> int:
+def _write_snapshot(snapshot: deque[tuple[Slot, TransferBucket, torch.Tensor]], write: Write) -> int:
     """Write the buckets, and let go of each; the bytes that they are."""
     total = 0
     while snapshot:
@@ -305,12 +305,12 @@ def _write_snapshot(snapshot: deque[tuple[Slot, Bucket, torch.Tensor]], write: W
     return total
 
 
-def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tuple[Slot, Bucket, torch.Tensor]]:
+def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tuple[Slot, TransferBucket, torch.Tensor]]:
     """The final bytes of every bucket in host memory; each is complete once its slot has been waited for."""
-    result: deque[tuple[Slot, Bucket, torch.Tensor]] = deque()
+    result: deque[tuple[Slot, TransferBucket, torch.Tensor]] = deque()
     for device, placements in planned.by_device():
 
-        def work(slot: Slot, bucket: Bucket, device: torch.device = device) -> None:
+        def work(slot: Slot, bucket: TransferBucket, device: torch.device = device) -> None:
             host = host_buffer(bucket.nbytes, device)
             slot.fill_buffer(bucket, regions.places, planned.memories, host)
             result.append((slot, bucket, host))
