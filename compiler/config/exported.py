@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.notation.expressions import KeyPath
-from crosswalk.compiler.relations.sides import Draft
+from crosswalk.compiler.relations.sides import ObjectDraft
 from crosswalk.runtime.errors import Diagnostic, Position
 
-from .taken import Record
+from .taken import Taking
 
 
 @dataclass
-class Attempt(Draft):
+class Attempt(ObjectDraft):
     """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
     record of what speaks for the objects of ours. ``unwritten`` are places that expressions may name, and no more."""
 
     overrides: dict[KeyPath, Any] = field(default_factory=dict)
     effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
-    record: Record = field(default_factory=Record)
+    record: Taking = field(default_factory=Taking)
     unwritten: list[KeyPath] = field(default_factory=list)
 
     def absorb(self, other: Attempt) -> None:

@@ -11,8 +11,7 @@ from crosswalk.checkpoints.native import metadata_yaml
 from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.checkpoint.output import Written, hugging_face_layout, native_layout
 from crosswalk.runtime.errors import system_limits
-from crosswalk.runtime.files.convert import Options as EngineOptions
-from crosswalk.runtime.files.convert import write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 
 from .options import Options, as_path, parse_size

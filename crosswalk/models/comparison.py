@@ -22,7 +22,7 @@ from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import import_config
 from crosswalk.jobs.prepare import open_import
 from crosswalk.jobs.train import load as load_parameters
-from crosswalk.reference import Output, forward
+from crosswalk.reference import ForwardOutput, forward
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.dtypes import torch_dtype
@@ -122,7 +122,7 @@ def _compare(
     return Comparison(name, expected.name, len(tokens), parts, logits, tolerance, tuple(_notes(native, len(tokens))))
 
 
-def differences(expected: Trace, found: Output) -> tuple[dict[str, float], float]:
+def differences(expected: Trace, found: ForwardOutput) -> tuple[dict[str, float], float]:
     """How far the reference is from what a class computed: after each part of the model, and in the logits."""
     parts = {part: _difference(found.hidden.get(part), hidden) for part, hidden in _in_order(expected, found.hidden)}
     return parts, _difference(found.logits, expected.logits)

@@ -19,7 +19,7 @@ from crashes import child, content, failing, make_model, write
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.plan.model import Plan
 from crosswalk.runtime.staging import placing
 
@@ -200,7 +200,7 @@ def test_interrupt(model: tuple[Plan, Path], tmp_path: Path) -> None:
 
     plan, directory = model
     before = threading.active_count()  # saving in the background keeps a thread
-    for options in (Options(), Options(resume=True)):
+    for options in (EngineOptions(), EngineOptions(resume=True)):
         with pytest.raises(KeyboardInterrupt):
             write_checkpoint(plan, open_checkpoint(directory), tmp_path / "out", options=options, on_progress=interrupt)
         assert not (tmp_path / "out").exists()
