@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from .model import CheckEntry, Entry, Line, Replaced, Section, TensorEntry
+from .model import CheckEntry, Entry, Line, ReplacedLine, Section, TensorEntry
 
 
 def overlay(base: Section, over: Section) -> Section:
@@ -19,7 +19,7 @@ def overlay(base: Section, over: Section) -> Section:
     def keep(old: Line, new: tuple[Line, ...]) -> bool:
         for entry in new:
             if _touches(old, entry):
-                replaced.append(Replaced(old, entry))
+                replaced.append(ReplacedLine(old, entry))
                 return False
         return True
 
@@ -40,7 +40,6 @@ def overlay(base: Section, over: Section) -> Section:
         count=over.count or base.count,
         each=base.each if over.each is None else over.each,
         repeats=base.repeats if over.each is None else over.repeats,
-        computed=base.computed if over.each is None else over.computed,
         kinds=_kinds(base, over),
         nothing=(base.nothing - over.cases.keys() - over.kinds.keys()) | over.nothing,
         overrides=over.overrides or base.overrides,
