@@ -143,6 +143,7 @@ def test_verify_names_every_difference(tmp_path: Path) -> None:
     (tmp_path / "out" / "model.safetensors").write_bytes(raw)
     with pytest.raises(CrosswalkError) as error:
         verify_checkpoint(plan, checkpoint, open_checkpoint(tmp_path / "out"))
+    assert {diagnostic.code for diagnostic in error.value.diagnostics} == {"verify/differs"}
     messages = sorted(diagnostic.message for diagnostic in error.value.diagnostics)
     assert [(m.split("`")[1], m.split()[-2]) for m in messages] == [
         ("down", "7"),
