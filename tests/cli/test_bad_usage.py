@@ -87,12 +87,12 @@ def test_sources_that_are_none(crosswalk: CommandLine, tmp_path: Path) -> None:
     [
         (
             ("--to", "torchtitan", "--as", "zip"),
-            "usage/to",
+            "usage/kind",
             "a checkpoint of layout `torchtitan` cannot be written as `zip`",
         ),
         (
             ("--to", "torchtitan", "--as", "fast_llm"),
-            "usage/to",
+            "usage/kind",
             "of layout `torchtitan` cannot be written as `fast_llm`",
         ),
         (("--to", "hf"), "usage/to", "this is a Hugging Face checkpoint (config.json) already"),

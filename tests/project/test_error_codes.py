@@ -36,7 +36,8 @@ NOT_NAMED = {
     "live/placement", "mapping/expression", "mapping/folder", "mapping/one-sided", "native/missing-field",
     "output/carry", "output/header", "pickle/encoding", "pickle/offsets", "plan/name-twice", "publisher/align",
     "publisher/locate", "publisher/only", "reference/gate", "schema/minItems", "schema/minLength",
-    "schema/minProperties", "schema/propertyNames", "source/unfinished", "source/unreadable", "usage/layout", "usage/prove",
+    "schema/minProperties", "schema/propertyNames", "source/unfinished", "source/unreadable",
+    "usage/layout", "usage/prove",
 }  # fmt: skip
 
 
