@@ -158,9 +158,10 @@ def test_errors_of_the_system(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With one worker, so that it is always the same call that fails: data and journal have errors of their own."""
     failing(monkeypatch, function, after, number)
     with pytest.raises(CrosswalkError) as error:
-        write(model, tmp_path / "out")
+        write(model, tmp_path / "out", workers=1)
     assert [diagnostic.code for diagnostic in error.value.diagnostics] == [code]
     assert os.strerror(number) in str(error.value)
     assert list(tmp_path.iterdir()) == []
