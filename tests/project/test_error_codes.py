@@ -25,8 +25,8 @@ SHORTENED = {
 #: Codes whose last part is an option of the command line.
 OF_OPTIONS = {"usage/pad", "usage/truncate"}
 
-#: So many codes may be named in no test: their problems are tested by their messages alone, or not at all yet. The number
-#: only ever gets smaller.
+#: So many codes may be named in no test: their problems are tested by their messages alone, or not at all yet. The
+#: number only ever gets smaller.
 UNNAMED = 80
 
 
