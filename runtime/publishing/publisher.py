@@ -221,9 +221,10 @@ class Publisher:
     def _lists(self, way: Way) -> Iterator[list[NamedTensor]]:
         for targets in self.bucketed:
             recipe = way.recipe(targets)
-            made = self._made(recipe, None)
-            if made:
-                yield self._named(recipe, made)
+            bucket = self._named(recipe, self._made(recipe, None))
+            if bucket:
+                yield bucket
+            del bucket  # before the next one is made
 
     def _named(self, recipe: Recipe, made: Sequence[torch.Tensor]) -> list[NamedTensor]:
         return [(self.plan.targets[target].name, tensor) for target, tensor in zip(recipe.targets, made, strict=True)]
@@ -242,6 +243,7 @@ class Publisher:
             self._made(recipe, [tensor for _, tensor in bucket.named()])
             if tensors:
                 yield bucket
+            del bucket, buffer
 
     @torch.no_grad()
     def _made(self, recipe: Recipe, into: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
