@@ -23,7 +23,7 @@ from .locate import Located, locate, readers
 from .order import in_buckets, publishing_order
 from .pieces import Strided
 from .recipes import Recipe, Way, fill, pack, received, viewed
-from .shards import Region, regions
+from .shards import ShardRegion, regions
 
 NamedTensor = tuple[str, torch.Tensor]
 
@@ -141,7 +141,7 @@ class Publisher:
         self.begin("share")
         return {name: tensor for bucket in self._lists(way) for name, tensor in bucket}
 
-    def shards(self) -> dict[str, tuple[Region, ...] | None]:
+    def shards(self) -> dict[str, tuple[ShardRegion, ...] | None]:
         """What each rank has of each tensor, as boxes: the same on all ranks, without a word between them."""
         return regions(self.plan, self.tables, self.targets)
 
