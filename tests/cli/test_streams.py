@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +31,8 @@ def test_an_interrupt_while_modules_are_imported_is_one_word(
     def interrupted(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(entry.importlib, "import_module", interrupted)
-    monkeypatch.setattr(entry.signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     with pytest.raises(SystemExit) as ended:
         entry.crosswalk()
     assert ended.value.code == 130
