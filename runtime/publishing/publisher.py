@@ -23,6 +23,7 @@ from .locate import Located, locate, readers
 from .order import in_buckets, publishing_order
 from .pieces import Strided
 from .recipes import Recipe, Way, fill, pack, received, viewed
+from .shards import ShardRegion, regions
 
 NamedTensor = tuple[str, torch.Tensor]
 
@@ -140,6 +141,20 @@ class Publisher:
         self.begin("share")
         return {name: tensor for bucket in self._lists(way) for name, tensor in bucket}
 
+    def shards(self) -> dict[str, tuple[ShardRegion, ...] | None]:
+        """What each rank has of each tensor, as boxes: the same on all ranks, without a word between them."""
+        return regions(self.plan, self.tables, self.targets)
+
+    def checksums(self, algorithm: str = "sha256") -> dict[str, str]:
+        """By tensor, the digest (of ``hashlib``) of its bytes as they are published, on every rank; each is made by the
+        rank whose share it is in. A collective."""
+        mine = {}
+        for name, tensor in self.share().items():
+            flat = tensor.cpu().contiguous().view(-1).view(torch.uint8)
+            mine[name] = hashlib.new(algorithm, flat.numpy().tobytes()).hexdigest()
+        found = self.team.gather("comparing checksums", mine)
+        return {one.name: next(theirs[one.name] for theirs in found if one.name in theirs) for one in self.metadata}
+
     def begin(self, asked: Any) -> None:
         """Let all ranks look at their parameters again, and agree on what they do. Raises ``CrosswalkError``."""
         with self.team.step(f"beginning to {self._doing}") as step:
@@ -206,9 +221,10 @@ class Publisher:
     def _lists(self, way: Way) -> Iterator[list[NamedTensor]]:
         for targets in self.bucketed:
             recipe = way.recipe(targets)
-            made = self._made(recipe, None)
-            if made:
-                yield self._named(recipe, made)
+            bucket = self._named(recipe, self._made(recipe, None))
+            if bucket:
+                yield bucket
+            del bucket  # before the next one is made
 
     def _named(self, recipe: Recipe, made: Sequence[torch.Tensor]) -> list[NamedTensor]:
         return [(self.plan.targets[target].name, tensor) for target, tensor in zip(recipe.targets, made, strict=True)]
@@ -227,6 +243,7 @@ class Publisher:
             self._made(recipe, [tensor for _, tensor in bucket.named()])
             if tensors:
                 yield bucket
+            del bucket, buffer
 
     @torch.no_grad()
     def _made(self, recipe: Recipe, into: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
