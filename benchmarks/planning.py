@@ -1,4 +1,4 @@
-"""What users wait for beside the moving of bytes: start-up, planning of large models, and whole processes, beside ``cp``.
+"""What users wait for beside the moving of bytes: start-up, planning of large models, whole processes beside ``cp``.
 
     python benchmarks/planning.py --tmpfs /dev/shm --rounds 5 --results planning.json
 

@@ -18,9 +18,7 @@ from crosswalk.cli import progress
 def shown(code: str) -> str:
     """All that a process writes to a terminal."""
     master, slave = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=slave
-    ) as child:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=slave) as child:
         os.close(slave)
         found = b""
         try:
