@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that ``--help`` is quick.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +137,7 @@ def convert(
     """Convert the checkpoint SRC into the new directory DST."""
     from crosswalk import convert as run
 
-    from .report import show_report
+    from .lines import show_report
 
     options = _options(workers, memory, checksum, overwrite, resume)
     with progress(quiet, "converting") as shown:
@@ -153,7 +154,7 @@ def check(src: Path, verbose: bool, **planning: Any) -> None:
     from crosswalk.jobs.check import checked
     from crosswalk.jobs.report import Report
 
-    from .report import show_report
+    from .lines import show_report
 
     with waiting("checking"):
         prepared = checked(src, _asked(planning))
@@ -217,7 +218,7 @@ def verify(
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
-    from .report import show_report
+    from .lines import show_report
 
     with progress(quiet, "verifying") as shown:
         report = run(
@@ -262,6 +263,7 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
     """Run a command and turn every problem into one message and an exit code."""
     from crosswalk.runtime.errors import CrosswalkError, system_limits
 
+    _open_streams()
     try:
         with system_limits():
             result = command.main(arguments, standalone_mode=False)
@@ -295,6 +297,15 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return 130
+
+
+def _open_streams() -> None:
+    """Give standard streams that are closed a place: a file of a checkpoint must not take the number of one."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _show_versions(context: click.Context, option: click.Parameter, asked: bool) -> None:
