@@ -44,10 +44,7 @@ _BIAS = {"bias": {"enabled": True}}
 NOWHERE: dict[str, Any] = {
     "base_model.peft": {"type": "lora"},
     "multimodal_model.peft": {"type": "lora"},
-    "embeddings.position_embeddings": {"enabled": True},
-    "embeddings.num_position_embeddings": 77,
     "block.pre_mixer_normalization": {"type": "none"},
-    "layer_norm.zero_centered": True,
     "gated_rms_norm.zero_centered": True,
     "gated_rms_norm.activation": "sigmoid",
     "convolution.activation": "relu",
@@ -71,7 +68,6 @@ NO_TYPES = {"lora"}
 TRAINING_TYPES = {"bare_linear", "image_normalization", "parameter"}
 #: Parameters that no format has a tensor for.
 NO_PARAMETERS = {
-    "embeddings.position_embeddings_weight",
     "patch_embeddings.patch_embeddings.bias",
     "gdn.convolution.bias",
     "kda.q_conv.bias",
