@@ -238,10 +238,12 @@ class PartLine:
 @dataclass(frozen=True, slots=True)
 class Tower:
     """Where a model with other towers holds this one: its config under the key ``config``, and its tensors under
-    prefixes, each with the one that stands in its place where the tower is alone."""
+    prefixes, each with the one that stands in its place where the tower is alone. ``default``: the ``model_type`` that
+    is meant where the config has none."""
 
     config: KeyPath
     tensors: tuple[tuple[str, str], ...]
+    default: str | None = None
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         tower_of={
             **base.tower_of,
             **{
-                kind: Tower(_path(body["config"]), tuple(body["tensors"].items()))
+                kind: Tower(_path(body["config"]), tuple(body["tensors"].items()), body.get("default"))
                 for kind, body in document.get("tower_of", {}).items()
             },
         },

@@ -14,19 +14,20 @@ import torch
 
 from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_text
 from crosswalk.checkpoints.key_positions import read_from
-from crosswalk.checkpoints.native import is_native, open_native
+from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of
 from crosswalk.compiler.layout.scope import normalize
 from crosswalk.jobs.detect import chosen_format
-from crosswalk.jobs.formats import DEFAULT_LAYOUT, catalog
+from crosswalk.jobs.formats import DEFAULT_LAYOUT, short_name
 from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import import_config
-from crosswalk.jobs.prepare import open_import
+from crosswalk.jobs.prepare import open_import, open_trainer, prepare
 from crosswalk.jobs.train import load as load_parameters
 from crosswalk.reference import Output, forward
+from crosswalk.runtime import execute
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.dtypes import torch_dtype
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import Position, fail, system_limits
 
 from .classes import Trace, load, trace
 from .tiny import make_tiny
@@ -62,6 +63,7 @@ class Comparison:
         return self.first is None
 
 
+@system_limits()
 def compare(
     src: str | Path,
     dst: str | Path | None = None,
@@ -85,7 +87,7 @@ def compare(
     source = Path(src)
     if tiny and dst is not None:
         raise fail("usage/compare", "a tiny copy has no conversion yet", None, "leave out DST or --tiny")
-    if is_native(source):
+    if kind_of(source) is not HUGGING_FACE:
         text = "this is a native checkpoint: no class of transformers can run it"
         raise fail("usage/compare", text, Position(str(source)), "give the Hugging Face checkpoint as SRC")
     if tokens < 1:
@@ -167,11 +169,14 @@ def _difference(found: torch.Tensor | None, expected: torch.Tensor | None, scale
 def _converted(path: Path, options: Options) -> tuple[str, Mapping[str, Any], dict[str, torch.Tensor]]:
     """The format, the complete native config and the parameters of a native checkpoint, or of the conversion of one of
     Hugging Face."""
-    if is_native(path):
-        layout = catalog().layout(DEFAULT_LAYOUT)
-        opened = open_native(path, layout)
-        name = str(options.named_format or opened.origin.get("format") or layout.name)
-        return name, normalize(layout, opened.config, opened.root), _read(opened.tensors)
+    if kind_of(path) is not HUGGING_FACE:
+        opened = open_trainer(path, Options())
+        if opened.layout.name == DEFAULT_LAYOUT and opened.config is not None:
+            name = str(options.named_format or opened.origin.get("format") or opened.layout.name)
+            return name, normalize(opened.layout, opened.config, opened.root), _read(opened.tensors)
+        prepared = prepare(path, replace(options, to=DEFAULT_LAYOUT))
+        plan, given = prepared.plan, _read(opened.tensors)
+        return short_name(prepared.mapping), prepared.config, dict(execute(plan, given))
     _, imported = open_import(path, options)
     parameters = {spec.name: torch.empty(spec.shape, dtype=torch.float32) for spec in imported.plan.targets}
     loaded = load_parameters(
