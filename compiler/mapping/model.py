@@ -117,7 +117,7 @@ class CheckEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
+class ReplacedLine:
     """An inherited line that an overlay replaced."""
 
     old: Line
@@ -152,12 +152,12 @@ class Section:
     refused: str | None = None
     transposed: bool | None = None
     cuts: Mapping[str, CutLine] = field(default_factory=dict)
-    replaced: tuple[Replaced, ...] = ()
+    replaced: tuple[ReplacedLine, ...] = ()
     nothing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Relocation:
     """Where else files keep a thing: ``old`` place, ``new`` place. ``legacy``: read, never written. ``yields``: may
     differ from the new place, which wins. ``unset``: values of the old place that mean it is not there. ``default``:
     meant where a file has neither the old place nor the object of the new. ``when``: the old place counts only then."""
@@ -178,7 +178,7 @@ class Dialect:
     lines that are laid over those of the file where tensors are named and cut otherwise."""
 
     name: str
-    config: tuple[Move, ...] = ()
+    config: tuple[Relocation, ...] = ()
     tensors: tuple[tuple[str, str], ...] = ()
     sections: Mapping[str, Section] = field(default_factory=dict)
 

@@ -12,8 +12,7 @@ from crosswalk.compiler.layout.natives import ties_of
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.errors import system_limits
-from crosswalk.runtime.files.convert import Options as EngineOptions
-from crosswalk.runtime.files.convert import write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 
 from .options import Options, as_path, native, parse_size
