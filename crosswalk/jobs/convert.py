@@ -88,8 +88,9 @@ def convert(
     extra = {CONFIG: prepared.text.encode(), **prepared.derived} if prepared.to == "hf" else {}
     assert prepared.kind.lay_out is not None
     laid_out = prepared.kind.lay_out(_contents(prepared), shard)
+    arrange, plan = prepared.kind.arrange, prepared.plan
     written = write_checkpoint(
-        prepared.plan,
+        arrange(plan, prepared.mapping.layout) if arrange is not None else plan,
         prepared.source,
         destination,
         layout=laid_out,

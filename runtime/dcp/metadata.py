@@ -209,14 +209,14 @@ def _is(value: Any, name: str) -> bool:
     return isinstance(value, Made) and value.by.name == name
 
 
-def write_metadata(places: Sequence[tuple[TensorSpec, Item]]) -> bytes:
-    """``.metadata`` for tensors that are stored whole, as torch itself writes it for a flat dict of them."""
+def write_metadata(places: Sequence[tuple[TensorSpec, Item]], objects: Mapping[str, Item]) -> bytes:
+    """``.metadata`` for tensors that are stored whole, and objects, as torch writes it for a flat dict of them."""
     import pickle
 
     import torch
     from torch.distributed.checkpoint import filesystem, metadata
 
-    described = {
+    described: dict[str, Any] = {
         spec.name: metadata.TensorStorageMetadata(
             metadata.TensorProperties(getattr(torch, DTYPES[spec.dtype][1])),
             torch.Size(spec.shape),
@@ -228,7 +228,9 @@ def write_metadata(places: Sequence[tuple[TensorSpec, Item]]) -> bytes:
         metadata.MetadataIndex(spec.name, [0] * len(spec.shape), 0): filesystem._StorageInfo(*item)
         for spec, item in places
     }
-    names = {spec.name: (spec.name,) for spec, _ in places}
+    described |= {name: metadata.BytesStorageMetadata() for name in objects}
+    stored |= {metadata.MetadataIndex(name): filesystem._StorageInfo(*item) for name, item in objects.items()}
+    names = {name: (name,) for name in described}
     return pickle.dumps(
         metadata.Metadata(described, names, stored, metadata.StorageMeta(), VERSION)  # type: ignore[arg-type]
     )
