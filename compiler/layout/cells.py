@@ -33,7 +33,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class PartedAxis:
     """An axis as parts that stand one after the other, each with its name and size."""
 
     axis: str
@@ -44,7 +44,7 @@ class Cut:
         return frozenset(name for name, _ in self.parts)
 
 
-def cut(terms: Iterable[Term], cuts: Sequence[Cut], sizes: AxisTable) -> tuple[Term, ...]:
+def cut(terms: Iterable[Term], cuts: Sequence[PartedAxis], sizes: AxisTable) -> tuple[Term, ...]:
     """The terms with the sum of its parts in the place of each axis that is cut; a part is a label and an axis."""
     parts = {one.axis: Sum(tuple(Branch(name, None, (Axis(name),)) for name in dict(one.parts))) for one in cuts}
 
@@ -66,7 +66,7 @@ def cut(terms: Iterable[Term], cuts: Sequence[Cut], sizes: AxisTable) -> tuple[T
     return tuple(map(visit, terms))
 
 
-def with_parts(sizes: AxisTable, cuts: Sequence[Cut]) -> AxisTable:
+def with_parts(sizes: AxisTable, cuts: Sequence[PartedAxis]) -> AxisTable:
     """The axes with those of the parts."""
     return ChainMap(dict(part for one in cuts for part in one.parts), sizes)  # type: ignore[arg-type]
 

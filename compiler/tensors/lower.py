@@ -16,7 +16,7 @@ from typing import Literal
 from crosswalk.compiler.layout.cells import (
     AxisTable,
     Cell,
-    Cut,
+    PartedAxis,
     atom_size,
     atoms_of,
     cells_of,
@@ -56,7 +56,7 @@ def lower(
     position: Position | None = None,
     show_sizes: bool = True,
     lengths: AxisTable | None = None,
-    cuts: Sequence[Cut] = (),
+    cuts: Sequence[PartedAxis] = (),
 ) -> list[Tensor]:
     """The tensors of theirs that ``template`` names, with the pieces of ``parameters`` that they consist of.
 
@@ -136,7 +136,7 @@ def _asked(
     dims: tuple[Term, ...] | None,
     position: Position | None,
     show_sizes: bool,
-    cuts: Sequence[Cut],
+    cuts: Sequence[PartedAxis],
 ) -> _Request:
     """What was asked for, with the axes of ``cuts`` written as the sums of their parts."""
     if cuts:

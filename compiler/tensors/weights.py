@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from crosswalk.compiler.config.taken import Cases, Chosen
-from crosswalk.compiler.layout.cells import AxisTable, Cut
+from crosswalk.compiler.layout.cells import AxisTable, PartedAxis
 from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit, names_of
 from crosswalk.compiler.layout.model import Child, Layout, Parameter
 from crosswalk.compiler.layout.modules import (
@@ -67,7 +67,7 @@ class _Claim:
     line: TensorEntry
     chosen: Chosen | None
     transposed: bool
-    cuts: tuple[Cut, ...] = ()
+    cuts: tuple[PartedAxis, ...] = ()
 
 
 def relate_weights(
@@ -130,7 +130,7 @@ class _Walk:
             self.children(scope, child, ours, claims, default, out, here or around)
         self.parameters(scope, ours, claims, default, here, out, () if theirs is not None else around)
 
-    def cuts(self, section: Section, scope: Scope, out: Weights) -> tuple[Cut, ...]:
+    def cuts(self, section: Section, scope: Scope, out: Weights) -> tuple[PartedAxis, ...]:
         """The axes that a section cuts and that its lines name parts of."""
         named = {label for line in section.tensors for label in labels_of((*(line.dims or ()), *(line.encoded or ())))}
         result = []
@@ -321,14 +321,14 @@ def _of_each(claims: Iterable[_Claim], scope: Scope) -> Iterator[_Claim]:
             yield replace(claim, ours=ours, theirs=claim.theirs.render({held: index}))
 
 
-def _cut(line: CutLine, scope: Scope) -> Cut:
+def _cut(line: CutLine, scope: Scope) -> PartedAxis:
     """The parts of an axis with their sizes in one config. Raises ``CrosswalkError`` (``axes/cut``)."""
     whole = scope.axis_entry(line.axis)
     if not isinstance(whole, int):
         message = f"`cuts`: axis `{line.axis}` is made of {' and '.join(whole)}"
         raise fail("axes/cut", message, line.position, "cut one of those")
     if scope.assumes:
-        return Cut(line.axis, tuple((name, ASSUMED) for name, _ in line.parts))
+        return PartedAxis(line.axis, tuple((name, ASSUMED) for name, _ in line.parts))
     given = {name: scope.evaluate(s) if isinstance(s, Expression) else s for name, s in line.parts if s is not None}
     for name, size in given.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -337,7 +337,7 @@ def _cut(line: CutLine, scope: Scope) -> Cut:
     if rest < 0 or (rest and len(given) == len(line.parts)):
         sizes = " + ".join(map(str, given.values()))
         raise fail("axes/cut", f"`cuts`: axis `{line.axis}` is {whole} long, its parts are {sizes}", line.position)
-    return Cut(line.axis, tuple((name, given.get(name, rest)) for name, _ in line.parts))
+    return PartedAxis(line.axis, tuple((name, given.get(name, rest)) for name, _ in line.parts))
 
 
 def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
