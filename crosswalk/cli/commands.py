@@ -6,20 +6,18 @@ Everything heavy is imported inside the commands, so that ``--help`` is quick.
 from __future__ import annotations
 
 import gc
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from .compare import compare
 from .init import init
+from .progress import progress, waiting
 from .prove import prove
-
-if TYPE_CHECKING:
-    from crosswalk.runtime.files.workers import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SOURCE = click.argument("src", type=click.Path(path_type=Path))
@@ -139,13 +137,11 @@ def convert(
     """Convert the checkpoint SRC into the new directory DST."""
     from crosswalk import convert as run
 
-    from .report import show_report
+    from .lines import show_report
 
     options = _options(workers, memory, checksum, overwrite, resume)
-    with _progress(quiet, "converting") as progress:
-        report = run(
-            src, dst, **_planned(planning), max_shard_size=max_shard_size, options=options, on_progress=progress
-        )
+    with progress(quiet, "converting") as shown:
+        report = run(src, dst, **_planned(planning), max_shard_size=max_shard_size, options=options, on_progress=shown)
     show_report(report)
 
 
@@ -158,9 +154,10 @@ def check(src: Path, verbose: bool, **planning: Any) -> None:
     from crosswalk.jobs.check import checked
     from crosswalk.jobs.report import Report
 
-    from .report import show_report
+    from .lines import show_report
 
-    prepared = checked(src, _asked(planning))
+    with waiting("checking"):
+        prepared = checked(src, _asked(planning))
     show_report(Report.of(prepared))
     if verbose:
         from .configs import show_native_config
@@ -180,7 +177,8 @@ def plan(src: Path, as_json: bool, workers: int | None, verbose: bool, **plannin
 
     from .plans import show_plan
 
-    prepared = prepare(src, _asked(planning))
+    with waiting("planning"):
+        prepared = prepare(src, _asked(planning))
     if as_json:
         click.echo(prepared.plan.to_json())
     else:
@@ -197,7 +195,8 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
 
     from .plans import show_explanation
 
-    prepared = prepare(src, _asked(planning))
+    with waiting("planning"):
+        prepared = prepare(src, _asked(planning))
     show_explanation(prepared, tensor)
 
 
@@ -219,9 +218,9 @@ def verify(
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
-    from .report import show_report
+    from .lines import show_report
 
-    with _progress(quiet, "verifying") as progress:
+    with progress(quiet, "verifying") as shown:
         report = run(
             src,
             dst,
@@ -232,7 +231,7 @@ def verify(
             allow_lossy=allow_lossy,
             take_tied=take_tied,
             options=_options(workers, memory),
-            on_progress=progress,
+            on_progress=shown,
         )
     show_report(report)
 
@@ -264,6 +263,7 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
     """Run a command and turn every problem into one message and an exit code."""
     from crosswalk.runtime.errors import CrosswalkError, system_limits
 
+    _open_streams()
     try:
         with system_limits():
             result = command.main(arguments, standalone_mode=False)
@@ -299,14 +299,23 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         return 130
 
 
+def _open_streams() -> None:
+    """Give standard streams that are closed a place: a file of a checkpoint must not take the number of one."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
 def _show_versions(context: click.Context, option: click.Parameter, asked: bool) -> None:
     if not asked or context.resilient_parsing:
         return
     from crosswalk import __version__
     from crosswalk.compiler.catalog_text import LANGUAGE
-    from crosswalk.runtime.plan.text import VERSION
+    from crosswalk.runtime.plan.text import FOLDED
 
-    click.echo(f"crosswalk {__version__}, mapping language {LANGUAGE}, plan {VERSION}")
+    click.echo(f"crosswalk {__version__}, mapping language {LANGUAGE}, plan {FOLDED}")
     context.exit()
 
 
@@ -337,19 +346,3 @@ def _options(
 
     bytes_ = parse_size(memory, "--memory") if memory else None
     return EngineOptions(workers=workers, memory=bytes_, checksum=checksum, overwrite=overwrite, resume=resume)
-
-
-@contextmanager
-def _progress(quiet: bool, what: str) -> Iterator[Progress | None]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total, name: bars.update(task, completed=done, total=total)
