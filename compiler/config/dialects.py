@@ -280,9 +280,16 @@ def mapping_of_names(mapping: CompiledMapping, names: Iterable[str]) -> Compiled
 
 
 def _lines(mapping: CompiledMapping, dialect: Dialect) -> tuple[Callable[[str], object], Callable[[str], object]]:
-    """Whether a name is one that a line of the sections of a dialect gives; and whether one that a line gives which
-    such a line stands for."""
-    theirs = [(kind, line) for kind, section in dialect.sections.items() for line in section.tensors]
+    """Whether a name is one that a line of the sections of a dialect gives, and the mapping's own do not; and whether
+    one that a line gives which such a line stands for."""
+    # A mapping that is in the dialect has its very lines.
+    own = {
+        (kind, line.theirs.segments): line.position
+        for kind, section in mapping.source.sections.items()
+        for line in section.tensors
+    }
+    every = ((kind, line) for kind, section in dialect.sections.items() for line in section.tensors)
+    theirs = [(kind, line) for kind, line in every if own.get((kind, line.theirs.segments)) in (None, line.position)]
     instead = [
         old
         for kind, line in theirs
