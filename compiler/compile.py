@@ -17,6 +17,7 @@ from crosswalk.compiler.mapping.overlay import overlay
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.build import Builder
 from crosswalk.compiler.relations.check_config import check_config
+from crosswalk.compiler.relations.keys import Defaults
 from crosswalk.compiler.relations.rules import OTHER_FORMAT
 from crosswalk.compiler.relations.tree import (
     Carried,
@@ -86,8 +87,9 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
     return tuple(facts)
 
 
-def _defaults(root: OneOf) -> dict[KeyPath, Any]:
-    """What absent keys mean, for expressions."""
+def _defaults(root: OneOf) -> Defaults:
+    """What absent keys mean, for expressions. Null is a value of a key that no field holds, and of one whose field may
+    be null; it means absent where it is one of neither, or tells kinds, cases or a number of layers."""
     result: dict[KeyPath, Any] = {}
     for rule in rules_of(root):
         if isinstance(rule, (FieldRule, TheirsFact, Carried)) and rule.default is not MISSING:
@@ -95,6 +97,14 @@ def _defaults(root: OneOf) -> dict[KeyPath, Any]:
     for node in nodes_of(root):
         if isinstance(node, CaseNode) and node.default is not MISSING:
             result.setdefault(node.key, node.default)
-        elif isinstance(node, Layers) and node.each and node.each_default is not MISSING:
-            result.setdefault(node.each, node.each_default)
-    return result
+        elif isinstance(node, Layers) and node.key and node.each_default is not MISSING:
+            result.setdefault(node.key, node.each_default)
+    fields = [rule for rule in rules_of(root) if isinstance(rule, FieldRule)]
+    nulls = {place for rule in fields for place in rule.places()}
+    nulls -= {place for rule in fields if rule.holds_null for place in rule.places()}
+    for node in nodes_of(root):
+        if isinstance(node, CaseNode):
+            nulls.add(node.key)
+        elif isinstance(node, Layers):
+            nulls |= {node.count, *([node.key] if node.key else [])}
+    return Defaults(result, frozenset(nulls))

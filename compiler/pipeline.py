@@ -251,7 +251,7 @@ def export_checkpoint(
     source = known.config if known is not None else None
     remembered, same = _remembered(mapping, source, theirs)
     with at(places.config):
-        written, taken = export_config(mapping, theirs, dialects, allow, remembered)
+        written, taken = export_config(mapping, theirs, dialects, allow, remembered, source or {})
     if tensors is not None:
         with at(places.tensors):
             check_stored(mapping, native, tensors)

@@ -261,7 +261,7 @@ def _walk(node: Node, where: Where) -> Iterator[tuple[Node, Where]]:
                 yield from _walk(case.node, (*where, (_dotted(node.key), _value(case.value))))
         case Layers():
             for kind in node.kinds:
-                yield from _walk(kind.node, where if kind.name is None else (*where, ("kind", f"`{kind.name}`")))
+                yield from _walk(kind.node, where if kind.name is None else (*where, ("kind", f"`{kind}`")))
         case Nullable() | Entries():
             yield from _walk(node.node, where)
         case PartNode():
@@ -315,14 +315,14 @@ def _choice(node: CaseNode) -> Row:
 def _layers(node: Layers) -> Iterator[Row]:
     ours = _dotted(node.ours)
     yield f"`{_dotted(node.count)}`", f"`{ours}.num_blocks`", "error", "always", ""
-    if node.each is not None:
-        kinds = ", ".join(f"`{kind.name}`" for kind in node.kinds)
+    kinds = ", ".join(f"`{kind}`" for kind in node.kinds)
+    if isinstance(node.each, Expression):
+        said = f"kind of a layer: {_value(node.each)}"
+        yield said, f"`{ours}.pattern`", "", "by the keys that it names", f"one of {kinds}"
+    elif node.each is not None:
         hold = f"a list of {kinds}" + ("; a short list starts again" if node.repeats else ", one for each layer")
         absent = "error" if node.each_default is MISSING else _value(node.each_default)
-        name, written = f"`{_dotted(node.each)}`", "always, in full"
-        if node.computed:
-            name, written = f"{name}, in no file", "never"
-        yield name, f"`{ours}.pattern`", absent, written, hold
+        yield f"`{_dotted(node.each)}`", f"`{ours}.pattern`", absent, "always, in full", hold
     if node.overrides is not None:
         among = sorted(node.overridable or ())
         hold = f"{', '.join(f'`{key}`' for key in among)}, the same for all layers of a kind" if among else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from .errors import CrosswalkError, Diagnostic
+from .errors import CrosswalkError, Diagnostic, system_limits
 
 T = TypeVar("T")
 #: What is done, and how often it has been begun in this process: equal on ranks that do the same.
@@ -46,6 +46,12 @@ class Later(Future[T]):
         finally:
             if self.done():
                 tell([self._key])
+
+
+def ready() -> None:
+    """Have the thread, so that what is submitted later cannot fail for want of one. Raises ``CrosswalkError``."""
+    with system_limits():
+        _executor.submit(int)
 
 
 def submit(what: str, work: Callable[[], T]) -> Later[T]:

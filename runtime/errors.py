@@ -11,6 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+#: How many problems are shown; the exception has all.
+MOST_SHOWN = 200
+#: How much of a line of a message is shown: values of a config may be of any length.
+_WIDTH = 4000
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -50,7 +55,7 @@ class Diagnostic:
         where = f"{self.place}: " if self.place else ""
         hint = f"\n  hint: {self.hint}" if self.hint else ""
         rule = f"\n  rule: {self.rule}" if self.position and self.rule else ""
-        return f"{where}{self.severity}: {self.message} [{self.code}]{hint}{rule}"
+        return f"{where}{self.severity}: {cut(self.message)} [{self.code}]{hint}{rule}"
 
 
 class CrosswalkError(Exception):
@@ -58,10 +63,24 @@ class CrosswalkError(Exception):
 
     def __init__(self, diagnostics: Iterable[Diagnostic] | Diagnostic):
         self.diagnostics = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
-        super().__init__("\n".join(map(str, self.diagnostics)))
+        shown = [str(found) for found in self.diagnostics[:MOST_SHOWN]]
+        super().__init__("\n".join([*shown, *and_more(len(self.diagnostics))]))
 
     def __reduce__(self) -> tuple[type[CrosswalkError], tuple[tuple[Diagnostic, ...]]]:
         return type(self), (self.diagnostics,)  # as exceptions travel between processes
+
+
+def cut(message: str) -> str:
+    """A message as it is shown, without the ends of very long lines."""
+    if len(message) <= _WIDTH:
+        return message
+    lines = message.split("\n")
+    return "\n".join(line if len(line) <= _WIDTH else f"{line[:_WIDTH]}…" for line in lines)
+
+
+def and_more(number: int) -> list[str]:
+    """What is said after the problems that are shown, of ``number`` in all."""
+    return [f"and {number - MOST_SHOWN} more problems"] if number > MOST_SHOWN else []
 
 
 def fail(code: str, message: str, position: Position | None = None, hint: str | None = None) -> CrosswalkError:
@@ -71,7 +90,7 @@ def fail(code: str, message: str, position: Position | None = None, hint: str | 
 
 @contextmanager
 def system_limits() -> Iterator[None]:
-    """What runs into a limit of the system is a problem like any other: memory, and the length of names."""
+    """What runs into a limit of the system is a problem like any other: memory, threads, and the length of names."""
     try:
         yield
     except MemoryError as error:
@@ -84,6 +103,9 @@ def system_limits() -> Iterator[None]:
         named = str(error.filename or "")
         raise fail("system/name", f"the file system takes no name as long as this: {named[:80]}...") from error
     except RuntimeError as error:
+        if "can't start new thread" in str(error):
+            hint = "end what else runs, or raise the limit of processes"
+            raise fail("system/threads", "the system gives this process no further thread", None, hint) from error
         if "can't allocate memory" not in str(error):  # as torch says it
             raise
         raise _no_memory() from error

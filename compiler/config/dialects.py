@@ -343,15 +343,14 @@ def _check_told(objects: Any, path: KeyPath, told: set[KeyPath], wanted: list[st
 
 
 def _layers(mapping: CompiledMapping) -> Layers:
-    return next(node for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.each is not None)
+    return next(node for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.key is not None)
 
 
 def _indices(mapping: CompiledMapping, data: Mapping[str, Any], kind: str) -> list[int]:
     """The layers of a kind."""
     layers = _layers(mapping)
-    assert layers.each is not None
     try:
-        listed = Names(data, mapping.defaults, {}).lookup(layers.each, ())
+        listed = layers.listed(Names(data, mapping.defaults, {}), 0)
     except CrosswalkError:
         return []  # importing reports it, with the rule
     return [index for index, name in enumerate(listed) if name == kind] if isinstance(listed, list) else []

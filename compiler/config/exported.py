@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.relations.keys import Names
+from crosswalk.compiler.relations.rules import at_rule
 from crosswalk.compiler.relations.sides import Draft
-from crosswalk.runtime.errors import Diagnostic, Position
+from crosswalk.compiler.relations.tree import Layers
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .taken import Record
 
@@ -15,12 +19,12 @@ from .taken import Record
 @dataclass
 class Attempt(Draft):
     """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
-    record of what speaks for the objects of ours. ``unwritten`` are places that expressions may name, and no more."""
+    record of what speaks for the objects of ours. ``otherwise``: the origin has other values of computed keys."""
 
     overrides: dict[KeyPath, Any] = field(default_factory=dict)
     effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
     record: Record = field(default_factory=Record)
-    unwritten: list[KeyPath] = field(default_factory=list)
+    otherwise: bool = False
 
     def absorb(self, other: Attempt) -> None:
         """Take over what another attempt wrote; a place written twice must have the same value and type."""
@@ -30,10 +34,26 @@ class Attempt(Draft):
         self.effective |= other.effective
         self.computed += other.computed
         self.checks += other.checks
-        self.unwritten += other.unwritten
         self.lossy += other.lossy
         self.record.absorb(other.record)
         self.problems += other.problems
+        self.otherwise |= other.otherwise
+
+
+def differing_kinds(node: Layers, names: Names, kinds: list[Any]) -> list[Diagnostic]:
+    """The first layer of which the keys that were written say another kind than it is."""
+    try:
+        listed = node.listed(names, len(kinds))
+    except CrosswalkError as error:
+        return at_rule(error, node.position)
+    pairs = enumerate(zip(kinds, listed, strict=True))
+    wrong = next((found for found in pairs if not same_value(*found[1])), None)
+    if wrong is None:
+        return []
+    index, (kind, said) = wrong
+    message = f"layer {index} is `{kind}`, and the keys of this format can only say `{said}` there"
+    hint = "the format has no place for these kinds in this order"
+    return [Diagnostic("export/kinds", message, None, hint, rule=node.position, path=node.ours)]
 
 
 def none_fits(

@@ -195,9 +195,6 @@ class _Read:
     def layers(self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath) -> None:
         try:
             count = view.names.lookup(("root", *node.count), ())
-            listed = None if node.each is None else view.names.lookup(("root", *node.each), ())
-            if node.computed:
-                listed = view.names.evaluate(node.each_default, node.theirs)
         except CrosswalkError as error:
             self.report(error, view, node.position)
             return
@@ -212,15 +209,18 @@ class _Read:
             put(out, (*node.ours, "type"), "fixed")
             self.block(node.kinds[0].node, view, out, anchor, (*node.ours, "block"))
             return
+        try:
+            listed = node.listed(view.names, count)
+        except CrosswalkError as error:
+            self.report(error, view, node.position)
+            return
         self.listed_layers(node, view, out, anchor, count, listed)
 
     def listed_layers(
         self, node: Layers, view: _View, out: dict[str, Any], anchor: KeyPath, count: int, listed: Any
     ) -> None:
-        assert node.each is not None
-        key, path = ".".join(node.each), view.written(node.each)
-        nodes = {kind.name: kind.node for kind in node.kinds}
-        if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+        key, path = ".".join(node.key or node.count), view.written(node.key or node.count)
+        if not isinstance(listed, list) or not listed or not all(isinstance(name, (str, int)) for name in listed):
             message = f"`{key}` must be a list of kinds of layers, it is {listed!r}"
             self.error("config/type", message, path, node.position)
             return
@@ -228,17 +228,19 @@ class _Read:
             message = f"`{key}` has {len(listed)} entries for {count} layers"
             self.error("config/length", message, path, node.position)
             return
-        unknown = sorted({name for name in listed if name not in nodes})
+        unknown = sorted({str(name) for name in listed if node.kind(name) is None})
         if unknown:
-            known = ", ".join(str(name) for name in nodes)
+            known = ", ".join(map(str, node.kinds))
             message = f"`{key}` has {', '.join(unknown)}; this mapping knows {known}"
             self.error("config/choice", message, path, node.position)
             return
-        overrides = self.overrides(node, view, [listed[index % len(listed)] for index in range(count)])
+        nodes = {str(kind): kind.node for kind in node.kinds}
+        kinds = [str(node.kind(name)) for name in listed]
+        overrides = self.overrides(node, view, [kinds[index % len(kinds)] for index in range(count)])
         names: dict[int, str] = {}
         groups: list[tuple[str, Any, str]] = []
-        for index in range(count if overrides else len(listed)):
-            kind, override = listed[index % len(listed)], overrides.get(index, {})
+        for index in range(count if overrides else len(kinds)):
+            kind, override = kinds[index % len(kinds)], overrides.get(index, {})
             found = [n for k, o, n in groups if k == kind and same_value(o, override)]
             if not found:
                 taken = sum(k == kind for k, _, _ in groups)

@@ -12,13 +12,13 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import below, object_at
-from crosswalk.compiler.relations.keys import Names, drop, fill, leaves, put, same_number
-from crosswalk.compiler.relations.rules import at_rule
-from crosswalk.compiler.relations.sides import Writing
+from crosswalk.compiler.relations.keys import Names, fill, get, leaves, put, same_number
+from crosswalk.compiler.relations.sides import Condition, Writing
 from crosswalk.compiler.relations.tree import (
     Case,
     CaseNode,
@@ -34,9 +34,11 @@ from crosswalk.compiler.relations.tree import (
 )
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .dialects import write_dialects
-from .exported import Attempt, none_fits
-from .taken import Cases, Chosen, Taken, holds_taken
+from .computed import finish_computed, kept_otherwise
+from .dialects import read_dialects, write_dialects
+from .exported import Attempt, differing_kinds, none_fits
+from .read import import_config
+from .taken import Cases, Chosen, Taken, holds_taken, related_training
 
 
 def export_config(
@@ -45,15 +47,21 @@ def export_config(
     dialects: Iterable[str] | None = None,
     allow_lossy: bool = False,
     remembered: Cases = MappingProxyType({}),
+    before: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], Taken]:
     """config.json of a native config that :func:`~.scope.normalize` has completed, and what was taken on the way. Where
-    several cases hold an object, it is the one that is ``remembered`` for its path, or else the first.
+    several cases hold an object, it is the one that is ``remembered`` for its path, or else the first. ``before`` is
+    the config.json of the origin: of several values that mean the same, its own is written.
 
     Raises ``CrosswalkError`` with everything in the config that the format cannot hold.
     """
-    writing = _Write(mapping, tuple(dialects or (mapping.source.newest or "newest",)), allow_lossy, remembered)
+    asked = tuple(dialects or (mapping.source.newest or "newest",))
     scope = Scope(mapping.layout, mapping.root.type, native)
-    config, result = writing.whole(scope, (), "")
+    config, result = _Write(mapping, asked, allow_lossy, remembered, before).whole(scope, (), "")
+    if not result.problems and result.otherwise:
+        kept, other = _Write(mapping, asked, allow_lossy, remembered, before, keep=True).whole(scope, (), "")
+        if not other.problems and _is_read_as(mapping, kept, scope):
+            config, result = kept, other
     for fact in mapping.header:
         put(config, fact.theirs, fact.values[0])
     if result.problems:
@@ -61,11 +69,26 @@ def export_config(
     return config, result.record.taken(result.lossy)
 
 
+def _is_read_as(mapping: CompiledMapping, config: Mapping[str, Any], native: Scope) -> bool:
+    try:
+        found, _ = import_config(mapping, config, allow_lossy=True)
+    except CrosswalkError:
+        return False
+    return not any(differing(Scope(mapping.layout, mapping.root.type, found), native, related_training(mapping)))
+
+
 class _Write:
     def __init__(
-        self, mapping: CompiledMapping, dialects: tuple[str, ...], allow_lossy: bool, remembered: Cases
+        self,
+        mapping: CompiledMapping,
+        dialects: tuple[str, ...],
+        allow_lossy: bool,
+        remembered: Cases,
+        before: Mapping[str, Any],
+        keep: bool = False,
     ) -> None:
         self.mapping, self.dialects, self.allow_lossy, self.remembered = mapping, dialects, allow_lossy, remembered
+        self.before, self.keep = read_dialects(mapping, before)[0] if before else before, keep
         self.tensors = ""
 
     def whole(self, scope: Scope, anchor: KeyPath, tensors: str) -> tuple[dict[str, Any], Attempt]:
@@ -76,8 +99,6 @@ class _Write:
         config = self.config(out)
         if not out.problems:
             self.run_checks(config, out)
-        for path in out.unwritten:
-            drop(config, path)
         if not out.problems:
             try:
                 config = write_dialects(self.mapping, config, self.dialects, out.effective)
@@ -93,11 +114,8 @@ class _Write:
                 put(config, path, value)
         for path, value in out.overrides.items():
             put(config, path, value)
-        for path, expression, at, holes in out.computed:
-            try:
-                put(config, path, Names(config, self.mapping.defaults, holes).evaluate(expression, at))
-            except CrosswalkError as error:
-                out.problems += at_rule(error, expression.position or self.mapping.source.position)
+        finish_computed(self.mapping, config, out, self.before, self.keep)
+        out.otherwise |= kept_otherwise(config, out, self.before)
         return config
 
     def run_checks(self, config: dict[str, Any], out: Attempt) -> None:
@@ -200,13 +218,15 @@ class _Write:
         attempts: dict[KeyPath, tuple[LayerKind, Attempt]] = {}
         for path, block in blocks.items():
             attempts[path] = self.fitting_kind(node, block, (*anchor, *node.ours[:-1], *path), holes)
-        at = Writing(object_at(scope, node.ours), anchor, holes, out, self.allow_lossy)
+        kinds = [attempts[path][0].name for path, _ in layers]
+        at = Writing(object_at(scope, node.ours), anchor, holes, out, self.allow_lossy, {"kinds": kinds})
         for rule in node.rules:
             rule.write(at)
         out.put(node.count, len(layers), node.position)
-        if node.each is not None:
-            out.put(node.each, [attempts[path][0].name for path, _ in layers], node.position)
-            out.unwritten += [node.each] if node.computed else []
+        if node.key is not None:
+            out.put(node.key, kinds, node.position)
+        elif node.each is not None:
+            out.checks.append(Condition(lambda names: differing_kinds(node, names, kinds), holes, {}))
         order = [kind.name for kind in node.kinds]
         for path in sorted(blocks, key=lambda p: order.index(attempts[p][0].name)):
             kind, attempt = attempts[path]
@@ -229,7 +249,7 @@ class _Write:
             attempt = self.attempt(kind.node, block, at, holes)
             if not attempt.problems:
                 return kind, attempt
-            failed.append((str(kind.name), attempt.problems))
+            failed.append((str(kind), attempt.problems))
         if len(failed) > 1:
             attempt.problems = none_fits(failed, at, node.position)
         return kind, attempt
@@ -239,11 +259,11 @@ class _Write:
         depth = len(node.theirs)
         overridden: dict[KeyPath, Any] = {}
         for path, (value, position) in list(attempt.values.items()):
-            key = (str(kind.name), path[depth:])
+            key = (str(kind), path[depth:])
             alike = key not in out.effective or same_number(out.effective[key], value)
             out.effective[key] = value if alike else MISSING
             if node.overridable is not None and not alike:
-                message = f"`{'.'.join(path)}` must be the same for all layers that are `{kind.name}`"
+                message = f"`{'.'.join(path)}` must be the same for all layers that are `{kind}`"
                 out.problems.append(Diagnostic("export/conflict", message, rule=position))
             known = out.values.get(path)
             if known is None or node.overrides is None or same_number(known[0], value):
@@ -270,9 +290,11 @@ class _Write:
         failed: list[tuple[str, list[Diagnostic]]] = []
         known = self.remembered.get((*anchor, *node.ours), ())
         inside = {path[len(anchor) :]: c for path, c in self.remembered.items() if path[: len(anchor)] == anchor}
+        old = get(self.before, node.part.theirs)
+        before = old if isinstance(old, Mapping) else {}
         for mapping in sorted(node.mappings, key=lambda mapping: not holds_taken(mapping.root, known)):
             inner = Scope(mapping.layout, mapping.root.type, actual.config, None, ())
-            writing = _Write(mapping, self.dialects, self.allow_lossy, inside)
+            writing = _Write(mapping, self.dialects, self.allow_lossy, inside, before, self.keep)
             config, attempt = writing.whole(inner, node.ours, prefix)
             if not attempt.problems:
                 break
@@ -283,4 +305,5 @@ class _Write:
         for path, value in leaves(config):
             out.put((*node.part.theirs, *path), value, node.part.position)
         out.record.absorb(attempt.record, anchor)
+        out.otherwise |= attempt.otherwise
         self.body(node.beside, scope, anchor, holes, out)

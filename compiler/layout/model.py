@@ -143,6 +143,7 @@ class Layout:
     types: Mapping[str, Type]
     families: Mapping[str, Family]
     file: str = field(compare=False)
+    directory: str = "safetensors"  # the kind that the trainer keeps its checkpoints in
 
     def type_of(self, name: str) -> Type | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
@@ -199,9 +200,8 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        layout = Layout(
-            self.document["layout"], self.document["root"], self.enums, types, families, self.document.position.file
-        )
+        name, root, kind = (self.document.get(key, "safetensors") for key in ("layout", "root", "directory"))
+        layout = Layout(name, root, self.enums, types, families, self.document.position.file, kind)
         self.problems += (*_unpaddable(layout), *_unnameable(layout))
         return layout
 

@@ -41,6 +41,12 @@ def natives_of(
     return found
 
 
+def ties_of(root: Scope, limit: Limit = WITHOUT_FILES) -> dict[str, str]:
+    """Parameters that are stored as another one -> that one. Raises ``CrosswalkError`` beyond the limit."""
+    found = natives_of(root, limit=limit)
+    return {name: native.tied_to for name, native in found.items() if native.tied_to is not None}
+
+
 def _natives(scope: Scope, lengths: Mapping[str, int]) -> Iterator[Native]:
     for child in scope.kind.children:
         known: dict[KeyPath, list[Native]] = {}

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.compiler.text.positioned import did_you_mean, shorten
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 from .model import MISSING, Field, Layout, Type
@@ -22,6 +22,9 @@ from .values import misfit, widened
 
 #: Most layers of a sequence: an absurd number is an error, not a list that fills the memory.
 MAX_BLOCKS = 100_000
+
+#: Most unknown fields of an object that are problems of their own, and the length of a name that may be a misspelt one.
+_LISTED, _NAME = 8, 100
 
 #: Sizes and numbers that are not known, where they are assumed.
 ASSUMED = 2
@@ -293,21 +296,27 @@ def _check(path: KeyPath, scope: Scope, problems: list[Diagnostic]) -> None:
                 )
 
 
+def _unknown_fields(layout: Layout, kind: Type, names: list[str], path: KeyPath) -> Iterator[Diagnostic]:
+    """A problem for each of a few, or one for all of many."""
+    what = f"type `{kind}` of layout `{layout.name}` has no field"
+    if len(names) > _LISTED:
+        listed = ", ".join(f"`{shorten(name)}`" for name in names[:_LISTED])
+        text = f"`{'.'.join(path) or kind}` has {len(names)} unknown fields: {what} {listed}, and so on"
+        yield Diagnostic("native/unknown-field", text, path=(*path, names[0]))
+        return
+    for name in names:
+        near = difflib.get_close_matches(name, kind.fields, 1) if len(name) < _NAME else []
+        text = f"`{'.'.join((*path, shorten(name)))}`: {what} `{shorten(name)}`"
+        hint = f"did you mean `{near[0]}`?" if near else None
+        yield Diagnostic("native/unknown-field", text, None, hint, path=(*path, name))
+
+
 def _fill(
     layout: Layout, kind: Type, config: Mapping[str, Any], path: KeyPath, problems: list[Diagnostic]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"type": kind.registered} if kind.registered else {}
-    for key in config:
-        if key not in kind.fields and not (key == "type" and kind.registered):
-            near = difflib.get_close_matches(str(key), kind.fields, 1)
-            problems.append(
-                Diagnostic(
-                    "native/unknown-field",
-                    f"`{'.'.join((*path, str(key)))}`: type `{kind}` of layout `{layout.name}` has no field `{key}`",
-                    hint=f"did you mean `{near[0]}`?" if near else None,
-                    path=(*path, str(key)),
-                )
-            )
+    unknown = [str(key) for key in config if key not in kind.fields and not (key == "type" and kind.registered)]
+    problems += _unknown_fields(layout, kind, unknown, path)
     scope = Scope(layout, kind, config, None, path)
     for name, declared in kind.fields.items():
         value = scope.raw(name)

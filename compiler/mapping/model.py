@@ -24,7 +24,7 @@ class Entry:
     ``kind``: ``field`` relates it to ``ours``; ``const`` and ``only`` state its value; ``keep`` carries it;
     ``drop`` has no counterpart; ``mirror`` is written and never read. ``default`` is the value meant when absent,
     ``otherwise`` the one meant if that does not fit the tensors; ``why`` says why no other value can be converted, or
-    of ``keep`` what another value asks for.
+    of ``keep`` what another value asks for. ``rounded``: ``write`` undoes ``read`` within the rounding of floats.
     """
 
     theirs: KeyPath
@@ -43,6 +43,7 @@ class Entry:
     ours_at: Position | None = None
     otherwise: Any = MISSING
     why: str | None = None
+    rounded: bool = False
 
     @property
     def right(self) -> Position:
@@ -115,8 +116,9 @@ class Replaced:
 @dataclass(frozen=True, slots=True)
 class Section:
     """What is true of every object of one type, or which type of a family an object has. ``by`` and ``each`` are None
-    where nothing is said, and empty where ``~`` takes the inherited one away; ``nothing`` are the cases and kinds that
-    are written as ``~``: they take inherited ones away, and differ in nothing where there is none."""
+    where nothing is said, and empty where ``~`` takes the inherited one away; ``each`` may be an expression that gives
+    the kind of ``layer``. ``nothing`` are the cases and kinds that are written as ``~``: they take inherited ones away,
+    and differ in nothing where there is none."""
 
     name: str
     position: Position
@@ -131,9 +133,8 @@ class Section:
     cases: Mapping[str, Section] = field(default_factory=dict)
     of: str | None = None
     count: KeyPath | None = None
-    each: KeyPath | None = None
+    each: KeyPath | Expression | None = None
     repeats: bool = False
-    computed: bool = False
     kinds: Mapping[str, Mapping[str, Section]] = field(default_factory=dict)
     overrides: KeyPath | None = None
     overridable: frozenset[str] | None = None
@@ -225,10 +226,12 @@ class PartLine:
 @dataclass(frozen=True, slots=True)
 class Tower:
     """Where a model with other towers holds this one: its config under the key ``config``, and its tensors under
-    prefixes, each with the one that stands in its place where the tower is alone."""
+    prefixes, each with the one that stands in its place where the tower is alone. ``default``: the ``model_type`` that
+    is meant where the config has none."""
 
     config: KeyPath
     tensors: tuple[tuple[str, str], ...]
+    default: str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,6 @@ def overlay(base: Section, over: Section) -> Section:
         count=over.count or base.count,
         each=base.each if over.each is None else over.each,
         repeats=base.repeats if over.each is None else over.repeats,
-        computed=base.computed if over.each is None else over.computed,
         kinds=_kinds(base, over),
         nothing=(base.nothing - over.cases.keys() - over.kinds.keys()) | over.nothing,
         overrides=over.overrides or base.overrides,

@@ -10,21 +10,21 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.axes import parse_dims
 from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import Template
-from crosswalk.compiler.notation.versions import version_numbers
 from crosswalk.compiler.text.positioned import Map, Seq
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .dialects import parse_dialects
 from .encodings import parse_encodings, parse_signs
-from .model import CheckEntry, Entry, EnumRow, Fact, MappingFile, PartLine, Section, TensorEntry, Tower
+from .header import parse_parts, parse_versions
+from .model import CheckEntry, Entry, EnumRow, Fact, MappingFile, Section, TensorEntry, Tower
 from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
 ENTRY_WORDS = frozenset(
     (
         *("is", "default", "otherwise", "omit", "unset", "required", "alias"),
-        *("read", "write", "const", "only", "why", "cases"),
+        *("read", "write", "rounded", "const", "only", "why", "cases"),
     )
 )
 #: The same for ``tensors:``.
@@ -58,7 +58,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
                 problems.extend(error.diagnostics)
     if problems:
         raise CrosswalkError(problems)
-    parts = {part.theirs: part for part in (*base.parts, *_parts(document))}
+    parts = {part.theirs: part for part in (*base.parts, *parse_parts(document))}
     header = {key: document.get(key, getattr(base, key)) for key in HEADER}
     others = list(base.other_model_types) if "model_type" not in document else []
     if isinstance(header["model_type"], list):
@@ -74,7 +74,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         optional_files=tuple(document.get("optional_files", base.optional_files)),
         derived_files={name: tuple(keys) for name, keys in document.get("derived_files", base.derived_files).items()},
         auto_map=dict(document.get("auto_map", base.auto_map)),
-        versions=_versions(document, base),
+        versions=parse_versions(document, base),
         write_dialects=tuple(document.get("write_dialects", base.write_dialects)),
         keeps=tuple({entry.theirs: entry for entry in (*base.keeps, *_keeps(document), *_harmless(document))}.values()),
         class_defaults=dict(document.get("class_defaults", base.class_defaults)),
@@ -89,7 +89,7 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         tower_of={
             **base.tower_of,
             **{
-                kind: Tower(_path(body["config"]), tuple(body["tensors"].items()))
+                kind: Tower(_path(body["config"]), tuple(body["tensors"].items()), body.get("default"))
                 for kind, body in document.get("tower_of", {}).items()
             },
         },
@@ -139,15 +139,23 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
         cases=case_sections,
         of=body.get("of"),
         count=_path(body["count"]) if "count" in body else None,
-        each=_path(next(iter(each)) if isinstance(each, Mapping) else each) if each else () if "each" in body else None,
-        repeats=isinstance(each, Mapping) and "repeats" in each.values(),
-        computed=isinstance(each, Mapping) and "computed" in each.values(),
+        each=_each(body),
+        repeats=isinstance(each, Mapping),
         kinds=kinds,
         overrides=_path(next(iter(overrides)) if isinstance(overrides, Mapping) else overrides) if overrides else None,
         overridable=frozenset(*overrides.values()) if isinstance(overrides, Mapping) else None,
         nothing=_nothing(cases) | _nothing(body.get("kinds", ())),
         transposed={"in -> out": True, "out <- in": False, None: None}[body.get("linear")],
     )
+
+
+def _each(body: Map) -> KeyPath | Expression | None:
+    """What tells the kinds of layers: a key, or an expression over keys and ``layer``."""
+    each = body.get("each")
+    if not each:
+        return () if "each" in body else None
+    value = value_of(next(iter(each)) if isinstance(each, Mapping) else each, body.value_position("each"))
+    return value if isinstance(value, Expression) else _path(value)
 
 
 def _nothing(named: Any) -> frozenset[str]:
@@ -242,6 +250,7 @@ def _field(theirs: KeyPath, value: Map, position: Position, options: Mapping[str
         cases=tuple(value["cases"]) if "cases" in value else None,
         required=bool(value.get("required", False)),
         otherwise=value.get("otherwise", MISSING),
+        rounded=bool(value.get("rounded", False)),
         **{"default": value.get("omit", MISSING), **options},
     )
 
@@ -344,31 +353,4 @@ def _enums(document: Map, base: MappingFile) -> dict[str, tuple[EnumRow, ...]]:
             own.append(EnumRow(scalar_of(theirs, rows.key_position(theirs)), ours, lossy, rows.key_position(theirs)))
         replaced = {row.theirs for row in own}
         result[name] = (*own, *(row for row in base.enums.get(name, ()) if row.theirs not in replaced))
-    return result
-
-
-def _versions(document: Map, base: MappingFile) -> dict[str, dict[str, tuple[int, ...]]]:
-    given = document.get("versions")
-    if given is None:
-        return {key: dict(firsts) for key, firsts in base.versions.items()}
-    return {key: {name: version_numbers(first) for name, first in firsts.items()} for key, firsts in given.items()}
-
-
-def _parts(document: Map) -> list[PartLine]:
-    result = []
-    for key, body in document.get("parts", {}).items():
-        names = body["with"]
-        result.append(
-            PartLine(
-                _path(key),
-                () if body["is"] == "." else _path(body["is"]),
-                (names,) if isinstance(names, str) else tuple(names),
-                body.get("tensors", ""),
-                body.get("default"),
-                bool(body.get("optional", False)),
-                document["parts"].key_position(key),
-                body.value_position("is"),
-                body.value_position("with"),
-            )
-        )
     return result

@@ -34,13 +34,15 @@ Run = Callable[[_Scope], Any]
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A checked expression. ``names`` are the dotted paths it reads, ``tested`` those it asks ``has('a.b')`` about."""
+    """A checked expression. ``names`` are the dotted paths it reads, ``tested`` those it asks ``has('a.b')`` about;
+    ``tree`` is its syntax."""
 
     text: str
     position: Position | None
     names: frozenset[KeyPath]
     tested: frozenset[KeyPath]
     _run: Run = field(repr=False, compare=False)
+    tree: Tree = field(repr=False, compare=False)
 
     def evaluate(self, resolve: Callable[[KeyPath], Any], exists: Callable[[KeyPath], bool] | None = None) -> Any:
         """The value, as None, bool, int, float, str, list or dict.
@@ -95,7 +97,7 @@ def recording() -> Iterator[set[str]]:
 
 
 @lru_cache(maxsize=4096)
-def _compile(text: str) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run]:
+def _compile(text: str) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run, Tree]:
     if text in _known:
         try:
             return _built(_known[text])
@@ -106,10 +108,10 @@ def _compile(text: str) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run]:
     return _built(parse(text))
 
 
-def _built(tree: Tree) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run]:
+def _built(tree: Tree) -> tuple[frozenset[KeyPath], frozenset[KeyPath], Run, Tree]:
     compiler = _Compiler()
     run = compiler.build(tree)
-    return frozenset(compiler.names), frozenset(compiler.tested), run
+    return frozenset(compiler.names), frozenset(compiler.tested), run, tree
 
 
 class _Compiler:
@@ -295,6 +297,9 @@ def _apply(symbol: str, function: Callable[..., Any], *values: Any) -> Any:
 _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "ceil_div": (2, 2, ops.ceil_div),
     "log": (1, 1, ops.logarithm),
+    "exp": (1, 1, ops.exponential),
+    "round": (1, 1, ops.rounded),
+    "indices": (2, 2, ops.indices),
     "min": (1, 99, ops.extreme(min)),
     "max": (1, 99, ops.extreme(max)),
     "len": (1, 1, ops.length),

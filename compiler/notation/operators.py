@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-MAX_LENGTH = 500
+MAX_LENGTH = 4000
 MAX_DEPTH = 30
 MAX_EXPONENT = 64
 MAX_ITEMS = 100_000
@@ -19,7 +19,7 @@ MAX_ITEMS = 100_000
 #: What a refusal names as the language.
 ALLOWED = (
     "allowed are literals, names, + - * / // % **, comparisons, `in`, `and` `or` `not`, `a if b else c`, [lists], "
-    "{dicts}, indexing, slices, and ceil_div, log, min, max, len, find, first, has"
+    "{dicts}, indexing, slices, and ceil_div, log, exp, round, min, max, len, find, indices, first, has"
 )
 
 
@@ -144,6 +144,19 @@ def first(value: Any) -> Any:
 
 def logarithm(value: Any) -> float:
     return math.log(number(value))
+
+
+def exponential(value: Any) -> float:
+    return math.exp(number(value))
+
+
+def rounded(value: Any) -> int:
+    return round(number(value))
+
+
+def indices(values: Any, value: Any) -> list[int]:
+    """Where a list has a value."""
+    return [index for index, item in enumerate(_a_list(values)) if equal(item, value)]
 
 
 def bounded(value: Any) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from crosswalk.compiler.layout.model import MISSING, Family, Field, Layout, Type
 from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, PartLine, Section
 from crosswalk.compiler.mapping.overlay import overlay
-from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Position
@@ -346,8 +346,6 @@ class Builder:
         elif section.kinds and not section.each:
             wrong = "has kinds of layers: say under `each:` which key lists them"
         listed = next((e.default for e in section.config if e.theirs == section.each), MISSING)
-        if section.computed and not isinstance(listed, Expression):
-            wrong = f"computes `{'.'.join(section.each or ())}`: say how under `config:`, as its `default: = ...`"
         if wrong or section.count is None:
             self.error("mapping/layers", f"section `{section.name}` {wrong}", section.position)
             return None
@@ -361,7 +359,7 @@ class Builder:
             place.ours,
             theirs,
             (*theirs, *section.count),
-            (*theirs, *section.each) if section.each else None,
+            (*theirs, *section.each) if isinstance(section.each, tuple) and section.each else section.each or None,
             listed,
             section.repeats,
             tuple(self.kinds(section, family, place)),
@@ -369,7 +367,6 @@ class Builder:
             (*(theirs_rule(line, theirs) for line in own), *check_rules(section, (), theirs)),
             section.position,
             section.overridable,
-            section.computed,
         )
 
     def kinds(self, section: Section, family: Family, place: _Place) -> list[LayerKind]:
@@ -388,7 +385,7 @@ class Builder:
                 self.sections.check_section(key, over)
             self.sections.reached |= before
             if node is not None:
-                kinds.append(LayerKind(name, node))
+                kinds.append(LayerKind(None if name is None else scalar_of(name, section.position), node))
         return kinds
 
 

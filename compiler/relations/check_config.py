@@ -11,12 +11,14 @@ from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .check_dialects import check_dialects
+from .inverse import check_inverses
 from .tree import (
     Carried,
     CaseNode,
     CheckRule,
     CompiledMapping,
     Entries,
+    FieldRule,
     Layers,
     Node,
     Nullable,
@@ -32,10 +34,11 @@ from .tree import (
 
 def check_config(mapping: CompiledMapping) -> list[Diagnostic]:
     """Every problem of the config side that can be found without a config; parts are checked on their own."""
+    named = [*_check_keys(mapping)]
     return [
         *_check_enums(mapping),
         *_check_values(mapping),
-        *_check_keys(mapping),
+        *(named or check_inverses(mapping)),
         *_check_fields(mapping),
         *_check_circles(mapping),
         *check_dialects(mapping),
@@ -74,7 +77,6 @@ def _check_values(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     """Every name in an expression over theirs is a key that some rule speaks of."""
     known = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
-    known |= {node.each for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.computed and node.each}
     replaced = {
         (*node.theirs, *pair.old.theirs): pair
         for node in nodes_of(mapping.root)
@@ -82,10 +84,10 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
         for pair in node.section.replaced
         if isinstance(pair.old, Entry)
     }
-    for expression, at, position in _over_theirs(mapping.root):
+    for expression, at, position, special in _over_theirs(mapping.root):
         for name in sorted(expression.names):
             path = name[1:] if name[0] == "root" else (*at, *name)
-            if path in known:
+            if path in known or name in special:
                 continue
             hint = did_you_mean(name[-1], {key[-1] for key in known})
             if path in replaced:
@@ -95,15 +97,20 @@ def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             yield Diagnostic("mapping/no-such-name", message, expression.position or position, hint)
 
 
-def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position]]:
-    """The expressions over keys, each with the object whose keys its names are."""
-    for rule in rules_of(root):
-        for value in rule.over_theirs():
-            if isinstance(value, Expression):
-                yield value, rule.places()[0][:-1], rule.position
+def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position, tuple[KeyPath, ...]]]:
+    """The expressions over keys, each with the object whose keys its names are, and those that are no keys."""
     for node in nodes_of(root):
+        if isinstance(node, Layers) and isinstance(node.each, Expression):
+            yield node.each, node.theirs, node.position, (("layer",),)
         if isinstance(node, Layers) and isinstance(node.each_default, Expression):
-            yield node.each_default, node.theirs, node.position
+            yield node.each_default, node.theirs, node.position, ()
+        for rule in node.rules if isinstance(node, (Struct, Layers)) else ():
+            arithmetic = rule.arithmetic() if isinstance(rule, FieldRule) else ()
+            written = rule.write_as if isinstance(rule, Carried) and isinstance(node, Layers) else None
+            for value in rule.over_theirs():
+                if isinstance(value, Expression):
+                    special = (("value",),) if value in arithmetic else (("kinds",),) if value is written else ()
+                    yield value, rule.places()[0][:-1], rule.position, special
 
 
 def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
@@ -202,11 +209,11 @@ def _rules_with_types(
 def _check_circles(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     defaults = {
         path: {name[1:] if name[0] == "root" else (*path[:-1], *name) for name in value.names}
-        for path, value in mapping.defaults.items()
+        for path, value in mapping.defaults.values.items()
         if isinstance(value, Expression)
     }
     for circle in _circles(defaults):
-        value = mapping.defaults[circle[0]]
+        value = mapping.defaults.values[circle[0]]
         yield _circle("default", circle, value.position)
     for node in nodes_of(mapping.root):
         if not isinstance(node, Struct):

@@ -27,7 +27,7 @@ def check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             message = f"`versions`: there is no dialect `{name}`"
             yield Diagnostic("mapping/no-such-dialect", message, source.place("versions"), hint)
     layers = [node for node in nodes_of(mapping.root) if isinstance(node, Layers)]
-    kinds = [str(kind.name) for node in layers for kind in node.kinds if kind.name is not None]
+    kinds = [str(kind) for node in layers for kind in node.kinds if kind.name is not None]
     keys = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
     for node in layers:
         for key in sorted(node.overridable or ()):

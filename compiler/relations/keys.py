@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
@@ -29,13 +30,6 @@ def put(data: dict[str, Any], path: KeyPath, value: Any) -> None:
     for key in path[:-1]:
         data = data.setdefault(key, {})
     data[path[-1]] = value
-
-
-def drop(data: dict[str, Any], path: KeyPath) -> None:
-    """Take the value at a place away, if there is one."""
-    inner = get(data, path[:-1]) if path[1:] else data
-    if isinstance(inner, dict):
-        inner.pop(path[-1], None)
 
 
 def placed(data: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any]:
@@ -80,6 +74,20 @@ def same_number(left: Any, right: Any) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What absent keys mean, by path. ``nulls``: those of which a null means that they are absent; of others it is a
+    value."""
+
+    values: Mapping[KeyPath, Any]
+    nulls: frozenset[KeyPath]
+
+    def of(self, path: KeyPath, value: Any) -> Any:
+        """The default that counts in the place of ``value``; MISSING if ``value`` itself does, or there is none."""
+        counts = value is MISSING or (value is None and path in self.nulls)
+        return self.values.get(path, MISSING) if counts else MISSING
+
+
 class Names:
     """What names mean in expressions over ``data``: keys of the object at ``at``, absent ones by their defaults.
 
@@ -89,7 +97,7 @@ class Names:
     def __init__(
         self,
         data: Mapping[str, Any],
-        defaults: Mapping[KeyPath, Any],
+        defaults: Defaults,
         holes: Mapping[str, str],
         root: Mapping[str, Any] | None = None,
     ) -> None:
@@ -97,20 +105,25 @@ class Names:
         self.root = data if root is None else root
         self.active: list[KeyPath] = []
 
-    def evaluate(self, value: Any, at: KeyPath) -> Any:
-        """A literal as it is; an expression over the object at ``at`` evaluated."""
-        if not isinstance(value, Expression):
-            return value
-        return value.evaluate(lambda name: self.lookup(name, at), lambda name: self.exists(name, at))
+    def evaluate(self, what: Any, at: KeyPath, **special: Any) -> Any:
+        """A literal as it is; an expression over the object at ``at`` evaluated. ``special`` names are no keys there:
+        ``value``, ``layer``, ``kinds``."""
+        if not isinstance(what, Expression):
+            return what
+
+        def resolve(name: KeyPath) -> Any:
+            return special[name[0]] if len(name) == 1 and name[0] in special else self.lookup(name, at)
+
+        return what.evaluate(resolve, lambda name: self.exists(name, at))
 
     def lookup(self, name: KeyPath, at: KeyPath) -> Any:
         """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""
         path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
         value = get(data, fill(path, self.holes))
-        default = self.defaults.get(path, MISSING)
-        if value is not MISSING and (value is not None or default is MISSING):
-            return value
+        default = self.defaults.of(path, value)
         if default is MISSING:
+            if value is not MISSING:
+                return value
             there = fill(path, self.holes)
             message = f"`{'.'.join(there)}` is needed and not there"
             raise CrosswalkError(Diagnostic("config/missing-key", message, path=there))

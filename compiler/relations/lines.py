@@ -73,6 +73,7 @@ def value_rule(mapping: MappingFile, claim: Claim, declared: Field, ours: KeyPat
         table or None,
         line.required,
         line.otherwise,
+        line.rounded,
     )
 
 

@@ -17,7 +17,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from .fields import below, is_default, object_at, scope_at, shown
 from .keys import Names, fill, same_number
 from .literals import literal_problem, unfit
-from .sides import Condition, Later, Reading, Writing
+from .sides import Computed, Condition, Later, Reading, Writing
 
 
 class _Rule:
@@ -50,7 +50,8 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class FieldRule(_Rule):
-    """``theirs`` holds what ``ours`` holds, through ``table`` if there is one; ``required``: never null."""
+    """``theirs`` holds what ``ours`` holds, through ``table`` if there is one; ``required``: never null. ``rounded``:
+    ``write_as`` undoes ``read_as`` within the rounding of floats."""
 
     theirs: KeyPath
     ours: KeyPath
@@ -65,6 +66,7 @@ class FieldRule(_Rule):
     table: tuple[EnumRow, ...] | None
     required: bool
     otherwise: Any
+    rounded: bool
 
     def places(self) -> tuple[KeyPath, ...]:
         return (self.theirs, *self.alias)
@@ -72,26 +74,40 @@ class FieldRule(_Rule):
     def over_theirs(self) -> tuple[Any, ...]:
         return (self.default, self.read_as, self.write_as)
 
+    @property
+    def holds_null(self) -> bool:
+        """Whether null is a value of the key, and not as if it were absent."""
+        return (self.field.nullable and not self.required) or self.field.of == "any"
+
+    def arithmetic(self) -> tuple[Expression, ...]:
+        """The expressions in which ``value`` is that of the key, or of the field."""
+        return tuple(expression for expression in (self.read_as, self.write_as) if expression is not None)
+
     def read(self, at: Reading) -> None:
         at.set(self.ours, self._value(at), self.position)
 
     def _value(self, at: Reading) -> Any:
         value = self._stated(at)
-        nullable = (self.field.nullable and not self.required) or self.field.of == "any"
-        if value is MISSING or (value is None and not nullable):
+        if value is MISSING or (value is None and not self.holds_null):
             default = self.otherwise if at.otherwise and self.otherwise is not MISSING else self.default
             found = "absent" if value is MISSING else "null"
             value = at.names.evaluate(default, self.theirs[:-1])
             if value is MISSING:
                 raise fail("config/missing-key", f"`{at.key(self.theirs)}` is required, it is {found}")
         if self.read_as is not None:
-            value = at.names.evaluate(self.read_as, self.theirs[:-1])
+            value = at.names.evaluate(self.read_as, self.theirs[:-1], value=value)
         if self.table is not None and value is not None:
             return self._translated(at, self.table, value)
         value = widened(self.field, value)
         if (wanted := misfit(self.field, value)) is not None:
             raise fail("config/type", f"`{at.key(self.theirs)}` must be {wanted}, it is {value!r}")
         return value
+
+    def translated(self, value: Any) -> Any:
+        """A value of theirs as one of ours, where nothing is wrong with it; null for one that the table lacks."""
+        if self.table is None or value is None:
+            return widened(self.field, value)
+        return next((row.ours for row in self.table if same_number(row.theirs, value)), None)
 
     def _stated(self, at: Reading) -> Any:
         """What the key and its aliases say, which must agree; MISSING if they say nothing."""
@@ -140,12 +156,13 @@ class FieldRule(_Rule):
             message = f"`{at.where(self.ours)}` must not be null here"
             at.error("export/required", self.ours, message, self.position)
         elif self.omit is not MISSING and same_number(raw, self.omit):
-            at.put(self.theirs, MISSING, self.position)
-        elif self.write_as is not None:
-            at.put(self.theirs, self.write_as, self.position)
+            at.put(self, self.theirs, MISSING)
+        elif self.write_as is not None or self.read_as is not None:
+            for place in self.places():
+                at.out.computed.append(Computed(fill(place, at.holes), self, self.write_as, at.holes, value))
         else:
             for place in self.places():
-                at.put(place, value, self.position)
+                at.put(self, place, value)
 
     def check(self, layout: Layout) -> Iterator[Diagnostic]:
         if self.read_as is not None:
@@ -200,7 +217,7 @@ class TheirsFact(_Rule):
 
     def write(self, at: Writing) -> None:
         if self.written:
-            at.put(self.theirs, self.values[0], self.position)
+            at.put(self, self.theirs, self.values[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +242,7 @@ class Carried(_Rule):
 
     def write(self, at: Writing) -> None:
         if self.write_as is not None:
-            at.put(self.theirs, self.write_as, self.position)
+            at.put(self, self.theirs, self.write_as)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,13 +67,32 @@ class Reading:
         put(self.out, ours, value)
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A value of theirs that follows from other keys and from ``value``, that of the field (MISSING: there is none).
+    Without an expression it is the value that is read as that of the field. ``special``: names that are no keys."""
+
+    place: KeyPath
+    rule: Any
+    expression: Expression | None
+    holes: Mapping[str, str]
+    value: Any = MISSING
+    special: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def at(self) -> KeyPath:
+        """The object whose keys its expressions name."""
+        theirs: KeyPath = self.rule.theirs
+        return theirs[:-1]
+
+
 @dataclass
 class Draft:
-    """What one attempt to write an object has written: places of theirs. ``computed`` (expressions with their place,
-    and the object whose keys they name) and ``checks`` wait until all keys are there."""
+    """What one attempt to write an object has written: places of theirs. ``computed`` and ``checks`` wait until all
+    keys are there."""
 
     values: dict[KeyPath, tuple[Any, Position]] = field(default_factory=dict)
-    computed: list[tuple[KeyPath, Expression, KeyPath, Mapping[str, str]]] = field(default_factory=list)
+    computed: list[Computed] = field(default_factory=list)
     checks: list[Condition] = field(default_factory=list)
     problems: list[Diagnostic] = field(default_factory=list)
     lossy: list[str] = field(default_factory=list)
@@ -106,25 +125,27 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """An object of ours to write (``scope``, at ``anchor``), and what is written of it (``out``)."""
+    """An object of ours to write (``scope``, at ``anchor``), and what is written of it (``out``). ``special`` names are
+    no keys in its expressions."""
 
     scope: Scope
     anchor: KeyPath
     holes: Mapping[str, str]
     out: Draft
     allow_lossy: bool = False
+    special: Mapping[str, Any] = field(default_factory=dict)
 
     def where(self, ours: KeyPath) -> str:
         """A path of ours as it is shown."""
         return ".".join((*self.anchor, *ours))
 
-    def put(self, theirs: KeyPath, value: Any, position: Position) -> None:
-        """Write a place of theirs; an expression is evaluated when all keys are there."""
+    def put(self, rule: Any, theirs: KeyPath, value: Any) -> None:
+        """Write a place of theirs, for a rule; an expression is evaluated when all keys are there."""
         path = fill(theirs, self.holes)
         if isinstance(value, Expression):
-            self.out.computed.append((path, value, theirs[:-1], self.holes))
+            self.out.computed.append(Computed(path, rule, value, self.holes, special=self.special))
         else:
-            self.out.put(path, value, position)
+            self.out.put(path, value, rule.position)
 
     def error(self, code: str, ours: KeyPath, message: str, rule: Position, hint: str | None = None) -> None:
         self.out.problems.append(Diagnostic(code, message, None, hint, path=(*self.anchor, *ours), rule=rule))

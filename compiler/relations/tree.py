@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import Layout, Type
 from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
-from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
+from .keys import Defaults, Names
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
 
 __all__ = [
@@ -105,21 +107,25 @@ class Nullable:
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
-    """What a layer of this kind is; ``name`` stands in the list of kinds. A count alone has one kind without a name."""
+    """What a layer of this kind is; ``name`` (a text, a number, true or false) stands in the list of kinds. A count
+    alone has one kind without a name."""
 
-    name: str | None
+    name: Any
     node: Node
+
+    def __str__(self) -> str:
+        return str(self.name).lower() if isinstance(self.name, bool) else str(self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """A list of layers. ``each`` lists their kinds (None: all alike), and is in no file if that is ``computed``;
-    ``overrides`` what differs in single layers, or with ``overridable`` between kinds, in these keys alone."""
+    """A list of layers. ``each`` lists their kinds, or is an expression that gives the kind of ``layer`` (None: all
+    alike); ``overrides`` what differs in single layers, or with ``overridable`` between kinds, in these keys alone."""
 
     ours: KeyPath
     theirs: KeyPath
     count: KeyPath
-    each: KeyPath | None
+    each: KeyPath | Expression | None
     each_default: Any
     repeats: bool
     kinds: tuple[LayerKind, ...]
@@ -127,7 +133,22 @@ class Layers:
     rules: tuple[Rule, ...]
     position: Position
     overridable: frozenset[str] | None = None
-    computed: bool = False
+
+    @property
+    def key(self) -> KeyPath | None:
+        """The key that lists the kinds, if one does."""
+        return self.each if isinstance(self.each, tuple) else None
+
+    def listed(self, names: Names, count: int) -> Any:
+        """The kinds of the layers as theirs says, which may be nonsense. Raises ``CrosswalkError``."""
+        if isinstance(self.each, Expression):
+            return [names.evaluate(self.each, self.theirs, layer=index) for index in range(count)]
+        assert self.each is not None
+        return names.lookup(("root", *self.each), ())
+
+    def kind(self, name: Any) -> LayerKind | None:
+        """The kind of a name, which is told apart by its JSON type too."""
+        return next((kind for kind in self.kinds if same_value(kind.name, name)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +186,7 @@ class CompiledMapping:
     layout: Layout = field(repr=False)
     root: OneOf = field(repr=False)
     header: tuple[TheirsFact, ...] = field(repr=False)
-    defaults: Mapping[KeyPath, Any] = field(repr=False)
+    defaults: Defaults = field(repr=False)
     claims: frozenset[KeyPath] = field(repr=False)
     spelled: Mapping[str, Callable[[], CompiledMapping]] = field(default_factory=dict, repr=False)
 
@@ -219,7 +240,7 @@ def claimed_paths(root: OneOf) -> set[KeyPath]:
         if isinstance(node, CaseNode):
             result.add(node.key)
         elif isinstance(node, Layers):
-            result |= {node.count, *([node.each] if node.each and not node.computed else [])}
+            result |= {node.count, *([node.key] if node.key else [])}
     return result
 
 

@@ -24,7 +24,7 @@ MAX_CONFIG = 64 << 20
 WEIGHTS = (
     ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf", ".ggml",
     ".h5", ".h5.index.json", ".msgpack", ".msgpack.index.json", ".onnx", ".onnx_data", ".npz", ".tflite", ".mlmodel",
-    ".ot",
+    ".ot", ".distcp",
 )  # fmt: skip
 
 

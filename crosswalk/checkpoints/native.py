@@ -7,41 +7,27 @@ self-describing is under ``metadata.crosswalk``, where the trainer allows furthe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.scope import Scope, simple, stored_type
-from crosswalk.runtime.checkpoint.header import shorten
 from crosswalk.runtime.checkpoint.opening import read_inside
-from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
+from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from . import yaml_text
 from .huggingface import CONFIG
 from .key_positions import locator
+from .opened import Opened, Wanted, is_mapping, is_text, of_record, unmet
 
 METADATA = "metadata.yaml"
 SHARD = "weights"
 #: What is written. A reader refuses versions newer than its own, so this is the oldest that has every field used here.
 FAST_LLM_VERSION = "0.4.0"
 MAX_METADATA = 256 << 20
-
-
-@dataclass(frozen=True)
-class NativeCheckpoint:
-    """``config``: the base-model config as stored. ``root``: its type in the layout. ``origin``: what was recorded of
-    the Hugging Face checkpoint that it came from, empty if it came from elsewhere. ``tensors``: without suffix.
-    ``text``: the metadata as stored."""
-
-    path: Path
-    config: Mapping[str, Any]
-    root: str
-    origin: Mapping[str, Any]
-    tensors: Checkpoint
-    text: str
+_CONFIG, _ORIGIN = ("config", "base_model"), ("metadata", "crosswalk")
 
 
 def is_native(path: Path) -> bool:
@@ -59,7 +45,7 @@ def require_checkpoint(path: Path) -> None:
     raise fail("source/not-a-directory", what, Position(str(path)), hint)
 
 
-def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
+def open_native(path: Path, layout: Layout) -> Opened:
     """Open a native checkpoint from its metadata and headers. Raises ``CrosswalkError`` with what is wrong with it."""
     text = _read_text(path / METADATA)
     document = _parse(text, path / METADATA)
@@ -78,9 +64,10 @@ def open_native(path: Path, layout: Layout) -> NativeCheckpoint:
     # A training checkpoint holds optimizer shards beside the weights; they are no part of the model.
     names = {key: key.removesuffix(suffix) for key in stored.tensors if key.endswith(suffix)}
     origin = metadata.get("crosswalk") or {}
-    return NativeCheckpoint(
-        path, document["config"]["base_model"], roots[document["model"]], origin, stored.select(names), text
-    )
+    return Opened(
+        path, "fast_llm", layout, document["config"]["base_model"], roots[document["model"]], origin,
+        stored.select(names), path / METADATA, text, _CONFIG, _ORIGIN,
+    )  # fmt: skip
 
 
 def _distributed(path: Path, document: Mapping[str, Any], text: str) -> CrosswalkError:
@@ -125,48 +112,19 @@ def _parse(text: str, file: Path) -> Mapping[str, Any]:
 def _problems(document: Mapping[str, Any], roots: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is needed of the document and is not there or of the wrong kind: keys and what is the matter with them."""
 
-    def texts(value: Any) -> bool:
-        return isinstance(value, str)
-
-    def names(value: Any) -> bool:
-        return isinstance(value, list) and all(map(texts, value))
-
     def index(value: Any) -> bool:
-        return isinstance(value, Mapping) and bool(value) and all(map(texts, (*value, *value.values())))
+        return isinstance(value, Mapping) and bool(value) and all(map(is_text, (*value, *value.values())))
 
-    def padding(value: Any) -> bool:
-        return isinstance(value, Mapping) and all(texts(axis) and sizes(found) for axis, found in value.items())
-
-    def sizes(value: Any) -> bool:
-        numbers: list[Any] = list(map(value.get, ("from", "to"))) if isinstance(value, Mapping) else []
-        return bool(numbers) and {*map(type, numbers)} == {int} and bool(1 <= numbers[0] < numbers[1])
-
-    wanted: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
-        (("model",), f"one of {', '.join(roots)}", lambda value: texts(value) and value in roots),
+    wanted: tuple[Wanted, ...] = (
+        (("model",), f"one of {', '.join(roots)}", lambda value: is_text(value) and value in roots),
         (("format",), "fast_llm: the trainer's other formats are not read", lambda value: value == "fast_llm"),
-        (("config",), "a mapping", lambda value: isinstance(value, Mapping)),
-        (("config", "base_model"), "a mapping", lambda value: isinstance(value, Mapping)),
-        (("metadata",), "a mapping", lambda value: isinstance(value, Mapping)),
+        (("config",), "a mapping", is_mapping),
+        (_CONFIG, "a mapping", is_mapping),
+        (("metadata",), "a mapping", is_mapping),
         (("metadata", "state_index"), "a mapping of tensors to files", index),
-        (("metadata", "crosswalk"), "a mapping", lambda value: isinstance(value, Mapping)),
-        *((("metadata", "crosswalk", key), "text", texts) for key in ("format", "config", "tensor_dialect", "dtype")),
-        (("metadata", "crosswalk", "lossy"), "true or false", lambda value: isinstance(value, bool)),
-        (("metadata", "crosswalk", "padded"), "a mapping of axes to {from: size, to: larger size}", padding),
-        (("metadata", "crosswalk", "files"), "a list of file names", names),
-        (("metadata", "crosswalk", "text_only"), "true or false", lambda value: isinstance(value, bool)),
-        (("metadata", "crosswalk", "kept"), "a list of keys", names),
+        *of_record(_ORIGIN),
     )
-    for keys, expected, fits in wanted:
-        *parents, key = keys
-        container: Any = document
-        for parent in parents:
-            container = container.get(parent) if isinstance(container, Mapping) else None
-        value = container.get(key) if isinstance(container, Mapping) else None
-        optional = key == "format" or "crosswalk" in keys
-        if value is None and not optional and isinstance(container, Mapping):
-            yield keys, "is missing"
-        elif value is not None and not fits(value):
-            yield keys, f"must be {expected}; it is {shorten(repr(value), 60)}"
+    yield from unmet(document, wanted, lambda keys: keys == ("format",) or keys[:2] == _ORIGIN)
 
 
 def metadata_yaml(

@@ -9,6 +9,7 @@ from typing import Any
 
 from crosswalk.compiler.config.dialects import rename
 from crosswalk.compiler.config.dtypes import DTYPE_KEYS
+from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, Tower
 from crosswalk.compiler.relations.keys import get
 from crosswalk.runtime.errors import Position, fail
@@ -48,6 +49,8 @@ def text_tower(
     stored = [key for key in (*DTYPE_KEYS, *mapping.encodings, *mapping.versions) if key in checkpoint.config]
     config = {key: checkpoint.config[key] for key in stored}  # said of the files as a whole
     config |= {key: value for key, value in inner.items() if key not in config or value is not None}
+    if config.get("model_type") is None:
+        config["model_type"] = tower.default
     if len(fitting) == 1 and mapping.architecture is not None:
         config["architectures"] = [mapping.architecture]  # a tower names no class, or that of the whole
     names = {name: rename(name, tower.tensors) for name in checkpoint.tensors.tensors if _is_in(name, tower)}
@@ -59,7 +62,9 @@ def text_tower(
 
 
 def _kind(checkpoint: HuggingFaceCheckpoint, tower: Tower) -> Any:
-    return get(checkpoint.config, (*tower.config, "model_type"))
+    """The ``model_type`` of the tower."""
+    found = get(checkpoint.config, (*tower.config, "model_type"))
+    return tower.default if found in (MISSING, None) else found
 
 
 def _is_in(name: str, tower: Tower) -> bool:

@@ -34,11 +34,42 @@ LIKE = click.option(
 )  # fmt: skip
 
 
+KIND = click.option(
+    "--as", "kind", metavar="dcp|safetensors|...",
+    help="The kind of directory to write. Default: what the trainer keeps.",
+)  # fmt: skip
+LAYOUT = click.option("--layout", metavar="NAME", help="The layout of SRC, if its directory does not say it.")
+NATIVE_CONFIG = click.option(
+    "--native-config", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="JSON or YAML with the native config, if no directory says it.",
+)  # fmt: skip
+MAPPINGS = click.option(
+    "--mappings", multiple=True, type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    expose_value=False, is_eager=True, callback=lambda context, option, folders: _use_mappings(folders),
+    help="A folder of mappings and layouts of your own, before those of CROSSWALK_MAPPINGS.",
+)  # fmt: skip
+
+
+def _use_mappings(folders: tuple[Path, ...]) -> None:
+    """Look for mappings in these folders too, in this process."""
+    if folders:
+        from crosswalk.jobs.formats import use_folders
+
+        use_folders(folders)
+
+
 def planning_options(command: Command) -> Command:
     """The options that decide a plan, shared by all commands that make one."""
     for option in reversed(
         (
-            click.option("--to", metavar="fast_llm|hf", help="What to convert to. Default: the other side of SRC."),
+            click.option(
+                "--to", metavar="LAYOUT|hf",
+                help="A trainer's layout, or hf. Default: hf for what is of a layout, else fast_llm.",
+            ),
+            KIND,
+            LAYOUT,
+            NATIVE_CONFIG,
+            MAPPINGS,
             click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected."),
             click.option(
                 "--dialect", metavar="NAME[,NAME]",
@@ -127,12 +158,11 @@ def convert(
 def check(src: Path, verbose: bool, **planning: Any) -> None:
     """Check SRC against its mapping: config.json and headers; of the weights only what is tied and stored twice."""
     from crosswalk.jobs.check import checked
-    from crosswalk.jobs.options import Options
     from crosswalk.jobs.report import Report
 
     from .report import show_report
 
-    prepared = checked(src, Options(**_planned(planning)))
+    prepared = checked(src, _asked(planning))
     show_report(Report.of(prepared))
     if verbose:
         from .configs import show_native_config
@@ -157,12 +187,11 @@ def plan(
     src: Path, as_json: bool, html: Path | None, with_proof: bool, workers: int | None, verbose: bool, **planning: Any
 ) -> None:
     """Show what a conversion of SRC would do: bytes, peak memory, verdict, and every relation, layers folded."""
-    from crosswalk.jobs.options import Options
     from crosswalk.jobs.prepare import prepare
 
     if with_proof and html is None:
         raise click.UsageError("--prove goes with --html FILE")
-    prepared = prepare(src, Options(**_planned(planning)))
+    prepared = prepare(src, _asked(planning))
     if html is not None:
         _write_page(prepared, src, html, with_proof)
     elif as_json:
@@ -191,12 +220,11 @@ def _write_page(prepared: Prepared, source: Path, file: Path, with_proof: bool) 
 @planning_options
 def explain(src: Path, tensor: str, **planning: Any) -> None:
     """Show where TENSOR comes from: source tensors, axes, rule, and the line of the mapping that says so."""
-    from crosswalk.jobs.options import Options
     from crosswalk.jobs.prepare import prepare
 
     from .plans import show_explanation
 
-    prepared = prepare(src, Options(**_planned(planning)))
+    prepared = prepare(src, _asked(planning))
     show_explanation(prepared, tensor)
 
 
@@ -207,10 +235,13 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
 @click.option("--allow-lossy", is_flag=True, help="Accept what the mapping declares to be inexact.")
 @click.option("--take-tied", is_flag=True, help="Leave out tensors that are tied and stored too, unread.")
 @LIKE
+@LAYOUT
+@NATIVE_CONFIG
+@MAPPINGS
 @engine_options
 def verify(
     src: Path, dst: Path, format_: str | None, allow_lossy: bool, take_tied: bool, like: Path | None,
-    workers: int | None, memory: str | None, quiet: bool,
+    layout: str | None, native_config: Path | None, workers: int | None, memory: str | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
@@ -223,6 +254,8 @@ def verify(
             dst,
             format_,
             like=like,
+            layout=layout,
+            native_config=native_config,
             allow_lossy=allow_lossy,
             take_tied=take_tied,
             options=_options(workers, memory),
@@ -313,6 +346,14 @@ def _planned(options: dict[str, Any]) -> dict[str, Any]:
     for option in ("pad", "truncate"):
         options[option] = parse_sizes(options[option], option)
     return options
+
+
+def _asked(options: dict[str, Any]) -> Any:
+    """The options of a plan, of commands that only make one."""
+    from crosswalk.jobs.options import Options, native
+
+    planned = _planned(options)
+    return Options(**native(planned.pop("native_config")), **planned)
 
 
 def _options(

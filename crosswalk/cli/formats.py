@@ -85,10 +85,8 @@ def _words(section: Section) -> Iterator[tuple[str, str]]:
     if section.count:
         yield "count", ".".join(section.count)
     if section.each:
-        how = (
-            ", from the start again where it is short" if section.repeats else ", computed" if section.computed else ""
-        )
-        yield "each", ".".join(section.each) + how
+        said = f"= {section.each.text}" if isinstance(section.each, Expression) else ".".join(section.each)
+        yield "each", said + (", from the start again where it is short" if section.repeats else "")
     if section.kinds:
         yield "kinds", ", ".join(section.kinds)
     if section.overrides:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crosswalk.compiler.text.positioned import MAX_BYTES
 from crosswalk.runtime.checkpoint.opening import open_regular
-from crosswalk.runtime.errors import Diagnostic, Position
+from crosswalk.runtime.errors import MOST_SHOWN, Diagnostic, Position, and_more, cut
 
 _WIDTH = 120  # of the part of a source line that is shown
 
@@ -35,12 +35,14 @@ def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | Non
         at = found.place
         return (files.index(at.file), at.line, at.column) if at else (len(files), 0, 0)
 
-    return "\n\n".join(_paragraph(found, lines_of) for found in sorted(dict.fromkeys(diagnostics), key=order))
+    distinct = sorted(dict.fromkeys(diagnostics), key=order)
+    shown = [_paragraph(found, lines_of) for found in distinct[:MOST_SHOWN]]
+    return "\n\n".join([*shown, *and_more(len(distinct))])
 
 
 def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:
     where = f"{found.place}: " if found.place else ""
-    first, *more = visible(found.message).split("\n")
+    first, *more = visible(cut(found.message)).split("\n")
     parts = [f"{visible(where)}{found.severity}: {first} [{found.code}]"]
     if found.place:
         parts += _excerpt(found.place, lines_of)

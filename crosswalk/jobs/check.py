@@ -3,14 +3,15 @@ twice are read, and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.errors import CrosswalkError, system_limits
 from crosswalk.runtime.files.convert import check_ties
 
-from .options import Options, as_path
+from .options import Options, as_path, native
 from .prepare import Prepared, prepare
 from .report import Report
 
@@ -32,14 +33,19 @@ def check(
     keep: str | Iterable[str] = (),
     take_tied: bool = False,
     text_only: bool = False,
+    kind: str | None = None,
+    layout: str | None = None,
+    native_config: str | Path | Mapping[str, Any] | None = None,
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
-    shape, and the plan's proof. ``pad``, ``truncate``, ``like``, ``keep`` and ``text_only``: see
-    :func:`crosswalk.convert`. Raises ``CrosswalkError`` with all problems found."""
+    shape, and the plan's proof. All options are those of :func:`crosswalk.convert`.
+
+    Raises ``CrosswalkError`` with all problems found."""
     options = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
         like=as_path(like), keep=keep, take_tied=take_tied, text_only=text_only,
+        kind=kind, layout=layout, **native(native_config),
     )  # fmt: skip
     return Report.of(checked(Path(src), options))
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from crosswalk.checkpoints.huggingface import CONFIG
-from crosswalk.checkpoints.native import metadata_yaml
+from crosswalk.checkpoints.kinds.kind import Contents
+from crosswalk.compiler.layout.natives import ties_of
+from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.pipeline import Sizes
-from crosswalk.runtime.checkpoint.output import Written, hugging_face_layout, native_layout
 from crosswalk.runtime.errors import system_limits
 from crosswalk.runtime.files.convert import Options as EngineOptions
 from crosswalk.runtime.files.convert import write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 
-from .options import Options, as_path, parse_size
+from .options import Options, as_path, native, parse_size
 from .prepare import Prepared, prepare
 from .report import Report
 
@@ -39,14 +40,18 @@ def convert(
     keep: str | Iterable[str] = (),
     take_tied: bool = False,
     text_only: bool = False,
+    kind: str | None = None,
+    layout: str | None = None,
+    native_config: str | Path | Mapping[str, Any] | None = None,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Convert the checkpoint ``src`` into the new directory ``dst``, which appears complete or not at all.
 
-    ``to``: ``fast_llm`` or ``hf``, by default the other side of what ``src`` is. ``format`` is detected or remembered
-    unless given. ``dialect`` and ``dtype``: see ``crosswalk convert --help``; ``protect``: tensors that ``dtype``
-    leaves alone (names, or prefixes ending in ``*``). ``max_shard_size``: bytes, or a text such as ``5GB``.
+    ``to``: a layout or ``hf``, by default ``hf`` for what is of a layout, and ``fast_llm`` for what is of Hugging Face.
+    ``format`` is detected or remembered unless given. ``dialect`` and ``dtype``: see ``crosswalk convert --help``;
+    ``protect``: tensors that ``dtype`` leaves alone (names, or prefixes ending in ``*``).
+    ``max_shard_size``: bytes, or a text such as ``5GB``.
 
     ``pad``: axis -> multiple, as ``{"vocab": 128}``, of a conversion to a layout: the size is rounded up (a multiple
     that is at least the size is the new size), and what is new is zeros. The checkpoint remembers the size that it had,
@@ -65,27 +70,29 @@ def convert(
     ``text_only``: take the text tower of a model with others, as one of its own; the notes of the report say what stays
     behind.
 
+    ``kind``: of the directory to write, of a conversion to a layout: ``dcp`` (torch.distributed.checkpoint) or
+    ``safetensors`` for every layout, by default what its trainer keeps. ``layout``: that of ``src``, where its
+    directory does not say it; ``native_config``: the native config of ``src``, or a JSON or YAML file with it, where
+    that does not say it either. See docs/directories.md.
+
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """
     planning = Options(
         format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
         model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
         like=as_path(like), keep=keep, take_tied=take_tied, text_only=text_only,
+        kind=kind, layout=layout, **native(native_config),
     )  # fmt: skip
     destination = Path(dst)
     prepared = prepare(Path(src), planning)
     shard = parse_size(max_shard_size)
-    extra: dict[str, bytes] = {}
-    if prepared.to == "hf":
-        layout = hugging_face_layout(shard)
-        extra = {CONFIG: prepared.text.encode(), **prepared.derived}
-    else:
-        layout = native_layout(lambda written: _native_files(prepared, written), shard)
+    extra = {CONFIG: prepared.text.encode(), **prepared.derived} if prepared.to == "hf" else {}
+    laid_out = prepared.kind.lay_out(_contents(prepared), shard)
     written = write_checkpoint(
         prepared.plan,
         prepared.source,
         destination,
-        layout=layout,
+        layout=laid_out,
         extra=extra,
         carried=prepared.files,
         options=options,
@@ -94,8 +101,8 @@ def convert(
     return Report.of(prepared, written, destination)
 
 
-def _native_files(prepared: Prepared, written: Written) -> dict[str, bytes]:
-    origin: dict[str, Any] = {**prepared.origin, "checksums": dict(sorted(written.checksums.items()))}
-    layout = prepared.mapping.layout
-    text = metadata_yaml(layout, prepared.config, prepared.mapping.root.type.name, written.weight_map, origin)
-    return {"metadata.yaml": text, "ok": b""}
+def _contents(prepared: Prepared) -> Contents:
+    """What goes beside the tensors of a trainer's checkpoint."""
+    mapping = prepared.mapping
+    ties = ties_of(Scope(mapping.layout, mapping.root.type, prepared.config)) if prepared.kind.twice else {}
+    return Contents(mapping.layout, mapping.root.type.name, prepared.config, prepared.origin, ties)

@@ -78,8 +78,8 @@ def _undetected(
         text += f": it has other towers beside one of text, which is {names}"
         hint = FLAG
     elif others:
-        names = ", ".join(f"layout `{m.layout}` has `{m.name}`" for m in others)
-        hint = f"{names}: crosswalk.load and compile_plan take layout and format"
+        names = ", ".join(f"layout `{m.layout}` has `{m.name.removeprefix(f'{m.layout}_')}`" for m in others)
+        hint = f"{names}: name the layout (--to; in Python: to=, or layout= of crosswalk.load)"
     elif isinstance(kind, str) and kind in described:
         text += f": there is no mapping of `{kind}`, which has {described[kind]}"
     else:
@@ -101,7 +101,7 @@ def chosen_format(
         raise fail("config/type", f"a config must be an object, it is {config!r}")
     if name is None or name == "auto":
         return detect_format(config, tensors, layout or DEFAULT_LAYOUT)
-    mapping = format_named(name)
+    mapping = format_named(name, layout)
     if layout not in (None, mapping.layout.name):
         message = f"format `{name}` converts to layout `{mapping.layout.name}`, not to `{layout}`"
         raise fail("format/layout", message, None, "name one of the two only, or one of each that belong together")

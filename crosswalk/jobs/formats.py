@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from crosswalk.compiler.catalog import Catalog
@@ -32,13 +33,44 @@ def folders() -> tuple[Folder, ...]:
     return (*(Path(folder) for folder in listed.split(os.pathsep) if folder), *brought())
 
 
-def format_named(name: str) -> CompiledMapping:
-    """The compiled mapping of a format; an error lists the formats."""
+def use_folders(found: Iterable[Path]) -> None:
+    """Let this process find mappings in more folders, before those of the environment."""
+    before = os.environ.get("CROSSWALK_MAPPINGS")
+    os.environ["CROSSWALK_MAPPINGS"] = os.pathsep.join([*map(str, found), *([before] if before else [])])
+    catalog.cache_clear()
+
+
+def format_named(name: str, layout: str | None = None) -> CompiledMapping:
+    """The compiled mapping of a format: one of that name, which in ``layout`` may be the name of its file without that
+    of the layout, or the model_type of one format only. An error lists the formats."""
     found = catalog()
-    if name not in found.formats():
+    resolved = _resolved(name, layout)
+    if resolved is None:
         from crosswalk.compiler.text.positioned import did_you_mean
 
         formats = found.formats()
         hint = did_you_mean(name, formats) or f"the formats are {', '.join(formats)}"
         raise fail("usage/format", f"there is no format `{name}`", None, hint)
-    return found.compiled(name)
+    return found.compiled(resolved)
+
+
+def _resolved(name: str, layout: str | None) -> str | None:
+    listed = {known: catalog().listed(known) for known in catalog().formats()}
+    here = {known: entry for known, entry in listed.items() if layout in (None, entry.layout)}
+    named = [known for known, entry in here.items() if name in (known, _short(known, entry.layout))]
+    if name in named:
+        return name
+    typed = [known for known, entry in here.items() if name in tuple(entry.model_types)]
+    for candidates in (named, typed if layout is not None else []):
+        if len(candidates) == 1:
+            return candidates[0]
+    return name if name in listed else None
+
+
+def short_name(mapping: CompiledMapping) -> str:
+    """What users call a format: in the file of one of several layouts, that of the layout stands before it."""
+    return _short(mapping.name, mapping.layout.name)
+
+
+def _short(name: str, layout: str | None) -> str:
+    return name.removeprefix(f"{layout}_") or name

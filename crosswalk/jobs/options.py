@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crosswalk.compiler.pipeline import PlanOptions
 from crosswalk.compiler.text.positioned import shorten
@@ -17,13 +18,19 @@ DEFAULT_SHARD = 5_000_000_000
 class Options(PlanOptions):
     """The options of a plan that is made for files. ``format``: a name, None or ``auto`` to find it; ``to``: ``hf`` or
     a layout; ``model_files``: where the model code of a custom architecture is; ``like``: the Hugging Face checkpoint
-    that a native one came from; ``text_only``: whether the text tower of a model with other towers is meant."""
+    that a native one came from; ``text_only``: whether the text tower of a model with other towers is meant.
+
+    ``kind``: of the directory to write, if it is not that of the layout; ``layout``: that of the source, and
+    ``native_file``: a file with a native config, where no directory says them."""
 
     format: str | None = None
     to: str | None = None
     model_files: Path | None = None
     like: Path | None = None
     text_only: bool = False
+    kind: str | None = None
+    layout: str | None = None
+    native_file: Path | None = None
 
     @property
     def named_format(self) -> str | None:
@@ -39,8 +46,11 @@ class OutputOptions:
     overwrite: bool = False
 
 
-def check_direction(options: Options) -> None:
-    """Raise for ``pad`` in a conversion to ``hf``, and for ``truncate`` in one to a layout."""
+def check_direction(options: Options, onward: bool = False) -> None:
+    """Raise for ``pad`` in a conversion to ``hf``, and for ``truncate`` in one from there. ``onward``: from one layout
+    to another, which takes both."""
+    if onward:
+        return
     if options.to == "hf" and options.pad:
         hint = "leave out --pad: what the checkpoint remembers as padding is cut off"
         raise fail("usage/pad", "axes are padded on the way to a layout, and this is a conversion to `hf`", None, hint)
@@ -98,3 +108,10 @@ def parse_size(text: int | str | None, option: str = "--max-shard-size") -> int:
 def as_path(path: str | Path | None) -> Path | None:
     """A path as users give it; None stays None."""
     return None if path is None else Path(path)
+
+
+def native(given: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options that say a native config: as it is, or the file that it is in."""
+    if given is None or isinstance(given, Mapping):
+        return {"native_config": given}
+    return {"native_file": Path(given)}

@@ -16,7 +16,9 @@ from crosswalk.checkpoints.huggingface import (
     read_config_text,
 )
 from crosswalk.checkpoints.key_positions import locator, read_from
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, require_checkpoint
+from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of
+from crosswalk.checkpoints.native import require_checkpoint
+from crosswalk.checkpoints.opened import Opened
 from crosswalk.compiler.config.architectures import right_architecture
 from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.config.dtypes import main_dtype, state_dtype, stated_dtype
@@ -33,6 +35,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .detect import chosen_format
+from .formats import short_name
 from .options import Options
 
 
@@ -43,7 +46,7 @@ def record(imported: Imported, text: str, files: Mapping[str, Path], text_only: 
     tensors = dialect_of_names(mapping, (tensor.name for tensor in plan.sources))
     sizes = {axis: {"from": size, "to": length(kind, imported.config, axis)} for axis, size in imported.lengths.items()}
     return {
-        "format": mapping.name,
+        "format": short_name(mapping),
         "config": text,
         "tensor_dialect": tensors.name if tensors else None,
         "dtype": main_dtype(plan.sources),
@@ -56,14 +59,15 @@ def record(imported: Imported, text: str, files: Mapping[str, Path], text_only: 
     }
 
 
-def remembered(checkpoint: NativeCheckpoint, format: str | None) -> Origin:
-    """The origin of a native checkpoint by its own record, to write it as ``format``. Its config counts only if it is
-    of that format. Raises ``CrosswalkError`` if it is no config."""
+def remembered(checkpoint: Opened, mapping: CompiledMapping) -> Origin:
+    """The origin of a native checkpoint by its own record, to write it in the format of ``mapping``. Its config counts
+    only if it is of that format. Raises ``CrosswalkError`` if it is no config."""
     said = checkpoint.origin
-    there = carried_files(checkpoint.path, frozenset((CONFIG, METADATA)))
-    is_config = said.get("format") == format and isinstance(said.get("config"), str)
+    there = carried_files(checkpoint.path, frozenset((CONFIG, checkpoint.file.name)))
+    same = said.get("format") in (mapping.name, short_name(mapping))
+    is_config = same and isinstance(said.get("config"), str)
     return Origin(
-        format=said.get("format"),
+        format=mapping.name if same else said.get("format"),
         text=said["config"] if is_config else "",
         config=_config(checkpoint) if is_config else None,
         dtype=said.get("dtype"),
@@ -84,7 +88,7 @@ def original(path: Path, options: Options) -> Origin:
     """
     require_checkpoint(path)
     directory = path if path.is_dir() else path.parent
-    if is_native(directory):
+    if kind_of(directory) is not HUGGING_FACE:
         hint = f"name the one with {CONFIG} that the model came from"
         raise fail("usage/like", "this is no Hugging Face checkpoint", Position(str(path)), hint)
     file, specs = directory / CONFIG, None
@@ -131,13 +135,13 @@ def decoded_config(
     return config_bytes(right).decode(), right
 
 
-def _config(checkpoint: NativeCheckpoint) -> dict[str, Any]:
+def _config(checkpoint: Opened) -> dict[str, Any]:
     """The config.json that a native checkpoint remembers."""
-    keys = ("metadata", "crosswalk", "config")
+    keys = (*checkpoint.origin_at, "config")
     try:
         return parse_config(checkpoint.origin["config"], Path(CONFIG))
     except CrosswalkError as error:
-        where = locator(checkpoint.text, str(checkpoint.path / METADATA))(keys)
+        where = locator(checkpoint.text, str(checkpoint.file))(keys)
         hint = "remove it: a new config.json is written then"
         raise CrosswalkError(
             Diagnostic("native/metadata", f"`{'.'.join(keys)}`: {d.message}", where, hint) for d in error.diagnostics

@@ -9,7 +9,7 @@ from typing import Any
 from crosswalk.compiler.layout.scope import normalize
 from crosswalk.compiler.pipeline import Sizes, export_checkpoint, export_model, import_checkpoint, import_model
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.runtime.errors import fail
+from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan
 
 from .detect import chosen_format
@@ -17,12 +17,14 @@ from .formats import DEFAULT_LAYOUT, catalog, format_named
 from .options import Options, check_direction
 
 
+@system_limits()
 def formats(layout: str | None = None) -> list[str]:
     """The names of all formats, or of those of one layout."""
     found = catalog()
     return [name for name in found.formats() if layout in (None, found.listed(name).layout)]
 
 
+@system_limits()
 def normalize_native(
     config: Mapping[str, Any], root: str | None = None, layout: str = DEFAULT_LAYOUT
 ) -> dict[str, Any]:
@@ -31,6 +33,7 @@ def normalize_native(
     return normalize(catalog().layout(layout), config, root)
 
 
+@system_limits()
 def import_config(
     hf_config: Mapping[str, Any],
     format: str | None = None,
@@ -49,6 +52,7 @@ def import_config(
     return import_model(mapping, hf_config, Options(allow_lossy=allow_lossy, pad=pad or {}, keep=keep))
 
 
+@system_limits()
 def export_config(
     native: Mapping[str, Any],
     format: str,
@@ -66,6 +70,7 @@ def export_config(
     return export_model(format_named(format), native, options)
 
 
+@system_limits()
 def compile_plan(
     config: Mapping[str, Any],
     format: str | None = None,

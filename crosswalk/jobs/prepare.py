@@ -10,26 +10,38 @@ from typing import Any
 
 from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes, open_hugging_face
 from crosswalk.checkpoints.key_positions import located, locator, read_from
+from crosswalk.checkpoints.kinds.beside import read as read_config_file
+from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of, kind_to_write
+from crosswalk.checkpoints.kinds.fast_llm import KIND as FAST_LLM
+from crosswalk.checkpoints.kinds.kind import Given, Kind
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native, require_checkpoint
+from crosswalk.checkpoints.native import require_checkpoint
+from crosswalk.checkpoints.opened import Opened
 from crosswalk.checkpoints.towers import text_tower
 from crosswalk.compiler.config.dtypes import main_dtype
+from crosswalk.compiler.config.origin import Origin
+from crosswalk.compiler.layout.limit import Limit
+from crosswalk.compiler.layout.natives import ties_of
 from crosswalk.compiler.layout.padded_axes import padding_notes, resized
+from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.pipeline import (
+    Exported,
     Imported,
     Places,
+    at,
     export_checkpoint,
     import_checkpoint,
 )
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound
 from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.errors import Position, fail
-from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.plan.algebra import with_sources
+from crosswalk.runtime.plan.model import Exemption, Plan
 
 from .detect import chosen_format
-from .formats import DEFAULT_LAYOUT, catalog, format_named
+from .formats import DEFAULT_LAYOUT, catalog, format_named, short_name
 from .options import Options, check_direction
 from .origin import decoded_config, original, record, remembered
 from .plans import formats
@@ -42,7 +54,7 @@ class Prepared:
     ``notes`` say what a user should know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side
     of axes that are longer here; ``derived`` are files made from ``text``, name -> content; ``origin`` is what a native
     output is to remember; ``lossy`` says what of the config is inexact, and why; ``defaults`` are keys that config.json
-    will not hold, with what the class takes for them."""
+    will not hold, with what the class takes for them; ``kind`` is that of the directory to write."""
 
     to: str
     mapping: CompiledMapping
@@ -59,6 +71,7 @@ class Prepared:
     origin: Mapping[str, Any] = field(default_factory=dict)
     lossy: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    kind: Kind = HUGGING_FACE
 
     @property
     def unpadded(self) -> Mapping[str, Any]:
@@ -71,30 +84,36 @@ def prepare(source: Path, options: Options) -> Prepared:
 
     Raises ``CrosswalkError`` with everything that stands in the way.
     """
-    native = is_native(source)
-    if not native:
+    kind = kind_of(source, options.layout)
+    if kind is HUGGING_FACE:
         require_checkpoint(source)
-    if options.to is None:
-        options = replace(options, to="hf" if native else DEFAULT_LAYOUT)
-    check_direction(options)
-    if native and options.text_only:
-        text = f"a text tower is taken from a Hugging Face checkpoint, and this is one of {DEFAULT_LAYOUT} ({METADATA})"
+        return _prepare_import(source, replace(options, to=options.to or DEFAULT_LAYOUT))
+    options = replace(options, to=options.to or "hf")
+    check_direction(options, onward=options.to != "hf")
+    if options.text_only:
+        text = f"a text tower is taken from a Hugging Face checkpoint, and this is one of a trainer ({kind.mark})"
         raise fail("usage/text-only", text, Position(str(source)), "leave out --text-only")
-    if native and options.to == "hf":
-        return _prepare_export(source, options)
-    if native:
-        what = f"a {DEFAULT_LAYOUT} checkpoint ({METADATA})"
-        raise fail("usage/to", f"this is {what} already", Position(str(source)), "pass --to hf")
+    if kind is FAST_LLM and options.to == DEFAULT_LAYOUT and options.kind in (None, kind.name):
+        raise _already(source, DEFAULT_LAYOUT, kind)
+    opened = open_trainer(source, options)
     if options.to == "hf":
-        what = f"this is a Hugging Face checkpoint ({CONFIG}) already"
-        raise fail("usage/to", what, Position(str(source)), f"pass --to {DEFAULT_LAYOUT}")
-    if options.to != DEFAULT_LAYOUT:
-        hint = f"convert to {DEFAULT_LAYOUT}; for other layouts there are compile_plan and load"
-        raise fail("usage/to", f"no checkpoint directory can be written in layout `{options.to}`", None, hint)
-    if options.dialect is not None:
-        raise fail("usage/dialect", "a dialect is one of Hugging Face checkpoints to write; this one is read", None,
-                   "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
-    return _prepare_import(source, options)
+        return _prepare_export(opened, options)
+    if options.to == opened.layout.name and kind_to_write(options.kind, opened.layout) is kind:
+        raise _already(source, options.to, kind)
+    return _prepare_onward(opened, options)
+
+
+def _already(source: Path, layout: str, kind: Kind) -> CrosswalkError:
+    what = f"this is a {layout} checkpoint ({kind.mark}) already"
+    return fail("usage/to", what, Position(str(source)), "pass --to hf")
+
+
+def open_trainer(path: Path, options: Options) -> Opened:
+    """A trainer's checkpoint of any kind. Raises ``CrosswalkError`` with everything that is wrong with it."""
+    kind = kind_of(path, options.layout)
+    assert kind.open is not None
+    given = options.native_file if options.native_file is not None else options.native_config
+    return kind.open(path, Given(lambda name: catalog().layout(name), options.layout, given))
 
 
 def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Imported]:
@@ -104,7 +123,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     """
     require_checkpoint(path)
     if options.named_format is not None:
-        format_named(options.named_format)
+        format_named(options.named_format, options.to)
     checkpoint = open_hugging_face(path)
     path, text = checkpoint.path, checkpoint.text
     root: tuple[str, ...] = ()
@@ -120,64 +139,144 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
 def _mappings(options: Options) -> list[MappingFile]:
     """The formats that are meant: the one that is named, or those of a layout."""
     if options.named_format is not None:
-        return [catalog().mapping(options.named_format)]
+        return [format_named(options.named_format, options.to).source]
     return [catalog().mapping(name) for name in formats(options.to or DEFAULT_LAYOUT)]
 
 
 def _prepare_import(path: Path, options: Options) -> Prepared:
+    check_direction(options)
+    if options.to == "hf":
+        what = f"this is a Hugging Face checkpoint ({CONFIG}) already"
+        raise fail("usage/to", what, Position(str(path)), f"pass --to {DEFAULT_LAYOUT}")
+    if options.dialect is not None:
+        raise fail("usage/dialect", "a dialect is one of Hugging Face checkpoints to write; this one is read", None,
+                   "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
+    if options.native_file is not None:
+        options = replace(options, native_config=read_config_file(options.native_file).config)
     checkpoint, imported = open_import(path, replace(options, stored=True))
-    mapping, plan, read = imported.mapping, imported.plan, imported.read
-    grown = padding_notes(mapping.root.type, imported.config, imported.lengths, True)
-    tied = [f"`{e.tensor}` is left out: {e.reason}" for e in plan.exemptions if e.tensor in imported.bound.duplicates]
-    notes = (*checkpoint.notes, *read.notes, *grown, *(tied if options.take_tied else ()))
-    text, _ = decoded_config(checkpoint.text, dict(checkpoint.config), mapping, read, main_dtype(plan.sources))
+    mapping = imported.mapping
+    text, _ = decoded_config(
+        checkpoint.text, dict(checkpoint.config), mapping, imported.read, main_dtype(imported.plan.sources)
+    )
     return Prepared(
-        to=str(options.to), mapping=mapping, bound=imported.bound, plan=plan, source=checkpoint.tensors,
-        config=imported.config, text=text, files=checkpoint.files, notes=notes, lengths=imported.lengths,
-        origin=record(imported, text, checkpoint.files, options.text_only), lossy=read.taken.lossy,
+        to=mapping.layout.name, mapping=mapping, bound=imported.bound, plan=imported.plan, source=checkpoint.tensors,
+        config=imported.config, text=text, files=checkpoint.files, lengths=imported.lengths,
+        notes=(*checkpoint.notes, *_notes(imported, options)), lossy=imported.read.taken.lossy,
+        origin=record(imported, text, checkpoint.files, options.text_only),
+        kind=kind_to_write(options.kind, mapping.layout),
     )  # fmt: skip
 
 
-def _prepare_export(path: Path, options: Options) -> Prepared:
-    checkpoint = open_native(path, catalog().layout(DEFAULT_LAYOUT))
-    origin = original(options.like, options) if options.like is not None else None
-    mapping = _format_to_write(checkpoint, origin.format if origin is not None else options.named_format)
+def _notes(imported: Imported, options: Options) -> tuple[str, ...]:
+    """What a user should know of a way to a layout."""
+    grown = padding_notes(imported.mapping.root.type, imported.config, imported.lengths, True)
+    left = (e for e in imported.plan.exemptions if e.tensor in imported.bound.duplicates and options.take_tied)
+    return (*imported.read.notes, *grown, *(f"`{e.tensor}` is left out: {e.reason}" for e in left))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The way of a trainer's checkpoint to Hugging Face. ``text``: the config.json that belongs to it."""
+
+    mapping: CompiledMapping
+    origin: Origin
+    exported: Exported
+    plan: Plan
+    text: str
+    notes: tuple[str, ...]
+
+
+def _way_out(opened: Opened, options: Options) -> _Way:
+    """To Hugging Face, or to what another layout is made from."""
+    layout = opened.layout
+    origin = original(options.like, replace(options, to=layout.name)) if options.like is not None else None
+    mapping = _format_to_write(opened, origin.format if origin is not None else options.named_format)
     if origin is None:
-        origin = remembered(checkpoint, mapping.name)
-    padded = ("metadata", "crosswalk", "padded")
+        origin = remembered(opened, mapping)
+    config = opened.config if opened.config is not None else origin.native
+    if config is None:
+        text = "nothing here says the config of the model, only its tensors"
+        hint = "pass --native-config FILE, or --like DIR with the Hugging Face directory that it came from"
+        raise fail("usage/native-config", text, Position(str(opened.path)), hint)
     places = replace(
-        _places(path / METADATA, checkpoint.text, path, ("config", "base_model")),
-        origin=partial(located, text=checkpoint.text, file=path / METADATA, root=padded),
+        _places(opened.file, opened.text, opened.path, opened.config_at),
+        origin=partial(located, text=opened.text, file=opened.file, root=(*opened.origin_at, "padded")),
     )
-    specs = {spec.name: spec for spec in checkpoint.tensors.specs()}
-    exported = export_checkpoint(mapping, checkpoint.config, specs, options, origin, places)
-    kind, lengths = mapping.root.type, exported.lengths
+    specs = {spec.name: spec for spec in opened.tensors.specs()}
+    twice: dict[str, str] = {}
+    if kind_of(opened.path, layout.name).twice:
+        with at(places.config):
+            complete = normalize(layout, config, mapping.root.type.name)
+            ties = ties_of(Scope(layout, mapping.root.type, complete), Limit.of(specs))
+        twice = {name: of for name, of in ties.items() if name in specs and of in specs}
+    once = {name: spec for name, spec in specs.items() if name not in twice}
+    exported = export_checkpoint(mapping, config, once, options, origin, places)
+    plan = exported.plan
+    if twice:
+        plan = with_sources(plan, map(specs.__getitem__, twice), _exempt(twice, options.take_tied))
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
-    files = files_to_write(mapping.source, origin.files, options.model_files, path)
-    notes = (*exported.notes, *padding_notes(kind, exported.native, lengths, False))
+    cut = padding_notes(mapping.root.type, exported.native, exported.lengths, False)
+    notes = (*opened.notes, *exported.notes, *cut)
     if origin.is_of(mapping) and origin.kept:
         notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
+    return _Way(mapping, origin, exported, plan, text, notes)
+
+
+def _exempt(ties: Mapping[str, str], take: bool) -> list[Exemption]:
+    """Tensors that are stored beside what they are tied to: compared with it, or left out unread."""
+    if take:
+        return [Exemption("dropped", name, None, f"tied to `{of}`, which counts") for name, of in ties.items()]
+    return [Exemption("tied", name, of) for name, of in ties.items()]
+
+
+def _prepare_export(opened: Opened, options: Options) -> Prepared:
+    way = _way_out(opened, options)
+    source, exported = way.mapping.source, way.exported
+    files = files_to_write(source, way.origin.files, options.model_files, opened.path)
     return Prepared(
-        to="hf", mapping=mapping, bound=exported.bound, plan=exported.plan, source=checkpoint.tensors,
-        config=exported.native, text=text, files=files, dialects=exported.dialects, notes=notes, lengths=lengths,
-        derived=derived_files(mapping.source, exported.config, files), lossy=exported.lossy, defaults=exported.defaults,
+        to="hf", mapping=exported.mapping, bound=exported.bound, plan=way.plan, source=opened.tensors,
+        config=exported.native, text=way.text, files=files, dialects=exported.dialects, notes=way.notes,
+        lengths=exported.lengths, derived=derived_files(source, exported.config, files), lossy=exported.lossy,
+        defaults=exported.defaults, kind=kind_to_write(options.kind, None),
     )  # fmt: skip
 
 
-def _format_to_write(checkpoint: NativeCheckpoint, asked: str | None) -> CompiledMapping:
-    """The format asked for, or else the one that a native checkpoint remembers."""
-    layout, file = catalog().layout(DEFAULT_LAYOUT), checkpoint.path / METADATA
-    known = checkpoint.origin.get("format")
+def _prepare_onward(opened: Opened, options: Options) -> Prepared:
+    """From one layout to another, or to another kind of directory, in one plan: no Hugging Face tensor is made."""
+    way = _way_out(opened, replace(options, to="hf", dtype=None, protect=()))
+    exported, origin = way.exported, way.origin
+    config, specs = dict(exported.config), way.plan.targets
+    asked = short_name(way.mapping) if options.to == opened.layout.name else None
+    mapping = chosen_format(asked, config, specs, options.to)
+    lossy = options.allow_lossy or origin.lossy
+    onward = replace(
+        options, stored=True, allow_lossy=lossy, keep=origin.kept, native_config=None, format=mapping.name, dialect=None
+    )
+    imported = import_checkpoint(mapping, config, specs, onward)
+    return Prepared(
+        to=mapping.layout.name, mapping=imported.mapping, bound=imported.bound, plan=way.plan.compose(imported.plan),
+        source=opened.tensors, config=imported.config, text=way.text, files=origin.files, lengths=imported.lengths,
+        notes=tuple(dict.fromkeys((*way.notes, *_notes(imported, options)))), defaults=exported.defaults,
+        lossy=tuple(dict.fromkeys((*exported.lossy, *imported.read.taken.lossy))),
+        origin=record(imported, way.text, origin.files, bool(opened.origin.get("text_only"))),
+        kind=kind_to_write(options.kind, mapping.layout),
+    )  # fmt: skip
+
+
+def _format_to_write(opened: Opened, asked: str | None) -> CompiledMapping:
+    """The format asked for, or else the one that a checkpoint remembers; without either, the only one of its layout."""
+    layout, known = opened.layout, opened.origin.get("format")
     name = asked or known
-    listed = f"there are {', '.join(formats(layout.name))}"
+    there = [short_name(catalog().compiled(name)) for name in formats(layout.name)]
+    listed = f"there are {', '.join(there)}"
     if name is None:
         text = "this checkpoint does not say which format it came from"
-        raise fail("format/needed", text, Position(str(file)), f"pass --format; {listed}")
-    if name == known and name not in catalog().formats():
-        where = locator(checkpoint.text, str(file))(("metadata", "crosswalk", "format"))
+        raise fail("format/needed", text, Position(str(opened.file)), f"pass --format; {listed}")
+    if name == known and name not in (*there, *catalog().formats()):
+        where = locator(opened.text, str(opened.file))((*opened.origin_at, "format"))
         text = f"there is no format `{name}`, which this checkpoint says it came from"
         raise fail("format/unknown", text, where, f"pass --format; {listed}")
-    mapping = format_named(name)
+    mapping = format_named(name, layout.name)
     if mapping.layout is not layout:
         text = f"format `{mapping.name}` is of layout `{mapping.layout.name}`, this checkpoint of `{layout.name}`"
         raise fail("format/layout", text, None, listed)

@@ -10,6 +10,7 @@ from typing import Any
 
 from crosswalk.runtime.files.convert import Report as FileReport
 
+from .formats import short_name
 from .prepare import Prepared
 
 
@@ -47,7 +48,7 @@ class Report:
     def of(prepared: Prepared, done: FileReport | None = None, destination: Path | None = None) -> Report:
         summary: dict[str, Any] = prepared.plan.summary()
         return Report(
-            format=prepared.mapping.name,
+            format=short_name(prepared.mapping),
             to=prepared.to,
             destination=destination,
             seconds=done.seconds if done else 0.0,

@@ -192,6 +192,7 @@ def save(
     return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there)
 
 
+@system_limits()
 def stream(
     model: Model,
     native_config: Config | Loaded,
@@ -219,9 +220,15 @@ def stream(
         export = export_of(native_config, options, OutputOptions(), model)
         step.agree |= export.asked
         plan = export.plan(there).plan
-    return Publisher(plan, model, ranks, bucket_bytes, group, there, doing="stream").buckets()
+    return _limited(Publisher(plan, model, ranks, bucket_bytes, group, there, doing="stream").buckets())
 
 
+def _limited(buckets: Iterator[list[tuple[str, torch.Tensor]]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    with system_limits():
+        yield from buckets
+
+
+@system_limits()
 def reader(
     hf_dir: str | Path,
     format: str | None = None,
@@ -246,6 +253,7 @@ def reader(
     return Reader(plans, checkpoint.tensors)
 
 
+@system_limits()
 def writer(
     hf_dir: str | Path,
     native_config: Config | Loaded,
@@ -308,6 +316,11 @@ class Export:
         if origin is not None:
             carried = files_to_write(source, origin.files, None, Path(origin.name))
             text = origin.text.encode() if exported.unchanged else text
+        elif source.files:
+            needed = ", ".join(source.files)
+            what = f"format `{source.name}` needs its model files {needed}: it cannot be loaded without"
+            hint = "pass carry_from: the checkpoint that the model came from, or a directory of its config and code"
+            raise fail("files/model-code", what, None, hint)
         made = {CONFIG: text, **derived_files(source, exported.config, carried)}
         layout = hugging_face_layout(written.max_shard_size)
         return Output(layout, made, carried, written.overwrite, exported.defaults)

@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 
 from crosswalk.checkpoints.huggingface import CONFIG, open_hugging_face
 from crosswalk.checkpoints.key_positions import locator, read_from
-from crosswalk.checkpoints.native import METADATA, NativeCheckpoint, is_native, open_native, require_checkpoint
+from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of
+from crosswalk.checkpoints.kinds.fast_llm import KIND as FAST_LLM
+from crosswalk.checkpoints.native import METADATA, require_checkpoint
+from crosswalk.checkpoints.opened import Opened
 from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.layout.differences import differing
+from crosswalk.compiler.layout.natives import ties_of
 from crosswalk.compiler.layout.padded_axes import length
 from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.pipeline import read_config
@@ -21,11 +25,11 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail,
 from crosswalk.runtime.files.convert import Options as EngineOptions
 from crosswalk.runtime.files.convert import verify_checkpoint
 from crosswalk.runtime.files.workers import Progress
+from crosswalk.runtime.plan.algebra import with_sources
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .formats import DEFAULT_LAYOUT, catalog
-from .options import Options, as_path
-from .prepare import Prepared, prepare
+from .options import Options, as_path, native
+from .prepare import Prepared, open_trainer, prepare
 from .report import Report
 
 
@@ -38,25 +42,33 @@ def verify(
     allow_lossy: bool = False,
     take_tied: bool = False,
     like: str | Path | None = None,
+    layout: str | None = None,
+    native_config: str | Path | Mapping[str, Any] | None = None,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Prove that ``dst`` holds the conversion of ``src``: the same model by its config, and every tensor bit for bit
-    (after the casts that its dtypes imply). ``take_tied`` and ``like``: see :func:`crosswalk.convert`.
+    (after the casts that its dtypes imply). ``take_tied``, ``like``, ``layout`` and ``native_config``: see
+    :func:`crosswalk.convert`.
 
     Raises ``CrosswalkError`` naming every difference."""
     source, target = Path(src), Path(dst)
     for path in (source, target):
         require_checkpoint(path)
-    if is_native(target) == is_native(source):
-        what = f"{METADATA} is in both" if is_native(source) else f"{METADATA} is in neither"
+    kinds = kind_of(source, layout), kind_of(target)
+    if kinds[0] is kinds[1] and kinds[0] in (FAST_LLM, HUGGING_FACE):
+        what = f"{METADATA} is in both" if kinds[0] is FAST_LLM else f"{METADATA} is in neither"
         raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
-    asked = Options(format=format, allow_lossy=allow_lossy, take_tied=take_tied, like=as_path(like))
-    expected = _native_output(source, target, asked) if is_native(target) else _hf_output(source, target, asked)
-    prepared, layout, kind = expected.prepared, expected.prepared.mapping.layout, expected.prepared.mapping.root.type
-    where = Position(str(target / (METADATA if is_native(target) else CONFIG)))
-    by_source = prepared.config if is_native(target) else prepared.unpadded
-    differences = differing(Scope(layout, kind, by_source), Scope(layout, kind, expected.config))
+    asked = Options(
+        format=format, allow_lossy=allow_lossy, take_tied=take_tied, like=as_path(like), layout=layout,
+        **native(native_config),
+    )  # fmt: skip
+    to_trainer = kinds[1] is not HUGGING_FACE
+    expected = _native_output(source, target, asked) if to_trainer else _hf_output(source, target, asked)
+    prepared, there, kind = expected.prepared, expected.prepared.mapping.layout, expected.prepared.mapping.root.type
+    where = Position(str(expected.file))
+    by_source = prepared.config if to_trainer else prepared.unpadded
+    differences = differing(Scope(there, kind, by_source), Scope(there, kind, expected.config))
     lines = [f"`{'.'.join(path)}` is {value}, by the source it is {wanted}" for path, wanted, value, _ in differences]
     if lines:
         raise CrosswalkError(Diagnostic("verify/config", line, where) for line in lines)
@@ -69,30 +81,45 @@ def verify(
 
 
 class _Expected(NamedTuple):
-    """The conversion that would have made an output; the output's tensors and its native config."""
+    """The conversion that would have made an output; the output's tensors, and its native config with the file that
+    says it."""
 
     prepared: Prepared
     output: Checkpoint
     config: Mapping[str, Any]
+    file: Path
 
 
 def _native_output(source: Path, target: Path, options: Options) -> _Expected:
-    layout = catalog().layout(DEFAULT_LAYOUT)
-    native = open_native(target, layout)
-    pads = layout.types[native.root].pads
+    native = open_trainer(target, Options())
+    layout = native.layout
     # A multiple that is at least the size is the size to pad to.
-    sizes = {axis: found["to"] for axis, found in _remembered(native).items() if axis in pads}
-    kept, text_only = native.origin.get("kept") or (), bool(native.origin.get("text_only"))
-    prepared = prepare(source, replace(options, pad=sizes, keep=kept, text_only=text_only))
-    with read_from(target / METADATA, native.text, ("config", "base_model")):
-        config = normalize(prepared.mapping.layout, native.config, native.root)
-    _check_remembered(prepared, config, native)
-    return _Expected(prepared, native.tensors, config)
+    sizes = {
+        axis: found["to"] for axis, found in _remembered(native).items() if axis in layout.types[_root(native)].pads
+    }
+    text_only = bool(native.origin.get("text_only")) and kind_of(source, options.layout) is HUGGING_FACE
+    kept = native.origin.get("kept") or ()
+    asked = replace(options, to=layout.name, kind=native.kind, pad=sizes, keep=kept, text_only=text_only)
+    prepared = prepare(source, asked)
+    kind, output, config = prepared.mapping.root.type, native.tensors, prepared.config
+    if native.config is not None:
+        with read_from(native.file, native.text, native.config_at):
+            config = normalize(layout, native.config, native.root or kind.name)
+        _check_remembered(prepared, config, native)
+    copies = [name for name, of in ties_of(Scope(layout, kind, config)).items() if name in output.tensors]
+    if copies:
+        output = replace(output, tensors={n: t for n, t in output.tensors.items() if n not in copies})
+    return _Expected(prepared, output, config, native.file)
+
+
+def _root(native: Opened) -> str:
+    """The type of a native config, by what is said of it."""
+    return native.root or native.layout.root
 
 
 def _hf_output(source: Path, target: Path, options: Options) -> _Expected:
     # The model code that an export needs is at the destination already.
-    sizes = _changed(source)
+    sizes = _changed(source, options)
     asked = replace(options, to="hf", model_files=target, truncate=sizes)
     prepared = prepare(source, asked)
     checkpoint = open_hugging_face(target)
@@ -102,7 +129,7 @@ def _hf_output(source: Path, target: Path, options: Options) -> _Expected:
     if prepared.mapping.spelled:
         prepared = prepare(source, asked)
     with read_from(target / CONFIG, checkpoint.text):
-        kept = open_native(source, prepared.mapping.layout).origin.get("kept") or ()
+        kept = open_trainer(source, options).origin.get("kept") or ()
         read = read_config(prepared.mapping, checkpoint.config, checkpoint.tensors.specs(), True, keep=kept)
         if read.stored.encodings:
             text = f"{len(read.stored.encodings)} tensors of the output are encoded, and no conversion writes such"
@@ -113,24 +140,27 @@ def _hf_output(source: Path, target: Path, options: Options) -> _Expected:
     if cut:
         prepared = prepare(source, replace(asked, truncate=sizes | cut))
     specs = {spec.name: spec for spec in prepared.source.specs()}
+    copied = [e for e in prepared.plan.exemptions if e.tensor in specs]
+    twice = [specs.pop(exemption.tensor) for exemption in copied]
     plan = plan_export(prepared.bound, specs, tensor_dialect=dialect.name if dialect else None)
-    return _Expected(replace(prepared, plan=plan), output, read.native)
+    plan = with_sources(plan, twice, copied)
+    return _Expected(replace(prepared, plan=plan), output, read.native, target / CONFIG)
 
 
-def _remembered(native: NativeCheckpoint) -> Mapping[str, Any]:
+def _remembered(native: Opened) -> Mapping[str, Any]:
     """Axis -> its sizes ``from`` and ``to``."""
     return native.origin.get("padded") or {}
 
 
-def _check_remembered(prepared: Prepared, config: Mapping[str, Any], native: NativeCheckpoint) -> None:
+def _check_remembered(prepared: Prepared, config: Mapping[str, Any], native: Opened) -> None:
     """Raise for axes that an output of this config remembers as padded otherwise than it is: exporting it again would
     cut them to another size."""
     kind = prepared.mapping.root.type
-    locate = locator(native.text, str(native.path / METADATA))
+    locate = locator(native.text, str(native.file))
     problems = []
     for axis, sizes in _remembered(native).items():
         text = f"axis `{axis}` is remembered as padded from {sizes['from']} to {sizes['to']}"
-        where = locate(("metadata", "crosswalk", "padded", axis))
+        where = locate((*native.origin_at, "padded", axis))
         if axis not in kind.pads:
             problems.append(Diagnostic("verify/padded", f"{text}, and may not be padded", where))
             continue
@@ -142,13 +172,14 @@ def _check_remembered(prepared: Prepared, config: Mapping[str, Any], native: Nat
         raise CrosswalkError(problems)
 
 
-def _changed(path: Path) -> dict[str, int]:
+def _changed(path: Path, options: Options) -> dict[str, int]:
     """The sizes of axes that were changed after padding, so that what a native checkpoint remembers says nothing."""
-    layout = catalog().layout(DEFAULT_LAYOUT)
-    native = open_native(path, layout)
-    kind = layout.types[native.root]
-    with read_from(path / METADATA, native.text, ("config", "base_model")):
-        config = normalize(layout, native.config, native.root)
+    native = open_trainer(path, options)
+    if native.config is None or not _remembered(native):
+        return {}
+    layout, kind = native.layout, native.layout.types[_root(native)]
+    with read_from(native.file, native.text, native.config_at):
+        config = normalize(layout, native.config, kind.name)
     said = {axis: sizes["to"] for axis, sizes in _remembered(native).items() if axis in kind.pads}
     return {axis: now for axis, size in said.items() if (now := length(kind, config, axis)) != size}
 

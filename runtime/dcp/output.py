@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.output import OutputLayout, Wrapping, Written
@@ -14,12 +16,18 @@ from .frames import frame
 from .metadata import METADATA, Item, write_metadata
 
 
-def folder_layout(finish: Callable[[Written], Mapping[str, bytes]], max_shard_bytes: int) -> OutputLayout:
+def folder_layout(
+    finish: Callable[[Written], Mapping[str, bytes]],
+    max_shard_bytes: int,
+    ties: Mapping[str, str] = MappingProxyType({}),
+) -> OutputLayout:
     """``__0_0.distcp`` and so on with ``.metadata``, as one process of torch writes them; ``finish`` makes what goes
-    beside."""
+    beside. ``ties``: further names of tensors, with the one whose bytes they have."""
 
     def complete(written: Written) -> Mapping[str, bytes]:
         places = [place for file, tensors in written.files.items() for place in _places(file, tensors)]
+        found = {spec.name: (spec, item) for spec, item in places}
+        places += [(replace(found[of][0], name=name), found[of][1]) for name, of in ties.items()]
         return {METADATA: write_metadata(places), **finish(written)}
 
     return OutputLayout(

@@ -106,8 +106,8 @@ def write_checkpoint(
         resumed = tuple(checksums)
         checksums |= _write_data(lowering, source, stage, files, pending, options.checksum, workers, on_progress)
         tensors = {name: checksum for found in checksums.values() for name, checksum in found.items()}
-        contents = add_small_files(stage, plan, files, layout, extra, carried, tensors)
-        check_output(stage, plan, files, layout, contents)
+        digests = add_small_files(stage, plan, files, layout, extra, carried, tensors)
+        check_output(stage, plan, files, layout, digests)
         stage.commit()
     except BaseException:
         stage.abandon()

@@ -309,3 +309,19 @@ def _joined(regions: Iterable[RawRegion]) -> list[RawRegion]:
         for name, extents, offset, strides, rule in regions
     )
     return [(name, extents, offset, strides, rule) for name, _, extents, offset, strides, _, _, rule in join(onto)]
+
+
+def with_sources(plan: Plan, sources: Iterable[TensorSpec], exemptions: Iterable[Exemption]) -> Plan:
+    """The plan with more source tensors, which are exempt: nothing is copied from them."""
+    copies: list[RawCopy] = [
+        (
+            plan.sources[c.source].name, plan.targets[c.target].name, c.extents, c.source_offset, c.source_strides,
+            c.target_offset, c.target_strides, c.rule,
+        )
+        for c in plan.copies
+    ]  # fmt: skip
+    return make_plan(
+        (*plan.sources, *sources), plan.targets, copies, plan.rules, (*plan.exemptions, *exemptions), plan.metadata,
+        [_named(region, plan.targets) for region in plan.padded],
+        [_named(region, plan.sources) for region in plan.truncated], plan.encodings,
+    )  # fmt: skip

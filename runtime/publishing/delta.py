@@ -51,6 +51,16 @@ class Row(NamedTuple):
     values: torch.Tensor
 
 
+class Replaced(NamedTuple):
+    """A tensor that has changed, whole: what it is, and what it was when the snapshot was made."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    now: torch.Tensor
+    before: torch.Tensor
+
+
 class Changes(NamedTuple):
     """Changes of one slice: their numbers in it, ascending, and their values; all of it, without numbers."""
 
@@ -92,27 +102,34 @@ class Delta:
 
     def __init__(self, snapshot: Snapshot, dense: Sequence[str]) -> None:
         self._snapshot, self._dense = snapshot, dense
-        self._publisher = snapshot.publisher
+        self.publisher = snapshot.publisher
         self._found: dict[int, list[Changes]] | None = None
 
     def patches(self, *, to: int | Collection[int] | None = 0) -> Iterator[Patch]:
         """The tensors that have changed, on the ranks ``to``, in publishing order: sparse where that takes fewer bytes
         than all of it; whole if not, if it is no tensor of floats, or if a changed value is no number (receivers mark
         with those what does not change)."""
-        publisher = self._publisher
+        publisher = self.publisher
         ranks = publisher.ranks(to)
         publisher.begin(f"patches to {to}")
         return self._patches(ranks)
 
     def rows(self) -> Iterator[Row]:
         """What this rank has, without a word to the others: the same number of rows of the same tensors on all."""
-        self._publisher.begin("rows")
+        self.publisher.begin("rows")
         return self._rows()
+
+    def replaced(self, *, to: int = 0) -> Iterator[Replaced]:
+        """The tensors that have changed, whole, as they are and as they were, on rank ``to``: for formats that compare
+        all of a tensor."""
+        ranks = self.publisher.ranks(to)
+        self.publisher.begin(f"what was replaced, to {to}")
+        return self._replaced(ranks, to)
 
     def commit(self) -> None:
         """The receivers have what the last use gave. Raises ``CrosswalkError`` (``delta/unfinished``) if it was not
         consumed to the end, on any rank."""
-        with self._publisher.team.step("committing a delta"):
+        with self.publisher.team.step("committing a delta"):
             if self._found is None or len(self._found) < len(self._snapshot.buffers):
                 text = "the delta was not consumed to its end, so that no receiver can have all of it"
                 raise fail(
@@ -134,8 +151,8 @@ class Delta:
 
     def _rows(self) -> Iterator[Row]:
         self._found = {}
-        plan = self._publisher.plan
-        for number, targets in enumerate(self._publisher.bucketed):
+        plan = self.publisher.plan
+        for number, targets in enumerate(self.publisher.bucketed):
             found = self._compared(number)
             pieces = _by_target(found)
             for dtype in dict.fromkeys(plan.targets[target].dtype for target in targets):
@@ -148,7 +165,7 @@ class Delta:
 
     def _patches(self, to: Ranks | None) -> Iterator[Patch]:
         self._found = {}
-        publisher = self._publisher
+        publisher = self.publisher
         everyone = tuple(range(publisher.team.size))
         wanted = everyone if to is None else to
         for number, targets in enumerate(publisher.bucketed):
@@ -171,6 +188,36 @@ class Delta:
                 elif target in parts:
                     yield Patch(*head, *_merged(parts[target]))
 
+    @torch.no_grad()
+    def _replaced(self, ranks: Ranks | None, to: int) -> Iterator[Replaced]:
+        self._found = {}
+        publisher = self.publisher
+        for number, targets in enumerate(publisher.bucketed):
+            found = self._compared(number)
+            sums = dict.fromkeys(targets, 0)
+            for one, _, values in found:
+                sums[one.target] += values.numel()
+            every = publisher.meet(list(sums.values()))
+            changed = [k for k in range(len(targets)) if any(counts[k] for counts in every)]
+            before = [self._before(number, one) for one in found]
+            now = dict(publisher.some(ranks, [targets[k] for k in changed]))
+            counts = [[theirs[k] for k in changed] for theirs in every]
+            parts = self._gathered([targets[k] for k in changed], counts, before, (to,))
+            self._found[number] = found
+            for target in (targets[k] for k in changed if publisher.team.rank == to):
+                spec = publisher.plan.targets[target]
+                old = now[spec.name].clone()
+                for indices, values in parts[target]:
+                    old.view(-1)[indices.long()] = values
+                yield Replaced(spec.name, spec.shape, torch_dtype(spec.dtype), now[spec.name], old)
+
+    def _before(self, number: int, changes: Changes) -> Changes:
+        """What the elements that have changed were."""
+        one, numbers, values = changes
+        assert numbers is not None
+        old = slice_of(self._snapshot.buffers[number], one)[numbers.to(self._snapshot.buffers[number].device)]
+        return Changes(one, numbers, old.to(values.device))
+
     def _counts(self, targets: Sequence[int], found: Sequence[Changes]) -> list[int]:
         """Of each target, how many elements have changed here; ``_DENSE`` if values among them are not numbers."""
         counts = dict.fromkeys(targets, 0)
@@ -182,7 +229,7 @@ class Delta:
         return list(counts.values())
 
     def _is_whole(self, target: int, counts: Sequence[int]) -> bool:
-        spec: TensorSpec = self._publisher.plan.targets[target]
+        spec: TensorSpec = self.publisher.plan.targets[target]
         if not any(counts):
             return False
         if _DENSE in counts or spec.dtype not in FLOATS or spec.elements >= 2**31:
@@ -194,7 +241,7 @@ class Delta:
 
     @property
     def _device(self) -> torch.device:
-        return self._publisher.current.device
+        return self.publisher.current.device
 
     @torch.no_grad()
     def _compared(self, number: int) -> list[Changes]:
@@ -220,7 +267,7 @@ class Delta:
         self, targets: Sequence[int], counts: Sequence[Sequence[int]], found: Sequence[Changes], to: Ranks
     ) -> dict[int, list[Pair]]:
         """By target, the indices and values of each rank that has any, on the ranks ``to``."""
-        publisher = self._publisher
+        publisher = self.publisher
         rank = publisher.team.rank
         pieces = _by_target(found)
         own = {target: _pairs(pieces[target]) for target in targets if target in pieces}

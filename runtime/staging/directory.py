@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -302,8 +303,8 @@ def check_space(staging: Staging, needed: int, names: Iterable[str] = ()) -> Non
         raise fail("output/space", text, Position(str(staging.destination)))
 
 
-def write_file(staging: Staging, name: str, content: bytes) -> None:
-    """Write and sync a small file."""
+def write_file(staging: Staging, name: str, content: bytes) -> bytes:
+    """Write and sync a small file; the digest of what it is to hold."""
     descriptor = staging.create(name)
     try:
         set_size(descriptor, 0)
@@ -311,21 +312,34 @@ def write_file(staging: Staging, name: str, content: bytes) -> None:
         sync(descriptor)
     finally:
         os.close(descriptor)
+    return hashlib.blake2b(content).digest()
 
 
-def copy_file(staging: Staging, name: str, origin: Path) -> None:
-    """Copy the content of a file, following links, and sync it."""
+def copy_file(staging: Staging, name: str, origin: Path) -> bytes:
+    """Copy the content of a file, following links, and sync it; the digest of what was read."""
+    seen = hashlib.blake2b()
     try:
         with os.fdopen(open_regular(origin), "rb") as source, open(staging.create(name), "r+b") as target:
             set_size(target.fileno(), 0)
             done = 0
             while block := source.read(_STEP):
                 write_at(target.fileno(), block, done)
+                seen.update(block)
                 done += len(block)
             sync(target.fileno())
     except OSError as error:
         text = f"copying {name}: {error.strerror or error}"
         raise fail("output/carry", text, Position(str(origin))) from error
+    return seen.digest()
+
+
+def digest_of(path: Path) -> bytes:
+    """The digest of what the file system gives back of a file."""
+    seen = hashlib.blake2b()
+    with os.fdopen(open_regular(path), "rb") as stream:
+        while block := stream.read(_STEP):
+            seen.update(block)
+    return seen.digest()
 
 
 def _open(path: Path) -> int:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from crosswalk.runtime.checkpoint.header import StoredTensor, read_header
-from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.checkpoint.output import DataFile, OutputLayout, Written, check_names, stored
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .directory import Staging, copy_file, write_file
+from .directory import Staging, copy_file, digest_of, write_file
 
 
 def add_small_files(
@@ -26,7 +24,7 @@ def add_small_files(
     checksums: Mapping[str, str],
 ) -> dict[str, bytes]:
     """Write and sync the carried files, the ``extra`` ones and those of the layout, which know where each tensor is and
-    the ``checksums`` (tensor -> checksum) there are. The content of all but the carried ones, by name."""
+    the ``checksums`` (tensor -> checksum) there are. The digest of each, by name."""
     keys = {plan.targets[t].name: plan.targets[t].name + layout.key_suffix for file in files for t in file.targets}
     last = layout.finish(
         Written(
@@ -42,11 +40,8 @@ def add_small_files(
     contents = {**extra, **last}
     check_names([file.name for file in files], [*extra, *last], carried)
     with staging.errors("written"):
-        for name, origin in carried.items():
-            copy_file(staging, name, origin)
-        for name, content in contents.items():
-            write_file(staging, name, content)
-    return contents
+        copied = {name: copy_file(staging, name, origin) for name, origin in carried.items()}
+        return copied | {name: write_file(staging, name, content) for name, content in contents.items()}
 
 
 def _keyed(target: TensorSpec, layout: OutputLayout) -> TensorSpec:
@@ -54,11 +49,12 @@ def _keyed(target: TensorSpec, layout: OutputLayout) -> TensorSpec:
 
 
 def check_output(
-    staging: Staging, plan: Plan, files: Sequence[DataFile], layout: OutputLayout, contents: Mapping[str, bytes]
+    staging: Staging, plan: Plan, files: Sequence[DataFile], layout: OutputLayout, digests: Mapping[str, bytes]
 ) -> None:
     """Remove what was not written here, open what was as anybody would, and compare it with the plan: size and header
-    of every data file, name, dtype, shape and place of every tensor, and the small files byte for byte, the index among
-    them. Raises ``CrosswalkError`` for every file that the file system does not give back as it was written."""
+    of every data file, name, dtype, shape and place of every tensor, and the ``digests`` of the small files, the index
+    and what was carried among them. Raises ``CrosswalkError`` for every file that the file system does not give back
+    as it was written."""
     problems = []
     with staging.errors("written"):
         staging.sweep()
@@ -81,11 +77,9 @@ def check_output(
     if layout.reopen is not None:
         problems += _reopened(staging, files, layout.reopen, wanted)
     with staging.errors("read back"):
-        for name, content in contents.items():
-            descriptor = open_regular(staging.path / name)
-            with os.fdopen(descriptor, "rb") as stream:
-                if stream.read(len(content) + 1) != content:
-                    problems.append(_torn(staging, name, "it has other bytes than were written"))
+        for name, digest in digests.items():
+            if digest_of(staging.path / name) != digest:
+                problems.append(_torn(staging, name, "it has other bytes than were written"))
     if problems:
         raise CrosswalkError(problems)
 

@@ -35,7 +35,7 @@ from crosswalk.runtime.checkpoint.output import DataFile, check_names, lay_out
 from crosswalk.runtime.checkpoint.source import Checkpoint, bind
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import dtype_name, torch_dtype
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, system_limits
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
@@ -78,6 +78,7 @@ class Reader(StorageReader):
             }
         )
 
+    @system_limits()
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """One rank compares what is tied. Raises ``CrosswalkError``, which torch raises on every rank."""
         if is_coordinator:
@@ -91,6 +92,7 @@ class Reader(StorageReader):
         """As planned."""
         return plans
 
+    @system_limits()
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read what the items need, all at once, into the tensors that the planner gives."""
         parts: dict[str, list[tuple[Part, str]]] = defaultdict(list)
@@ -151,6 +153,7 @@ class Writer(StorageWriter):
             raise CrosswalkError(problems)
         return plan
 
+    @system_limits()
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: make the plan, prove that the ranks hold all of it, create the files."""
         specs: dict[str, TensorSpec] = {}
@@ -182,6 +185,7 @@ class Writer(StorageWriter):
         storage = (str(self._draft.path), specs, made.digest)
         return [dataclasses.replace(plan, storage_data=storage) for plan in plans]
 
+    @system_limits()
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write and sync the regions that the items of this rank fill."""
         path, specs, digest = plan.storage_data
@@ -207,6 +211,7 @@ class Writer(StorageWriter):
         done.set_result([WriteResult(item.index, _nbytes(item), None) for item in plan.items])
         return done
 
+    @system_limits()
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator: add headers, index and small files, and put the directory in place."""
         assert self._draft is not None

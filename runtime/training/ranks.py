@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, system_limits
 from crosswalk.runtime.plan.affine import make_piece, tiling_faults
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import TensorSpec
@@ -116,7 +116,8 @@ class Team:
         problems: tuple[Diagnostic, ...] = ()
         cause: Exception | None = None
         try:
-            yield step
+            with system_limits():
+                yield step
         except CrosswalkError as error:
             problems, cause = error.diagnostics, error
             if any(problem.code == "distributed/lost" for problem in problems):

@@ -127,6 +127,8 @@ def save(
     draft = Draft(plan, files, output, destination) if team.rank == 0 else None
     with _discarding(draft):
         with team.step("creating the output") as step:
+            if other is not None:
+                background_work.ready()
             if draft is not None:
                 draft.create()
                 step.value = str(draft.path)
@@ -199,7 +201,7 @@ class Draft:
         """Add what makes the directory a checkpoint, and put it in place. All regions must have been synced."""
         assert self._staging is not None
         staging, output, plan = self._staging, self.output, self.plan
-        contents = add_small_files(staging, plan, self.files, output.layout, output.extra, output.carried, {})
+        digests = add_small_files(staging, plan, self.files, output.layout, output.extra, output.carried, {})
         with staging.errors("written"):
             for file in self.files:
                 descriptor = staging.create(file.name)
@@ -209,7 +211,7 @@ class Draft:
                     sync(descriptor)
                 finally:
                     os.close(descriptor)
-        check_output(staging, plan, self.files, output.layout, contents)
+        check_output(staging, plan, self.files, output.layout, digests)
         staging.commit()
         self._staging = None
 

@@ -85,7 +85,8 @@ def test_sources_that_are_none(crosswalk: CommandLine, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--to", "megatron"), "no checkpoint directory can be written in layout `megatron`"),
+        (("--to", "torchtitan", "--as", "zip"), "a checkpoint of layout `torchtitan` cannot be written as `zip`"),
+        (("--to", "torchtitan", "--as", "fast_llm"), "of layout `torchtitan` cannot be written as `fast_llm`"),
         (("--to", "hf"), "this is a Hugging Face checkpoint (config.json) already"),
         (("--format", "lama"), "there is no format `lama`"),
         (("--dialect", "transformers-4"), "a dialect is one of Hugging Face checkpoints to write; this one is read"),

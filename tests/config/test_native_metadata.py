@@ -126,3 +126,24 @@ def test_hostile_names_of_blocks_arrive(name: str, tmp_path: Path) -> None:
     assert found["pattern"] == decoder["pattern"]
     crosswalk.convert(tmp_path / "native", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "source")
+
+
+def test_many_unknown_fields_are_one_short_problem() -> None:
+    config = {f"key_{number}": number for number in range(20_000)} | {"x" * 100_000: 1, "decoder": {"a": 1, "blok": 2}}
+    with pytest.raises(CrosswalkError) as caught:
+        crosswalk.normalize_native(config)
+    assert len(str(caught.value)) < 10_000
+    first, *others = (found.message for found in caught.value.diagnostics)
+    assert first.startswith(
+        "`base_model` has 20001 unknown fields: type `base_model` of layout `fast_llm` has no field "
+    )
+    assert first.endswith("`key_7`, and so on")
+    assert any("`decoder.blok`: type `fixed`" in message for message in others)
+
+
+def test_a_value_of_any_length_is_cut_where_it_is_shown() -> None:
+    config = {"hidden_size": "9" * 1_000_000}
+    with pytest.raises(CrosswalkError) as caught:
+        crosswalk.normalize_native(config)
+    assert "`hidden_size` must be of type int" in str(caught.value)
+    assert len(str(caught.value)) < 20_000

@@ -195,7 +195,7 @@ def test_a_file_that_is_not_what_was_written_is_not_put_in_place(
 ) -> None:
     """A file system that loses what it took: whichever file it is, the last look finds it."""
     pwrite = os.pwrite
-    for victim in ("model-00001", "model-00002", "index.json", "config.json"):
+    for victim in ("model-00001", "model-00002", "index.json", "config.json", "tokenizer.json"):
 
         def losing(descriptor: int, data: Any, offset: int, victim: str = victim) -> int:
             if offset == 0 and victim in os.readlink(f"/proc/self/fd/{descriptor}"):

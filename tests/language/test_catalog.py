@@ -209,7 +209,7 @@ def test_a_strangers_expressions_are_not_believed(tmp_path: Path) -> None:
     content["expressions"] = {text: ["const", 7] for text in content["expressions"]}
     (tmp_path / FILE).write_text(json.dumps(content))
     found = Catalog((tmp_path,)).compiled("llama")
-    (head_dim,) = [value for path, value in found.defaults.items() if path == ("head_dim",)]
+    (head_dim,) = [value for path, value in found.defaults.values.items() if path == ("head_dim",)]
     assert head_dim.evaluate(lambda path: {"hidden_size": 15, "num_attention_heads": 3}[path[0]]) == 5
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import oracles
 import pytest
 import torch
+import transformers
+from golden_cases import CASES
 from safetensors.torch import load_file, save_file
 from small_checkpoints import LLAVA, CommandLine, Tensors, config_of, make, tensors_of
 
@@ -168,3 +170,18 @@ def test_a_model_without_other_towers_has_none_to_take(tmp_path: Path) -> None:
     crosswalk.convert(source, tmp_path / "native")
     with pytest.raises(CrosswalkError, match=r"taken from a Hugging Face checkpoint"):
         crosswalk.check(tmp_path / "native", text_only=True)
+
+
+def test_the_text_of_a_llava_without_a_model_type_is_that_of_the_class(tmp_path: Path) -> None:
+    """The class takes it for a Llama, whose config has no window, whatever it is called beside."""
+    case = CASES["llava_pixtral"]
+    config = case.hf_config()
+    del config["text_config"]["model_type"]
+    del config["text_config"]["sliding_window"]
+    assert transformers.LlavaConfig(**config).text_config.model_type == "llama"
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    save_file(case.hf_tensors(), source / "model.safetensors")
+    report = crosswalk.check(source, text_only=True)
+    assert report.format == "llama"

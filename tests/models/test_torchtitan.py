@@ -25,7 +25,6 @@ from titan_cases import (
     Tensors,
     for_bf16,
     fused,
-    hugging_face,
     native_of,
     read,
     stored_once,
@@ -128,20 +127,14 @@ def test_a_config_means_the_formats_of_the_layout_asked_for() -> None:
     assert set(crosswalk.formats("torchtitan")) == set(ROOTS)
     assert not set(crosswalk.formats("torchtitan")) & set(crosswalk.formats("fast_llm"))
     assert {*crosswalk.formats("torchtitan"), *crosswalk.formats("fast_llm")} < set(crosswalk.formats())
-    for options in ({"format": "llama", "to": "torchtitan"}, {"format": "torchtitan_llama3", "to": "fast_llm"}):
+    for name in ("llama3", "llama", "torchtitan_llama3"):  # its own, by its model_type, and that of its file
+        plan = crosswalk.compile_plan(config, format=name, to="torchtitan")
+        assert plan.metadata["mapping"] == "torchtitan_llama3"
+    for options in ({"format": "mixtral", "to": "torchtitan"}, {"format": "torchtitan_llama3", "to": "fast_llm"}):
         with pytest.raises(CrosswalkError, match="not to"):
             crosswalk.compile_plan(config, **options)
     with pytest.raises(CrosswalkError, match="did you mean `torchtitan`"):
         crosswalk.compile_plan(config, to="torchtitn")
-
-
-def test_directories_are_of_the_first_layout(tmp_path: Path) -> None:
-    hugging_face("llama3", tmp_path / "hf")
-    with pytest.raises(CrosswalkError, match="torchtitan"):
-        crosswalk.convert(tmp_path / "hf", tmp_path / "titan", to="torchtitan")
-    crosswalk.convert(tmp_path / "hf", tmp_path / "native", to="fast_llm")
-    with pytest.raises(CrosswalkError, match="is of layout `torchtitan`"):
-        crosswalk.convert(tmp_path / "native", tmp_path / "back", to="hf", format="torchtitan_llama3")
 
 
 # Names, shapes and values.

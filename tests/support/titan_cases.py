@@ -68,7 +68,7 @@ def for_bf16(plan: Plan) -> Plan:
 def hugging_face(name: str, path: Path) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(read(name)["hf_config"]))
-    save_file(tensors(name, "hf"), path / "model.safetensors")
+    save_file(tensors(name, "hf"), path / "model.safetensors", {"format": "pt"})
     return path
 
 

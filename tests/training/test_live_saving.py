@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
+from golden_cases import CASES
 from native_llama import assert_equal, blank, native_state
 from oracles import logits
 from safetensors.torch import load_file
@@ -132,3 +133,22 @@ def test_dcp_refuses_a_part_of_a_model(checkpoint: Path, tmp_path: Path) -> None
     with pytest.raises(dcp.api.CheckpointException, match=r"decoder\.1\.norm_2\.weight"):
         dcp.save(state, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_class_of_its_own_code_is_not_saved_without(tmp_path: Path) -> None:
+    case = CASES["mtp_llama_3heads"]
+    state, config = case.native_tensors(), case.native_config()
+    with pytest.raises(CrosswalkError) as caught:
+        crosswalk.save(state, config, tmp_path / "out", "mtp_llama")
+    (problem,) = caught.value.diagnostics
+    assert problem.code == "files/model-code"
+    assert "configuration_mtp_llama.py, modeling_mtp_llama.py" in problem.message
+    assert "carry_from" in str(problem.hint)
+    assert not list(tmp_path.iterdir())
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "config.json").write_text(json.dumps(case.hf_config()))
+    for name in ("configuration_mtp_llama.py", "modeling_mtp_llama.py"):
+        (code / name).write_text("code")
+    crosswalk.save(state, config, tmp_path / "out", "mtp_llama", carry_from=code)
+    assert (tmp_path / "out" / "modeling_mtp_llama.py").read_text() == "code"

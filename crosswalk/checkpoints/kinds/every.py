@@ -1,0 +1,39 @@
+"""All kinds of directories, in the order in which they are looked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crosswalk.compiler.layout.model import Layout
+from crosswalk.runtime.errors import fail
+
+from . import dcp, fast_llm, huggingface, safetensors
+from .kind import Kind
+
+HUGGING_FACE = huggingface.KIND
+#: Those of trainers. A directory may have the marks of several: the first is what it is.
+OF_TRAINERS: tuple[Kind, ...] = (fast_llm.KIND, dcp.KIND, safetensors.KIND)
+_BY_NAME = {kind.name: kind for kind in OF_TRAINERS}
+
+
+def kind_of(path: Path, layout: str | None = None) -> Kind:
+    """The kind of a directory. One that shows none is of Hugging Face; or, if the user says of which ``layout`` it is,
+    nothing but safetensors files."""
+    shown = next((kind for kind in OF_TRAINERS if kind.recognises(path)), HUGGING_FACE)
+    return safetensors.KIND if shown is HUGGING_FACE and layout not in (None, "hf") else shown
+
+
+def kind_to_write(name: str | None, layout: Layout | None) -> Kind:
+    """The kind asked for, or that of the layout; ``layout`` is None for Hugging Face. Raises ``CrosswalkError`` for one
+    that does not exist, or is not for this layout."""
+    if layout is None:
+        if name not in (None, HUGGING_FACE.name):
+            text = f"what goes to `hf` is a Hugging Face directory, and no `{name}`"
+            raise fail("usage/kind", text, None, "leave out --as")
+        return HUGGING_FACE
+    kind = _BY_NAME.get(name or layout.directory)
+    allowed = [known.name for known in OF_TRAINERS if known.every or known.name == layout.directory]
+    if kind is None or kind.name not in allowed:
+        text = f"a checkpoint of layout `{layout.name}` cannot be written as `{name or layout.directory}`"
+        raise fail("usage/kind", text, None, f"pass --as with one of {', '.join(allowed)}")
+    return kind
