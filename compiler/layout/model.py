@@ -144,6 +144,7 @@ class Layout:
     families: Mapping[str, Family]
     file: str = field(compare=False)
     directory: str = "safetensors"  # the kind that the trainer keeps its checkpoints in
+    stacked: Mapping[str, str] | None = None  # parts of names there -> parts of names here
 
     def type_of(self, name: str) -> Type | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
@@ -153,9 +154,7 @@ class Layout:
         return found[0] if len(found) == 1 else None
 
     def all_types(self) -> Iterator[Type]:
-        yield from self.types.values()
-        for family in self.families.values():
-            yield from family.types.values()
+        yield from (*self.types.values(), *(t for f in self.families.values() for t in f.types.values()))
 
     def roots(self) -> dict[str, str]:
         """Model name (``gpt``) -> the type that its base model is."""
@@ -200,10 +199,11 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        name, root, kind = (self.document.get(key, "safetensors") for key in ("layout", "root", "directory"))
-        layout = Layout(name, root, self.enums, types, families, self.document.position.file, kind)
-        self.problems += (*_unpaddable(layout), *_unnameable(layout))
-        return layout
+        name, root, kind, names = map(self.document.get, ("layout", "root", "directory", "stacked"))
+        rest = self.document.position.file, kind or "safetensors", names
+        made = Layout(name, root, self.enums, types, families, *rest)
+        self.problems += (*_unpaddable(made), *_unnameable(made))
+        return made
 
     def _attempt(
         self, into: dict[str, Type], name: str, body: Map, family: str | None, known: Mapping[str, Type], at: Position

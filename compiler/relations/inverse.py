@@ -126,7 +126,7 @@ def _unproved(mapping: CompiledMapping, rule: FieldRule) -> str | None:
     for value in values:
         keys = _DrawnKeys(mapping, rule.theirs, generator)
         try:
-            found = keys.evaluate(rule.write_as, at, {_VALUE: value})
+            value, found = _written(rule, keys, value)
             _read(rule, keys, found)  # where that has no value at all, the point says nothing
             answer = solve(rule, rule.translated(value), found, None, lambda given, k=keys: _read(rule, k, given))
             where = keys.shown(both, at)
@@ -142,6 +142,19 @@ def _unproved(mapping: CompiledMapping, rule: FieldRule) -> str | None:
     if tried < (2 if finite else _NEEDED):
         return f"no value could be tried: {failure}"
     return None
+
+
+def _written(rule: FieldRule, keys: _DrawnKeys, value: Any) -> tuple[Any, Any]:
+    """A value of ours, and what is written for it. Where there is nothing (a number that is no multiple), such a config
+    is refused on export, and the value that is read from this one is tried in its place."""
+    at = rule.theirs[:-1]
+    try:
+        return value, keys.evaluate(rule.write_as, at, {_VALUE: value})
+    except CrosswalkError:
+        if rule.table is not None or rule.read_as is None:
+            raise
+        value = _read(rule, keys, value)
+        return value, keys.evaluate(rule.write_as, at, {_VALUE: value})
 
 
 def _read(rule: FieldRule, keys: _DrawnKeys, given: Any) -> Any:

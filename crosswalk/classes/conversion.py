@@ -18,7 +18,7 @@ from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
-from .tracing import Moved, NotMoved, Tracing
+from .tracing import KnownNumbers, Moved, NotMoved, Tracing
 
 #: Name of a tensor -> its shape, and where its elements come from.
 Relations = dict[str, tuple[tuple[int, ...], list[Moved]]]
@@ -42,7 +42,7 @@ def of_files(model: Any, files: Iterable[TensorSpec], names: Iterable[str]) -> R
     prefix = model.base_model_prefix
     tracing = Tracing()
     todo: dict[str, Any] = {}
-    with converting(model), tracing:
+    with converting(model), KnownNumbers(), tracing:
         for spec in sorted(files, key=lambda spec: dot_natural_key(spec.name)):
             tensor = tracing.root(spec.name, spec.shape, _followed(spec))
             name, pattern = rename_source_key(spec.name, renamings, converters, prefix, memory)
@@ -62,7 +62,7 @@ def to_files(model: Any, memory: Iterable[TensorSpec]) -> Relations:
     from transformers.core_model_loading import revert_weight_conversion
 
     tracing = Tracing()
-    with converting(model), tracing:
+    with converting(model), KnownNumbers(), tracing:
         state = {spec.name: tracing.root(spec.name, spec.shape, _followed(spec)) for spec in memory}
         saved = revert_weight_conversion(model, state)
         return {name: (tuple(tensor.shape), tracing.moved(tensor)) for name, tensor in saved.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import sys
 from collections.abc import Mapping
@@ -64,6 +65,9 @@ def live_class(model: Model) -> LiveClass | None:
         if not isinstance(inner, torch.nn.Module):
             return None
     problems = refused(inner)
+    if importlib.util.find_spec("transformers.conversion_mapping") is None:
+        text = "this version of transformers does not say what its classes do with their files"
+        problems.append(Diagnostic("class/version", text, None, "install transformers 5 or newer"))
     if problems:
         raise CrosswalkError(problems)
     return LiveClass(inner, _rules_of(inner, modeling.PreTrainedModel), same_memory(collect(model)))
@@ -102,7 +106,9 @@ def read_class(
     if "quantization_config" in checkpoint.config:
         text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
         raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
-    plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, live.aliases, allow_lossy)
+    # A pipeline stage has names that others have not.
+    aliases = {**{name: name for name in memory}, **live.aliases}
+    plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
     return checkpoint, ClassOrigin(checkpoint.text, checkpoint.files, plan, str(checkpoint.path))
 
 

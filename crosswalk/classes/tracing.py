@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crosswalk.runtime.plan.affine import Piece, intersect, make_piece
@@ -31,6 +32,18 @@ class Moved(NamedTuple):
 
 class NotMoved(Exception):
     """An operation is met that does more than move elements."""
+
+
+class KnownNumbers(TorchFunctionMode):
+    """Inside of it, lists of numbers that choose elements stay on the host, where they can be read."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
+            chosen = (torch.tensor(one) if isinstance(one, list) else one for one in args[1])
+            args = (args[0], tuple(chosen))
+        return func(*args, **(kwargs or {}))
 
 
 class Tracing(TorchDispatchMode):

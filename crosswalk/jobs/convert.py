@@ -87,6 +87,7 @@ def convert(
     prepared = prepare(Path(src), planning)
     shard = parse_size(max_shard_size)
     extra = {CONFIG: prepared.text.encode(), **prepared.derived} if prepared.to == "hf" else {}
+    assert prepared.kind.lay_out is not None
     laid_out = prepared.kind.lay_out(_contents(prepared), shard)
     written = write_checkpoint(
         prepared.plan,

@@ -21,10 +21,12 @@ from crosswalk.checkpoints.towers import text_tower
 from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.limit import Limit
+from crosswalk.compiler.layout.model import Type
 from crosswalk.compiler.layout.natives import ties_of
-from crosswalk.compiler.layout.padded_axes import padding_notes, resized
+from crosswalk.compiler.layout.padded_axes import length, padding_notes, resized
 from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.mapping.model import MappingFile
+from crosswalk.compiler.notation.axes import Axis
 from crosswalk.compiler.pipeline import (
     Exported,
     Imported,
@@ -36,9 +38,9 @@ from crosswalk.compiler.pipeline import (
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound
 from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.algebra import with_sources
-from crosswalk.runtime.plan.model import Exemption, Plan
+from crosswalk.runtime.plan.model import Exemption, Plan, TensorSpec
 
 from .detect import chosen_format
 from .formats import DEFAULT_LAYOUT, catalog, format_named, short_name
@@ -204,10 +206,10 @@ def _way_out(opened: Opened, options: Options) -> _Way:
     )
     specs = {spec.name: spec for spec in opened.tensors.specs()}
     twice: dict[str, str] = {}
-    if kind_of(opened.path, layout.name).twice:
+    if opened.kind != FAST_LLM.name:  # its loader takes nothing else than what its metadata says
         with at(places.config):
-            complete = normalize(layout, config, mapping.root.type.name)
-            ties = ties_of(Scope(layout, mapping.root.type, complete), Limit.of(specs))
+            config = _as_saved(opened, mapping.root.type, normalize(layout, config, mapping.root.type.name), specs)
+            ties = ties_of(Scope(layout, mapping.root.type, config), Limit.of(specs))
         twice = {name: of for name, of in ties.items() if name in specs and of in specs}
     once = {name: spec for name, spec in specs.items() if name not in twice}
     exported = export_checkpoint(mapping, config, once, options, origin, places)
@@ -220,6 +222,29 @@ def _way_out(opened: Opened, options: Options) -> _Way:
     if origin.is_of(mapping) and origin.kept:
         notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
     return _Way(mapping, origin, exported, plan, text, notes)
+
+
+def _as_saved(opened: Opened, kind: Type, config: dict[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    """A complete config that was given for a checkpoint: with the sizes that its padded axes have there, where the
+    config is that of an original. Raises ``CrosswalkError`` for every switch that the run had on, and the config has
+    not: it may decide what the bytes of a tensor are."""
+    problems = [
+        Diagnostic("native/run", f"`{name}` is true in the arguments of the run, and not in the config", None,
+                   "give the config of this run with --native-config", path=(name,))
+        for name, declared in kind.fields.items()
+        if declared.group == "features" and opened.run.get(name) is True and config[name] is False
+    ]  # fmt: skip
+    if problems:
+        raise CrosswalkError(problems)
+    if opened.config is not None:
+        return config
+    sizes = {
+        dim.name: specs[name].shape[place]
+        for name, dims in ((str(p.name), p.pattern.dims) for p in kind.parameters)
+        for place, dim in enumerate(dims)
+        if isinstance(dim, Axis) and dim.name in kind.pads and len(specs[name].shape if name in specs else ()) > place
+    }
+    return resized(kind, config, {axis: size for axis, size in sizes.items() if size > length(kind, config, axis)})
 
 
 def _exempt(ties: Mapping[str, str], take: bool) -> list[Exemption]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from crosswalk.runtime.checkpoint.header import ReadFile
+from crosswalk.runtime.checkpoint.header import ReadFile, StoredTensor
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.plan.affine import Piece, clip, make_piece, tiling_faults
 
@@ -108,3 +108,21 @@ def _fill(piece: Piece, place: tuple[Path, int], width: int, view: memoryview, r
         found = torch.frombuffer(buffer, dtype=dtype).as_strided(shape, tuple(axis[2] for axis in piece.axes))
         place_at = piece.here + row * stride
         target.as_strided(shape, tuple(axis[1] for axis in piece.axes), place_at).copy_(found)
+
+
+def slice_of(stored: StoredTensor, start: int, shape: tuple[int, ...]) -> StoredTensor:
+    """The elements of a tensor from ``start`` on that make one of the given shape."""
+    width, count = size_of(stored.dtype), math.prod(shape)
+    content, offset = stored.content, stored.offset + start * width
+    if not isinstance(content, Parts):
+        return StoredTensor(stored.file, offset, count * width, stored.dtype, shape, content)
+    pieces, places = [], []
+    for index in range(bisect_right(content.reach, start), bisect_left(content.starts, start + count)):
+        for piece in clip(content.pieces[index], start, start + count):
+            pieces.append(piece._replace(here=piece.here - start))
+            places.append(content.places[index])
+    if len(pieces) == 1 and (not pieces[0].axes or (len(pieces[0].axes) == 1 and pieces[0].axes[0][1] == 1)):
+        file, begin = places[0]
+        return StoredTensor(file, begin + pieces[0].there * width, count * width, stored.dtype, shape)
+    file, begin = places[0]
+    return StoredTensor(file, begin, count * width, stored.dtype, shape, Parts.of(stored.dtype, pieces, places))

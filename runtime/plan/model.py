@@ -273,11 +273,12 @@ class Plan:
             ),
         ]
 
-    def to_json(self) -> str:
-        """Canonical JSON (sorted keys, no spaces), as validated by ``schema/plan.schema.json``."""
+    def to_json(self, folded: bool = True) -> str:
+        """The text of the plan, as validated by ``schema/plan.schema.json``. ``folded``: layers and experts that repeat
+        are written once; otherwise every tensor and copy is an entry of its own."""
         from . import text as plan_json
 
-        return plan_json.write(self)
+        return plan_json.write(self, folded)
 
     @staticmethod
     def from_json(text: str) -> Plan:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
 from crosswalk.runtime.errors import Diagnostic, Position
 
-from .affine import Fault, Piece, is_nested, tiling_faults
+from .affine import Axis, Fault, Piece, is_nested, make_piece, span, tiling_faults
 from .encodings import check_encodings
-from .forms import Forms
 from .model import Copy, Plan, TensorSpec
 from .regions import Region
 from .verdict import Amount, Cast, Verdict
@@ -31,7 +31,7 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
     ``ends=("target",)``. Never raises for a wrong plan; the problems are in the verdict.
     """
     problems = [*_check_tensors(plan), *_check_exemptions(plan), *check_encodings(plan)]
-    met, forms = _Met.nothing(plan), Forms()
+    met, forms = _Met.nothing(plan), _Forms()
     problems += [*_check_copies(plan, forms, met), *_check_regions(plan, met)]
     exempt = {exemption.tensor for exemption in plan.exemptions}
     for end in ends:
@@ -47,6 +47,53 @@ def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
                 problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
     padded, truncated = (Amount() if problems else Amount.of(regions) for regions in (plan.padded, plan.truncated))
     return Verdict(tuple(problems), _casts(plan, met.casts), plan.exemptions, padded, truncated, plan.encodings)
+
+
+class _End(NamedTuple):
+    """One end of copies of one form: its axes, and the elements from the first to the last; -1 if axes interlock."""
+
+    axes: tuple[Axis, ...]
+    reach: int
+
+
+class _Forms:
+    """The forms of the copies of one plan, as they are met: what copies are but for the tensors that they are between.
+    Layers and experts repeat, and so do those, and the tilings of tensors: each is worked out once."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[tuple[int, ...], ...], tuple[Copy, _End, _End]] = {}
+        self._tiled: set[tuple[object, ...]] = set()
+
+    def known(self, copy: Copy) -> tuple[_End, _End] | None:
+        """The ends of a copy, if its extents and strides are the very numbers of one that was :meth:`learnt`."""
+        found = self._ends.get((copy.extents, copy.source_strides, copy.target_strides))
+        if found is None:
+            return None
+        first, source, target = found
+        # Equal numbers may be of other types, as true is 1.
+        same = first.extents is copy.extents and first.source_strides is copy.source_strides
+        return (source, target) if same and first.target_strides is copy.target_strides else None
+
+    def learnt(self, copy: Copy) -> tuple[_End, _End]:
+        """The ends of a well-formed copy, for those that follow it."""
+        ends = _end(copy.extents, copy.source_strides), _end(copy.extents, copy.target_strides)
+        self._ends[copy.extents, copy.source_strides, copy.target_strides] = (copy, *ends)
+        return ends
+
+    def tile(self, pieces: Sequence[Piece], size: int) -> bool:
+        """Whether every element of a tensor is in one of the pieces, and in one only."""
+        tiling: tuple[object, ...] = (size, *[(piece.here, piece.axes) for piece in pieces])
+        if tiling in self._tiled:
+            return True
+        if any(True for _ in tiling_faults(pieces, 0, size)):
+            return False
+        self._tiled.add(tiling)
+        return True
+
+
+def _end(extents: tuple[int, ...], strides: tuple[int, ...]) -> _End:
+    axes = make_piece(0, strides, 0, (0,) * len(extents), extents).axes
+    return _End(axes, span(axes) if is_nested(axes) else -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +117,7 @@ class _Met:
         return _Met(sizes, pieces, {end: set() for end in _ENDS}, set())
 
 
-def _check_copies(plan: Plan, forms: Forms, met: _Met) -> Iterator[Diagnostic]:
+def _check_copies(plan: Plan, forms: _Forms, met: _Met) -> Iterator[Diagnostic]:
     sources, targets = plan.sources, plan.targets
     (rooms, spaces), (reading, writing) = met.sizes.values(), met.pieces.values()
     for index, copy in enumerate(plan.copies):

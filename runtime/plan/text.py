@@ -4,23 +4,87 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+from itertools import pairwise
 from typing import Any
 
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import fail
 
 from . import regions as padding
+from .folded import fold, unfold
 from .form import check_form
 from .model import Copy, Encoding, Exemption, Plan, Rule, TensorSpec
 
+#: Of a text in which every tensor and copy is an entry of its own, which the digest is of.
 VERSION = 1
+#: Of one with folded entries.
+FOLDED = 2
+#: Items of a copy that may grow with the numbers in names: its offsets.
+_OFFSETS = (3, 5)
 _quoted = json.encoder.encode_basestring
 
 
-def write(plan: Plan) -> str:
-    """Canonical JSON (sorted keys, no spaces), as validated by ``schema/plan.schema.json``."""
-    return _json(_encode(plan))
+def write(plan: Plan, folded: bool = True) -> str:
+    """JSON with an entry a line and sorted keys, as validated by ``schema/plan.schema.json``. ``folded``: entries that
+    differ only in the numbers in names are one."""
+    document = _encode(plan)
+    if folded and _can_fold(plan):
+        folding = _fold(document, [t.name for t in plan.sources], [t.name for t in plan.targets])
+        if any(isinstance(entry[-1], dict) for part in folding.values() for entry in part):
+            document |= {**folding, "crosswalk_plan": FOLDED}
+    return "{" + ",\n".join(f'"{key}":{_lines(document[key])}' for key in sorted(document)) + "}"
+
+
+def _lines(value: Any) -> str:
+    return "[" + ",\n".join(map(_json, value)) + "]" if isinstance(value, list) and value else _json(value)
+
+
+def _order(copy: Copy) -> tuple[int, int, int, int]:
+    return copy.target, copy.target_offset, copy.source, copy.source_offset
+
+
+def _can_fold(plan: Plan) -> bool:
+    """Whether the order of the entries follows from what they are, so that it need not be written, and no name has a
+    brace in it, which would be read as a hole."""
+    names = [tuple(tensor.name for tensor in tensors) for tensors in (plan.sources, plan.targets)]
+    stored = [part.name for encoding in plan.encodings for part in encoding.stored]
+    orders = [*names, tuple(map(_order, plan.copies)), tuple(encoding.tensor for encoding in plan.encodings)]
+    ordered = all(one < following for order in orders for one, following in pairwise(order))
+    return ordered and not any("{" in name for name in itertools.chain(*names, stored))
+
+
+def _fold(document: dict[str, Any], sources: list[str], targets: list[str]) -> dict[str, list[Any]]:
+    """The parts that can be folded. A folded copy has the names of tensors in place of their numbers."""
+    named = [[sources[source], targets[target], *rest] for source, target, *rest in document["copies"]]
+    plain = dict(zip(map(id, named), document["copies"], strict=True))
+    copies = [plain.get(id(entry), entry) for entry in fold(named, _OFFSETS)]
+    parts = {key: fold(document[key]) for key in ("sources", "targets", "encodings") if key in document}
+    return parts | {"copies": copies}
+
+
+def _unfold(document: dict[str, Any]) -> dict[str, Any]:
+    """The same without folded entries. Raises ``ValueError``."""
+    keys = [key for key in ("sources", "targets", "encodings") if key in document]
+    parts = {key: sorted(unfold(document[key], (), key), key=_first_text) for key in keys}
+    ends = [{_first_text(entry): number for number, entry in enumerate(parts.get(key, ()))} for key in keys[:2]]
+    copies = []
+    for entry in unfold(document.get("copies"), _OFFSETS, "copies"):
+        if len(entry) > 5 and isinstance(entry[0], str) and isinstance(entry[1], str):
+            if len(ends) < 2 or entry[0] not in ends[0] or entry[1] not in ends[1]:
+                raise ValueError(f"a copy is from {entry[0]!a} to {entry[1]!a}, which are not both listed")
+            entry = [ends[0][entry[0]], ends[1][entry[1]], *entry[2:]]
+        copies.append(entry)
+    if all(len(entry) > 5 and {type(entry[item]) for item in (0, 1, 3, 5)} == {int} for entry in copies):
+        copies.sort(key=lambda entry: (entry[1], entry[5], entry[0], entry[3]))
+    return document | parts | {"copies": copies, "crosswalk_plan": VERSION}
+
+
+def _first_text(entry: list[Any]) -> str:
+    if not entry or not isinstance(entry[0], str):
+        raise ValueError("an entry does not begin with a name")
+    return entry[0]
 
 
 def digest(plan: Plan) -> str:
@@ -59,8 +123,10 @@ def read(text: str) -> Plan:
     """What :func:`write` wrote. Raises ``CrosswalkError`` for anything that is not a well-formed plan."""
     try:
         data = json.loads(text)
-        if isinstance(data, dict) and data.get("crosswalk_plan", VERSION) != VERSION:
-            raise fail("plan/version", f"plan version {data['crosswalk_plan']!a}, this is version {VERSION}")
+        if isinstance(data, dict) and data.get("crosswalk_plan", VERSION) not in (VERSION, FOLDED):
+            raise fail("plan/version", f"plan version {data['crosswalk_plan']!a}, this is version {FOLDED}")
+        if isinstance(data, dict) and data.get("crosswalk_plan") == FOLDED:
+            data = _unfold(data)
         check_form(data)
         sources, targets = (tuple(_decode_tensor(*entry) for entry in data[end]) for end in ("sources", "targets"))
         encodings = tuple(_decode_encoding(*entry) for entry in data.get("encodings", ()))

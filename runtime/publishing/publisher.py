@@ -23,6 +23,7 @@ from .locate import Located, locate, readers
 from .order import in_buckets, publishing_order
 from .pieces import Strided
 from .recipes import Recipe, Way, fill, pack, received, viewed
+from .shards import Region, regions
 
 NamedTensor = tuple[str, torch.Tensor]
 
@@ -139,6 +140,20 @@ class Publisher:
         way = self.way("share")
         self.begin("share")
         return {name: tensor for bucket in self._lists(way) for name, tensor in bucket}
+
+    def shards(self) -> dict[str, tuple[Region, ...] | None]:
+        """What each rank has of each tensor, as boxes: the same on all ranks, without a word between them."""
+        return regions(self.plan, self.tables, self.targets)
+
+    def checksums(self, algorithm: str = "sha256") -> dict[str, str]:
+        """By tensor, the digest (of ``hashlib``) of its bytes as they are published, on every rank; each is made by the
+        rank whose share it is in. A collective."""
+        mine = {}
+        for name, tensor in self.share().items():
+            flat = tensor.cpu().contiguous().view(-1).view(torch.uint8)
+            mine[name] = hashlib.new(algorithm, flat.numpy().tobytes()).hexdigest()
+        found = self.team.gather("comparing checksums", mine)
+        return {one.name: next(theirs[one.name] for theirs in found if one.name in theirs) for one in self.metadata}
 
     def begin(self, asked: Any) -> None:
         """Let all ranks look at their parameters again, and agree on what they do. Raises ``CrosswalkError``."""

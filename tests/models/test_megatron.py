@@ -31,6 +31,7 @@ CASES = {
     "mixtral": "mixtral",
     "qwen3_moe": "qwen3_moe",
     "deepseek_v3": "deepseek_v3",
+    "gpt_oss": "gpt_oss",
 }
 SPECS = ("transformer_engine", "local")
 LAYERS = "decoder.layers.0."
@@ -47,6 +48,10 @@ def read(name: str) -> dict[str, Any]:
             config[key] = float(config[key])  # recorded as whole numbers
     if not latent:
         del result["transformer_config"]["rotary_scaling_factor"]  # a field of latent attention alone
+    if result["transformer_config"]["position_embedding_type"] != "yarn":
+        result["transformer_config"] = {k: v for k, v in result["transformer_config"].items() if k[:5] != "yarn_"}
+    if result["transformer_config"]["window_attn_skip_freq"] == 2:  # every second layer has none
+        result["transformer_config"]["window_attn_skip_freq"] = [1, 0]
     return result
 
 
@@ -76,8 +81,13 @@ def flat(native: dict[str, Any]) -> dict[str, Any]:
     """A native config as Megatron has it: one level, with the number of layers and which of them have experts."""
     layers = native["layers"]
     kinds = layers.get("blocks", {"all": layers.get("block")})
-    freq = [int(kinds[kind]["moe"]) for kind in layers.get("pattern", ["all"])]
-    found = native | native["rope"] | {"num_layers": layers["num_blocks"], "moe_layer_freq": freq if freq[1:] else 1}
+    pattern = [kinds[kind] for kind in layers.get("pattern", ["all"])]
+    experts, windows = ([int(kind[name]) for kind in pattern] for name in ("moe", "windowed"))
+    found = native | native["rope"] | {"num_layers": layers["num_blocks"]}
+    found["moe_layer_freq"] = experts if len(set(experts)) > 1 else 1
+    if native["window_size"] is not None:
+        found["window_size"] = [native["window_size"], 0]
+        found["window_attn_skip_freq"] = windows
     return found | {"mtp_num_layers": native["mtp_num_layers"] or None}
 
 
@@ -105,7 +115,9 @@ def test_the_config_is_the_transformer_config(name: str) -> None:
 def test_the_config_comes_back_as_its_class_writes_it(name: str) -> None:
     config = read(name)["hf_config"]
     written = crosswalk.export_config(native_of(name), format_of(name))
-    kept = {key: config[key] for key in ("max_position_embeddings", "eos_token_id") if key in config}
+    kept = {
+        key: config[key] for key in ("max_position_embeddings", "eos_token_id", "max_window_layers") if key in config
+    }
     kept |= {"bos_token_id": config.get("bos_token_id"), "pad_token_id": config.get("pad_token_id")}
     kept["dtype"] = config["dtype"]  # none of these means anything to the weights: they are carried
     assert differences(oracles.as_saved(written | kept), oracles.as_saved(config)) == []
@@ -118,15 +130,14 @@ def test_the_config_comes_back_as_its_class_writes_it(name: str) -> None:
         ("llama_untied", {"attention_bias": True}, "one switch for the biases"),
         ("llama_untied", {"mlp_bias": True}, "one switch for the biases"),
         ("llama_untied", {"hidden_act": "gelu_pytorch_tanh"}, "hidden_act"),
-        ("llama_untied", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type"),
+        ("llama_untied", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0}}, "rope_type"),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_type"),
         ("llama_untied", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type"),
         ("llama_untied", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama_untied", {"sliding_window": 7}, "sliding_window"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, "use_sliding_window"),
-        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
-        ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers"),
-        ("mixtral", {"sliding_window": 9}, "sliding_window"),
-        ("qwen2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
+        ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha"),
+        ("gpt_oss", {"attention_bias": False}, "attention_bias"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "needs window_size"),
     ],
 )
 def test_what_megatron_cannot_hold_is_refused_by_name(name: str, keys: dict[str, Any], said: str) -> None:
@@ -154,8 +165,11 @@ def test_the_constants_of_the_rotary_embedding_of_llama_3(key: str) -> None:
         ("llama_untied", {"softmax_type": "learnable"}, "softmax_type"),
         ("llama_untied", {"attention_output_gate": True}, "attention_output_gate"),
         ("llama_untied", {"mtp_num_layers": 1}, "mtp_num_layers"),
-        ("llama_untied", {"window_size": [6, 0]}, "window_size"),
+        ("llama_untied", {"window_size": 6}, "window_size"),
         ("qwen2", {"add_bias_linear": True}, "add_bias_linear"),
+        ("gpt_oss", {"softmax_type": "vanilla"}, "softmax_type"),
+        ("gpt_oss", {"add_bias_linear": False}, "add_bias_linear"),
+        ("gpt_oss", {"window_size": None}, "a layer with a window needs window_size"),
         ("mixtral", {"moe_router_pre_softmax": True}, "moe_router_pre_softmax"),
         ("mixtral", {"moe_router_score_function": "sigmoid"}, "moe_router_score_function"),
         ("mixtral", {"moe_shared_expert_intermediate_size": 8}, "moe_shared_expert_intermediate_size"),
@@ -253,12 +267,47 @@ def test_a_layer_that_predicts_a_further_token(tmp_path: Path) -> None:
         ({"norm_topk_prob": False}, "norm_topk_prob"),
         ({"rope_interleave": False}, "rope_interleave"),
         ({"scoring_func": "softmax"}, "another score of the experts"),
-        ({"n_shared_experts": 0}, "n_shared_experts"),
+        ({"n_shared_experts": 0}, "moe_shared_expert_intermediate_size|n_shared_experts"),
     ],
 )
 def test_what_latent_attention_and_its_router_cannot_be(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(CrosswalkError, match=said):
         crosswalk.import_config(read("deepseek_v3")["hf_config"] | keys, to="megatron")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "size", "windowed"),
+    [
+        ("mixtral", {"sliding_window": 9}, 8, [1, 1]),
+        ("mixtral", {"sliding_window": 1}, 0, [1, 1]),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, 4, [0, 1, 1]),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 5}, 4, [1, 1]),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 5, "mlp_only_layers": [1]}, 4, [1, 1]),
+    ],
+)
+def test_a_window_does_not_count_the_own_position(
+    name: str, keys: dict[str, Any], size: int, windowed: list[int]
+) -> None:
+    config = {key: value for key, value in read(name)["hf_config"].items() if key != "layer_types"} | keys
+    native = crosswalk.import_config(config, to="megatron")
+    found = flat(native)
+    layers = found["num_layers"]
+    assert (found["window_size"], (found["window_attn_skip_freq"] * layers)[:layers]) == ([size, 0], windowed)
+    written = crosswalk.export_config(native, format_of(name))
+    assert {key: written[key] for key in keys} == keys
+    plan = crosswalk.compile_plan(config, to="megatron")
+    assert shapes(plan.sources) == oracles.names_and_shapes(config)
+
+
+def test_some_layers_without_experts() -> None:
+    """As the class has them, by index and by step."""
+    config = read("qwen3_moe")["hf_config"] | {"num_hidden_layers": 5, "mlp_only_layers": [3], "decoder_sparse_step": 2}
+    plan = crosswalk.compile_plan(config, to="megatron")
+    assert shapes(plan.sources) == oracles.names_and_shapes(config)
+    native = crosswalk.import_config(config, to="megatron")
+    assert flat(native)["moe_layer_freq"] == [0, 1, 0, 0, 0]
+    written = crosswalk.export_config(native, "megatron_qwen3_moe")
+    assert crosswalk.import_config(written, to="megatron") == native
 
 
 @pytest.mark.parametrize(
@@ -285,6 +334,28 @@ def test_the_first_layers_are_dense(dense: int) -> None:
     assert shapes(plan.sources) == oracles.names_and_shapes(config)
     native = crosswalk.import_config(config, to="megatron")
     assert crosswalk.export_config(native, "megatron_deepseek_v3")["first_k_dense_replace"] == min(dense, 3)
+
+
+def test_experts_behind_groups_of_heads() -> None:
+    """GLM-4: names and shapes of the class; what it computes is compared in ``with_megatron/check.py``."""
+    config = {
+        "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "vocab_size": 61, "hidden_size": 36,
+        "intermediate_size": 38, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "head_dim": 12, "moe_intermediate_size": 14, "n_routed_experts": 7, "num_experts_per_tok": 4,
+        "n_shared_experts": 2, "use_qk_norm": True, "attention_bias": True, "num_nextn_predict_layers": 0,
+    }  # fmt: skip
+    plan = crosswalk.compile_plan(config, to="megatron")
+    assert plan.metadata["mapping"] == "megatron_glm4_moe"
+    assert shapes(plan.sources) == oracles.names_and_shapes(config)
+    assert str(plan.verify()) == "bijective"
+    native = crosswalk.import_config(config, to="megatron")
+    assert native["rope"]["rotary_percent"] == 0.5
+    assert native["moe_shared_expert_intermediate_size"] == 28
+    written = crosswalk.export_config(native, "megatron_glm4_moe")
+    assert {key: written[key] for key in config} == config
+    assert crosswalk.import_config(written, to="megatron") == native
+    with pytest.raises(CrosswalkError, match="29 is not a multiple of 14"):
+        crosswalk.export_config(native | {"moe_shared_expert_intermediate_size": 29}, "megatron_glm4_moe")
 
 
 def test_the_other_formats_are_the_same_tensors() -> None:

@@ -39,11 +39,13 @@ LIMITS = {
     "gemma3_text": 95,
     "megatron_llama": 85,
     "megatron_mistral": 30,
-    "megatron_qwen2": 30,
+    "megatron_qwen2": 45,
     "megatron_qwen3": 30,
     "megatron_mixtral": 35,
-    "megatron_qwen3_moe": 45,
+    "megatron_qwen3_moe": 60,
     "megatron_deepseek_v3": 120,
+    "megatron_glm4_moe": 90,
+    "megatron_gpt_oss": 90,
 }
 
 

@@ -65,6 +65,25 @@ def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     return wrong + [n for n in found.keys() & expected.keys() if not torch.equal(found[n], expected[n])]
 
 
+def stages(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
+    """Two stages of a pipeline: each loads, publishes and saves with what it has."""
+    import transformers
+
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        model = kind(kind.config_class.from_pretrained(checkpoint))
+    gone = [(model.model.layers, "1"), (model.model, "norm"), (model, "lm_head")]
+    for parent, key in gone if rank == 0 else [(model.model.layers, "0"), (model.model, "embed_tokens")]:
+        parent._modules[key] = None
+    loaded = crosswalk.load(checkpoint, model)
+    expected = files(checkpoint)
+    mine = dict(itertools.chain.from_iterable(crosswalk.publisher(model, loaded).buckets(to=1)))
+    crosswalk.save(model, loaded, out)
+    crosswalk.save(model, model.config, out.with_name("again"))
+    wrong: list[Any] = differences(mine, expected) if rank == 1 else list(mine)
+    return wrong + [tensor for tensor in model.state_dict().values() if tensor.is_meta]
+
+
 def sharded(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
     """FSDP2 around a model without memory: load, publish, save, and send what has changed."""
     import transformers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -107,8 +108,29 @@ def ways(rank: int, checkpoint: Path, kind: str) -> dict[str, Any]:
     if sum(map(len, shares)) != len(expected):
         wrong.append("shares overlap")
     wrong += differences({name: tensor for share in shares for name, tensor in share.items()}, expected)
+    wrong += wrong_regions(publisher, state, expected, rank)
+    sums = publisher.checksums()
+    wrong += [n for n, t in expected.items() if sums[n] != hashlib.sha256(t.numpy().tobytes()).hexdigest()]
     held = sum(part.nbytes for value in state.values() for part in local(value))
     return {"wrong": wrong, "bytes": counts, "model": sum(t.nbytes for t in expected.values()), "held": held}
+
+
+def wrong_regions(publisher: Any, state: dict[str, Any], expected: dict[str, torch.Tensor], rank: int) -> list[Any]:
+    """What this rank is said to have and has not; and what all are said to have, if it is not everything."""
+    wrong: list[Any] = []
+    for name, regions in publisher.shards().items():
+        covered = torch.zeros(expected[name].shape, dtype=torch.bool)
+        for region in regions or ():
+            inside = tuple(slice(a, b) for a, b in region.box)
+            covered[inside] = True
+            if region.rank == rank:
+                part = next(p for p in place(state[region.parameter]).parts if p.box == region.held).tensor.contiguous()
+                sizes = [b - a for a, b in region.box]
+                found = part.as_strided(sizes, region.strides, part.storage_offset() + region.offset)
+                wrong += [] if torch.equal(found, expected[name][inside]) else [("region", name, region)]
+        if not covered.all():
+            wrong.append(("regions", name, regions))
+    return wrong
 
 
 #: What becomes of changed values now and then.

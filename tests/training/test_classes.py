@@ -74,6 +74,15 @@ def test_sharded_classes(name: str, home: Path, tmp_path: Path) -> None:
     assert cases.differences(cases.files(tmp_path / "out"), cases.files(home / name)) == []
 
 
+def test_stages_of_a_pipeline(home: Path, tmp_path: Path) -> None:
+    name = "Qwen3MoeForCausalLM"
+    for found in run_ranks(2, cases.stages, home / name, tmp_path / "out", name):
+        assert not isinstance(found, Failed), found.text
+        assert found == []
+    for saved in ("out", "again"):
+        assert cases.differences(cases.files(tmp_path / saved), cases.files(home / name)) == []
+
+
 def test_files_keep_the_names_that_they_had(home: Path, tmp_path: Path) -> None:
     """A checkpoint with the prefix of another class, and with a copy of the tied embedding, goes back as it came."""
     name = "Gemma3ForCausalLM"

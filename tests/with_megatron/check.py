@@ -25,6 +25,7 @@ import torch  # noqa: E402
 import torch.distributed  # noqa: E402
 import transformers  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
+from megatron.core.fusions.fused_bias_geglu import quick_gelu  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import (  # noqa: E402
     get_gpt_decoder_block_spec,
@@ -34,10 +35,12 @@ from megatron.core.tensor_parallel.random import CudaRNGStatesTracker  # noqa: E
 from megatron.core.transformer import dot_product_attention  # noqa: E402
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 
 import crosswalk  # noqa: E402
 
 MOST = 1e-5
+FUNCTIONS = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "quick_gelu": quick_gelu}
 SIZES: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 36, "intermediate_size": 38, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2, "eos_token_id": None,
@@ -65,8 +68,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral, window": ("Mistral", {"sliding_window": 7}),
     "qwen2": ("Qwen2", {}),
+    "qwen2, window on some layers": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3", {"head_dim": 10}),
+    "qwen3, yarn": ("Qwen3", {"head_dim": 10, "rope_parameters": YARN}),
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
     "qwen3_moe": (
         "Qwen3Moe",
@@ -82,6 +91,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3Moe",
         {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 22, "norm_topk_prob": False},
     ),
+    "qwen3_moe, some layers dense, window": (
+        "Qwen3Moe",
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "moe_intermediate_size": 22,
+        },
+    ),
+    "gpt_oss": (
+        "GptOss",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4, "head_dim": 10},
+    ),
+    "glm4_moe": ("Glm4Moe", {**EXPERTS, "use_qk_norm": True, "attention_bias": True, "head_dim": 12}),
+    "glm4_moe, two shared experts": ("Glm4Moe", {**EXPERTS, "n_group": 1, "topk_group": 1, "n_shared_experts": 2}),
     "deepseek_v3": ("DeepseekV3", LATENT),
     "deepseek_v3, yarn": ("DeepseekV3", {**LATENT, "rope_parameters": YARN}),
 }
@@ -92,14 +118,17 @@ def gpt(native: dict[str, Any]) -> GPTModel:
     rope, layers = native["rope"], native["layers"]
     kinds = layers.get("blocks", {"all": layers.get("block")})
     pattern = layers.get("pattern", ["all"])
-    experts = [int(kinds[pattern[i % len(pattern)]]["moe"]) for i in range(layers["num_blocks"])]
+    blocks = [kinds[pattern[i % len(pattern)]] for i in range(layers["num_blocks"])]
+    experts, windows = ([int(block[name]) for block in blocks] for name in ("moe", "windowed"))
     latent = native["multi_latent_attention"]
     kind = MLATransformerConfig if latent else TransformerConfig
     known = kind.__dataclass_fields__
     fields = {key: value for key, value in (native | rope).items() if key in known}
     fields |= {
         "num_layers": layers["num_blocks"],
-        "activation_func": getattr(torch.nn.functional, native["activation_func"]),
+        "activation_func": FUNCTIONS[native["activation_func"]],
+        "window_size": None if native["window_size"] is None else (native["window_size"], 0),
+        "window_attn_skip_freq": windows,
         "mtp_num_layers": native["mtp_num_layers"] or None,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -111,6 +140,9 @@ def gpt(native: dict[str, Any]) -> GPTModel:
         "gradient_accumulation_fusion": False,
     }
     config = kind(**fields)
+    for key in rope:
+        if key.startswith("yarn_"):  # no fields of the class, which looks for them nevertheless
+            setattr(config, key, rope[key])
     spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False)
     further = get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False) if config.mtp_num_layers else None
     return GPTModel(
@@ -124,6 +156,16 @@ def gpt(native: dict[str, Any]) -> GPTModel:
         rope_scaling_factor=rope["rope_scaling_factor"],
         seq_len_interpolation_factor=rope["seq_len_interpolation_factor"],
     ).eval()
+
+
+class Here(TorchFunctionMode):
+    """What asks for a device is made on the CPU."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        if options.get("device") == "cuda":
+            options["device"] = "cpu"
+        return function(*args, **options)
 
 
 def run_on_a_cpu() -> None:
@@ -161,7 +203,7 @@ def check(name: str, folder: Path) -> float:
     ids = torch.randint(0, SIZES["vocab_size"], (2, 23), generator=torch.Generator().manual_seed(2))
     positions = torch.arange(23).expand(2, -1)
     mask = torch.ones(1, 1, 23, 23, dtype=torch.bool).triu(1)
-    with torch.no_grad():
+    with torch.no_grad(), Here():
         here, there = model(ids, positions, mask), original(ids).logits
     crosswalk.save(model, loaded, folder / "back")
     before, after = (load_file(folder / part / "model.safetensors") for part in ("hf", "back"))

@@ -7,12 +7,12 @@ from pathlib import Path
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.errors import fail
 
-from . import dcp, fast_llm, huggingface, safetensors
+from . import dcp, fast_llm, huggingface, safetensors, torch_dist
 from .kind import Kind
 
 HUGGING_FACE = huggingface.KIND
 #: Those of trainers. A directory may have the marks of several: the first is what it is.
-OF_TRAINERS: tuple[Kind, ...] = (fast_llm.KIND, dcp.KIND, safetensors.KIND)
+OF_TRAINERS: tuple[Kind, ...] = (fast_llm.KIND, torch_dist.KIND, dcp.KIND, safetensors.KIND)
 _BY_NAME = {kind.name: kind for kind in OF_TRAINERS}
 
 
@@ -32,7 +32,8 @@ def kind_to_write(name: str | None, layout: Layout | None) -> Kind:
             raise fail("usage/kind", text, None, "leave out --as")
         return HUGGING_FACE
     kind = _BY_NAME.get(name or layout.directory)
-    allowed = [known.name for known in OF_TRAINERS if known.every or known.name == layout.directory]
+    every = [known for known in OF_TRAINERS if known.lay_out is not None]
+    allowed = [known.name for known in every if known.every or known.name == layout.directory]
     if kind is None or kind.name not in allowed:
         text = f"a checkpoint of layout `{layout.name}` cannot be written as `{name or layout.directory}`"
         raise fail("usage/kind", text, None, f"pass --as with one of {', '.join(allowed)}")

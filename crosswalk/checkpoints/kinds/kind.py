@@ -38,14 +38,14 @@ class Contents:
 class Kind:
     """``mark``: the file that shows a directory to be of this kind. ``open`` raises ``CrosswalkError`` with everything
     that is wrong with one; that of Hugging Face is opened by itself. ``lay_out``: how one is written, with data files
-    of so many bytes. ``every``: whether any layout can be written so, or only one whose directories are of this kind.
-    ``twice``: whether parameters that are tied stand in one under each of their names.
+    of so many bytes, None if it is only read. ``every``: whether any layout can be written so, or only one whose
+    directories are of this kind. ``twice``: whether parameters that are tied stand in one under each of their names.
     """
 
     name: str
     mark: str
     recognises: Callable[[Path], bool]
     open: Callable[[Path, Given], Opened] | None
-    lay_out: Callable[[Contents, int], OutputLayout]
+    lay_out: Callable[[Contents, int], OutputLayout] | None
     every: bool = False
     twice: bool = False

@@ -1,0 +1,160 @@
+"""Megatron-core's ``dist_checkpointing``, format ``torch_dist``: a folder of torch.distributed.checkpoint with names of
+its own, in which layers and experts are axes, and with the arguments of the run.
+
+How those names follow from the layout is said in the layout (``stacked``). Folders are read, not written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crosswalk.checkpoints.opened import Opened
+from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_json, shorten
+from crosswalk.runtime.checkpoint.opening import read_inside
+from crosswalk.runtime.checkpoint.source import Checkpoint
+from crosswalk.runtime.dcp.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
+from crosswalk.runtime.dcp.folder import Folder, is_folder, locate, open_folder
+from crosswalk.runtime.dcp.metadata import METADATA
+from crosswalk.runtime.dcp.parts import slice_of
+from crosswalk.runtime.dcp.pickles import Made, PickleError, Table, read_pickle
+from crosswalk.runtime.errors import CrosswalkError, Position, fail
+
+from .beside import said_of
+from .dcp import left_out, model_names
+from .kind import Given, Kind
+
+_LATEST, _ABOUT, _COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.pt"
+#: The entry that holds what all ranks have in common, in folders without a file for it.
+_COMMON_ENTRY = re.compile(r"common_state/shard_\d+_\d+")
+#: Most tensors that the stacks of a folder may come apart into.
+_MOST = 500_000
+
+
+def _recognises(path: Path) -> bool:
+    return (path / _LATEST).is_file() or (is_folder(path) and (path / _ABOUT).is_file()) or _is_legacy(path)
+
+
+def _is_legacy(path: Path) -> bool:
+    return path.is_dir() and any(entry.name.startswith("mp_rank_") for entry in os.scandir(path))
+
+
+def _open(path: Path, given: Given) -> Opened:
+    path = _iteration(path)
+    if _is_legacy(path):
+        text = "this is a checkpoint of Megatron's old format `torch`: a pickle for each rank, which only it can read"
+        hint = "let Megatron write it again: its script with --ckpt-convert-format torch_dist --ckpt-convert-save DIR"
+        raise fail("directory/legacy", text, Position(str(path)), hint)
+    _check_backend(path)
+    said, layout = said_of(path, given)
+    folder = open_folder(path)
+    common = _common(folder)
+    names, left = model_names(folder.entries.tensors, layout)
+    if not names:
+        raise fail("dcp/no-model", "no tensor of this folder is one of a model", Position(str(path / METADATA)))
+    found = locate(folder, names)
+    tensors = dict(_apart(found, layout.stacked or {}))
+    others = [name for name in folder.entries.objects if not _COMMON_ENTRY.fullmatch(name)]
+    opened = said.opened(path, KIND.name, layout, replace(found, tensors=tensors), left_out(left, others))
+    return replace(opened, run=common)
+
+
+def _iteration(path: Path) -> Path:
+    """The folder of the last iteration in the directory of a run; a folder itself stays what it is."""
+    latest = path / _LATEST
+    if not latest.is_file():
+        return path
+    try:
+        text = read_inside(latest, path, 64).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise fail("directory/latest", f"cannot be read: {error.strerror or error}", Position(str(latest))) from error
+    folder = path / (f"iter_{int(text):07}" if text.isascii() and text.isdigit() else "release")
+    if not folder.is_dir():
+        message = f"the last iteration is {shorten(text)}, and there is no {folder.name}"
+        raise fail("directory/latest", message, Position(str(latest)), "copy that folder too, or name another one")
+    return folder
+
+
+def _check_backend(path: Path) -> None:
+    file = path / _ABOUT
+    try:
+        about = parse_json(read_inside(file, path, MAX_HEADER), file)
+    except OSError as error:
+        raise fail("directory/backend", f"cannot be read: {error.strerror or error}", Position(str(file))) from error
+    backend = about.get("sharded_backend") if isinstance(about, dict) else None
+    if backend != "torch_dist":
+        text = f"`sharded_backend` is {shorten(repr(backend))}, and only torch_dist is read"
+        raise fail("directory/backend", text, Position(str(file)), "let Megatron write it again as torch_dist")
+
+
+def _common(folder: Folder) -> Mapping[str, Any]:
+    """The arguments of the run, from what its ranks have in common: a file, or an entry of the folder. Nothing of it is
+    run, whatever it names: what is no plain value stays a name."""
+    file = folder.path / _COMMON
+    name = next((name for name in folder.entries.objects if _COMMON_ENTRY.fullmatch(name)), None)
+    where = Position(str(file if file.is_file() else folder.path / METADATA))
+    try:
+        if file.is_file():
+            data = read_inside(file, folder.path, MAX_PICKLE + 1)
+            read: ReadPart = lambda offset, size: data[offset : offset + size]  # noqa: E731
+            length = len(data)
+        elif name is not None:
+            read, length = folder.read_object(name)
+        else:
+            return {}
+        value = read_pickle(read_record(read, read_records(read, length), "data.pkl", length), lambda name: True)
+    except (ArchiveError, PickleError) as error:
+        raise fail("directory/common", f"the state that ranks have in common: {shorten(str(error))}", where) from error
+    except OSError as error:
+        raise fail("directory/common", f"cannot be read: {error.strerror or error}", where) from error
+    if isinstance(value, list) and value:
+        value = value[0]
+    arguments = value.texts().get("args") if isinstance(value, Table) else None
+    found = arguments.fields() if isinstance(arguments, Made) else {}
+    return {key: value for key, value in found.items() if isinstance(value, (bool, int, float, str))}
+
+
+def _apart(found: Checkpoint, stacked: Mapping[str, str]) -> Iterator[tuple[str, StoredTensor]]:
+    """The tensors under the names of the layout, stacks taken apart."""
+    count = 0
+    for name, stored in found.tensors.items():
+        parts = unstacked(name, stacked)
+        axes = stored.shape[: parts.count(None)]
+        count += math.prod(axes)
+        if parts.count(None) > len(stored.shape) or count > _MOST:
+            text = f"tensor `{shorten(name)}` {list(stored.shape)} is no stack of layers or experts"
+            raise CrosswalkError(fail("directory/stack", text, Position(str(found.path))).diagnostics)
+        shape = stored.shape[len(axes) :]
+        for number, index in enumerate(itertools.product(*map(range, axes))):
+            places = iter(index)
+            label = ".".join(str(next(places)) if part is None else part for part in parts)
+            yield label, slice_of(stored, number * math.prod(shape), shape)
+
+
+def unstacked(name: str, stacked: Mapping[str, str]) -> list[str | None]:
+    """The parts of the name that a layout has for one of its directory: None for each leading axis of the tensor that
+    is a number there. Where the number stands in the name already, as it does for layers of several kinds, it stays."""
+    parts, result, at = name.split("."), list[str | None](), 0
+    while at < len(parts):
+        for before, after in stacked.items():
+            run = before.split(".")
+            if parts[at : at + len(run)] != run:
+                continue
+            at += len(run)
+            numbered = at < len(parts) and parts[at].isdigit()
+            written = run if numbered and "{}" in after else after.split(".")
+            result += [None if part == "{}" else part for part in written]
+            break
+        else:
+            result.append(parts[at])
+            at += 1
+    return result
+
+
+KIND = Kind("torch_dist", _ABOUT, _recognises, _open, None)
