@@ -67,7 +67,9 @@ def columns_of(spec: TensorSpec) -> int:
 
 
 def picture(plan: Plan, name: str) -> Picture | None:
-    """The blocks of a target, or of a source that is no target; None if the plan moves nothing of that tensor."""
+    """The blocks of a target, or of a source that is no target; None if the plan moves nothing of that tensor. One that
+    is stored for an encoded tensor is shown as that one."""
+    name = next((e.tensor for e in plan.encodings for part in e.stored if part.name == name), name)
     target = plan.target_index.get(name)
     source = plan.source_index.get(name) if target is None else None
     own = plan.targets[target] if target is not None else plan.sources[source] if source is not None else None
