@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import io
 import json
 import os
@@ -69,18 +70,39 @@ def write_share(path: Path, buffer: memoryview, rank: int, size: int, total: int
     os.close(descriptor)
 
 
-def worker(rank: int, size: int, directory: str, rounds: int, results: Any) -> None:
+def start(rank: int, size: int, root: Path) -> None:
+    """Join the other ranks, with a share of the cores."""
     warnings.simplefilter("ignore")
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
-    root = Path(directory)
     init = f"file://{root}/rendezvous-{size}"
     dist.init_process_group(
         "gloo", init_method=init, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=600)
     )
+
+
+def cleared(root: Path, rank: int, name: str) -> Path:
+    """The path of an output, once every rank knows that nothing is there."""
+    path = root / name
+    if rank == 0:
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True) if path.is_file() else None
+    dist.barrier()
+    return path
+
+
+def rows(mesh: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros of which every rank has some rows."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    return distribute_tensor(torch.zeros(shape, dtype=torch.bfloat16), mesh, [Shard(0)], src_data_rank=None)
+
+
+def worker(rank: int, size: int, directory: str, rounds: int, results: Any) -> None:
+    root = Path(directory)
+    start(rank, size, root)
     import torch.distributed.checkpoint as dcp
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
 
     import crosswalk
 
@@ -89,24 +111,15 @@ def worker(rank: int, size: int, directory: str, rounds: int, results: Any) -> N
     config = crosswalk.import_config(json.loads((source / "config.json").read_text()), "llama")
     mesh = init_device_mesh("cpu", (size,))
 
-    def rows(shape: tuple[int, ...]) -> Any:
-        return distribute_tensor(torch.zeros(shape, dtype=torch.bfloat16), mesh, [Shard(0)], src_data_rank=None)
-
     plan = crosswalk.compile_plan(json.loads((source / "config.json").read_text()), "llama")
-    native = {spec.name: rows(spec.shape) for spec in plan.targets}
-    theirs = {spec.name: rows(spec.shape) for spec in plan.sources}
+    native = {spec.name: rows(mesh, spec.shape) for spec in plan.targets}
+    theirs = {spec.name: rows(mesh, spec.shape) for spec in plan.sources}
     total = data.stat().st_size
     buffer = memoryview(bytearray(total // size + STEP))
     found: dict[str, list[float]] = {}
     facts: dict[str, Any] = {}
 
-    def fresh(name: str) -> Path:
-        path = root / name
-        if rank == 0:
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True) if path.is_file() else None
-        dist.barrier()
-        return path
+    fresh = functools.partial(cleared, root, rank)
 
     def record(name: str, seconds: float) -> None:
         found.setdefault(name, []).append(seconds)

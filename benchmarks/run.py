@@ -34,7 +34,7 @@ from workloads import Workload, workloads, write_random
 
 from crosswalk.runtime.checkpoint.output import OutputLayout, hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
-from crosswalk.runtime.files.convert import Options, checksum_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import Plan
 
 WORKERS = 2
@@ -98,7 +98,7 @@ def child(name: str, variant: str, source: Path, target: Path, plan: Path, synce
             with measured(result):
                 convert_model(name, source, target)
             return result
-        options = Options(workers=WORKERS, checksum="none" if variant.endswith("no checksum") else "xxh3")
+        options = EngineOptions(workers=WORKERS, checksum="none" if variant.endswith("no checksum") else "xxh3")
         loaded = Plan.from_json(plan.read_text())
         with measured(result):
             write_checkpoint(loaded, open_checkpoint(source), target, layout=layout(source), options=options)
@@ -225,10 +225,12 @@ def convert_model(name: str, source: Path, target: Path) -> None:
     import crosswalk
 
     if name == "Mixtral":
-        crosswalk.convert(source, target, "fast_llm", options=Options(workers=WORKERS))
+        crosswalk.convert(source, target, "fast_llm", options=EngineOptions(workers=WORKERS))
         return
     plan = crosswalk.compile_plan(json.loads((source / "config.json").read_text()), to="torchtitan")
-    write_checkpoint(plan, open_checkpoint(source), target, layout=layout(source), options=Options(workers=WORKERS))
+    write_checkpoint(
+        plan, open_checkpoint(source), target, layout=layout(source), options=EngineOptions(workers=WORKERS)
+    )
 
 
 def measure_model(name: str, medium: str, home: Path, rounds: int) -> Iterator[dict[str, Any]]:

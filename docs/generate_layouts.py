@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crosswalk.compiler.layout.model import MISSING, Field, Type
+from crosswalk.compiler.layout.model import MISSING, ConfigType, Field
 from crosswalk.jobs.formats import catalog
 from crosswalk.reference.formulas import FORMULAS, SILENT_FIELDS, SILENT_TYPES
 from crosswalk.reference.mixers.delta import delta_rule
@@ -60,7 +60,7 @@ def formula_of(function: Callable[..., Any]) -> Formula:
     )
 
 
-def sections() -> Iterator[tuple[str, Type, Callable[..., Any]]]:
+def sections() -> Iterator[tuple[str, ConfigType, Callable[..., Any]]]:
     """Title, type and function of every section, in reading order."""
     layout = catalog().layout(LAYOUT)
     for name, functions in FORMULAS.items():
@@ -75,7 +75,7 @@ def sections() -> Iterator[tuple[str, Type, Callable[..., Any]]]:
 def render() -> str:
     """The whole document."""
     lines = [INTRODUCTION]
-    described: dict[Callable[..., Any], Type] = {}
+    described: dict[Callable[..., Any], ConfigType] = {}
     for title, kind, function in sections():
         base = described.setdefault(function, kind)
         lines += ["", f"## {title}", "", *_section(kind, formula_of(function), base)]
@@ -92,7 +92,7 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(kind: Type, formula: Formula, base: Type) -> list[str]:
+def _section(kind: ConfigType, formula: Formula, base: ConfigType) -> list[str]:
     """A section; of a type that the function of another one holds for, what it has more than that."""
     more = base is not kind
     lines = [f"As `{base.name}`, and:"] if more else _text(formula)

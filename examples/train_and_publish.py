@@ -144,6 +144,17 @@ def check(path: Path, tokens: torch.Tensor, expected: torch.Tensor) -> float:
         return float((published(tokens).logits - expected).abs().max())
 
 
+def sharded(config: dict[str, Any], device: str, size: int) -> Model:
+    """The model on ``size`` ranks, without memory until it is loaded."""
+    with torch.device("meta"):
+        model = Model(config)
+    mesh = init_device_mesh(device, (size,))
+    for block in model.decoder:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a Hugging Face checkpoint of a Llama; by default a new one")
@@ -166,12 +177,7 @@ def main() -> None:
     dist.barrier()
 
     config = crosswalk.import_config(json.loads((checkpoint / "config.json").read_text()))
-    with torch.device("meta"):
-        model = Model(config)
-    mesh = init_device_mesh(device, (size,))
-    for block in model.decoder:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    model = sharded(config, device, size)
     loaded = crosswalk.load(checkpoint, model)
     read, held = loaded.report.bytes_read, loaded.report.bytes_held
     print(f"rank {rank}: read {read:,} bytes, holds {held:,}", flush=True)

@@ -5,6 +5,6 @@ holds its formula, from which ``docs/layouts/fast_llm.md`` is generated. It need
 default filled in, and nothing of the compiler.
 """
 
-from .model import Output, forward
+from .model import ForwardOutput, forward
 
-__all__ = ["Output", "forward"]
+__all__ = ["ForwardOutput", "forward"]

@@ -18,7 +18,7 @@ from .vision import encode
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class ForwardOutput:
     """What a forward pass gives. ``hidden``: the hidden states (sequence, hidden) after every part, by its native name
     and in the order in which they are computed: ``vision_encoder.embeddings``, ``vision_encoder.encoder.0`` ...,
     ``vision_encoder.adapter``, ``embeddings``, ``decoder.0`` ..., ``head.final_norm``. ``logits``: (sequence,
@@ -36,7 +36,7 @@ def forward(
     tokens: torch.Tensor,
     images: Sequence[torch.Tensor] = (),
     dtype: torch.dtype = torch.float32,
-) -> Output:
+) -> ForwardOutput:
     """The forward pass of one sequence of ``tokens`` (sequence,), not in training.
 
         x = decoder(embeddings(tokens)),   logits = head(x)
@@ -80,4 +80,4 @@ def forward(
         ahead = view.under("multi_token_prediction")
         y = block(blocks_of(config["decoder"])[-1], ahead.under(f"blocks.{j}"), trunk, positions)
         further.append(head(config["head"], y, ahead.under(f"heads.{j}.final_norm"), weight)[1])
-    return Output(hidden, logits, tuple(further))
+    return ForwardOutput(hidden, logits, tuple(further))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.mapping.model import Dialect, Move, TensorEntry
+from crosswalk.compiler.mapping.model import Dialect, Relocation, TensorEntry
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.versions import version_numbers
 from crosswalk.compiler.relations.keys import Names, get, layer_index, put, same_number
@@ -53,14 +53,14 @@ def read_dialects(
     return data, notes, problems
 
 
-def _holds(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> bool:
+def _holds(mapping: CompiledMapping, data: Mapping[str, Any], move: Relocation) -> bool:
     assert move.when is not None
     return bool(Names(data, mapping.defaults, {}).evaluate(move.when, ()))
 
 
 def _merge(
     data: dict[str, Any],
-    move: Move,
+    move: Relocation,
     old: KeyPath,
     new: KeyPath,
     value: Any,
@@ -84,7 +84,7 @@ def _merge(
 
 
 def _place(
-    data: dict[str, Any], move: Move, old: KeyPath, new: KeyPath, value: Any, problems: list[Diagnostic]
+    data: dict[str, Any], move: Relocation, old: KeyPath, new: KeyPath, value: Any, problems: list[Diagnostic]
 ) -> None:
     """Put a value at its new place. A null on the way is like an absent object; anything else there is wrong."""
     for length in range(1, len(new)):
@@ -148,7 +148,7 @@ def _one_value(
     config: Mapping[str, Any],
     effective: Mapping[tuple[str, KeyPath], Any],
     dialect: Dialect,
-    move: Move,
+    move: Relocation,
 ) -> Any:
     """The value that all layers of a kind have, for the one old place of a move; MISSING if there is nothing to say."""
     kind, objects = _kind_of(move), _object_of(move)
@@ -315,18 +315,18 @@ def _has_prefix(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-def _kind_of(move: Move) -> str | None:
+def _kind_of(move: Relocation) -> str | None:
     holes = [part[1:-1] for part in move.new if part.startswith("{")]
     return holes[0] if holes else None
 
 
-def _object_of(move: Move) -> KeyPath | None:
+def _object_of(move: Relocation) -> KeyPath | None:
     """The object whose keys the hole of a move stands for; None without a hole."""
     kind = _kind_of(move)
     return None if kind is None else move.new[: move.new.index("{" + kind + "}")]
 
 
-def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Move, path: KeyPath, value: Any) -> bool:
+def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Relocation, path: KeyPath, value: Any) -> bool:
     """Whether a reader of the old place would find ``value``: where the place does not count, the common one holds."""
     common = get(config, (*_layers(mapping).theirs, *path))
     return move.when is None or _holds(mapping, config, move) or same_number(common, value)
@@ -356,7 +356,7 @@ def _indices(mapping: CompiledMapping, data: Mapping[str, Any], kind: str) -> li
     return [index for index, name in enumerate(listed) if name == kind] if isinstance(listed, list) else []
 
 
-def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Move) -> list[KeyPath]:
+def _places(mapping: CompiledMapping, data: Mapping[str, Any], move: Relocation) -> list[KeyPath]:
     """The new places of a move: one, or one for each layer of the kind that its hole names."""
     kind, objects = _kind_of(move), _object_of(move)
     if kind is None or objects is None:

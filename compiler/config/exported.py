@@ -9,21 +9,21 @@ from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.keys import Names
 from crosswalk.compiler.relations.rules import at_rule
-from crosswalk.compiler.relations.sides import Draft
+from crosswalk.compiler.relations.sides import ObjectDraft
 from crosswalk.compiler.relations.tree import Layers
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .taken import Record
+from .taken import Taking
 
 
 @dataclass
-class Attempt(Draft):
+class Attempt(ObjectDraft):
     """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
     record of what speaks for the objects of ours. ``otherwise``: the origin has other values of computed keys."""
 
     overrides: dict[KeyPath, Any] = field(default_factory=dict)
     effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
-    record: Record = field(default_factory=Record)
+    record: Taking = field(default_factory=Taking)
     otherwise: bool = False
 
     def absorb(self, other: Attempt) -> None:

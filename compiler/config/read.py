@@ -37,7 +37,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from .architectures import other_head, right_architecture
 from .coverage import as_written
 from .dialects import read_dialects
-from .taken import Chosen, Record, Taken
+from .taken import Chosen, Taken, Taking
 
 
 def import_config(
@@ -105,7 +105,7 @@ class _View:
 class _Read:
     def __init__(self, mapping: CompiledMapping, allow_lossy: bool, otherwise: bool) -> None:
         self.mapping, self.allow_lossy, self.otherwise = mapping, allow_lossy, otherwise
-        self.found, self.record = Findings(), Record()
+        self.found, self.record = Findings(), Taking()
         self.problems = self.found.problems
 
     def prepare(self, part: _Part) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Taken:
 
 
 @dataclass
-class Record:
+class Taking:
     """:class:`Taken` while it is made."""
 
     cases: dict[KeyPath, list[Chosen]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Record:
     def add(self, path: KeyPath, chosen: Chosen) -> None:
         self.cases.setdefault(path, []).append(chosen)
 
-    def absorb(self, other: Record, anchor: KeyPath = ()) -> None:
+    def absorb(self, other: Taking, anchor: KeyPath = ()) -> None:
         """Take over what another record holds of what is below ``anchor``."""
         for path, chosen in other.cases.items():
             self.cases.setdefault((*anchor, *path), []).extend(chosen)

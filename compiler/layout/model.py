@@ -23,6 +23,7 @@ from .named_axes import axes_in_name
 
 Group = Literal["fields", "features", "training"]
 Kind = Literal["scalar", "enum", "type", "family", "dict", "list"]
+Types = dict[str, "ConfigType"]
 GROUPS: tuple[Group, ...] = ("fields", "features", "training")
 SCALARS = ("int", "float", "bool", "str", "list", "dict", "any")
 
@@ -97,7 +98,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Type:
+class ConfigType:
     """A config type, with what it inherits already in it. ``family`` is None for one without a ``type`` key, unless
     ``registered`` gives it one of its own. ``pads``: axes that may be longer than in a checkpoint. ``stored_as``: types
     that this one extends, and when a config of it is stored as one of them."""
@@ -131,7 +132,7 @@ class Family:
     name: str
     default: str
     sequence: bool
-    types: Mapping[str, Type]
+    types: Mapping[str, ConfigType]
     aliases: Mapping[str, str]
 
 
@@ -140,20 +141,20 @@ class Layout:
     name: str
     root: str
     enums: Mapping[str, tuple[str, ...]]
-    types: Mapping[str, Type]
+    types: Mapping[str, ConfigType]
     families: Mapping[str, Family]
     file: str = field(compare=False)
     directory: str = "safetensors"  # the kind that the trainer keeps its checkpoints in
     stacked: Mapping[str, str] | None = None  # parts of names there -> parts of names here
 
-    def type_of(self, name: str) -> Type | None:
+    def type_of(self, name: str) -> ConfigType | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
         if name in self.types:
             return self.types[name]
         found = [family.types[name] for family in self.families.values() if name in family.types]
         return found[0] if len(found) == 1 else None
 
-    def all_types(self) -> Iterator[Type]:
+    def all_types(self) -> Iterator[ConfigType]:
         yield from (*self.types.values(), *(t for f in self.families.values() for t in f.types.values()))
 
     def roots(self) -> dict[str, str]:
@@ -187,12 +188,12 @@ class _Reader:
         self.type_names = set(document["types"])
 
     def read(self) -> Layout:
-        types: dict[str, Type] = {}
+        types: Types = {}
         for name, body in self.document["types"].items():
             self._attempt(types, name, body, None, types, self.document["types"].key_position(name))
         families = {}
         for name, body in self.document.get("families", {}).items():
-            members: dict[str, Type] = {}
+            members: Types = {}
             aliases: dict[str, str] = {}
             for member, member_body in body["types"].items():
                 position = body["types"].key_position(member)
@@ -205,16 +206,14 @@ class _Reader:
         self.problems += (*_unpaddable(made), *_unnameable(made))
         return made
 
-    def _attempt(
-        self, into: dict[str, Type], name: str, body: Map, family: str | None, known: Mapping[str, Type], at: Position
-    ) -> None:
+    def _attempt(self, into: Types, name: str, body: Map, family: str | None, known: Types, at: Position) -> None:
         try:
             into[name] = self._type(name, body, family, known, at)
         except CrosswalkError as error:
             self.problems.extend(error.diagnostics)
 
-    def _type(self, name: str, body: Map, family: str | None, known: Mapping[str, Type], at: Position) -> Type:
-        base: Type | None = None
+    def _type(self, name: str, body: Map, family: str | None, known: Types, at: Position) -> ConfigType:
+        base: ConfigType | None = None
         if "extends" in body:
             base = known.get(body["extends"])
             if base is None:
@@ -232,7 +231,7 @@ class _Reader:
         inherited = [p for p in (base.parameters if base else ()) if p.group not in replaced]
         children = {str(c.name): c for c in (base.children if base else ())}
         children |= {str(c.name): c for c in self._children(body)}
-        return Type(
+        return ConfigType(
             name=name,
             registered=name if family else body.get("name"),
             family=family,
@@ -362,7 +361,7 @@ def _unpaddable(layout: Layout) -> Iterator[Diagnostic]:
             yield Diagnostic("layout/pads", f"axis `{axis}` of type `{kind}` cannot be padded: {reason}", kind.position)
 
 
-def _is_size(layout: Layout, kind: Type, path: list[str]) -> bool:
+def _is_size(layout: Layout, kind: ConfigType, path: list[str]) -> bool:
     """Whether a path of fields, none of them a choice, ends at a whole number that is never null."""
     declared = kind.fields.get(path[0])
     if declared is None or declared.nullable:

@@ -14,7 +14,7 @@ from crosswalk.compiler.notation.templates import Hole, Template, join
 from crosswalk.runtime.errors import CrosswalkError
 
 from .cells import AxisTable
-from .model import Child, Parameter, Type
+from .model import Child, ConfigType, Parameter
 from .named_axes import axes_in_name, axis_size, names
 from .scope import Scope
 
@@ -100,7 +100,7 @@ def number_of_names(scope: Scope, parameter: Parameter) -> int:
     return counted * (1 if hole is None else scope.count(compile_expression(scope.kind.holes[hole], None)))
 
 
-def counted_hole(kind: Type, parameter: Parameter) -> str | None:
+def counted_hole(kind: ConfigType, parameter: Parameter) -> str | None:
     """The hole in the name of a parameter that is no axis, of which there is at most one."""
     holes = (hole.name for hole in parameter.name.holes if isinstance(hole, Hole))
     return next((name for name in holes if name in kind.holes), None)

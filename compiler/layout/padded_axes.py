@@ -14,13 +14,13 @@ from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-from .model import Type
+from .model import ConfigType
 
 #: No axis is longer: an absurd number is an error, not a plan for a file that no disk holds.
 _LARGEST = 1 << 40
 
 
-def length(kind: Type, config: Mapping[str, Any], axis: str) -> int:
+def length(kind: ConfigType, config: Mapping[str, Any], axis: str) -> int:
     """The size that a complete native config of type ``kind`` gives to an axis that may be padded."""
     value: Any = config
     for name in _field(kind, axis):
@@ -29,7 +29,7 @@ def length(kind: Type, config: Mapping[str, Any], axis: str) -> int:
     return value
 
 
-def resized(kind: Type, config: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Any]:
+def resized(kind: ConfigType, config: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Any]:
     """The config with these sizes of axes that may be padded."""
     result = copy.deepcopy(dict(config)) if lengths else dict(config)
     for axis, size in lengths.items():
@@ -41,7 +41,7 @@ def resized(kind: Type, config: Mapping[str, Any], lengths: Mapping[str, int]) -
     return result
 
 
-def round_up(kind: Type, config: Mapping[str, Any], multiples: Mapping[str, int]) -> dict[str, int]:
+def round_up(kind: ConfigType, config: Mapping[str, Any], multiples: Mapping[str, int]) -> dict[str, int]:
     """The size of each axis, rounded up to its multiple; one that is at least the size is the result itself.
 
     Raises ``CrosswalkError`` with every axis that may not be padded and every number that is no multiple."""
@@ -51,7 +51,7 @@ def round_up(kind: Type, config: Mapping[str, Any], multiples: Mapping[str, int]
     return {axis: -(-length(kind, config, axis) // multiple) * multiple for axis, multiple in multiples.items()}
 
 
-def cut_to(kind: Type, config: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, int]:
+def cut_to(kind: ConfigType, config: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, int]:
     """The sizes asked for, without those that the axes have anyway.
 
     Raises ``CrosswalkError`` with every axis that may not be truncated and every size that is none or too large."""
@@ -66,7 +66,7 @@ def cut_to(kind: Type, config: Mapping[str, Any], lengths: Mapping[str, int]) ->
 
 
 def padded(
-    kind: Type, native: Mapping[str, Any], multiples: Mapping[str, int]
+    kind: ConfigType, native: Mapping[str, Any], multiples: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The native config with every axis rounded up to its multiple, and the sizes before of those that are longer now.
     Raises ``CrosswalkError``, see :func:`round_up`."""
@@ -76,7 +76,7 @@ def padded(
 
 
 def truncated(
-    kind: Type,
+    kind: ConfigType,
     native: Mapping[str, Any],
     remembered: Mapping[str, Mapping[str, int]],
     asked: Mapping[str, int],
@@ -115,7 +115,9 @@ def truncated(
     return result
 
 
-def padding_notes(kind: Type, native: Mapping[str, Any], lengths: Mapping[str, int], is_import: bool) -> list[str]:
+def padding_notes(
+    kind: ConfigType, native: Mapping[str, Any], lengths: Mapping[str, int], is_import: bool
+) -> list[str]:
     """A sentence for each axis that has another size on the other side."""
     result = []
     for axis, size in lengths.items():
@@ -127,7 +129,7 @@ def padding_notes(kind: Type, native: Mapping[str, Any], lengths: Mapping[str, i
     return result
 
 
-def _problems(kind: Type, numbers: Mapping[str, int], option: str, done: str) -> Iterator[Diagnostic]:
+def _problems(kind: ConfigType, numbers: Mapping[str, int], option: str, done: str) -> Iterator[Diagnostic]:
     what = "a multiple" if option == "pad" else "a size"
     may = f"axes that may be {done}: {', '.join(kind.pads) or 'none'}"
     for axis, number in numbers.items():
@@ -146,7 +148,7 @@ def _is_size(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= _LARGEST
 
 
-def _field(kind: Type, axis: str) -> list[str]:
+def _field(kind: ConfigType, axis: str) -> list[str]:
     size = kind.axes[axis]
     assert isinstance(size, Expression)
     return size.text.split(".")

@@ -17,7 +17,7 @@ from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean, shorten
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
-from .model import MISSING, Field, Layout, Type
+from .model import MISSING, ConfigType, Field, Layout
 from .values import misfit, widened
 
 #: Most layers of a sequence: an absurd number is an error, not a list that fills the memory.
@@ -41,7 +41,7 @@ class Scope:
     def __init__(
         self,
         layout: Layout,
-        kind: Type,
+        kind: ConfigType,
         config: Mapping[str, Any],
         parent: Scope | None = None,
         path: KeyPath = (),
@@ -208,7 +208,7 @@ def simple(value: Any) -> Any:
     return value
 
 
-def config_type(layout: Layout, declared: Field, value: Any) -> Type:
+def config_type(layout: Layout, declared: Field, value: Any) -> ConfigType:
     """The type of a sub-config: by its ``type`` key in a family, fixed otherwise. A string is the name of a type."""
     if declared.of in layout.families:
         family = layout.families[declared.of]
@@ -247,19 +247,19 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
     return result
 
 
-def _hugging_face(config: object, kind: Type) -> str | None:
+def _hugging_face(config: object, kind: ConfigType) -> str | None:
     """The model type of a config, or of the object of one, if it is no native one but that of a Hugging Face class."""
     name = config.get("model_type") if isinstance(config, Mapping) else getattr(config, "model_type", None)
     return f"model_type `{name}`" if isinstance(name, str) and "model_type" not in kind.fields else None
 
 
-def stored_type(layout: Layout, kind: Type, config: Mapping[str, Any]) -> Type:
+def stored_type(layout: Layout, kind: ConfigType, config: Mapping[str, Any]) -> ConfigType:
     """The type as which the trainer stores a complete config of type ``kind``."""
     scope = Scope(layout, kind, config)
     return next((layout.types[name] for name, condition in kind.stored_as if scope.holds(condition)), kind)
 
 
-def as_stored(layout: Layout, kind: Type, config: Mapping[str, Any]) -> dict[str, Any]:
+def as_stored(layout: Layout, kind: ConfigType, config: Mapping[str, Any]) -> dict[str, Any]:
     """A complete config of type ``kind`` as it is read again: without what its stored type has no field for."""
     stored = stored_type(layout, kind, config)
     if stored is kind:
@@ -296,7 +296,7 @@ def _check(path: KeyPath, scope: Scope, problems: list[Diagnostic]) -> None:
                 )
 
 
-def _unknown_fields(layout: Layout, kind: Type, names: list[str], path: KeyPath) -> Iterator[Diagnostic]:
+def _unknown_fields(layout: Layout, kind: ConfigType, names: list[str], path: KeyPath) -> Iterator[Diagnostic]:
     """A problem for each of a few, or one for all of many."""
     what = f"type `{kind}` of layout `{layout.name}` has no field"
     if len(names) > _LISTED:
@@ -312,7 +312,7 @@ def _unknown_fields(layout: Layout, kind: Type, names: list[str], path: KeyPath)
 
 
 def _fill(
-    layout: Layout, kind: Type, config: Mapping[str, Any], path: KeyPath, problems: list[Diagnostic]
+    layout: Layout, kind: ConfigType, config: Mapping[str, Any], path: KeyPath, problems: list[Diagnostic]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"type": kind.registered} if kind.registered else {}
     unknown = [str(key) for key in config if key not in kind.fields and not (key == "type" and kind.registered)]

@@ -17,7 +17,7 @@ from crosswalk.compiler.notation.templates import join
 from crosswalk.runtime.errors import CrosswalkError
 
 from .cells import ours_shape
-from .model import Field, Layout, Type
+from .model import ConfigType, Field, Layout
 from .modules import AxisSizes, parameters, walk
 from .scope import Scope, normalize
 
@@ -31,7 +31,9 @@ class StoredChoice(NamedTuple):
     values: Sequence[Any]
 
 
-def fitting(layout: Layout, kind: Type, config: Mapping[str, Any], found: Shapes, part: bool = False) -> dict[str, Any]:
+def fitting(
+    layout: Layout, kind: ConfigType, config: Mapping[str, Any], found: Shapes, part: bool = False
+) -> dict[str, Any]:
     """The config with those values of ``training`` fields whose parameters are the ``found`` ones, or as near to them
     as there are; ``config`` itself if no other is nearer. ``part``: there may be parameters that are not found."""
     best = dict(config)
@@ -49,7 +51,7 @@ def fitting(layout: Layout, kind: Type, config: Mapping[str, Any], found: Shapes
     return best
 
 
-def variants(layout: Layout, kind: Type, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def variants(layout: Layout, kind: ConfigType, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The configs that differ from a complete one in one of the fields that decide how parameters are stored."""
     for choice in choices(Scope(layout, kind, config)):
         for value in choice.values:
@@ -109,14 +111,18 @@ def described(root: Scope) -> str:
     return ", ".join(found)
 
 
-def _distance(layout: Layout, kind: Type, found: Shapes, part: bool, config: Mapping[str, Any]) -> tuple[int, int]:
+def _distance(
+    layout: Layout, kind: ConfigType, found: Shapes, part: bool, config: Mapping[str, Any]
+) -> tuple[int, int]:
     expected = shapes(Scope(layout, kind, config))
     wrong = sum(expected.get(name) != shape for name, shape in found.items())
     missing = sum(name not in found for name in expected)
     return (wrong, missing) if part else (wrong + missing, 0)
 
 
-def _changed(layout: Layout, kind: Type, config: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any] | None:
+def _changed(
+    layout: Layout, kind: ConfigType, config: Mapping[str, Any], path: KeyPath, value: Any
+) -> dict[str, Any] | None:
     """The config with another value at a path, complete; None if the layout does not allow it there."""
     result = copy.deepcopy(dict(config))
     place: Any = result

@@ -10,7 +10,7 @@ from crosswalk.compiler.notation.expressions import compile_expression
 from crosswalk.compiler.text.positioned import Map
 from crosswalk.runtime.errors import Position
 
-from .model import Dialect, MappingFile, Move, Section
+from .model import Dialect, MappingFile, Relocation, Section
 
 
 def parse_dialects(
@@ -32,12 +32,12 @@ def parse_dialects(
     return result
 
 
-def _move(old: str, new: Any, at: Position) -> Move:
+def _move(old: str, new: Any, at: Position) -> Relocation:
     if not isinstance(new, Map):
-        return Move(_path(old), _path(new), at)
+        return Relocation(_path(old), _path(new), at)
     unset = (new["unset"],) if "unset" in new else ()
     when = compile_expression(new["when"], new.value_position("when")) if "when" in new else None
-    return Move(
+    return Relocation(
         _path(old), _path(new["is"]), at, unset, bool(new.get("legacy")), bool(new.get("yields")),
         new.get("default", MISSING), when,
     )  # fmt: skip

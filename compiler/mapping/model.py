@@ -106,7 +106,7 @@ class CheckEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
+class ReplacedLine:
     """An inherited line that an overlay replaced."""
 
     old: Line
@@ -140,12 +140,12 @@ class Section:
     overridable: frozenset[str] | None = None
     refused: str | None = None
     transposed: bool | None = None
-    replaced: tuple[Replaced, ...] = ()
+    replaced: tuple[ReplacedLine, ...] = ()
     nothing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Relocation:
     """Where else files keep a thing: ``old`` place, ``new`` place. ``legacy``: read, never written. ``yields``: may
     differ from the new place, which wins. ``unset``: values of the old place that mean it is not there. ``default``:
     meant where a file has neither the old place nor the object of the new. ``when``: the old place counts only then."""
@@ -166,7 +166,7 @@ class Dialect:
     lines that are laid over those of the file where tensors are named and cut otherwise."""
 
     name: str
-    config: tuple[Move, ...] = ()
+    config: tuple[Relocation, ...] = ()
     tensors: tuple[tuple[str, str], ...] = ()
     sections: Mapping[str, Section] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from .model import CheckEntry, Entry, Line, Replaced, Section, TensorEntry
+from .model import CheckEntry, Entry, Line, ReplacedLine, Section, TensorEntry
 
 
 def overlay(base: Section, over: Section) -> Section:
@@ -19,7 +19,7 @@ def overlay(base: Section, over: Section) -> Section:
     def keep(old: Line, new: tuple[Line, ...]) -> bool:
         for entry in new:
             if _touches(old, entry):
-                replaced.append(Replaced(old, entry))
+                replaced.append(ReplacedLine(old, entry))
                 return False
         return True
 

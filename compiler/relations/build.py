@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from crosswalk.compiler.layout.model import MISSING, Family, Field, Layout, Type
+from crosswalk.compiler.layout.model import MISSING, ConfigType, Family, Field, Layout
 from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, PartLine, Section
 from crosswalk.compiler.mapping.overlay import overlay
 from crosswalk.compiler.notation.expressions import KeyPath
@@ -79,7 +79,7 @@ class Builder:
 
     # ---- objects --------------------------------------------------------------------------------------------------
 
-    def object(self, kind: Type, section: Section, place: _Place) -> Struct | CaseNode:
+    def object(self, kind: ConfigType, section: Section, place: _Place) -> Struct | CaseNode:
         """The node of an object of type ``kind``: one of the cases of its section, if that has some."""
         if bool(section.by) != bool(section.cases):
             missing = "cases" if section.by else "by"
@@ -94,7 +94,7 @@ class Builder:
         )
         return CaseNode((*place.theirs, *section.by), section.by_default, place.ours, cases, section.position)
 
-    def struct(self, kind: Type, section: Section, place: _Place) -> Struct:
+    def struct(self, kind: ConfigType, section: Section, place: _Place) -> Struct:
         ours, theirs = place.ours, place.theirs
         lines: tuple[Entry | Fact, ...] = (*section.config, *section.sets)
         own = [Claim(line.ours, line, theirs, ours) for line in lines if line.ours]
@@ -120,7 +120,7 @@ class Builder:
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
-    def whole(self, kind: Type, place: _Place, children: list[Node]) -> set[str]:
+    def whole(self, kind: ConfigType, place: _Place, children: list[Node]) -> set[str]:
         """The part that is the outermost object itself; the names of its fields."""
         part = next((part for part in self.mapping.parts if not part.ours), None)
         if part is None:
@@ -149,7 +149,7 @@ class Builder:
             children.append(self.part(part, of, replace(place, ours=())))
         return True
 
-    def part(self, part: PartLine, kind: Type, place: _Place) -> PartNode:
+    def part(self, part: PartLine, kind: ConfigType, place: _Place) -> PartNode:
         """An object with mappings of its own. What these leave to the enclosing one (``elsewhere``) stands beside."""
         mappings = tuple(self.load(name, part.with_at) for name in part.mappings)
         elsewhere = {name for mapping in mappings for name in mapping.source.elsewhere}
@@ -268,7 +268,7 @@ class Builder:
         inner = self.value(declared.of, inside, only, position)
         return None if inner is None else Entries(place.ours, place.theirs, inner, position)
 
-    def of_type(self, kind: Type, place: _Place, position: Position) -> Struct | CaseNode:
+    def of_type(self, kind: ConfigType, place: _Place, position: Position) -> Struct | CaseNode:
         """An object of a type, by the section of that type; ``position`` is what leads to it."""
         at = place.claims[0].line.position if place.claims else position
         return self.object(kind, self.sections.of_type_or_empty(kind, place.sections, at), place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from crosswalk.compiler.layout.model import Field, Layout, Type
+from crosswalk.compiler.layout.model import ConfigType, Field, Layout
 from crosswalk.compiler.mapping.model import Entry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean
@@ -140,7 +140,7 @@ def _unknown_key(path: KeyPath, known: Iterable[KeyPath]) -> tuple[str, str | No
 
 
 def _first_unknown(
-    types: Iterable[Type], path: KeyPath, axes: Iterable[str], layout: Layout
+    types: Iterable[ConfigType], path: KeyPath, axes: Iterable[str], layout: Layout
 ) -> tuple[str, str | None] | None:
     """What no type has on the way along a path of fields, and a hint; None if the path exists."""
     owners = list(types)
@@ -159,7 +159,7 @@ def _first_unknown(
     return None
 
 
-def types_of(field: Field, layout: Layout) -> list[Type]:
+def types_of(field: Field, layout: Layout) -> list[ConfigType]:
     """The types that a config in this field can have."""
     if field.of in layout.families:
         return list(layout.families[field.of].types.values())
@@ -168,8 +168,8 @@ def types_of(field: Field, layout: Layout) -> list[Type]:
 
 
 def _with_types(
-    node: Node, types: Mapping[KeyPath, list[Type]], layout: Layout
-) -> Iterator[tuple[Rule, Expression, list[Type]]]:
+    node: Node, types: Mapping[KeyPath, list[ConfigType]], layout: Layout
+) -> Iterator[tuple[Rule, Expression, list[ConfigType]]]:
     """The rules with an expression over ours, each with the possible types of the object whose fields its names are.
     ``types`` are those of the objects around ``node``, up to the layer or dict entry that it is in."""
     match node:
@@ -195,8 +195,8 @@ def _with_types(
 
 
 def _rules_with_types(
-    rules: Iterable[Rule], types: Mapping[KeyPath, list[Type]]
-) -> Iterator[tuple[Rule, Expression, list[Type]]]:
+    rules: Iterable[Rule], types: Mapping[KeyPath, list[ConfigType]]
+) -> Iterator[tuple[Rule, Expression, list[ConfigType]]]:
     for rule in rules:
         expression = rule.over_ours()
         if isinstance(rule, (CheckRule, OursFact)) and expression is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from crosswalk.compiler.mapping.model import Move
+from crosswalk.compiler.mapping.model import Relocation
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic
@@ -41,7 +41,7 @@ def check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 yield from _check_move(move, kinds, keys)
 
 
-def _check_move(move: Move, kinds: list[str], keys: Collection[KeyPath]) -> Iterator[Diagnostic]:
+def _check_move(move: Relocation, kinds: list[str], keys: Collection[KeyPath]) -> Iterator[Diagnostic]:
     hole = next((index for index, part in enumerate(move.new) if part.startswith("{")), None)
     if hole is not None and move.new[hole][1:-1] not in kinds:
         hint = did_you_mean(move.new[hole][1:-1], kinds) or f"the kinds are {', '.join(kinds) or 'none'}"

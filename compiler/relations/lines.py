@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from crosswalk.compiler.layout.model import MISSING, Field, Layout, Type
+from crosswalk.compiler.layout.model import MISSING, ConfigType, Field, Layout
 from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, Section
 from crosswalk.compiler.mapping.parse import ENTRY_WORDS
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
@@ -77,12 +77,12 @@ def value_rule(mapping: MappingFile, claim: Claim, declared: Field, ours: KeyPat
     )
 
 
-def only_type(layout: Layout, declared: Field) -> Type | None:
+def only_type(layout: Layout, declared: Field) -> ConfigType | None:
     """The type that a config in this field has; None if there is a choice."""
     return None if declared.of in layout.families else layout.type_of(declared.of)
 
 
-def named_type(layout: Layout, declared: Field, fact: Fact) -> Type:
+def named_type(layout: Layout, declared: Field, fact: Fact) -> ConfigType:
     """The type that a line of ``sets:`` names. Raises ``CrosswalkError`` if it names none."""
     family = layout.families.get(declared.of)
     only = layout.type_of(declared.of)

@@ -17,7 +17,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from .fields import below, is_default, object_at, scope_at, shown
 from .keys import Names, fill, same_number
 from .literals import literal_problem, unfit
-from .sides import Computed, Condition, Later, Reading, Writing
+from .sides import Computed, Condition, Deferred, Reading, Writing
 
 
 class _Rule:
@@ -262,7 +262,7 @@ class OursFact(_Rule):
 
     def read(self, at: Reading) -> None:
         if isinstance(self.value, Expression):
-            later = Later(self.value, (*at.anchor, *self.scope), self.field, self.position)
+            later = Deferred(self.value, (*at.anchor, *self.scope), self.field, self.position)
             at.found.facts[(*at.anchor, *self.ours)] = later
         else:
             at.set(self.ours, widened(self.field, self.value), self.position)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 
-from crosswalk.compiler.layout.model import Layout, Type
+from crosswalk.compiler.layout.model import ConfigType, Layout
 from crosswalk.compiler.mapping.model import MappingFile, Section
 from crosswalk.compiler.mapping.overlay import overlay
 from crosswalk.compiler.text.positioned import did_you_mean
@@ -26,7 +26,7 @@ class Sections:
     def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
         self.problems.append(Diagnostic(code, message, position, hint))
 
-    def no_such_field(self, kind: Type, name: str, position: Position, hint: str | None = None) -> None:
+    def no_such_field(self, kind: ConfigType, name: str, position: Position, hint: str | None = None) -> None:
         near = difflib.get_close_matches(name, kind.fields, 1)
         if near:
             self.guessed.add((kind.name, near[0]))
@@ -34,7 +34,7 @@ class Sections:
         message = f"type `{kind}` has no field `{name}`"
         self.error("mapping/no-such-field", message, position, hint or f"its fields are {', '.join(kind.fields)}")
 
-    def root_type(self) -> Type:
+    def root_type(self) -> ConfigType:
         """The type of a whole config, whose fields the header may name. Raises ``CrosswalkError`` if there is none."""
         mapping, layout = self.mapping, self.layout
         name = mapping.root or layout.root
@@ -49,7 +49,7 @@ class Sections:
                 self.no_such_field(kind, what, at)
         return kind
 
-    def of_type(self, kind: Type, sections: Mapping[str, Section]) -> Section | None:
+    def of_type(self, kind: ConfigType, sections: Mapping[str, Section]) -> Section | None:
         """The section of a type, laid over those of its bases; None if it has none of its own."""
         if kind.name not in sections or (kind.family and self.layout.type_of(kind.name) is not kind):
             return None
@@ -61,7 +61,7 @@ class Sections:
                 result = overlay(sections[base], result)
         return dataclasses.replace(result, name=kind.name)
 
-    def of_type_or_empty(self, kind: Type, sections: Mapping[str, Section], position: Position) -> Section:
+    def of_type_or_empty(self, kind: ConfigType, sections: Mapping[str, Section], position: Position) -> Section:
         """The section of a type; if there is none, an empty one at what leads to the type."""
         return self.of_type(kind, sections) or Section(kind.name, position)
 

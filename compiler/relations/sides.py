@@ -22,12 +22,12 @@ class Findings:
 
     problems: list[Diagnostic] = field(default_factory=list)
     lossy: list[str] = field(default_factory=list)
-    facts: dict[KeyPath, Later] = field(default_factory=dict)
+    facts: dict[KeyPath, Deferred] = field(default_factory=dict)
     checks: list[Callable[[Scope], list[Diagnostic]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class Deferred:
     """A value that is computed from other fields of ours, as soon as these are there."""
 
     value: Expression
@@ -87,7 +87,7 @@ class Computed:
 
 
 @dataclass
-class Draft:
+class ObjectDraft:
     """What one attempt to write an object has written: places of theirs. ``computed`` and ``checks`` wait until all
     keys are there."""
 
@@ -131,7 +131,7 @@ class Writing:
     scope: Scope
     anchor: KeyPath
     holes: Mapping[str, str]
-    out: Draft
+    out: ObjectDraft
     allow_lossy: bool = False
     special: Mapping[str, Any] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.layout.differences import same_value
-from crosswalk.compiler.layout.model import Layout, Type
+from crosswalk.compiler.layout.model import ConfigType, Layout
 from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
@@ -51,7 +51,7 @@ __all__ = [
 class Struct:
     """An object of a fixed type: its rules and what is below it. ``typed``: its type is stated by a fact of ours."""
 
-    type: Type
+    type: ConfigType
     ours: KeyPath
     theirs: KeyPath
     section: Section
@@ -88,7 +88,7 @@ class CaseNode:
     refused: tuple[Refusal, ...] = ()
 
     @property
-    def type(self) -> Type:
+    def type(self) -> ConfigType:
         """The type of the object, where all cases have the same."""
         return self.cases[0].node.type
 

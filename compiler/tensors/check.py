@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.config.taken import Chosen
-from crosswalk.compiler.layout.model import Field, Layout, Type
+from crosswalk.compiler.layout.model import ConfigType, Field, Layout
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
@@ -107,7 +107,9 @@ def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                         yield Diagnostic("mapping/parameter-twice", message, line.position, "keep one of the two")
 
 
-def _check_path(path: KeyPath, kind: Type, line: TensorEntry, at: Position, layout: Layout) -> Iterator[Diagnostic]:
+def _check_path(
+    path: KeyPath, kind: ConfigType, line: TensorEntry, at: Position, layout: Layout
+) -> Iterator[Diagnostic]:
     owners, done = [kind], 0
     while done < len(path):
         below = [found for owner in owners for found in _step(path[done:], owner, layout)]
@@ -123,7 +125,7 @@ def _check_path(path: KeyPath, kind: Type, line: TensorEntry, at: Position, layo
         done += length
 
 
-def _step(path: KeyPath, kind: Type, layout: Layout) -> Iterator[tuple[int, list[Type]]]:
+def _step(path: KeyPath, kind: ConfigType, layout: Layout) -> Iterator[tuple[int, list[ConfigType]]]:
     """How many parts of the path name a module or a parameter (group) of the type, and the types of the module."""
     for child in kind.children:
         name = tuple(str(child.name).split("."))
@@ -135,7 +137,7 @@ def _step(path: KeyPath, kind: Type, layout: Layout) -> Iterator[tuple[int, list
             yield len(path), []
 
 
-def _types_at(kind: Type, config: KeyPath, layout: Layout) -> list[Type]:
+def _types_at(kind: ConfigType, config: KeyPath, layout: Layout) -> list[ConfigType]:
     """The types that the config of a module can have."""
     owners = [kind]
     for name in config:
@@ -147,20 +149,20 @@ def _types_at(kind: Type, config: KeyPath, layout: Layout) -> list[Type]:
     return owners
 
 
-def _types_of(name: str, layout: Layout) -> list[Type]:
+def _types_of(name: str, layout: Layout) -> list[ConfigType]:
     if name in layout.families:
         return list(layout.families[name].types.values())
     kind = layout.type_of(name)
     return [] if kind is None else [kind]
 
 
-def _members(kind: Type) -> Iterator[str]:
+def _members(kind: ConfigType) -> Iterator[str]:
     yield from (str(child.name) for child in kind.children)
     for parameter in kind.parameters:
         yield from (parameter.group, str(parameter.name))
 
 
-def _check_counts(line: TensorEntry, kind: Type) -> Iterator[Diagnostic]:
+def _check_counts(line: TensorEntry, kind: ConfigType) -> Iterator[Diagnostic]:
     """What a hole goes on counting after is counted by the type of the section."""
     for hole in line.theirs.holes:
         if isinstance(hole, Hole) and isinstance(hole.plus, str) and hole.plus not in kind.holes:

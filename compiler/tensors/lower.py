@@ -38,9 +38,9 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import merge_axes
 
 from .dims import Gone, Source, Stored, branches_of, default_dims, written_dims
-from .pieces import Piece, Tensor, Unplaced, coalesced, piece_of
+from .pieces import Tensor, TensorPiece, Unplaced, coalesced, piece_of
 
-__all__ = ["AxisTable", "Piece", "Source", "Tensor", "lower", "ours_shape"]
+__all__ = ["AxisTable", "Source", "Tensor", "TensorPiece", "lower", "ours_shape"]
 
 
 def lower(

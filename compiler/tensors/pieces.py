@@ -13,7 +13,7 @@ from crosswalk.runtime.plan.model import merge_axes
 from .dims import Source
 
 
-class Piece(NamedTuple):
+class TensorPiece(NamedTuple):
     """One strided copy between the parameter ``parameter`` of ours and a tensor of theirs. Offsets and strides are in
     elements of the flattened row-major tensors; no extent is 1, and a single element has no extents."""
 
@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorPiece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +40,17 @@ class Unplaced:
     ``source`` is the parameter if that has axes in its name too; ``apart`` are their atoms with their strides on the
     other end, 0 where they are in the name there."""
 
-    piece: Piece
+    piece: TensorPiece
     steps: Mapping[str, int]
     source: Source | None = None
     apart: Mapping[str, int] = field(default_factory=dict)
 
-    def placed(self, sizes: AxisTable, given: Mapping[str, int]) -> Iterator[Piece]:
+    def placed(self, sizes: AxisTable, given: Mapping[str, int]) -> Iterator[TensorPiece]:
         """The piece with the indices of some atoms ``given``: one for each tensor of ours that it stands for."""
         p = self.piece
         ours_offset = p.ours_offset + sum(step * given[atom] for atom, step in self.steps.items())
         if self.source is None or self.source.template is None:
-            yield Piece(p.parameter, p.extents, ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
+            yield TensorPiece(p.parameter, p.extents, ours_offset, p.ours_strides, p.theirs_offset, p.theirs_strides)
             return
         free = [atom for atom in self.apart if atom not in given]
         for indices in itertools.product(*(range(atom_size(atom, sizes)) for atom in free)):
@@ -58,7 +58,7 @@ class Unplaced:
             values = {axis: _index(axis, sizes, every) for axis in self.source.axes}
             offset = p.theirs_offset + sum(self.apart[atom] * every[atom] for atom in free)
             name = str(self.source.template.render(values))
-            yield Piece(name, p.extents, ours_offset, p.ours_strides, offset, p.theirs_strides)
+            yield TensorPiece(name, p.extents, ours_offset, p.ours_strides, offset, p.theirs_strides)
 
 
 def _index(axis: str, sizes: AxisTable, given: Mapping[str, int]) -> int:
@@ -69,10 +69,10 @@ def _index(axis: str, sizes: AxisTable, given: Mapping[str, int]) -> int:
     return index
 
 
-def piece_of(parameter: str, axes: list[tuple[int, int, int]], ours_offset: int, theirs_offset: int) -> Piece:
+def piece_of(parameter: str, axes: list[tuple[int, int, int]], ours_offset: int, theirs_offset: int) -> TensorPiece:
     """``axes`` as merged: (extent, stride of theirs, stride of ours)."""
     extents, theirs_strides, ours_strides = zip(*axes, strict=True) if axes else ((), (), ())
-    return Piece(parameter, extents, ours_offset, ours_strides, theirs_offset, theirs_strides)
+    return TensorPiece(parameter, extents, ours_offset, ours_strides, theirs_offset, theirs_strides)
 
 
 def coalesced(drafts: list[Unplaced]) -> list[Unplaced]:
@@ -86,7 +86,7 @@ def coalesced(drafts: list[Unplaced]) -> list[Unplaced]:
     return result
 
 
-def _continued(first: Unplaced, second: Unplaced) -> Piece | None:
+def _continued(first: Unplaced, second: Unplaced) -> TensorPiece | None:
     a, b = first.piece, second.piece
     same = (a.parameter, a.ours_strides, a.theirs_strides) == (b.parameter, b.ours_strides, b.theirs_strides)
     if not same or (first.steps, first.apart) != (second.steps, second.apart):

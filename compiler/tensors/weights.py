@@ -32,7 +32,7 @@ from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.relations.tree import alternatives
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
-from .lower import Piece, Source, Tensor, lower
+from .lower import Source, Tensor, TensorPiece, lower
 
 EMPTY = Template.parse("")
 
@@ -327,4 +327,6 @@ def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | No
 
 def _prefixed(tensor: Tensor, ours: str, prefix: str) -> Tensor:
     name, shape, pieces = tensor
-    return Tensor(prefix + name, shape, tuple([Piece(f"{ours}.{parameter}", *rest) for parameter, *rest in pieces]))
+    return Tensor(
+        prefix + name, shape, tuple([TensorPiece(f"{ours}.{parameter}", *rest) for parameter, *rest in pieces])
+    )

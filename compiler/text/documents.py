@@ -71,7 +71,7 @@ def _too_large(file: str) -> CrosswalkError:
 
 
 @dataclass(slots=True)
-class _Open:
+class _Unclosed:
     """A collection whose end is not read yet."""
 
     container: Map | Seq
@@ -87,7 +87,7 @@ class _Builder:
         self.text = text
         self.file = file
         self.problems: list[Diagnostic] = []
-        self.open: list[_Open] = []
+        self.open: list[_Unclosed] = []
         self.documents = 0
         self.values = 0
         self.root: Any = None
@@ -123,7 +123,7 @@ class _Builder:
                     self.report("depth", f"more than {MAX_DEPTH} levels of nesting", position)
                     raise CrosswalkError(self.problems)
                 is_map = isinstance(event, yaml_events.MappingStartEvent)
-                self.open.append(_Open(Map(position) if is_map else Seq(position), event.start_mark.index))
+                self.open.append(_Unclosed(Map(position) if is_map else Seq(position), event.start_mark.index))
             case yaml_events.CollectionEndEvent():
                 closed = self.open.pop()
                 self.value(closed.container, event, closed)
@@ -155,7 +155,7 @@ class _Builder:
                 value = None
         self.value(value, event)
 
-    def key(self, parent: _Open, key: str, plain: bool, position: Position) -> None:
+    def key(self, parent: _Unclosed, key: str, plain: bool, position: Position) -> None:
         assert isinstance(parent.container, Map)
         parent.key, parent.key_position = None, position
         if plain and not key:
@@ -166,7 +166,7 @@ class _Builder:
         else:
             parent.key = key
 
-    def value(self, value: Any, event: Any, closed: _Open | None = None) -> None:
+    def value(self, value: Any, event: Any, closed: _Unclosed | None = None) -> None:
         """Hand a finished value to what contains it; a collection comes with the frame that was just closed."""
         position = closed.container.position if closed else self.at(event.start_mark)
         self.values += 1

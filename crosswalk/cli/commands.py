@@ -360,10 +360,10 @@ def _options(
     workers: int | None, memory: str | None, checksum: str = "xxh3", overwrite: bool = False, resume: bool = False
 ) -> Any:
     from crosswalk.jobs.options import parse_size
-    from crosswalk.runtime.files.convert import Options
+    from crosswalk.runtime.files.convert import EngineOptions
 
     bytes_ = parse_size(memory, "--memory") if memory else None
-    return Options(workers=workers, memory=bytes_, checksum=checksum, overwrite=overwrite, resume=resume)
+    return EngineOptions(workers=workers, memory=bytes_, checksum=checksum, overwrite=overwrite, resume=resume)
 
 
 @contextmanager

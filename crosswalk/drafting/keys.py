@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from crosswalk.compiler.layout.model import Field, Type
+from crosswalk.compiler.layout.model import ConfigType, Field
 from crosswalk.compiler.layout.values import misfit
 from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import Struct, nodes_of
@@ -75,7 +75,7 @@ def _pairs(fitting: Fitting, draft: Draft, fit: Fit) -> Iterator[tuple[float, st
                 yield likest, key, kind.name, name
 
 
-def _open_fields(fitting: Fitting, fit: Fit) -> Iterator[tuple[Type, str, Field]]:
+def _open_fields(fitting: Fitting, fit: Fit) -> Iterator[tuple[ConfigType, str, Field]]:
     """Fields of types that the draft reaches, but for those that a key of the file holds."""
     assert fit.compiled is not None
     seen: set[tuple[str, str]] = set()

@@ -12,8 +12,7 @@ from crosswalk.compiler.layout.natives import ties_of
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.errors import system_limits
-from crosswalk.runtime.files.convert import Options as EngineOptions
-from crosswalk.runtime.files.convert import write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 
 from .options import Options, as_path, native, parse_size
@@ -89,8 +88,9 @@ def convert(
     extra = {CONFIG: prepared.text.encode(), **prepared.derived} if prepared.to == "hf" else {}
     assert prepared.kind.lay_out is not None
     laid_out = prepared.kind.lay_out(_contents(prepared), shard)
+    arrange, plan = prepared.kind.arrange, prepared.plan
     written = write_checkpoint(
-        prepared.plan,
+        arrange(plan, prepared.mapping.layout) if arrange is not None else plan,
         prepared.source,
         destination,
         layout=laid_out,

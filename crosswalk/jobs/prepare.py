@@ -21,7 +21,7 @@ from crosswalk.checkpoints.towers import text_tower
 from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.limit import Limit
-from crosswalk.compiler.layout.model import Type
+from crosswalk.compiler.layout.model import ConfigType
 from crosswalk.compiler.layout.natives import ties_of
 from crosswalk.compiler.layout.padded_axes import length, padding_notes, resized
 from crosswalk.compiler.layout.scope import Scope, normalize
@@ -224,7 +224,9 @@ def _way_out(opened: Opened, options: Options) -> _Way:
     return _Way(mapping, origin, exported, plan, text, notes)
 
 
-def _as_saved(opened: Opened, kind: Type, config: dict[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+def _as_saved(
+    opened: Opened, kind: ConfigType, config: dict[str, Any], specs: Mapping[str, TensorSpec]
+) -> dict[str, Any]:
     """A complete config that was given for a checkpoint: with the sizes that its padded axes have there, where the
     config is that of an original. Raises ``CrosswalkError`` for every switch that the run had on, and the config has
     not: it may decide what the bytes of a tensor are."""

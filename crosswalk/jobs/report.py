@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crosswalk.runtime.files.convert import Report as FileReport
+from crosswalk.runtime.files.convert import FileReport
 
 from .formats import short_name
 from .prepare import Prepared

@@ -37,7 +37,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
-from crosswalk.runtime.training.dcp import Reader, Writer
+from crosswalk.runtime.training.dcp import PlanReader, Writer
 from crosswalk.runtime.training.load import LoadReport
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
 from crosswalk.runtime.training.ranks import TIMEOUT, Team, team
@@ -240,7 +240,7 @@ def reader(
     keep: str | Iterable[str] = (),
     take_tied: bool = False,
     text_only: bool = False,
-) -> Reader:
+) -> PlanReader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
     options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
@@ -250,7 +250,7 @@ def reader(
     if native_config is None:
         for other in variants(mapping.layout, mapping.root.type, imported.config):
             plans.append(open_import(Path(hf_dir), replace(options, native_config=other))[1].plan)
-    return Reader(plans, checkpoint.tensors)
+    return PlanReader(plans, checkpoint.tensors)
 
 
 @system_limits()

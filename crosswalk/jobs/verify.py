@@ -22,8 +22,7 @@ from crosswalk.compiler.pipeline import read_config
 from crosswalk.compiler.tensors.plan import plan_export
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, system_limits
-from crosswalk.runtime.files.convert import Options as EngineOptions
-from crosswalk.runtime.files.convert import verify_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint
 from crosswalk.runtime.files.workers import Progress
 from crosswalk.runtime.plan.algebra import with_sources
 from crosswalk.runtime.plan.model import Plan, TensorSpec

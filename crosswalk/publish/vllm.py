@@ -18,7 +18,7 @@ def source(publisher: Publisher, *, to: int | None = None) -> Any:
     and RDT all do."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
-    class Published(WeightSource):  # type: ignore[misc]
+    class PublishedWeights(WeightSource):  # type: ignore[misc]
         @cached_property
         def metadata(self) -> list[Any]:
             """The same list at each sync, so that receivers are told once."""
@@ -28,7 +28,7 @@ def source(publisher: Publisher, *, to: int | None = None) -> Any:
             for bucket in publisher.buckets(to=to):
                 yield from bucket
 
-    return Published()
+    return PublishedWeights()
 
 
 def patches(delta: Delta) -> tuple[list[Any], list[tuple[str, torch.Tensor]]]:

@@ -29,7 +29,7 @@ _UNFINISHED = (".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".do
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenFiles:
     """``index``: the file that lists the others, or else ``files``. ``notes``: what was left, in words."""
 
     index: Path | None
@@ -47,7 +47,7 @@ def is_unfinished(name: str) -> bool:
     return name.endswith(_UNFINISHED)
 
 
-def choose(directory: Path) -> Choice:
+def choose(directory: Path) -> ChosenFiles:
     """The checkpoint of a directory: what transformers would load, or else the only one there is.
 
     Raises ``CrosswalkError`` if there is none, or several that nothing tells apart; ``OSError`` if it cannot be read.
@@ -76,7 +76,7 @@ def choose(directory: Path) -> Choice:
     unfinished = [e.name for e in entries if is_unfinished(e.name)]
     if unfinished:
         notes.append(f"downloads that are not finished are left out: {_listed(unfinished)}")
-    return Choice(named if is_index else None, () if is_index else (named,), tuple(notes))
+    return ChosenFiles(named if is_index else None, () if is_index else (named,), tuple(notes))
 
 
 def _only(directory: Path, weights: Sequence[Path], indexes: Sequence[Path], entries: Sequence[Path]) -> Path:

@@ -18,7 +18,7 @@ from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .archives import ArchiveError, ReadPart, read_tensor
-from .metadata import METADATA, Entries, Item, TensorEntry, read_metadata
+from .metadata import METADATA, Item, StoredEntries, StoredEntry, read_metadata
 from .parts import Parts, pieces_of, uncovered
 
 
@@ -27,7 +27,7 @@ class Folder:
     """A folder by its metadata. ``entries``: all that it holds."""
 
     path: Path
-    entries: Entries
+    entries: StoredEntries
 
     def read_object(self, name: str) -> tuple[ReadPart, int]:
         """How to read an entry that is no tensor, and how many bytes it has. Raises ``CrosswalkError``."""
@@ -68,7 +68,7 @@ def locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
     parts do not make it, or are not in the files as the metadata says."""
     where = Position(str(folder.path / METADATA))
     problems: list[Diagnostic] = []
-    wanted: list[TensorEntry] = []
+    wanted: list[StoredEntry] = []
     for name in names:
         entry = folder.entries.tensors[name]
         fault = "has a dtype that is not supported" if entry.dtype is None else uncovered(entry)
@@ -94,9 +94,9 @@ def locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
     return Checkpoint(folder.path, tensors, files)
 
 
-def _by_file(entries: Iterable[TensorEntry]) -> dict[str, list[tuple[TensorEntry, int]]]:
+def _by_file(entries: Iterable[StoredEntry]) -> dict[str, list[tuple[StoredEntry, int]]]:
     """The parts that hold anything by their files, each in the order of its bytes."""
-    found: dict[str, list[tuple[TensorEntry, int]]] = {}
+    found: dict[str, list[tuple[StoredEntry, int]]] = {}
     for entry in entries:
         for index, chunk in enumerate(entry.chunks):
             if math.prod(chunk.sizes):
@@ -135,7 +135,7 @@ def _opened(path: Path) -> Iterator[tuple[Callable[[int, int], bytes], os.stat_r
         raise fail("dcp/unreadable", f"cannot be read: {error.strerror or error}", Position(str(path))) from error
 
 
-def _start(read: ReadPart, size: int, entry: TensorEntry, index: int, path: Path) -> int:
+def _start(read: ReadPart, size: int, entry: StoredEntry, index: int, path: Path) -> int:
     """Where the bytes of a part begin in its archive. Raises unless that holds what the metadata says."""
     chunk = entry.chunks[index]
     label, where = f"the part of `{shorten(entry.name)}` at {list(chunk.offsets)}", Position(str(path))
@@ -153,7 +153,7 @@ def _start(read: ReadPart, size: int, entry: TensorEntry, index: int, path: Path
     return found.offset
 
 
-def _stored(directory: Path, entry: TensorEntry, places: Mapping[Item, int]) -> StoredTensor:
+def _stored(directory: Path, entry: StoredEntry, places: Mapping[Item, int]) -> StoredTensor:
     """Where a tensor lies: in one place, or in its parts."""
     assert entry.dtype is not None
     nbytes = math.prod(entry.shape) * size_of(entry.dtype)

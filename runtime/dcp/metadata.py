@@ -61,7 +61,7 @@ class Chunk(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
+class StoredEntry:
     """A tensor; ``dtype`` is None for one that safetensors has no name for."""
 
     name: str
@@ -71,10 +71,10 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
+class StoredEntries:
     """What the folder holds: tensors, and everything else as bytes, by name."""
 
-    tensors: Mapping[str, TensorEntry]
+    tensors: Mapping[str, StoredEntry]
     objects: Mapping[str, Item]
 
 
@@ -83,7 +83,7 @@ def allowed_in_metadata(name: Global) -> bool:
     return str(name) in _CLASSES or str(name) in _DTYPES
 
 
-def read_metadata(directory: Path) -> Entries:
+def read_metadata(directory: Path) -> StoredEntries:
     """The entries of a folder. Raises ``CrosswalkError`` for what is not written by torch, with every problem found."""
     path = directory / METADATA
     where = Position(str(path))
@@ -105,7 +105,7 @@ def read_metadata(directory: Path) -> Entries:
     return _entries(document.fields(), where)
 
 
-def _entries(fields: Mapping[str, Any], where: Position) -> Entries:
+def _entries(fields: Mapping[str, Any], where: Position) -> StoredEntries:
     described, stored = fields.get("state_dict_metadata"), fields.get("storage_data")
     if not isinstance(described, Table) or not isinstance(stored, Table):
         raise fail("dcp/metadata", "it does not say what is stored, or where", where)
@@ -122,7 +122,7 @@ def _entries(fields: Mapping[str, Any], where: Position) -> Entries:
             problems.append(Diagnostic("dcp/transformed", f"entry `{shorten(key[0])}` is compressed", where))
         else:
             items[key] = item
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, StoredEntry] = {}
     objects: dict[str, Item] = {}
     # What stands in `storage_data` is missed only if that could be read.
     for name, entry in described.pairs if not problems else ():
@@ -140,10 +140,10 @@ def _entries(fields: Mapping[str, Any], where: Position) -> Entries:
             tensors[name] = found
     if problems:
         raise CrosswalkError(limited(problems, where))
-    return Entries(tensors, objects)
+    return StoredEntries(tensors, objects)
 
 
-def _tensor(name: str, entry: Any, items: Mapping[tuple[str, tuple[int, ...] | None], Item]) -> TensorEntry | str:
+def _tensor(name: str, entry: Any, items: Mapping[tuple[str, tuple[int, ...] | None], Item]) -> StoredEntry | str:
     """A tensor, or what is wrong with it."""
     fields = entry.fields() if _is(entry, "TensorStorageMetadata") else {}
     shape, listed, properties = _sizes(fields.get("size")), fields.get("chunks"), fields.get("properties")
@@ -164,7 +164,7 @@ def _tensor(name: str, entry: Any, items: Mapping[tuple[str, tuple[int, ...] | N
         if item is None:
             return f"has a part at {list(offsets)} that is nowhere stored"
         chunks.append(Chunk(offsets, sizes, item))
-    return TensorEntry(name, _NAME_OF.get(str(dtype)), shape, tuple(chunks))
+    return StoredEntry(name, _NAME_OF.get(str(dtype)), shape, tuple(chunks))
 
 
 def _dtype(properties: Any) -> Global | None:
@@ -209,14 +209,14 @@ def _is(value: Any, name: str) -> bool:
     return isinstance(value, Made) and value.by.name == name
 
 
-def write_metadata(places: Sequence[tuple[TensorSpec, Item]]) -> bytes:
-    """``.metadata`` for tensors that are stored whole, as torch itself writes it for a flat dict of them."""
+def write_metadata(places: Sequence[tuple[TensorSpec, Item]], objects: Mapping[str, Item]) -> bytes:
+    """``.metadata`` for tensors that are stored whole, and objects, as torch writes it for a flat dict of them."""
     import pickle
 
     import torch
     from torch.distributed.checkpoint import filesystem, metadata
 
-    described = {
+    described: dict[str, Any] = {
         spec.name: metadata.TensorStorageMetadata(
             metadata.TensorProperties(getattr(torch, DTYPES[spec.dtype][1])),
             torch.Size(spec.shape),
@@ -228,7 +228,9 @@ def write_metadata(places: Sequence[tuple[TensorSpec, Item]]) -> bytes:
         metadata.MetadataIndex(spec.name, [0] * len(spec.shape), 0): filesystem._StorageInfo(*item)
         for spec, item in places
     }
-    names = {spec.name: (spec.name,) for spec, _ in places}
+    described |= {name: metadata.BytesStorageMetadata() for name in objects}
+    stored |= {metadata.MetadataIndex(name): filesystem._StorageInfo(*item) for name, item in objects.items()}
+    names = {name: (name,) for name in described}
     return pickle.dumps(
         metadata.Metadata(described, names, stored, metadata.StorageMeta(), VERSION)  # type: ignore[arg-type]
     )

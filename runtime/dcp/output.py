@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,24 +16,34 @@ from .folder import locate, open_folder
 from .frames import frame
 from .metadata import METADATA, Item, write_metadata
 
+#: The file of entries that are no tensors.
+_OBJECTS = "__1_0.distcp"
+
 
 def folder_layout(
     finish: Callable[[Written], Mapping[str, bytes]],
     max_shard_bytes: int,
     ties: Mapping[str, str] = MappingProxyType({}),
+    objects: Mapping[str, bytes] = MappingProxyType({}),
+    inside: str = "",
 ) -> OutputLayout:
     """``__0_0.distcp`` and so on with ``.metadata``, as one process of torch writes them; ``finish`` makes what goes
-    beside. ``ties``: further names of tensors, with the one whose bytes they have."""
+    beside. ``ties``: further names of tensors, with the one whose bytes they have; ``objects``: entries that are no
+    tensors, as torch.save makes them; ``inside``: a directory of the output (``NAME/``) that is the folder."""
 
     def complete(written: Written) -> Mapping[str, bytes]:
-        places = [place for file, tensors in written.files.items() for place in _places(file, tensors)]
+        files = written.files.items()
+        places = [place for file, tensors in files for place in _places(file.removeprefix(inside), tensors)]
         found = {spec.name: (spec, item) for spec, item in places}
         places += [(replace(found[of][0], name=name), found[of][1]) for name, of in ties.items()]
-        return {METADATA: write_metadata(places), **finish(written)}
+        sizes = [0, *accumulate(map(len, objects.values()))]
+        others = {name: Item(_OBJECTS, at, len(objects[name])) for name, at in zip(objects, sizes, strict=False)}
+        made = {METADATA: write_metadata(places, others), **({_OBJECTS: b"".join(objects.values())} if objects else {})}
+        return {**{inside + name: content for name, content in made.items()}, **finish(written)}
 
     return OutputLayout(
-        lambda number, count: f"__0_{number}.distcp", max_shard_bytes=max_shard_bytes, finish=complete, wrap=_wrap,
-        reopen=_reopen,
+        lambda number, count: f"{inside}__0_{number}.distcp", max_shard_bytes=max_shard_bytes, finish=complete,
+        wrap=_wrap, reopen=lambda directory: _reopen(directory / inside),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.plan.affine import Piece, clip, make_piece, tiling_faults
 
 from .archives import row_major
-from .metadata import TensorEntry
+from .metadata import StoredEntry
 
 #: Bytes of a part that are read at a time where its rows do not stand together in the tensor. A worker of the engine
 #: has room for as much (see ``peak_memory``).
@@ -23,7 +23,7 @@ _STRIP = 1 << 20
 _WIDTHS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 
 
-def pieces_of(entry: TensorEntry) -> list[Piece]:
+def pieces_of(entry: StoredEntry) -> list[Piece]:
     """The parts of a tensor: where the elements of each are in the tensor, and in the part."""
     strides = row_major(entry.shape)
     return [
@@ -35,7 +35,7 @@ def pieces_of(entry: TensorEntry) -> list[Piece]:
     ]  # fmt: skip
 
 
-def uncovered(entry: TensorEntry) -> str | None:
+def uncovered(entry: StoredEntry) -> str | None:
     """What is wrong with the parts of a tensor if they do not fill it, each element once."""
     total = math.prod(entry.shape)
     named = [

@@ -39,7 +39,7 @@ from .workers import Progress, Sink, Worker, fit_memory, peak_memory, run, whole
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EngineOptions:
     """``workers``: threads, by default one per core and at most 4. ``memory``: most bytes to allocate; by default what
     ``engine.peak_memory(workers)`` states. ``checksum``: ``none``, ``xxh3`` or ``sha256``, per target tensor (see
     ``checkpoint.checksum``). ``overwrite``: replace an existing destination. ``resume``: continue an
@@ -53,7 +53,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class FileReport:
     """What was done. ``files``: data file -> size in bytes. ``checksums``: target tensor -> checksum. ``resumed``: data
     files that an earlier conversion had completed. ``peak_memory``: bytes that the workers could allocate."""
 
@@ -74,9 +74,9 @@ def write_checkpoint(
     layout: OutputLayout | None = None,
     extra: Mapping[str, bytes] | None = None,
     carried: Mapping[str, Path] | None = None,
-    options: Options | None = None,
+    options: EngineOptions | None = None,
     on_progress: Progress | None = None,
-) -> Report:
+) -> FileReport:
     """Convert ``source`` into the new directory ``destination``, which appears complete or not at all.
 
     ``layout`` is that of Hugging Face by default. ``extra`` (file name -> content) and ``carried`` (file name -> file
@@ -86,7 +86,7 @@ def write_checkpoint(
     checked. Raises ``CrosswalkError`` for whatever fails, naming file and tensor; the destination is then as it was.
     """
     started = time.monotonic()
-    layout, options = layout or hugging_face_layout(), options or Options()
+    layout, options = layout or hugging_face_layout(), options or EngineOptions()
     extra, carried = extra or {}, carried or {}
     workers, panel = _resources(options)
     lowering = Lowering(*with_zeros(plan, _bind(plan, source)), panel)
@@ -112,7 +112,7 @@ def write_checkpoint(
     except BaseException:
         stage.abandon()
         raise
-    return Report(
+    return FileReport(
         {file.name: file.size for file in files},
         tensors,
         sum(target.nbytes for target in plan.targets),
@@ -128,13 +128,13 @@ def verify_checkpoint(
     source: Checkpoint,
     output: Checkpoint,
     *,
-    options: Options | None = None,
+    options: EngineOptions | None = None,
     on_progress: Progress | None = None,
-) -> Report:
+) -> FileReport:
     """Prove, by reading both, that the tensors of ``output`` (named as the plan's targets) are the conversion of
     ``source``. Raises ``CrosswalkError`` with every tensor that is missing, unexpected, or differs."""
     started = time.monotonic()
-    workers, panel = _resources(options or Options())
+    workers, panel = _resources(options or EngineOptions())
     lowering = Lowering(*with_zeros(plan, _bind(plan, source)), panel)
     found = output.match(plan.targets, "the plan makes")
     _check_ties(lowering, source, workers)
@@ -148,18 +148,22 @@ def verify_checkpoint(
         text = "of the output is not the conversion of the source: it differs"
         raise CrosswalkError(differences(sink.differing, [f"`{name}`" for name in names], "verify/differs", text))
     sizes = {os.path.relpath(path, output.path): file.size for path, file in output.files.items()}
-    return Report(sizes, {}, total, time.monotonic() - started, workers, peak_memory(workers, panel))
+    return FileReport(sizes, {}, total, time.monotonic() - started, workers, peak_memory(workers, panel))
 
 
 def checksum_checkpoint(
-    checkpoint: Checkpoint, kind: str = "xxh3", *, options: Options | None = None, on_progress: Progress | None = None
+    checkpoint: Checkpoint,
+    kind: str = "xxh3",
+    *,
+    options: EngineOptions | None = None,
+    on_progress: Progress | None = None,
 ) -> dict[str, str]:
     """The checksum of every tensor of a checkpoint, as ``write_checkpoint`` reports them for what it writes."""
-    workers, _ = _resources(options or Options())
+    workers, _ = _resources(options or EngineOptions())
     return _hash(checkpoint.tensors, checkpoint.files, kind, workers, on_progress)
 
 
-def _resources(options: Options) -> tuple[int, int]:
+def _resources(options: EngineOptions) -> tuple[int, int]:
     """Workers and bytes per panel; raises for options that make no sense."""
     problems = []
     if options.checksum not in KINDS:
@@ -200,11 +204,11 @@ _TIED_HINT = (
 )
 
 
-def check_ties(plan: Plan, source: Checkpoint, options: Options | None = None) -> None:
+def check_ties(plan: Plan, source: Checkpoint, options: EngineOptions | None = None) -> None:
     """Compare tied duplicates of a checkpoint with what they are tied to, by reading both; nothing else is read.
     Raises ``CrosswalkError`` for every one that differs."""
     if any(exemption.kind == "tied" for exemption in plan.exemptions):
-        workers, panel = _resources(options or Options())
+        workers, panel = _resources(options or EngineOptions())
         _check_ties(Lowering(*with_zeros(plan, _bind(plan, source)), panel), source, workers)
 
 

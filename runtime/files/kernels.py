@@ -17,7 +17,7 @@ import torch
 from crosswalk.runtime.dtypes import size_of, torch_dtype
 
 from .rearranging import SHORTEST, transposed_plane
-from .tasks import Piece
+from .tasks import TaskPiece
 
 #: Bytes of a tile.
 _TILE = 1 << 20
@@ -26,7 +26,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _local = threading.local()
 
 
-def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
+def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: TaskPiece) -> None:
     """Copy the elements of a piece between two ``uint8`` buffers, which are longer than they have to be."""
     cast = target_dtype != source_dtype
     reading, writing = elements(source, source_dtype, not cast), elements(target, target_dtype, not cast)
@@ -52,7 +52,9 @@ def copy_integers(reading: torch.Tensor, writing: torch.Tensor) -> None:
         transpose(reading[index], writing[index])
 
 
-def move_between(source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: Piece) -> None:
+def move_between(
+    source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: TaskPiece
+) -> None:
     """The same between two buffers of bytes."""
     reading, writing = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (source, target))
     move(reading, source_dtype, writing, target_dtype, piece)

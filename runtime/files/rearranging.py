@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .tasks import Piece
+from .tasks import TaskPiece
 
 #: A transposed plane with a shorter edge is left to ``copyto``.
 SHORTEST = 32
@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 _local = threading.local()
 
 
-def move(source: memoryview, target: memoryview, width: int, piece: Piece) -> None:
+def move(source: memoryview, target: memoryview, width: int, piece: TaskPiece) -> None:
     """Copy the elements of a piece, of ``width`` bytes each, between two buffers of bytes that hold them."""
     reading = _elements(source, width, piece.extents, piece.source_offset, piece.source_strides)
     writing = _elements(target, width, piece.extents, piece.offset, piece.strides)

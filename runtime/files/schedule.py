@@ -15,7 +15,7 @@ from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.plan.model import Copy, Plan
 
-from .tasks import Block, Panel, Piece, Range, Runs, Segment, Stripe, Task, consecutive
+from .tasks import Panel, Range, Segment, SourceBlock, StridedRuns, Stripe, Task, TaskPiece, consecutive
 
 MIB = 1 << 20
 #: Bytes of output in one task.
@@ -86,7 +86,7 @@ class Lowering:
             yield consecutive(target, start, position - start, operations)
         assert position == self.plan.targets[target].nbytes, f"`{self.plan.targets[target].name}` is not covered"
 
-    def _operations(self, target: int, group: Sequence[Piece], position: int) -> Iterator[Range | Panel]:
+    def _operations(self, target: int, group: Sequence[TaskPiece], position: int) -> Iterator[Range | Panel]:
         """What fills a stretch of a target tensor from byte ``position`` on, in the order of its bytes."""
         if not self._moves_as_ranges(target, group):
             yield from self._panels(target, group)
@@ -98,7 +98,7 @@ class Lowering:
                 operation = Range(operation.source, operation.offset + part, operation.nbytes - part)
                 position += part
 
-    def _moves_as_ranges(self, target: int, group: Sequence[Piece]) -> bool:
+    def _moves_as_ranges(self, target: int, group: Sequence[TaskPiece]) -> bool:
         dtype = self.plan.targets[target].dtype
         if any(self.plan.sources[piece.source].dtype != dtype for piece in group):
             return False
@@ -109,12 +109,12 @@ class Lowering:
             runs += count // run_length(piece)
         return runs == len(group) or elements * size_of(dtype) >= runs * RANGE_RUN
 
-    def _ranges(self, group: Sequence[Piece], itemsize: int) -> Iterator[Range]:
+    def _ranges(self, group: Sequence[TaskPiece], itemsize: int) -> Iterator[Range]:
         streams = (self._runs(piece, itemsize) for piece in group)
         for _, operation in heapq.merge(*streams) if len(group) > 1 else itertools.chain(*streams):
             yield operation
 
-    def _runs(self, piece: Piece, itemsize: int) -> Iterator[tuple[int, Range]]:
+    def _runs(self, piece: TaskPiece, itemsize: int) -> Iterator[tuple[int, Range]]:
         """``(target offset, range)`` of every contiguous run of a piece, in the order of the target."""
         run = run_length(piece)
         outer = len(piece.extents) - (run > 1)
@@ -124,13 +124,13 @@ class Lowering:
             place = piece.offset + dot(index, piece.strides)
             yield place, Range(piece.source, base + start * itemsize, run * itemsize)
 
-    def _widest(self, target: int, group: Sequence[Piece]) -> int:
+    def _widest(self, target: int, group: Sequence[TaskPiece]) -> int:
         """Bytes that an element of a panel takes at most in a buffer."""
         widths = {size_of(self.plan.sources[piece.source].dtype) for piece in group}
         # Blocks are aligned to their elements; where sizes are mixed, the gaps take less than the blocks.
         return max(size_of(self.plan.targets[target].dtype), *widths) * (1 if len(widths) == 1 else 2)
 
-    def _panels(self, target: int, group: Sequence[Piece]) -> Iterator[Panel]:
+    def _panels(self, target: int, group: Sequence[TaskPiece]) -> Iterator[Panel]:
         """Cut a stretch of the target that ``group`` fills completely into panels."""
         first, last = group[0].offset, max(piece.offset + piece.span for piece in group)
         step, _ = self._panel_step(group, first, last, self._widest(target, group))
@@ -139,13 +139,13 @@ class Lowering:
             boxes = [box for piece in group for box in clip(piece, start, stop)]
             yield self._panel(target, [box._replace(offset=box.offset - start) for box in boxes], stop - start)
 
-    def _panel(self, target: int, boxes: Sequence[Piece], length: int) -> Panel:
+    def _panel(self, target: int, boxes: Sequence[TaskPiece], length: int) -> Panel:
         """The panel of ``length`` elements that the boxes fill."""
         assert sum(math.prod(box.extents) for box in boxes) == length, "a panel is not covered"
         itemsize = size_of(self.plan.targets[target].dtype)
         share = self.panel // length
-        blocks: list[Block] = []
-        staged: list[Piece] = []
+        blocks: list[SourceBlock] = []
+        staged: list[TaskPiece] = []
         at = 0
         for box in boxes:
             width = size_of(self.plan.sources[box.source].dtype)
@@ -153,7 +153,7 @@ class Lowering:
             runs, strides, together = stage(box, share * math.prod(box.extents) // width, SEEK // width)
             together &= self.sources[box.source].content is None  # what is made takes longer to make than to call for
             staged.append(box._replace(source=len(blocks), source_offset=0, source_strides=strides))
-            blocks.append(Block(box.source, runs, at, together))
+            blocks.append(SourceBlock(box.source, runs, at, together))
             at += runs.number * runs.length * width
         step = whole_steps(boxes, STRIPE // itemsize, length)
         stripes = []
@@ -163,7 +163,7 @@ class Lowering:
             stripes.append(Stripe((end - begin) * itemsize, moves))
         return Panel(length * itemsize, blocks, stripes)
 
-    def _panel_step(self, group: Sequence[Piece], first: int, last: int, widest: int) -> tuple[int, float]:
+    def _panel_step(self, group: Sequence[TaskPiece], first: int, last: int, widest: int) -> tuple[int, float]:
         """Elements in a panel: the smallest size that reads nearly as fast as the best one; and what reading one of
         them then costs, in elements read at full speed."""
         sizes = []
@@ -180,7 +180,7 @@ class Lowering:
         best = min(cost for cost, _ in sizes)
         return next((step, cost) for cost, step in sizes if cost <= 1.25 * best)
 
-    def _tiles(self, target: int, group: Sequence[Piece]) -> Iterator[Segment] | None:
+    def _tiles(self, target: int, group: Sequence[TaskPiece]) -> Iterator[Segment] | None:
         """A transpose in square tiles, which are read and written in runs of the same length; None for what is none,
         or moves faster in panels. Only the panels of a very tall matrix have shorter runs than tiles."""
         piece = group[0]
@@ -200,7 +200,7 @@ class Lowering:
         in_tiles = (height + seek) / height + (width + seek) / width
         return self._cut_into_tiles(target, piece, height, width) if in_tiles < in_panels + 1 else None
 
-    def _cut_into_tiles(self, target: int, piece: Piece, height: int, width: int) -> Iterator[Segment]:
+    def _cut_into_tiles(self, target: int, piece: TaskPiece, height: int, width: int) -> Iterator[Segment]:
         itemsize = size_of(self.plan.targets[target].dtype)
         (rows, columns), skip = piece.extents[-2:], piece.source_strides[-1]
         for index in itertools.product(*map(range, piece.extents[:-2])):
@@ -208,18 +208,18 @@ class Lowering:
             origin = piece.source_offset + dot(index, piece.source_strides)
             for top, left in itertools.product(range(0, rows, height), range(0, columns, width)):
                 extents = min(height, rows - top), min(width, columns - left)
-                box = Piece(piece.source, extents, origin + top + left * skip, (1, skip), 0, (extents[1], 1))
+                box = TaskPiece(piece.source, extents, origin + top + left * skip, (1, skip), 0, (extents[1], 1))
                 panel = self._panel(target, [box], math.prod(extents))
                 start = (offset + top * columns + left) * itemsize
                 yield Segment(target, start, panel.nbytes, [panel], extents[1] * itemsize, columns * itemsize)
 
 
-def interleaved(copies: Iterable[Copy]) -> Iterator[list[Piece]]:
+def interleaved(copies: Iterable[Copy]) -> Iterator[list[TaskPiece]]:
     """Copies into one tensor, grouped so that each group fills a stretch of it that no other group touches."""
-    group: list[Piece] = []
+    group: list[TaskPiece] = []
     end = 0
     for c in copies:
-        piece = Piece(c.source, c.extents, c.source_offset, c.source_strides, c.target_offset, c.target_strides)
+        piece = TaskPiece(c.source, c.extents, c.source_offset, c.source_strides, c.target_offset, c.target_strides)
         if group and piece.offset >= end:
             yield group
             group = []
@@ -229,7 +229,7 @@ def interleaved(copies: Iterable[Copy]) -> Iterator[list[Piece]]:
         yield group
 
 
-def clip(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
+def clip(piece: TaskPiece, start: int, stop: int) -> Iterator[TaskPiece]:
     """The boxes of a piece that lie in ``[start, stop)`` of the target."""
     span = piece.span
     if piece.offset >= stop or piece.offset + span <= start:
@@ -240,12 +240,12 @@ def clip(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
     extent, stride, step = piece.extents[0], piece.strides[0], piece.source_strides[0]
     inner = span - (extent - 1) * stride
 
-    def box(begin: int, end: int) -> Piece:
+    def box(begin: int, end: int) -> TaskPiece:
         extents, strides, steps = piece.extents[1:], piece.strides[1:], piece.source_strides[1:]
         if end - begin > 1:
             extents, strides, steps = (end - begin, *extents), piece.strides, piece.source_strides
         offset, source_offset = piece.offset + begin * stride, piece.source_offset + begin * step
-        return Piece(piece.source, extents, source_offset, steps, offset, strides)
+        return TaskPiece(piece.source, extents, source_offset, steps, offset, strides)
 
     touched = max(0, (start - piece.offset - inner) // stride + 1), min(extent, -((piece.offset - stop) // stride))
     inside = max(0, -((piece.offset - start) // stride)), min(extent, (stop - piece.offset - inner) // stride + 1)
@@ -259,7 +259,7 @@ def clip(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
         yield from clip(box(index, index + 1), start, stop)
 
 
-def whole_steps(group: Sequence[Piece], limit: int, length: int) -> int:
+def whole_steps(group: Sequence[TaskPiece], limit: int, length: int) -> int:
     """At most ``limit`` and ``length`` elements, in whole steps of the outermost axis that has smaller ones: so cut,
     the boxes of a target stay few."""
     if length <= limit:
@@ -268,7 +268,7 @@ def whole_steps(group: Sequence[Piece], limit: int, length: int) -> int:
     return max(limit, 1) // unit * unit
 
 
-def stage(box: Piece, limit: int, seek: int) -> tuple[Runs, tuple[int, ...], bool]:
+def stage(box: TaskPiece, limit: int, seek: int) -> tuple[StridedRuns, tuple[int, ...], bool]:
     """How to read all of a box: the runs, the strides of the box in the runs put one after the other, and whether those
     along the innermost axis are read together (see ``Block``). Axes whose parts stand close are read in one stretch, as
     long as at most ``limit`` elements are kept in all; ``seek`` is the number of elements that take as long to read as
@@ -292,10 +292,10 @@ def stage(box: Piece, limit: int, seek: int) -> tuple[Runs, tuple[int, ...], boo
         strides[axis] = size
         size *= box.extents[axis]
     axes = tuple((box.extents[axis], box.source_strides[axis]) for axis in reversed(order[inner:]))
-    return Runs(box.source_offset, stretch, axes), tuple(strides), together
+    return StridedRuns(box.source_offset, stretch, axes), tuple(strides), together
 
 
-def run_length(piece: Piece) -> int:
+def run_length(piece: TaskPiece) -> int:
     """Elements that stand together on both ends."""
     return piece.extents[-1] if piece.extents and piece.strides[-1] == 1 == piece.source_strides[-1] else 1
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
-class Piece(NamedTuple):
+class TaskPiece(NamedTuple):
     """A copy into one target, or a box of one; fields are as in ``Copy``."""
 
     source: int
@@ -37,7 +37,7 @@ class Range(NamedTuple):
     nbytes: int
 
 
-class Runs(NamedTuple):
+class StridedRuns(NamedTuple):
     """Runs of ``length`` elements each, the first at ``start``, one for each index over ``axes``: ``(extent, step)``,
     outermost first."""
 
@@ -60,13 +60,13 @@ class Runs(NamedTuple):
             yield from range(begin, begin + extent * step, step)
 
 
-class Block(NamedTuple):
+class SourceBlock(NamedTuple):
     """Parts of a source tensor, and where a worker keeps them: ``runs`` in elements of the tensor, to stand one after
     the other from byte ``at`` of its staging buffer. ``together``: runs along the innermost axis stand so close that
     reading what is between them, and leaving it out of the buffer, is faster than a call for each."""
 
     source: int
-    runs: Runs
+    runs: StridedRuns
     at: int
     together: bool
 
@@ -76,14 +76,14 @@ class Stripe(NamedTuple):
     its source offset and strides count elements of the staging buffer from the start of the block."""
 
     nbytes: int
-    moves: Sequence[Piece]
+    moves: Sequence[TaskPiece]
 
 
 class Panel(NamedTuple):
     """``nbytes`` bytes of the target: what to read, then consecutive stripes."""
 
     nbytes: int
-    blocks: Sequence[Block]
+    blocks: Sequence[SourceBlock]
     stripes: Sequence[Stripe]
 
 

@@ -18,7 +18,7 @@ from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .schedule import MIB, SMALLEST_PANEL, STRIPE, TASK
-from .tasks import Block, Panel, Piece, Range, Runs, Segment, Task, consecutive
+from .tasks import Panel, Range, Segment, SourceBlock, StridedRuns, Task, TaskPiece, consecutive
 
 #: Bytes that a range is copied by; they stay in a core's cache between reading and writing.
 STEP = 1 * MIB
@@ -106,7 +106,9 @@ class Worker:
                 self._move(*staged[piece.source], output, dtype, piece)
             yield output[: stripe.nbytes]
 
-    def _move(self, source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: Piece) -> None:
+    def _move(
+        self, source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: TaskPiece
+    ) -> None:
         if not self._with_torch:
             from .rearranging import move  # with numpy, which conversions that only copy ranges do without
 
@@ -116,7 +118,7 @@ class Worker:
 
         move_between(source, source_dtype, target, target_dtype, piece)
 
-    def _stage(self, block: Block, width: int, view: memoryview) -> None:
+    def _stage(self, block: SourceBlock, width: int, view: memoryview) -> None:
         offset, (start, length, axes) = self.reader.tensors[block.source].offset, block.runs
         if not axes:
             self.reader.read(block.source, offset + start * width, view[: length * width])
@@ -124,7 +126,7 @@ class Worker:
             self.reader.read_runs(block.source, offset, block.runs.starts(), length, width, view)
         else:
             extent, step = axes[-1]
-            for first in Runs(start, length, axes[:-1]).starts():
+            for first in StridedRuns(start, length, axes[:-1]).starts():
                 at = offset + first * width
                 self._pick(block.source, at, extent, step * width, length * width, view)
                 view = view[extent * length * width :]

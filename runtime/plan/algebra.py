@@ -203,17 +203,7 @@ def compose(first: Plan, second: Plan) -> Plan:
     if problems:
         raise CrosswalkError(problems)
 
-    readers: dict[str, list[_Entry]] = defaultdict(list)
-    for copy in second.copies:
-        readers[second.sources[copy.source].name].append((_source_piece(copy), copy))
-    for region in second.truncated:
-        readers[second.sources[region.tensor].name].append((region.piece, region))
-    writers: dict[str, list[_Entry]] = defaultdict(list)
-    for copy in first.copies:
-        writers[first.targets[copy.target].name].append((_source_piece(copy).swapped, copy))
-    for region in first.padded:
-        writers[first.targets[region.tensor].name].append((region.piece, region))
-
+    readers, writers = _readers(second), _writers(first)
     copies: list[RawCopy] = []
     padded = [_named(region, second.targets) for region in second.padded]
     truncated = [_named(region, first.sources, len(second.rules)) for region in first.truncated]
@@ -251,6 +241,26 @@ def compose(first: Plan, second: Plan) -> Plan:
         _joined(truncated),
         first.encodings,
     )
+
+
+def _readers(plan: Plan) -> Mapping[str, list[_Entry]]:
+    """What reads each source: copies, and regions that are truncated."""
+    found: dict[str, list[_Entry]] = defaultdict(list)
+    for copy in plan.copies:
+        found[plan.sources[copy.source].name].append((_source_piece(copy), copy))
+    for region in plan.truncated:
+        found[plan.sources[region.tensor].name].append((region.piece, region))
+    return found
+
+
+def _writers(plan: Plan) -> Mapping[str, list[_Entry]]:
+    """What writes each target: copies, from their far end, and regions that are padded."""
+    found: dict[str, list[_Entry]] = defaultdict(list)
+    for copy in plan.copies:
+        found[plan.targets[copy.target].name].append((_source_piece(copy).swapped, copy))
+    for region in plan.padded:
+        found[plan.targets[region.tensor].name].append((region.piece, region))
+    return found
 
 
 def _mismatches(first: Plan, second: Plan, exempt: set[str]) -> Iterator[Diagnostic]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-from .encodings import KINDS, Kind, Shape
+from .encodings import KINDS, EncodingKind, Shape
 from .model import Copy, Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
 
 
@@ -159,7 +159,7 @@ def _made(plan: Plan, target: TensorSpec, copies: Sequence[Copy], encodings: Seq
     return _Made([TensorSpec(name, shape, part.dtype) for name, shape, part in parts], [*payloads, *scales])
 
 
-def _of_payload(kind: Kind, c: Copy, extents: tuple[int, ...], ends: Ends) -> tuple[tuple[int, ...], *Ends]:
+def _of_payload(kind: EncodingKind, c: Copy, extents: tuple[int, ...], ends: Ends) -> tuple[tuple[int, ...], *Ends]:
     """The copy of the payload: that of the elements, or of what is packed for each of the blocks."""
     if not kind.packed:
         return c.extents, c.source_offset, c.source_strides, c.target_offset, c.target_strides

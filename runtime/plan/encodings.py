@@ -46,7 +46,7 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class EncodingKind:
     """``payload`` and ``scales``: the dtypes that the two may have. ``shape(payload shape)``: that of the decoded
     tensor, None if there is none. ``grids(payload shape, block)``: the shapes that the scales may have. ``blocks``:
     how many sizes a block may have. ``block_of(shape, block)``: the size of a block along every dimension of the
@@ -255,10 +255,10 @@ def _mxfp4_tables() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(pairs, dtype=torch.float32), torch.tensor(powers, dtype=torch.float32)
 
 
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, EncodingKind] = {
     kind.name: kind
     for kind in (
-        Kind(
+        EncodingKind(
             "fp8_blocks",
             payload=("F8_E4M3",),
             scales=("F32", "BF16"),
@@ -270,7 +270,7 @@ KINDS: Mapping[str, Kind] = {
             decode=_decode_fp8,
             words=_fp8_words,
         ),
-        Kind(
+        EncodingKind(
             "mxfp4",
             payload=("U8",),
             scales=("U8",),

@@ -14,7 +14,7 @@ from .affine import Axis, is_nested
 from .model import RawCopy, merge_axes
 
 
-class _Part(NamedTuple):
+class _Ordered(NamedTuple):
     """A copy whose order is by what has to be equal first, then by place. ``axes`` are (extent, stride in the source,
     stride in the target), merged and outermost first."""
 
@@ -29,7 +29,7 @@ class _Part(NamedTuple):
     def strides(self) -> list[tuple[int, int]]:
         return [axis[1:] for axis in self.axes]
 
-    def along(self, axes: tuple[Axis, ...]) -> _Part:
+    def along(self, axes: tuple[Axis, ...]) -> _Ordered:
         """The copy along these axes from the same place on."""
         return self._replace(axes=tuple(merge_axes(*zip(*axes, strict=True))) if axes else ())
 
@@ -44,18 +44,18 @@ def join(copies: Iterable[RawCopy]) -> list[RawCopy]:
         parts = joined
 
 
-def _part(copy: RawCopy) -> _Part:
+def _part(copy: RawCopy) -> _Ordered:
     source, target, extents, source_offset, source_strides, target_offset, target_strides, rule = copy
     axes = tuple(merge_axes(extents, source_strides, target_strides))
-    return _Part(source, target, rule, axes, target_offset, source_offset)
+    return _Ordered(source, target, rule, axes, target_offset, source_offset)
 
 
-def _raw(part: _Part) -> RawCopy:
+def _raw(part: _Ordered) -> RawCopy:
     extents, sources, targets = zip(*part.axes, strict=True) if part.axes else ((), (), ())
     return (part.source, part.target, extents, part.source_offset, sources, part.target_offset, targets, part.rule)
 
 
-def _stacked(parts: Iterable[_Part]) -> Iterator[_Part]:
+def _stacked(parts: Iterable[_Ordered]) -> Iterator[_Ordered]:
     """Equal copies at equal distances, on both ends, become one with an axis more."""
     for _, group in groupby(sorted(parts), key=lambda part: part[:4]):
         equal = list(group)
@@ -72,13 +72,13 @@ def _stacked(parts: Iterable[_Part]) -> Iterator[_Part]:
             start = stop
 
 
-def _lengthened(parts: Iterable[_Part]) -> Iterator[_Part]:
+def _lengthened(parts: Iterable[_Ordered]) -> Iterator[_Ordered]:
     """A copy that begins where another ends along one of its axes, on both ends, is the rest of it."""
 
-    def place(part: _Part) -> tuple[str, str, int, list[tuple[int, int]], int]:
+    def place(part: _Ordered) -> tuple[str, str, int, list[tuple[int, int]], int]:
         return (part.source, part.target, part.rule, part.strides, part.target_offset)
 
-    last: _Part | None = None
+    last: _Ordered | None = None
     for part in sorted(parts, key=place):
         longer = _continued(last, part) if last is not None else None
         if last is not None and longer is None:
@@ -88,7 +88,7 @@ def _lengthened(parts: Iterable[_Part]) -> Iterator[_Part]:
         yield last
 
 
-def _continued(first: _Part, second: _Part) -> _Part | None:
+def _continued(first: _Ordered, second: _Ordered) -> _Ordered | None:
     if first[:3] != second[:3] or first.strides != second.strides:
         return None
     gap = _gap(first, second)
@@ -102,7 +102,7 @@ def _continued(first: _Part, second: _Part) -> _Part | None:
     return None
 
 
-def _gap(first: _Part, second: _Part) -> tuple[int, int]:
+def _gap(first: _Ordered, second: _Ordered) -> tuple[int, int]:
     return second.source_offset - first.source_offset, second.target_offset - first.target_offset
 
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 
 from crosswalk.runtime.dtypes import FLOATS, torch_dtype
-from crosswalk.runtime.errors import fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.files.kernels import as_integers
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .exchange import Ranks
@@ -25,6 +26,8 @@ _BLOCK = 32 << 20
 #: Flat indices in a tensor of the checkpoint, and the values there.
 Pair = tuple[torch.Tensor, torch.Tensor]
 _NOTHING: Pair = (torch.empty(0, dtype=torch.int32), torch.empty(0))
+#: As many elements have indices of 32 bits.
+_NARROW = 2**31
 #: A tensor that must be sent whole, whatever the number of its changes.
 _DENSE = -1
 
@@ -115,16 +118,28 @@ class Delta:
         return self._patches(ranks)
 
     def rows(self) -> Iterator[Row]:
-        """What this rank has, without a word to the others: the same number of rows of the same tensors on all."""
+        """What this rank has, without a word to the others: the same number of rows of the same tensors on all. Raises
+        ``CrosswalkError`` (``delta/large``) for tensors whose elements ``int32`` cannot number."""
+        self._refuse_large()
         self.publisher.begin("rows")
         return self._rows()
 
     def replaced(self, *, to: int = 0) -> Iterator[Replaced]:
         """The tensors that have changed, whole, as they are and as they were, on rank ``to``: for formats that compare
-        all of a tensor."""
+        all of a tensor. Raises ``CrosswalkError`` as :meth:`rows` does."""
+        self._refuse_large()
         ranks = self.publisher.ranks(to)
         self.publisher.begin(f"what was replaced, to {to}")
         return self._replaced(ranks, to)
+
+    def _refuse_large(self) -> None:
+        specs = (self.publisher.plan.targets[target] for target in self.publisher.targets)
+        large = [spec.name for spec in specs if spec.elements >= _NARROW]
+        if large:
+            raise CrosswalkError(
+                Diagnostic("delta/large", f"`{pattern}` has more elements than 32 bits number", None, "use `patches`")
+                for pattern, _ in fold(large)
+            )
 
     def commit(self) -> None:
         """The receivers have what the last use gave. Raises ``CrosswalkError`` (``delta/unfinished``) if it was not
@@ -133,7 +148,7 @@ class Delta:
             if self._found is None or len(self._found) < len(self._snapshot.buffers):
                 text = "the delta was not consumed to its end, so that no receiver can have all of it"
                 raise fail(
-                    "delta/unfinished", text, None, "consume what `patches`, `rows` or `save` return, on all ranks"
+                    "delta/unfinished", text, None, "consume what `patches`, `rows` or `replaced` return, on all ranks"
                 )
         assert self._found is not None
         for number, changes in self._found.items():
@@ -174,19 +189,17 @@ class Delta:
             every = publisher.meet(counts) if len(everyone) > 1 else [counts]
             whole = {target for k, target in enumerate(targets) if self._is_whole(target, [c[k] for c in every])}
             kept = [self._all(number, one) if one.slice.target in whole else one for one in found]
-            self._found[number] = kept
             sparse = [k for k, target in enumerate(targets) if target not in whole and any(c[k] for c in every)]
             made = dict(publisher.some(to, [t for t in targets if t in whole]))
             parts = self._gathered([targets[k] for k in sparse], [[c[k] for k in sparse] for c in every], kept, wanted)
-            if publisher.team.rank not in wanted:
-                continue
-            for target in targets:
+            for target in targets if publisher.team.rank in wanted else ():
                 spec = publisher.plan.targets[target]
                 head = (spec.name, spec.shape, torch_dtype(spec.dtype))
                 if target in whole:
                     yield Patch(*head, None, made[spec.name])
                 elif target in parts:
                     yield Patch(*head, *_merged(parts[target]))
+            self._found[number] = kept
 
     @torch.no_grad()
     def _replaced(self, ranks: Ranks | None, to: int) -> Iterator[Replaced]:
@@ -203,13 +216,13 @@ class Delta:
             now = dict(publisher.some(ranks, [targets[k] for k in changed]))
             counts = [[theirs[k] for k in changed] for theirs in every]
             parts = self._gathered([targets[k] for k in changed], counts, before, (to,))
-            self._found[number] = found
             for target in (targets[k] for k in changed if publisher.team.rank == to):
                 spec = publisher.plan.targets[target]
                 old = now[spec.name].clone()
                 for indices, values in parts[target]:
                     old.view(-1)[indices.long()] = values
                 yield Replaced(spec.name, spec.shape, torch_dtype(spec.dtype), now[spec.name], old)
+            self._found[number] = found
 
     def _before(self, number: int, changes: Changes) -> Changes:
         """What the elements that have changed were."""
@@ -232,7 +245,7 @@ class Delta:
         spec: TensorSpec = self.publisher.plan.targets[target]
         if not any(counts):
             return False
-        if _DENSE in counts or spec.dtype not in FLOATS or spec.elements >= 2**31:
+        if _DENSE in counts or spec.dtype not in FLOATS or spec.elements >= _NARROW:
             return True
         if any(fnmatchcase(spec.name, pattern) for pattern in self._dense):
             return True

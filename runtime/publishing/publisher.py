@@ -23,7 +23,7 @@ from .locate import Located, locate, readers
 from .order import in_buckets, publishing_order
 from .pieces import Strided
 from .recipes import Recipe, Way, fill, pack, received, viewed
-from .shards import Region, regions
+from .shards import ShardRegion, regions
 
 NamedTensor = tuple[str, torch.Tensor]
 
@@ -141,7 +141,7 @@ class Publisher:
         self.begin("share")
         return {name: tensor for bucket in self._lists(way) for name, tensor in bucket}
 
-    def shards(self) -> dict[str, tuple[Region, ...] | None]:
+    def shards(self) -> dict[str, tuple[ShardRegion, ...] | None]:
         """What each rank has of each tensor, as boxes: the same on all ranks, without a word between them."""
         return regions(self.plan, self.tables, self.targets)
 
@@ -221,9 +221,10 @@ class Publisher:
     def _lists(self, way: Way) -> Iterator[list[NamedTensor]]:
         for targets in self.bucketed:
             recipe = way.recipe(targets)
-            made = self._made(recipe, None)
-            if made:
-                yield self._named(recipe, made)
+            bucket = self._named(recipe, self._made(recipe, None))
+            if bucket:
+                yield bucket
+            del bucket  # before the next one is made
 
     def _named(self, recipe: Recipe, made: Sequence[torch.Tensor]) -> list[NamedTensor]:
         return [(self.plan.targets[target].name, tensor) for target, tensor in zip(recipe.targets, made, strict=True)]
@@ -242,6 +243,7 @@ class Publisher:
             self._made(recipe, [tensor for _, tensor in bucket.named()])
             if tensors:
                 yield bucket
+            del bucket, buffer
 
     @torch.no_grad()
     def _made(self, recipe: Recipe, into: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:

@@ -38,7 +38,7 @@ class Arrival(NamedTuple):
     copy: Strided
 
 
-class Packing(NamedTuple):
+class Packed(NamedTuple):
     """Elements that are packed for others: ``elements`` of ``dtype`` at byte ``position``."""
 
     position: int
@@ -59,7 +59,7 @@ class Recipe:
     copies: list[Out] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
     outgoing: dict[Ranks, int] = field(default_factory=dict)
-    packings: dict[Ranks, list[Packing]] = field(default_factory=dict)
+    packings: dict[Ranks, list[Packed]] = field(default_factory=dict)
     incoming: dict[tuple[int, Ranks], int] = field(default_factory=dict)
     zeroed: set[int] = field(default_factory=set)
     meets: bool = False
@@ -129,7 +129,7 @@ class Way:
                 if sent and ranks != (self._rank,):
                     position, recipe.outgoing[ranks] = _append(recipe.outgoing.get(ranks, 0), move, spec)
                     dtype = torch_dtype(spec.dtype)
-                    packing = Packing(position, move.elements, dtype, part, out_of(packed(move), tensor))
+                    packing = Packed(position, move.elements, dtype, part, out_of(packed(move), tensor))
                     recipe.packings.setdefault(ranks, []).append(packing)
             elif slot is not None:
                 key = (move.rank, ranks)

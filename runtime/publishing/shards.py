@@ -13,7 +13,7 @@ from crosswalk.runtime.training.ranks import Table
 from .pieces import dense, moves_of
 
 
-class Region(NamedTuple):
+class ShardRegion(NamedTuple):
     """What ``rank`` has of a tensor of the checkpoint: the elements in ``box`` of the tensor. They lie in the box
     ``held`` of ``parameter``, which is what the rank holds of it, counted in a row-major tensor of that shape: element
     ``(i, j, ...)`` of the box at ``offset + i * strides[0] + j * strides[1] + ...``."""
@@ -26,11 +26,11 @@ class Region(NamedTuple):
     strides: tuple[int, ...]
 
 
-def regions(plan: Plan, tables: Sequence[Table], targets: Sequence[int]) -> dict[str, tuple[Region, ...] | None]:
+def regions(plan: Plan, tables: Sequence[Table], targets: Sequence[int]) -> dict[str, tuple[ShardRegion, ...] | None]:
     """By tensor of the checkpoint, the regions of all ranks, with what several have listed for each; None where a piece
     is no box of it (rows that alternate), so that the tensor goes whole."""
     moves = moves_of(plan, dict(enumerate(tables)))
-    result: dict[str, tuple[Region, ...] | None] = {}
+    result: dict[str, tuple[ShardRegion, ...] | None] = {}
     for target in targets:
         spec = plan.targets[target]
         found = []
@@ -39,7 +39,7 @@ def regions(plan: Plan, tables: Sequence[Table], targets: Sequence[int]) -> dict
             if placed is None:
                 break
             name = plan.sources[move.source].name
-            found.append(Region(move.rank, placed[0], name, move.box, move.piece.there, placed[1]))
+            found.append(ShardRegion(move.rank, placed[0], name, move.box, move.piece.there, placed[1]))
         complete = len(found) == len(moves.get(target, ())) and target not in {r.tensor for r in plan.padded}
         result[spec.name] = tuple(found) if complete else None
     return result

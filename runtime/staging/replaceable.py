@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 #: Files of which one at least is in every checkpoint.
-_MARKS = ("config.json", "metadata.yaml", ".metadata", "model.safetensors.index.json")
+_MARKS = (
+    "config.json", "metadata.yaml", ".metadata", "model.safetensors.index.json", "latest_checkpointed_iteration.txt"
+)  # fmt: skip
 _ENDINGS = (".safetensors", ".bin", ".distcp")
 #: Directories that belong to a checkpoint.
-_FOLDERS = ("additional_chat_templates", "original", ".cache", "__pycache__")
+_FOLDERS = ("additional_chat_templates", "original", ".cache", "__pycache__", "release")
 
 
 def foreign_entries(directory: Path) -> list[str]:

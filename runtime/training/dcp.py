@@ -43,13 +43,13 @@ from .load import compare_ties, read_moves
 from .moves import moves
 from .placement import Part, place
 from .ranks import share_out
-from .save import Draft, Output, Regions, natural_order, write_all
+from .save import CheckpointDraft, Output, Regions, natural_order, write_all
 
 #: Makes the plan, and what goes beside the tensors, from the native tensors that are saved.
 MakePlan = Callable[[Mapping[str, TensorSpec]], tuple[Plan, Output]]
 
 
-class Reader(StorageReader):
+class PlanReader(StorageReader):
     """Presents the targets of a plan to ``dcp.load`` as tensors stored whole; what is read comes from the files of
     ``checkpoint``, the sources of the plan. ``plans``: for each way in which the model may store its parameters, the
     likeliest first; what is loaded shows which it is. ``bytes_read`` counts on this rank."""
@@ -129,7 +129,7 @@ class Writer(StorageWriter):
 
     def __init__(self, destination: Path, make_plan: MakePlan) -> None:
         self._destination, self._make_plan = Path(os.path.abspath(destination)), make_plan
-        self._draft: Draft | None = None
+        self._draft: CheckpointDraft | None = None
         self._undo: weakref.finalize[Any, Any] | None = None
         self.bytes_written = 0
 
@@ -174,7 +174,7 @@ class Writer(StorageWriter):
         share_out(tables, made.sources)
         files = _files(made, output)
         check_names([file.name for file in files], output.extra, output.carried)
-        self._draft = Draft(made, files, output, self._destination)
+        self._draft = CheckpointDraft(made, files, output, self._destination)
         # If another rank fails, torch raises on all without a word to the writer: the draft ends with it.
         self._undo = weakref.finalize(self, self._draft.discard)
         try:

@@ -24,7 +24,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .moves import Moves, moves
 from .parameters import Advice, Model, bare, check_owned, check_writable, own, place_all
-from .transfer import BUCKET, Bucket, Memory, Slot, buckets, host_view, run, worker_count
+from .transfer import BUCKET, Memory, Slot, TransferBucket, buckets, host_view, run, worker_count
 
 if TYPE_CHECKING:
     from .ranks import Team
@@ -167,8 +167,8 @@ def read_moves(
 
 def _reading(
     reader: Reader, stored: Sequence[StoredTensor], memories: Sequence[Memory]
-) -> Callable[[Slot, Bucket], None]:
-    def work(slot: Slot, bucket: Bucket) -> None:
+) -> Callable[[Slot, TransferBucket], None]:
+    def work(slot: Slot, bucket: TransferBucket) -> None:
         for direct in bucket.direct:
             flat = memories[direct.memory].flat
             reader.read(direct.tensor, direct.offset, host_view(flat[direct.start : direct.start + direct.nbytes]))

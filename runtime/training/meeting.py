@@ -42,7 +42,7 @@ class Process(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Brought:
     """The messages of a meeting, each once, with the ranks that brought it."""
 
     brought: Sequence[tuple[bytes, Sequence[int]]]
@@ -128,17 +128,17 @@ class Channel:
         ranks: dict[bytes, list[int]] = {}
         for rank, content in enumerate(contents):
             ranks.setdefault(bytes(content), []).append(rank)
-        self._decide(self._number, _Held(list(ranks.items())))
+        self._decide(self._number, _Brought(list(ranks.items())))
         # Whoever is here has read the outcome of the meeting before.
         for key in (*keys, self._key("count")):
             self._store.delete_key(key)
         if self._number and self._store.check([self._key("outcome", self._number - 1)]):
             self._store.set(self._key("outcome", self._number - 1), pickle.dumps(None))
 
-    def _decide(self, number: int, outcome: _Held | _CalledOff) -> None:
+    def _decide(self, number: int, outcome: _Brought | _CalledOff) -> None:
         self._store.compare_set(self._key("outcome", number), b"", pickle.dumps(outcome))
 
-    def _wait(self, what: str, timeout: float) -> _Held | _CalledOff:
+    def _wait(self, what: str, timeout: float) -> _Brought | _CalledOff:
         began = time.monotonic()
         said, looked = False, began
         key = self._key("outcome")
@@ -162,7 +162,7 @@ class Channel:
                     self._decide(self._number, _CalledOff(self.rank, f"{self._named(dead)} died", dead))
             time.sleep(max(_SHORT, min(_LONG, waited / 20, timeout - waited)))
         outcome = pickle.loads(self._store.get(key))
-        assert isinstance(outcome, _Held | _CalledOff)
+        assert isinstance(outcome, _Brought | _CalledOff)
         return outcome
 
     def _missing(self) -> list[int]:

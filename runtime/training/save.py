@@ -48,9 +48,9 @@ from .placement import Part, Placed
 from .ranks import Team, share_out, table
 from .transfer import (
     BUCKET,
-    Bucket,
     Memory,
     Slot,
+    TransferBucket,
     buckets,
     host_buffer,
     host_view,
@@ -124,7 +124,7 @@ def save(
     mine = share_out(step.values, plan.sources)[team.rank]
     planned = moves(plan, {name: owned(placed[name], boxes) for name, boxes in mine.items()}, "source")
     other = background() if background is not None else None
-    draft = Draft(plan, files, output, destination) if team.rank == 0 else None
+    draft = CheckpointDraft(plan, files, output, destination) if team.rank == 0 else None
     with _discarding(draft):
         with team.step("creating the output") as step:
             if other is not None:
@@ -147,14 +147,9 @@ def save(
     blocked = time.monotonic() - started
 
     def finish() -> SaveReport:
-        total = 0
         with _discarding(draft):
             with other.step("writing"), regions.writer() as write:
-                while snapshot:
-                    slot, bucket, host = snapshot.popleft()
-                    slot.wait()
-                    write(bucket, host, ())
-                    total += bucket.moved
+                total = _write_snapshot(snapshot, write)
             with other.step("completing the checkpoint"):
                 if draft is not None:
                     draft.complete()
@@ -165,11 +160,11 @@ def save(
 
 
 #: Writes the stretches of a bucket from a buffer, and its direct bytes from memories.
-Write = Callable[[Bucket, torch.Tensor, Sequence[Memory]], None]
+Write = Callable[[TransferBucket, torch.Tensor, Sequence[Memory]], None]
 
 
 @dataclass
-class Draft:
+class CheckpointDraft:
     """A checkpoint in the making, on the one rank that makes the directory. ``path`` is where the files are."""
 
     plan: Plan
@@ -223,7 +218,7 @@ class Draft:
 
 
 @contextlib.contextmanager
-def _discarding(draft: Draft | None) -> Iterator[None]:
+def _discarding(draft: CheckpointDraft | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -267,7 +262,7 @@ class Regions:
                 hint = "every rank must see the same file system" if error.errno == errno.ENOENT else None
                 raise fail("write/failed", text, Position(str(path)), hint) from error
 
-        def write(bucket: Bucket, host: torch.Tensor, memories: Sequence[Memory]) -> None:
+        def write(bucket: TransferBucket, host: torch.Tensor, memories: Sequence[Memory]) -> None:
             view = host_view(host)
             for tensor, offsets, length, position in bucket.stretches:
                 write_region(tensor, offsets, view[position : position + len(offsets) * length])
@@ -291,7 +286,7 @@ def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int 
     total = 0
     for device, placements in planned.by_device():
 
-        def work(slot: Slot, bucket: Bucket) -> None:
+        def work(slot: Slot, bucket: TransferBucket) -> None:
             slot.fill_buffer(bucket, regions.places, planned.memories, slot.host)
             slot.wait()
             write(bucket, slot.host, planned.memories)
@@ -301,12 +296,23 @@ def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int 
     return total
 
 
-def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tuple[Slot, Bucket, torch.Tensor]]:
+def _write_snapshot(snapshot: deque[tuple[Slot, TransferBucket, torch.Tensor]], write: Write) -> int:
+    """Write the buckets, and let go of each; the bytes that they are."""
+    total = 0
+    while snapshot:
+        slot, bucket, host = snapshot.popleft()
+        slot.wait()
+        write(bucket, host, ())
+        total += bucket.moved
+    return total
+
+
+def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tuple[Slot, TransferBucket, torch.Tensor]]:
     """The final bytes of every bucket in host memory; each is complete once its slot has been waited for."""
-    result: deque[tuple[Slot, Bucket, torch.Tensor]] = deque()
+    result: deque[tuple[Slot, TransferBucket, torch.Tensor]] = deque()
     for device, placements in planned.by_device():
 
-        def work(slot: Slot, bucket: Bucket, device: torch.device = device) -> None:
+        def work(slot: Slot, bucket: TransferBucket, device: torch.device = device) -> None:
             host = host_buffer(bucket.nbytes, device)
             slot.fill_buffer(bucket, regions.places, planned.memories, host)
             result.append((slot, bucket, host))

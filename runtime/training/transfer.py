@@ -70,7 +70,7 @@ class Direct(NamedTuple):
     nbytes: int
 
 
-class Strided(NamedTuple):
+class StridedPiece(NamedTuple):
     """One piece of tensor ``tensor`` in the buffer, counted from byte ``position`` on."""
 
     tensor: int
@@ -79,12 +79,12 @@ class Strided(NamedTuple):
 
 
 @dataclass(slots=True)
-class Bucket:
+class TransferBucket:
     """What moves at once; ``nbytes`` of the buffer are used. ``zeros`` are bytes that no file holds."""
 
     nbytes: int = 0
     stretches: list[Stretch] = field(default_factory=list)
-    copies: list[Strided] = field(default_factory=list)
+    copies: list[StridedPiece] = field(default_factory=list)
     direct: list[Direct] = field(default_factory=list)
     direct_bytes: int = 0
     zeros: int = 0
@@ -103,11 +103,11 @@ def buckets(
     exact: bool,
     size: int = BUCKET,
     direct: bool = True,
-) -> Iterator[Bucket]:
+) -> Iterator[TransferBucket]:
     """Buckets of at most ``size`` bytes that move the pieces between ``tensors`` and ``memories``, in the order of the
     files. ``exact``: stretches hold nothing but the pieces, as they must to be written. ``direct``: bytes that stand
     together on both ends may bypass the buffer (if the memory is on a CPU)."""
-    bucket = Bucket()
+    bucket = TransferBucket()
     for number in sorted(placements, key=lambda n: (str(tensors[n].file), tensors[n].offset)):
         stored = tensors[number]
         width = size_of(stored.dtype)
@@ -115,7 +115,7 @@ def buckets(
             nbytes = block.elements * width
             if bucket.nbytes + nbytes + _ALIGNMENT > size or bucket.direct_bytes >= size:
                 yield bucket
-                bucket = Bucket()
+                bucket = TransferBucket()
             if isinstance(stored.content, Zeros):
                 bucket.zeros += nbytes
             found = _direct(number, stored, block, memories) if direct else None
@@ -139,7 +139,7 @@ def _direct(number: int, stored: StoredTensor, block: Block, memories: Sequence[
     return Direct(number, stored.offset + block.start * width, memory, piece.there * width, block.elements * width)
 
 
-def _add(bucket: Bucket, number: int, tensors: Sequence[StoredTensor], block: Block) -> None:
+def _add(bucket: TransferBucket, number: int, tensors: Sequence[StoredTensor], block: Block) -> None:
     stored = tensors[number]
     width = size_of(stored.dtype)
     nbytes = block.elements * width
@@ -158,7 +158,7 @@ def _add(bucket: Bucket, number: int, tensors: Sequence[StoredTensor], block: Bl
     else:
         position = -(-bucket.nbytes // _ALIGNMENT) * _ALIGNMENT
         bucket.stretches.append(Stretch(number, offsets, block.length * width, position))
-    bucket.copies += [Strided(number, position, placed) for placed in block.placements]
+    bucket.copies += [StridedPiece(number, position, placed) for placed in block.placements]
     bucket.nbytes = position + nbytes
 
 
@@ -204,7 +204,7 @@ class Slot:
         if self._stream is not None:
             self._module.current_stream(self._stream.device).wait_stream(self._stream)
 
-    def fill_tensors(self, bucket: Bucket, sources: Sequence[StoredTensor], memories: Sequence[Memory]) -> None:
+    def fill_tensors(self, bucket: TransferBucket, sources: Sequence[StoredTensor], memories: Sequence[Memory]) -> None:
         """From the host buffer into the tensors."""
         with self._on_stream():
             buffer = self.host
@@ -216,7 +216,7 @@ class Slot:
                 _copy(buffer[position : bucket.nbytes], dtype, target.flat, target.dtype, piece.swapped)
 
     def fill_buffer(
-        self, bucket: Bucket, targets: Sequence[StoredTensor], memories: Sequence[Memory], host: torch.Tensor
+        self, bucket: TransferBucket, targets: Sequence[StoredTensor], memories: Sequence[Memory], host: torch.Tensor
     ) -> None:
         """From the tensors into ``host``, which is complete after ``wait``."""
         with self._on_stream():
@@ -258,7 +258,7 @@ def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_
     """Copy a piece between buffers of bytes; its ``here`` end is in ``target``, its ``there`` end in ``source``."""
     extents, strides, others = (tuple(axis[k] for axis in piece.axes) for k in range(3))
     if on_host(source.device):
-        flat = tasks.Piece(0, extents, piece.there, others, piece.here, strides)
+        flat = tasks.TaskPiece(0, extents, piece.there, others, piece.here, strides)
         kernels.move(source, source_dtype, target, target_dtype, flat)
         return
     same = source_dtype == target_dtype
@@ -268,7 +268,7 @@ def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_
     )
 
 
-def run(todo: Iterable[Bucket], slots: Sequence[Slot], work: Callable[[Slot, Bucket], None]) -> int:
+def run(todo: Iterable[TransferBucket], slots: Sequence[Slot], work: Callable[[Slot, TransferBucket], None]) -> int:
     """Let one worker per slot take buckets until there are none; the bytes that they moved to or from files. The first
     exception stops all and is raised."""
     queue, lock = iter(todo), threading.Lock()

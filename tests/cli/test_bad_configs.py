@@ -112,7 +112,10 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "a billion layers": (config(num_hidden_layers=10**9), ("`num_hidden_layers` must be a number of layers",)),
     "layers that no file holds": (
         config(num_hidden_layers=100_000),
-        ("the config states 100000 `decoder.{i}`, which take 700001 tensors or more, but the files hold 30 tensors",),
+        (
+            "the config states 100000 `decoder.{i}`, which take 700001 tensors or more, but the files hold 30 tensors",
+            "[config/size]",
+        ),
     ),
     "more layers than the files hold": (
         config(num_hidden_layers=1_000),
@@ -123,23 +126,50 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         lambda path: (config(num_attention_heads=7)(path), without("head_dim")(path)),
         ("`hidden_size / num_attention_heads`: 30 is not a multiple of 7",),
     ),
-    "groups that do not divide": (config(num_key_value_heads=4), ("heads must be a multiple of head_groups",)),
+    "groups that do not divide": (
+        config(num_key_value_heads=4),
+        (
+            "heads must be a multiple of head_groups",
+            "[layout/check]",
+        ),
+    ),
     "rope is text": (config(rope_parameters="default"), ("`rope_parameters` must be an object, it is 'default'",)),
     "unknown rope": (rope(rope_type="longrope"), ("`rope_parameters.rope_type` must be one of default, llama3, yarn",)),
     "rope theta is text": (rope(rope_theta="x"), ("`rope_parameters.rope_theta` must be of type float, it is 'x'",)),
     "a partial rope": (rope(partial_rotary_factor=0.5), ("`rope_parameters.partial_rotary_factor` must be 1.0",)),
     "two ropes that disagree": (
         config(rope_scaling={"rope_type": "linear", "factor": 2.0}),
-        ("`rope_scaling.rope_type` says 'linear' and `rope_parameters.rope_type` says 'default'",),
+        (
+            "`rope_scaling.rope_type` says 'linear' and `rope_parameters.rope_type` says 'default'",
+            "[config/dialects-differ]",
+        ),
     ),
-    "exact gelu": (config(hidden_act="gelu"), ("`hidden_act` is 'gelu': the trainer computes the tanh approximation",)),
-    "no file": (lambda path: (path / "config.json").unlink(), ("config.json: error: cannot read it: No such file",)),
+    "exact gelu": (
+        config(hidden_act="gelu"),
+        (
+            "`hidden_act` is 'gelu': the trainer computes the tanh approximation",
+            "[config/lossy]",
+        ),
+    ),
+    "no file": (
+        lambda path: (path / "config.json").unlink(),
+        (
+            "config.json: error: cannot read it: No such file",
+            "[config/read]",
+        ),
+    ),
     "empty": (text(b""), ("config.json:1:1: error: not valid JSON: Expecting value",)),
     "cut": (
         text(b'{\n  "model_type": "llama",\n'),
         ("config.json:3:1: error: not valid JSON: Expecting property name",),
     ),
-    "a trailing comma": (text(b'{"model_type": "llama",}'), ("config.json:1:24: error: not valid JSON",)),
+    "a trailing comma": (
+        text(b'{"model_type": "llama",}'),
+        (
+            "config.json:1:24: error: not valid JSON",
+            "[config/json]",
+        ),
+    ),
     "a list": (text(b"[]"), ("config.json must be an object",)),
     "a key twice": (
         text(b'{\n  "model_type": "llama",\n  "model_type": "llama"\n}'),
@@ -149,8 +179,20 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         text(b'{"model_type": "llama",\n "rope_parameters": {"a": 1, "a": 1}}'),
         ("config.json:2:30: error: `a` is already written at ",),
     ),
-    "not text": (text(b'{"\xe9": 1}'), ("config.json: error: this is not UTF-8 text",)),
-    "NaN": (config(rms_norm_eps=math.nan), ("`rms_norm_eps` must be of type float and finite, it is nan",)),
+    "not text": (
+        text(b'{"\xe9": 1}'),
+        (
+            "config.json: error: this is not UTF-8 text",
+            "[config/encoding]",
+        ),
+    ),
+    "NaN": (
+        config(rms_norm_eps=math.nan),
+        (
+            "`rms_norm_eps` must be of type float and finite, it is nan",
+            "[config/type]",
+        ),
+    ),
     "too deep": (text(b"[" * 100_000), ("config.json:1:41: error: more than 40 levels of nesting",)),
 }
 

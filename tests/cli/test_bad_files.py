@@ -60,7 +60,13 @@ FILES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "cut in the data": (cut("model.safetensors", 20_000), ("the file is cut off: it has",)),
     "one byte short": (cut("model.safetensors", 141_503), ("the file is cut off: it has 138479 of 138480 bytes",)),
     "corrupt header": (flip("model.safetensors", 20), ("model.safetensors: error: not valid JSON",)),
-    "corrupt length": (flip("model.safetensors", 7), ("model.safetensors: error: not a safetensors file",)),
+    "corrupt length": (
+        flip("model.safetensors", 7),
+        (
+            "model.safetensors: error: not a safetensors file",
+            "[header/length]",
+        ),
+    ),
     "a shard is missing": (
         without_shards(2),
         ("index.json: error: the file model-00002-of-00003.safetensors with 10 tensors is missing",),
@@ -124,14 +130,20 @@ TENSORS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "integers beside floats": (
         put(model__layers__1__mlp__up_proj__weight=torch.zeros(37, 30, dtype=INT)),
-        ("tensor `model.layers.1.mlp.up_proj.weight` has the dtype I32, parameters are floats",),
+        (
+            "tensor `model.layers.1.mlp.up_proj.weight` has the dtype I32, parameters are floats",
+            "[tensors/dtype]",
+        ),
     ),
     "dtypes of which none holds the other": (
         put(
             model__layers__1__mlp__up_proj__weight=torch.zeros(37, 30, dtype=torch.float16),
             model__layers__1__mlp__gate_proj__weight=torch.zeros(37, 30, dtype=torch.bfloat16),
         ),
-        ("`decoder.1.mlp.layer_1.weight` is made from tensors of BF16 and F16, and none holds the others exactly",),
+        (
+            "`decoder.1.mlp.layer_1.weight` is made from tensors of BF16 and F16, and none holds the others exactly",
+            "[plan/mixed-dtypes]",
+        ),
     ),
     "missing in every layer": (
         drop(*(f"model.layers.{i}.mlp.up_proj.weight" for i in range(3))),

@@ -87,12 +87,27 @@ METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "origin of an unknown format": (
         metadata(*ORIGIN, format="lama"),
-        ("there is no format `lama`, which this checkpoint",),
+        (
+            "there is no format `lama`, which this checkpoint",
+            "[format/unknown]",
+        ),
     ),
     "origin with a broken config": (metadata(*ORIGIN, config="{"), ("`metadata.crosswalk.config`: not valid JSON",)),
-    "a carried file is gone": (metadata(*ORIGIN, files=["x.json"]), ("the carried file `x.json` is gone",)),
+    "a carried file is gone": (
+        metadata(*ORIGIN, files=["x.json"]),
+        (
+            "the carried file `x.json` is gone",
+            "[files/missing]",
+        ),
+    ),
     "a carried file outside": (metadata(*ORIGIN, files=["../x"]), ("the carried file `../x` is gone",)),
-    "no origin": (metadata("metadata", crosswalk=...), ("this checkpoint does not say which format it came from",)),
+    "no origin": (
+        metadata("metadata", crosswalk=...),
+        (
+            "this checkpoint does not say which format it came from",
+            "[format/needed]",
+        ),
+    ),
     "missing file": (
         metadata(*INDEX, **{HEAD: "model_1.safetensors"}),
         ("the file model_1.safetensors with 1 tensors is missing",),
@@ -132,7 +147,10 @@ METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "a billion layers": (
         metadata(*BASE, "decoder", num_blocks=10**9),
-        ("`decoder.num_blocks` must be at most 100000",),
+        (
+            "`decoder.num_blocks` must be at most 100000",
+            "[layout/blocks]",
+        ),
     ),
     "layers that no file holds": (
         metadata(*BASE, "decoder", num_blocks=100_000),
@@ -160,7 +178,13 @@ METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "tag": (rewritten("model: gpt", "model: !!python/name:os.system gpt"), ("error: tags are not allowed",)),
     "two documents": (rewritten("model: gpt", "model: gpt\n---\na: 1\n..."), ("a second document starts here",)),
     "empty": (replaced(b""), ("metadata.yaml: error: this is not a mapping of keys to values",)),
-    "a list": (replaced(b"- a\n"), ("metadata.yaml: error: this is not a mapping of keys to values",)),
+    "a list": (
+        replaced(b"- a\n"),
+        (
+            "metadata.yaml: error: this is not a mapping of keys to values",
+            "[native/metadata]",
+        ),
+    ),
     "not text": (replaced(bytes(range(256))), ("metadata.yaml: error: this is not UTF-8 text",)),
     "too deep": (replaced(b"[" * 300), ("metadata.yaml:1:41: error: more than 40 levels of nesting",)),
     "no data file": (

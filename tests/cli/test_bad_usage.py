@@ -83,28 +83,42 @@ def test_sources_that_are_none(crosswalk: CommandLine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "code", "expected"),
     [
-        (("--to", "torchtitan", "--as", "zip"), "a checkpoint of layout `torchtitan` cannot be written as `zip`"),
-        (("--to", "torchtitan", "--as", "fast_llm"), "of layout `torchtitan` cannot be written as `fast_llm`"),
-        (("--to", "hf"), "this is a Hugging Face checkpoint (config.json) already"),
-        (("--format", "lama"), "there is no format `lama`"),
-        (("--dialect", "transformers-4"), "a dialect is one of Hugging Face checkpoints to write; this one is read"),
-        (("--dtype", "int8"), "`int8` is no float dtype"),
-        (("--dtype", "bfloat"), "`bfloat` is no float dtype"),
-        (("--dtype", "bf16", "--protect", "lm_hed*"), "no tensor of the output is called `lm_hed*`"),
-        (("--max-shard-size", "big"), "--max-shard-size: error: `big` is no size"),
-        (("--max-shard-size", "0"), "`0` is no size"),
-        (("--max-shard-size", "nanGB"), "`nanGB` is no size"),
-        (("--memory", "x"), "--memory: error: `x` is no size"),
-        (("--memory", "1MB"), "bytes of memory, 1000000 are allowed"),
-        (("--resume", "--checksum", "none"), "a conversion cannot be continued without checksums"),
+        (
+            ("--to", "torchtitan", "--as", "zip"),
+            "usage/kind",
+            "a checkpoint of layout `torchtitan` cannot be written as `zip`",
+        ),
+        (
+            ("--to", "torchtitan", "--as", "fast_llm"),
+            "usage/kind",
+            "of layout `torchtitan` cannot be written as `fast_llm`",
+        ),
+        (("--to", "hf"), "usage/to", "this is a Hugging Face checkpoint (config.json) already"),
+        (("--format", "lama"), "usage/format", "there is no format `lama`"),
+        (
+            ("--dialect", "transformers-4"),
+            "usage/dialect",
+            "a dialect is one of Hugging Face checkpoints to write; this one is read",
+        ),
+        (("--dtype", "int8"), "usage/dtype", "`int8` is no float dtype"),
+        (("--dtype", "bfloat"), "usage/dtype", "`bfloat` is no float dtype"),
+        (("--dtype", "bf16", "--protect", "lm_hed*"), "usage/protect", "no tensor of the output is called `lm_hed*`"),
+        (("--max-shard-size", "big"), "usage/size", "--max-shard-size: error: `big` is no size"),
+        (("--max-shard-size", "0"), "usage/size", "`0` is no size"),
+        (("--max-shard-size", "nanGB"), "usage/size", "`nanGB` is no size"),
+        (("--memory", "x"), "usage/size", "--memory: error: `x` is no size"),
+        (("--memory", "1MB"), "options/memory", "bytes of memory, 1000000 are allowed"),
+        (("--resume", "--checksum", "none"), "options/resume", "a conversion cannot be continued without checksums"),
     ],
 )
-def test_wrong_arguments(options: tuple[str, ...], expected: str, crosswalk: CommandLine, tmp_path: Path) -> None:
+def test_wrong_arguments(
+    options: tuple[str, ...], code: str, expected: str, crosswalk: CommandLine, tmp_path: Path
+) -> None:
     source = make(tmp_path / "source")
     with nothing_written(tmp_path):
-        assert_refused(crosswalk("convert", source, tmp_path / "out", *options), expected, code=2)
+        assert_refused(crosswalk("convert", source, tmp_path / "out", *options), expected, f"[{code}]", code=2)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +154,11 @@ def test_verify_and_explain_say_what_is_wrong(crosswalk: CommandLine, tmp_path: 
     converted = native(tmp_path, crosswalk)
     source = tmp_path / "source"
     assert crosswalk("verify", source, converted).code == 0
-    assert_refused(crosswalk("verify", source, source), "are checkpoints of the same kind: metadata.yaml is in neither")
+    assert_refused(
+        crosswalk("verify", source, source),
+        "are checkpoints of the same kind: metadata.yaml is in neither",
+        "[verify/kind]",
+    )
     assert_refused(crosswalk("verify", converted, converted), "of the same kind: metadata.yaml is in both")
     assert_refused(crosswalk("verify", source, tmp_path / "none"), "none: error: there is no such directory")
     assert_refused(

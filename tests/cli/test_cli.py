@@ -178,3 +178,4 @@ def test_compile_mappings_makes_the_plan_of_a_config(crosswalk: CommandLine, tmp
     assert {tensor.dtype for tensor in Plan.from_json(cast).targets} == {"F32"}
     ran = crosswalk.compile("llama", "mistral", "--config", source / "config.json")
     assert (ran.code, ran.out) == (2, "")
+    assert "[usage/config]" in ran.err

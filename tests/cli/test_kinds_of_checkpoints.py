@@ -244,6 +244,7 @@ def test_model_code_is_carried_or_given(crosswalk: CommandLine, tmp_path: Path) 
     ran = crosswalk("convert", convert(crosswalk, source, tmp_path / "bare"), tmp_path / "back")
     assert (ran.code, len(ran.problems)) == (1, 1)
     assert "format `dream` needs its model files" in ran.err
+    assert "[files/model-code]" in ran.err
     assert "hint: pass --model-files DIR" in ran.err
     code = tmp_path / "code"
     code.mkdir()

@@ -6,23 +6,30 @@ from.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from comparing import tensor_differences
+import torch.distributed.checkpoint as dcp
+from comparing import shapes, tensor_differences
 from golden_cases import load_tensors
 from small_checkpoints import tensors_of
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import crosswalk as cw
-from crosswalk.checkpoints.kinds.torch_dist import unstacked
+from crosswalk.checkpoints.kinds.torch_dist import arranged, stacked, unstacked
+from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.files.convert import Options
+from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 GOLDEN = Path(__file__).parents[1] / "golden_megatron" / "folders"
 CASES = ("llama_tp2_padded", "qwen3_moe_ep2")
@@ -74,18 +81,96 @@ def test_from_megatron_to_the_trainer_in_one_pass(run: Path) -> None:
     assert tensor_differences(tensors_of(run.parent / "back"), load_tensors(run / "hf.safetensors")) == []
 
 
-def test_names_in_folders() -> None:
-    names = {"decoder.layers": "decoder.layers.{}", "experts.experts": "experts.local.{}", "old": "new"}
-    for before, after in {
-        "decoder.layers.mlp.fc.weight": "decoder.layers.None.mlp.fc.weight",
-        "decoder.layers.3.mlp.fc.weight": "decoder.layers.3.mlp.fc.weight",
-        "decoder.layers.mlp.experts.experts.fc.weight": "decoder.layers.None.mlp.experts.local.None.fc.weight",
-        "mtp.layers.0.old.fc": "mtp.layers.0.new.fc",
-        "output.weight": "output.weight",
-        "decoder.layers": "decoder.layers.None",
-        "a.{}.b": "a.{}.b",
-    }.items():
-        assert ".".join(str(part) for part in unstacked(before, names)) == after
+# Written.
+
+
+@pytest.mark.parametrize(("run", "name"), [(name, name) for name in CASES], indirect=["run"])
+def test_what_is_written_has_the_entries_that_megatron_writes(run: Path, name: str) -> None:
+    """Names, shapes and every byte, by torch's own reader; megatron-core 0.16.1 loads such folders too."""
+    shutil.copy(GOLDEN / name / "hf.safetensors", run.parent / "like" / "model.safetensors")
+    pad = {"vocab": 64} if "padded" in name else {}
+    report = cw.convert(run.parent / "like", run.parent / "made", to="megatron", pad=pad)
+    assert report.to == "megatron"
+    made = run.parent / "made"
+    assert sorted(os.listdir(made)) == ["latest_checkpointed_iteration.txt", "release", "tokenizer.json"]
+    assert tensor_differences(by_torch(made / "release"), by_torch(folder(run))) == []
+    for place in ("common.pt", None):  # of old versions and of new ones
+        common = torch.load(made / "release" / place, weights_only=True) if place else entry(made / "release")
+        assert common["checkpoint_version"] == 3.0
+    cw.verify(run.parent / "like", made)
+    cw.convert(made, run.parent / "back")
+    assert tensor_differences(tensors_of(run.parent / "back"), load_tensors(GOLDEN / name / "hf.safetensors")) == []
+    assert (run.parent / "back" / "tokenizer.json").exists()
+    cw.convert(run.parent / "like", made, to="megatron", pad=pad, options=Options(overwrite=True))
+
+
+def by_torch(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder that torch's own reader finds."""
+    described = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in described.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it is not distributed
+        dcp.load(state, checkpoint_id=path, no_dist=True)
+    return state
+
+
+def entry(path: Path) -> Any:
+    """What ranks have in common, as newer versions of megatron-core find it."""
+    state: dict[str, Any] = {"common_state/shard_0_1": io.BytesIO()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(state, checkpoint_id=path, no_dist=True)
+    found = state["common_state/shard_0_1"]
+    return (torch.load(found, weights_only=True) if isinstance(found, io.BytesIO) else found)[0]
+
+
+NAMES = {
+    "decoder.layers": "decoder.layers.{}",
+    "experts.experts.fc.bias": "experts.fc.bias{}",
+    "experts.experts": "experts.local.{}",
+    "old": "new",
+}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "axes"),
+    [
+        ("decoder.layers.mlp.fc.weight", "decoder.layers.7.mlp.fc.weight", (7,)),
+        ("decoder.layers.experts.experts.fc.weight", "decoder.layers.7.experts.local.8.fc.weight", (7, 8)),
+        ("decoder.layers.experts.experts.fc.bias", "decoder.layers.7.experts.fc.bias8", (7, 8)),
+        ("mtp.layers.0.old.fc", "mtp.layers.0.new.fc", ()),
+        ("output.weight", "output.weight", ()),
+        ("a.{}.b", "a.{}.b", ()),
+    ],
+)
+def test_names_in_folders(there: str, here: str, axes: tuple[int, ...]) -> None:
+    places = iter((7, 8))
+    parts = unstacked(there, NAMES)
+    assert ".".join(f"{text}{next(places)}" if is_axis else text for text, is_axis in parts) == here
+    assert stacked(here, NAMES) == (there, axes)
+
+
+def test_layers_that_differ_keep_their_numbers() -> None:
+    numbered = unstacked("decoder.layers.3.mlp.fc.weight", NAMES)
+    assert numbered == [(part, False) for part in ["decoder", "layers", "3", "mlp", "fc", "weight"]]
+    specs = [TensorSpec(f"decoder.layers.{i}.fc", (2, 3 + i // 2), "F32") for i in range(3)]
+    specs += [TensorSpec(f"decoder.layers.{i}.norm", (3,), "F32") for i in range(3)]
+    copies = [(s.name, s.name, (s.elements,), 0, (1,), 0, (1,), 0) for s in specs]
+    layout = dataclasses.replace(catalog().layout("megatron"), stacked=NAMES)
+    plan = arranged(make_plan(specs, specs, copies), layout)
+    assert [target.name for target in plan.targets] == sorted(spec.name for spec in specs)
+    alike = [spec for spec in specs if spec.shape != (2, 4)]
+    alike = [spec for spec in alike if not spec.name.startswith("decoder.layers.2.")]
+    plan = arranged(make_plan(alike, alike, [copy for copy in copies if copy[0] in {s.name for s in alike}]), layout)
+    assert shapes(plan.targets) == {"decoder.layers.fc": (2, 2, 3), "decoder.layers.norm": (2, 3)}
+    assert str(plan.verify()) == "bijective"
+
+
+# What is read beside the tensors, and what is refused.
 
 
 class Switch:
@@ -141,8 +226,3 @@ def test_a_run_that_is_wrong_is_refused(run: Path, damage: Any, expected: str) -
     damage(run)
     with pytest.raises(CrosswalkError, match=expected):
         convert(run)
-
-
-def test_megatron_folders_are_not_written(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(CrosswalkError, match="cannot be written as `torch_dist`"):
-        cw.convert(run, tmp_path / "out", to="megatron", kind="torch_dist", layout="megatron", like=tmp_path / "like")

@@ -158,7 +158,7 @@ def test_another_dialect_that_is_asked_for_keeps_the_rest(tmp_path: Path, dialec
 def test_what_is_no_original_is_refused(tmp_path: Path) -> None:
     source = original(tmp_path / "hf")
     native = trained(source, tmp_path / "native")
-    with pytest.raises(crosswalk.CrosswalkError, match="this is no Hugging Face checkpoint"):
+    with pytest.raises(crosswalk.CrosswalkError, match=r"this is no Hugging Face checkpoint.*\[usage/like\]"):
         crosswalk.convert(native, tmp_path / "out", like=native)
     with pytest.raises(crosswalk.CrosswalkError, match=r"leave out --like"):
         crosswalk.convert(source, tmp_path / "out", like=source)

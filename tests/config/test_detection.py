@@ -78,7 +78,9 @@ def test_what_fits_several_formats_is_an_error_that_names_them() -> None:
     with pytest.raises(CrosswalkError, match=r"format/(ambiguous|undetected)"):
         detect_format(config, specs)
     plain = _without(CONFIGS["llama"], "model_type", "architectures")
-    with pytest.raises(CrosswalkError, match=r"several formats fit.*llama.*\n.*pass --format") as caught:
+    with pytest.raises(
+        CrosswalkError, match=r"several formats fit.*llama.*\[format/ambiguous\]\n.*pass --format"
+    ) as caught:
         detect_format(plain, _specs("llama"))
     assert "diffusion_llama" in str(caught.value)
 

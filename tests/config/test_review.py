@@ -148,5 +148,5 @@ def test_the_older_key_of_the_dtype_counts_beside_a_null() -> None:
 
 def test_a_directory_of_model_files_that_is_not_there(tmp_path: Path) -> None:
     crosswalk.convert(make(tmp_path / "source"), tmp_path / "native")
-    with pytest.raises(CrosswalkError, match="there is no such directory"):
+    with pytest.raises(CrosswalkError, match=r"there is no such directory.*\[files/not-a-directory\]"):
         crosswalk.convert(tmp_path / "native", tmp_path / "back", model_files=tmp_path / "none")

@@ -87,6 +87,7 @@ def test_an_adapter_beside_a_merged_model_is_left_whole(source: Path, tmp_path: 
 def test_an_adapter_alone_is_no_model(source: Path) -> None:
     (source / "model.safetensors").rename(source / "adapter_model.safetensors")
     (source / "adapter_config.json").write_text("{}")
+    assert "[source/adapter]" in refused(source)
     assert "an adapter and no model" in refused(source)
     assert "merge" in refused(source)
 
@@ -122,6 +123,7 @@ def test_names_without_the_prefix_of_a_base_model_are_one_sentence(source: Path)
             tensors[name.removeprefix("model.")] = tensors.pop(name)
 
     edit_tensors(source, bare)
+    assert "[tensors/prefix]" in refused(source)
     assert "lack `model.`" in refused(source)
     assert "AutoModel" in refused(source)
 
@@ -159,6 +161,7 @@ def test_a_pointer_of_git_lfs_is_named_as_one(source: Path, name: str) -> None:
     (source / name).write_text(LFS)
     message = refused(source)
     assert f"{name}: error: this is a pointer of Git LFS" in message
+    assert "[source/lfs]" in message
     assert "git lfs pull" in message
 
 
@@ -172,6 +175,7 @@ def test_copies_of_weights_and_unfinished_downloads_are_no_small_files(source: P
 def test_shards_without_an_index_say_what_is_missing(source: Path) -> None:
     shard(source)
     (source / "model.safetensors.index.json").unlink()
+    assert "[source/no-index]" in refused(source)
     assert "no index" in refused(source)
     assert "*.index.json" in refused(source)
 

@@ -71,7 +71,7 @@ def test_a_file_that_looks_quantised_is_called_so(tool: str, command: CommandLin
     stored, said = TOOLS[tool]
     source = make(tmp_path / "source")
     quantise(source, stored)
-    refuse(command, source, f"the tensors look quantised, {said}")
+    refuse(command, source, f"the tensors look quantised, {said}", "[tensors/quantised]")
     text = command("check", source).err
     assert "~" not in text
     for ending in stored:

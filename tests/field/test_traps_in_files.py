@@ -69,6 +69,7 @@ def test_09_a_duplicate_is_never_overwritten_in_silence(command: CommandLine, tm
     ran = command.compile(mapping)
     assert ran.code == 1
     assert "`down` and `up`" in ran.err
+    assert "[mapping/parameter-twice]" in ran.err
 
 
 def test_10_experts_that_are_stored_fused_convert_from_files(command: CommandLine, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from crosswalk.runtime.dcp.output import folder_layout
 from crosswalk.runtime.dcp.pickles import PickleError, read_pickle
 from crosswalk.runtime.dtypes import DTYPES, size_of, torch_dtype
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options, Report, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, FileReport, write_checkpoint
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 Tensors = dict[str, torch.Tensor]
@@ -112,7 +112,7 @@ def test_what_torch_saves_from_1_2_and_4_processes_is_read(tmp_path: Path, monke
 # What torch loads.
 
 
-def write(path: Path, tensors: Tensors, size: int = 10**9, **options: Any) -> Report:
+def write(path: Path, tensors: Tensors, size: int = 10**9, **options: Any) -> FileReport:
     path.mkdir(exist_ok=True)
     if not (path / "source.safetensors").exists():
         save_file(tensors, path / "source.safetensors")
@@ -121,7 +121,9 @@ def write(path: Path, tensors: Tensors, size: int = 10**9, **options: Any) -> Re
     plan = make_plan(source.specs(), source.specs(), copies)
     layout = folder_layout(lambda written: {"beside.txt": b"beside"}, size)
     progress = options.pop("on_progress", None)
-    return write_checkpoint(plan, source, path / "out", layout=layout, options=Options(**options), on_progress=progress)
+    return write_checkpoint(
+        plan, source, path / "out", layout=layout, options=EngineOptions(**options), on_progress=progress
+    )
 
 
 @pytest.mark.parametrize("size", [10**9, 300], ids=["one file", "several"])

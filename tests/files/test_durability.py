@@ -19,7 +19,7 @@ from crashes import child, content, failing, make_model, write
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.plan.model import Plan
 from crosswalk.runtime.staging import placing
 
@@ -158,9 +158,10 @@ def test_errors_of_the_system(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With one worker, so that it is always the same call that fails: data and journal have errors of their own."""
     failing(monkeypatch, function, after, number)
     with pytest.raises(CrosswalkError) as error:
-        write(model, tmp_path / "out")
+        write(model, tmp_path / "out", workers=1)
     assert [diagnostic.code for diagnostic in error.value.diagnostics] == [code]
     assert os.strerror(number) in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -200,7 +201,7 @@ def test_interrupt(model: tuple[Plan, Path], tmp_path: Path) -> None:
 
     plan, directory = model
     before = threading.active_count()  # saving in the background keeps a thread
-    for options in (Options(), Options(resume=True)):
+    for options in (EngineOptions(), EngineOptions(resume=True)):
         with pytest.raises(KeyboardInterrupt):
             write_checkpoint(plan, open_checkpoint(directory), tmp_path / "out", options=options, on_progress=interrupt)
         assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from staged import COLUMNS, NAMES, ROWS, child, names, plan_of, write
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_told_to_end_it_cleans_up(what: str, number: signal.Signals, source: Pat
         signal.signal(number, signal.SIG_DFL)
         write_checkpoint(
             plan_of("new"), open_checkpoint(source), home / "out",
-            options=Options(resume=what == "resume"), on_progress=hang,
+            options=EngineOptions(resume=what == "resume"), on_progress=hang,
         )  # fmt: skip
 
     process = child(work)

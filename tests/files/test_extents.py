@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from crosswalk.runtime.checkpoint.extents import BLOCK, is_served, share
 from crosswalk.runtime.checkpoint.output import hugging_face_layout, native_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
-from crosswalk.runtime.files.convert import Options, checksum_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 ROWS, WIDTH = 101, 4096  # 808 KiB of bf16 each: whole blocks, and not whole steps of 1 MiB
@@ -69,7 +69,7 @@ def test_what_can_be_shared_is_and_the_rest_is_copied(
     )
     checkpoint = open_checkpoint(tmp_path / "in")
     layout = native_layout(lambda written: {}) if in_phase else hugging_face_layout()
-    options = Options(workers=2, checksum=checksum)
+    options = EngineOptions(workers=2, checksum=checksum)
     report = write_checkpoint(plan, checkpoint, tmp_path / "out", layout=layout, options=options)
 
     found = load_file(tmp_path / "out" / layout.file_name(0, 1))
@@ -126,7 +126,7 @@ def test_files_that_cannot_share_are_copied(number: int, monkeypatch: pytest.Mon
     save_file(tensors, tmp_path / "in" / "model.safetensors", {"format": "pt"})  # the header that is written too
     specs = [TensorSpec(name, (ROWS, WIDTH), "BF16") for name in tensors]
     plan = make_plan(specs, specs, [(s.name, s.name, (ROWS * WIDTH,), 0, (1,), 0, (1,), 0) for s in specs])
-    write_checkpoint(plan, open_checkpoint(tmp_path / "in"), tmp_path / "out", options=Options(workers=1))
+    write_checkpoint(plan, open_checkpoint(tmp_path / "in"), tmp_path / "out", options=EngineOptions(workers=1))
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     assert len(calls) == (5 if number == errno.EINVAL else 1)  # a range that is refused says nothing of the next
@@ -150,7 +150,9 @@ def test_the_system_copies_where_a_server_does_it(monkeypatch: pytest.MonkeyPatc
     for served, checksum, number in ((False, "none", 0), (True, "xxh3", 0), (True, "none", 1)):
         monkeypatch.setattr("crosswalk.runtime.files.sinks.is_served", lambda descriptor, served=served: served)
         out = tmp_path / f"{served}-{checksum}"
-        write_checkpoint(plan, open_checkpoint(tmp_path / "in"), out, options=Options(workers=1, checksum=checksum))
+        write_checkpoint(
+            plan, open_checkpoint(tmp_path / "in"), out, options=EngineOptions(workers=1, checksum=checksum)
+        )
         assert len(calls) == number
         assert torch.equal(load_file(out / "model.safetensors")["a"], tensors["a"])
 

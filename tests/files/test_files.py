@@ -37,7 +37,7 @@ from crosswalk.runtime.checkpoint.output import Written, hugging_face_layout, na
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import workers as engine
-from crosswalk.runtime.files.convert import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import Exemption, Plan, TensorSpec, make_plan
 
 
@@ -143,6 +143,7 @@ def test_verify_names_every_difference(tmp_path: Path) -> None:
     (tmp_path / "out" / "model.safetensors").write_bytes(raw)
     with pytest.raises(CrosswalkError) as error:
         verify_checkpoint(plan, checkpoint, open_checkpoint(tmp_path / "out"))
+    assert {diagnostic.code for diagnostic in error.value.diagnostics} == {"verify/differs"}
     messages = sorted(diagnostic.message for diagnostic in error.value.diagnostics)
     assert [(m.split("`")[1], m.split()[-2]) for m in messages] == [
         ("down", "7"),
@@ -180,13 +181,13 @@ def test_a_plan_that_is_no_bijection_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (Options(workers=0), "options/workers"),
-        (Options(checksum="md5"), "options/checksum"),
-        (Options(memory=1000), "options/memory"),
-        (Options(resume=True, checksum="none"), "options/resume"),
+        (EngineOptions(workers=0), "options/workers"),
+        (EngineOptions(checksum="md5"), "options/checksum"),
+        (EngineOptions(memory=1000), "options/memory"),
+        (EngineOptions(resume=True, checksum="none"), "options/resume"),
     ],
 )
-def test_options_that_make_no_sense(tmp_path: Path, options: Options, code: str) -> None:
+def test_options_that_make_no_sense(tmp_path: Path, options: EngineOptions, code: str) -> None:
     sources = {"a": noise(9)}
     plan = moved(sources, lambda t: {"b": t["a"]})
     with pytest.raises(CrosswalkError) as error:
@@ -224,7 +225,7 @@ def test_sha256_is_that_of_the_bytes_of_a_tensor(tmp_path: Path, monkeypatch: py
         {"c": torch.bfloat16},
     )
     source = open_checkpoint(save(sources, tmp_path / "in"))
-    report = write_checkpoint(plan, source, tmp_path / "out", options=Options(workers=3, checksum="sha256"))
+    report = write_checkpoint(plan, source, tmp_path / "out", options=EngineOptions(workers=3, checksum="sha256"))
     written = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     expected = {
         name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -24,7 +24,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
-from crosswalk.runtime.files.convert import Options, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 source = open_checkpoint(Path("in"))
@@ -33,7 +33,7 @@ targets = [TensorSpec(f"new.{spec.name}", (17, 31), spec.dtype) for spec in spec
 copies = [(s.name, f"new.{s.name}", (17, 31), 0, (1, 17), 0, (31, 1), 0) for s in specs]
 plan = make_plan(specs, targets, copies)
 for checksum in ("none", "xxh3", "sha256"):
-    options = Options(workers=4, checksum=checksum)
+    options = EngineOptions(workers=4, checksum=checksum)
     report = write_checkpoint(plan, source, Path(checksum), layout=hugging_face_layout(3000), options=options)
     verify_checkpoint(plan, source, open_checkpoint(Path(checksum)), options=options)
     print(len(report.files))

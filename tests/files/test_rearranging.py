@@ -22,7 +22,7 @@ from crosswalk.runtime.files import convert as conversion
 from crosswalk.runtime.files import kernels, rearranging, tasks
 from crosswalk.runtime.files import schedule as lowering
 from crosswalk.runtime.files import workers as engine
-from crosswalk.runtime.files.convert import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 
@@ -43,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("checksum", ["xxh3", "none"])
 def test_rearranging(tmp_path: Path, workload: str, dtype: torch.dtype, checksum: str) -> None:
     build, sources = WORKLOADS[workload]
-    convert(tmp_path, sources(dtype), build, options=Options(workers=3, checksum=checksum))
+    convert(tmp_path, sources(dtype), build, options=EngineOptions(workers=3, checksum=checksum))
 
 
 @pytest.mark.usefixtures("either")
@@ -84,7 +84,7 @@ def test_transpose_wider_than_a_panel(tmp_path: Path) -> None:
         ],
     )
     checkpoint = open_checkpoint(save(sources, tmp_path / "in"))
-    options = Options(workers=2, memory=engine.peak_memory(2, 1 << 20))
+    options = EngineOptions(workers=2, memory=engine.peak_memory(2, 1 << 20))
     report = write_checkpoint(plan, checkpoint, tmp_path / "out", options=options)
     found = load(tmp_path / "out")
     assert same(found["a"], sources["a"].t())
@@ -116,13 +116,13 @@ def test_tall_transposes_move_in_tiles(tmp_path: Path, dtype: torch.dtype, check
     segments = [segment for task in lowered.tasks((0, 1)) for segment in task]
     assert {plan.targets[s.target].name for s in segments if s.run < s.nbytes} == {"both", "tall"}
 
-    report = write_checkpoint(plan, checkpoint, tmp_path / "out", options=Options(workers=3, checksum=checksum))
+    report = write_checkpoint(plan, checkpoint, tmp_path / "out", options=EngineOptions(workers=3, checksum=checksum))
     found = load(tmp_path / "out")
     assert same(found["tall"], sources["tall"].t().to(dtype))
     both = torch.cat([sources["norm"], sources["stack"].transpose(1, 2).flatten()])
     assert same(found["both"], both.to(dtype))
     output = open_checkpoint(tmp_path / "out")
-    verify_checkpoint(plan, checkpoint, output, options=Options(workers=3))
+    verify_checkpoint(plan, checkpoint, output, options=EngineOptions(workers=3))
     if checksum != "none":
         assert report.checksums == checksum_checkpoint(output)
     stored = output.tensors["both"]
@@ -132,7 +132,7 @@ def test_tall_transposes_move_in_tiles(tmp_path: Path, dtype: torch.dtype, check
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(CrosswalkError, match=f"from byte {stored.nbytes - 4003} on"):
-        verify_checkpoint(plan, checkpoint, open_checkpoint(tmp_path / "out"), options=Options(workers=3))
+        verify_checkpoint(plan, checkpoint, open_checkpoint(tmp_path / "out"), options=EngineOptions(workers=3))
 
 
 @given(st.data())
@@ -147,7 +147,7 @@ def test_any_permutation_of_axes(data: st.DataObject) -> None:
     for extent in reversed(numbers.shape):
         strides.insert(0, size)
         size *= extent
-    piece = tasks.Piece(0, tuple(numbers.shape), 0, numbers.stride(), offset, tuple(strides))
+    piece = tasks.TaskPiece(0, tuple(numbers.shape), 0, numbers.stride(), offset, tuple(strides))
     flat = numbers.reshape(-1)
     cuts = sorted({offset, offset + size, *data.draw(st.lists(st.integers(offset, offset + size), max_size=4))})
     for start, stop in itertools.pairwise(cuts):
@@ -205,7 +205,7 @@ def test_moves_without_torch_are_those_of_torch(dtype: str, data: st.DataObject)
         tuple(torch.empty([shape[axis] for axis in order]).stride(order.index(axis)) for axis in range(len(shape)))
         for order in orders
     )
-    piece = tasks.Piece(0, tuple(shape), offsets[0], read, offsets[1], written)
+    piece = tasks.TaskPiece(0, tuple(shape), offsets[0], read, offsets[1], written)
     size = (math.prod(shape) + 6) * width
     source, expected = noise(size, dtype=torch.uint8), noise(size, dtype=torch.uint8)
     shift = data.draw(st.integers(0, width - 1))

@@ -15,7 +15,7 @@ from crashes import child, content, failing, make_model, write
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.plan.model import Plan
 from crosswalk.runtime.staging import directory as staging
 from crosswalk.runtime.staging import placing
@@ -149,7 +149,7 @@ def test_the_source_is_never_the_destination(model: tuple[Plan, Path], tmp_path:
     before = content(directory)
     for destination in (directory, directory.parent):
         with pytest.raises(CrosswalkError) as error:
-            write_checkpoint(plan, open_checkpoint(directory), destination, options=Options(overwrite=True))
+            write_checkpoint(plan, open_checkpoint(directory), destination, options=EngineOptions(overwrite=True))
         assert error.value.diagnostics[0].code == "output/is-source"
     assert content(directory) == before
 

@@ -15,7 +15,7 @@ import crosswalk
 from crosswalk.cli.commands import cli, run_command
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import make_plan
 
 
@@ -137,7 +137,7 @@ def test_threads_that_the_system_does_not_give(
 
     monkeypatch.setattr(threading.Thread, "start", limited)
     with pytest.raises(CrosswalkError) as error:
-        crosswalk.convert(source, tmp_path / "out", options=Options(workers=3))
+        crosswalk.convert(source, tmp_path / "out", options=EngineOptions(workers=3))
     assert codes(error) == {"options/workers"}
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
     assert not any(thread.is_alive() for thread in started)

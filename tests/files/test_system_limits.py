@@ -21,7 +21,7 @@ from crosswalk.cli.commands import cli, run_command
 from crosswalk.compiler.text.documents import load_document
 from crosswalk.jobs import plans, train
 from crosswalk.runtime import background
-from crosswalk.runtime.files.convert import Options
+from crosswalk.runtime.files.convert import EngineOptions
 
 LONG = "x" * 300
 
@@ -29,14 +29,14 @@ STARVED = """
 import resource, sys
 import torch
 import crosswalk
-from crosswalk.runtime.files.convert import Options
+from crosswalk.runtime.files.convert import EngineOptions
 
 convert = crosswalk.convert
 grown = [line for line in open("/proc/self/status") if line.startswith("VmSize")][0].split()[1]
 limit = int(grown) * 1024 + int(sys.argv[1]) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    convert("in", "out", options=Options(workers=4))
+    convert("in", "out", options=EngineOptions(workers=4))
 except crosswalk.CrosswalkError as error:
     print([problem.code for problem in error.diagnostics])
 """
@@ -76,7 +76,7 @@ def test_no_more_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     source = make(tmp_path / "in")
     monkeypatch.setattr(threading.Thread, "start", _refused)
     with pytest.raises(CrosswalkError, match="0 of the 3 threads it needs: can't start new thread"):
-        convert(source, tmp_path / "out", options=Options(workers=3))
+        convert(source, tmp_path / "out", options=EngineOptions(workers=3))
     assert os.listdir(tmp_path) == ["in"]
 
 

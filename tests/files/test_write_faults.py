@@ -19,7 +19,7 @@ from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import sinks
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
 from crosswalk.runtime.staging import placing
 from crosswalk.runtime.training.dcp import Writer
@@ -71,7 +71,7 @@ def output_of(source: Path, overwrite: bool) -> Output:
 def converting(source: Path, checksum: str) -> Write:
     def write(destination: Path, overwrite: bool) -> object:
         output = output_of(source, overwrite)
-        options = Options(workers=1, checksum=checksum, overwrite=overwrite)
+        options = EngineOptions(workers=1, checksum=checksum, overwrite=overwrite)
         return write_checkpoint(
             plan_of(), open_checkpoint(source), destination,
             layout=output.layout, extra=output.extra, carried=output.carried, options=options,

@@ -137,12 +137,19 @@ MISTAKES = [
 ]
 
 
+def code_of(message: str) -> str:
+    """What is written twice is told apart from what cannot be read."""
+    twice = {"axis": "axes/duplicate-axis", "label": "axes/duplicate-label"}
+    return twice[message.split()[0]] if message.endswith("twice") else "axes/syntax"
+
+
 @pytest.mark.parametrize(("text", "column", "message"), [*MISTAKES, ("a <- b", 2, "`<-` cannot stand here")])
 def test_mistakes_in_dims(text: str, column: int, message: str) -> None:
     with pytest.raises(CrosswalkError) as raised:
         parse_dims(text, Position("m.yaml", 7, 11))
     (diagnostic,) = raised.value.diagnostics
     assert (diagnostic.message, diagnostic.position) == (message, Position("m.yaml", 7, 11 + column))
+    assert diagnostic.code == code_of(message)
 
 
 @pytest.mark.parametrize(

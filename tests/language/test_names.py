@@ -43,7 +43,7 @@ def test_rendering_fills_what_is_given() -> None:
 
 
 def test_only_an_index_can_be_added_to() -> None:
-    with pytest.raises(CrosswalkError, match=r"`{j\+1}`: `main` is not an index"):
+    with pytest.raises(CrosswalkError, match=r"`{j\+1}`: `main` is not an index.*\[names/not-an-index\]"):
         Template.parse("x.{j+1}").render({"j": "main"})
 
 
@@ -81,6 +81,7 @@ def test_mistakes(text: str, column: int, message: str) -> None:
         Template.parse(text, Position("m.yaml", 5, 9))
     (diagnostic,) = raised.value.diagnostics
     assert (diagnostic.message, diagnostic.position) == (message, Position("m.yaml", 5, 9 + column))
+    assert diagnostic.code == ("names/duplicate" if "twice" in message else "names/syntax")
 
 
 labels = st.sampled_from(["gate", "up", "k", "v", "q"])

@@ -43,6 +43,8 @@ needs_transformers_5 = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason
 def read(name: str) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((GOLDEN / name / "case.json").read_text())
     latent = result["transformer_config"]["multi_latent_attention"]
+    if name == "qwen3_moe" and oracles.TRANSFORMERS_MAJOR < 5:
+        result["hf_config"]["num_experts"] = result["hf_config"]["num_local_experts"]  # the name of that version
     for config in (result["hf_config"]["rope_parameters"], result["transformer_config"]):
         for key in {"beta_fast", "beta_slow"} & config.keys():
             config[key] = float(config[key])  # recorded as whole numbers
@@ -356,6 +358,22 @@ def test_experts_behind_groups_of_heads() -> None:
     assert crosswalk.import_config(written, to="megatron") == native
     with pytest.raises(CrosswalkError, match="29 is not a multiple of 14"):
         crosswalk.export_config(native | {"moe_shared_expert_intermediate_size": 29}, "megatron_glm4_moe")
+
+
+RELEASED = {"deepseek-ai--DeepSeek-V3": "deepseek_v3", "rtp_GLM-4.5": "glm4_moe", "Qwen--Qwen3-235B-A22B": "qwen3_moe"}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_configs_of_models_with_experts(name: str) -> None:
+    found = json.loads((GOLDEN.parent / "field" / "hub_configs" / f"{name}.json").read_text())
+    config = found.get("config", found)
+    native = crosswalk.import_config(config, to="megatron")
+    written = crosswalk.export_config(native, f"megatron_{RELEASED[name]}")
+    assert crosswalk.import_config(written, to="megatron") == native
+    assert native["num_moe_experts"] == config.get("num_experts", config.get("n_routed_experts"))
+    assert (native["rope"]["rotary_percent"], native["kv_channels"]) == {
+        "glm4_moe": (0.5, 128), "qwen3_moe": (1.0, 128), "deepseek_v3": (1.0, 64)
+    }[RELEASED[name]]  # fmt: skip
 
 
 def test_the_other_formats_are_the_same_tensors() -> None:

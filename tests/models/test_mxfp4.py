@@ -124,4 +124,5 @@ def test_mxfp4_that_does_not_fit_is_refused(stacked: Path, command: CommandLine)
         command("check", stacked),
         "down_proj_scales` has the shape [5, 63, 3]; MXFP4 groups of 32 have [5, 64, 3]",
         "gate_up_proj_blocks` (1 in all) is encoded, and its scales `{name}_scales` are missing",
+        "[tensors/encoding]",
     )

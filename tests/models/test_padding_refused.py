@@ -61,11 +61,13 @@ def test_wrong_axes_and_numbers_are_refused_together(command: CommandLine, tmp_p
         "`--pad vocab` is not AXIS=NUMBER",
         "`--pad vocab=x` is not AXIS=NUMBER",
         "`--pad` names axis `vocab` twice",
+        "[usage/pad]",
         code=2,
     )
     assert_refused(
         command("check", source, "--truncate", "vocab=64"),
         "axes are truncated on the way to `hf`, and this is a conversion to a layout",
+        "[usage/truncate]",
         code=2,
     )
 
@@ -103,6 +105,7 @@ def test_without_what_it_remembers_nothing_is_cut_off(command: CommandLine, tmp_
     assert_refused(
         command("check", path, "--truncate", "vocab=64"),
         "7 of 71 are not known to be padding",
+        "[lossy/truncate]",
     )
     assert command("check", path, "--truncate", "vocab=64", "--allow-lossy").code == 0
     source = tmp_path / "source"
@@ -155,7 +158,7 @@ def test_a_wrong_record_is_refused(command: CommandLine, tmp_path: Path, padded:
 def test_a_record_of_another_axis_is_refused(command: CommandLine, tmp_path: Path) -> None:
     command("convert", make(tmp_path / "source"), tmp_path / "native", "--pad", "vocab=128")
     metadata("metadata", "crosswalk", padded={"hidden": {"from": 20, "to": 30}})(tmp_path / "native")
-    assert_refused(command("check", tmp_path / "native"), "axis `hidden` is none that may be padded")
+    assert_refused(command("check", tmp_path / "native"), "axis `hidden` is none that may be padded", "[native/padded]")
 
 
 @pytest.mark.parametrize(
@@ -179,14 +182,20 @@ def test_a_record_that_is_not_true_is_found(
 def test_the_padding_of_another_checkpoint_is_told_apart(command: CommandLine, tmp_path: Path) -> None:
     command("convert", make(tmp_path / "source"), tmp_path / "native", "--pad", "vocab=80")
     other = make(tmp_path / "other", vocab_size=100)
-    assert_refused(command("verify", other, tmp_path / "native"), "its size is 100 by the source, and 80 by the config")
+    assert_refused(
+        command("verify", other, tmp_path / "native"),
+        "its size is 100 by the source, and 80 by the config",
+        "[verify/padded]",
+    )
 
 
 def test_what_was_cut_off_beyond_the_padding_is_verified_as_allowed(command: CommandLine, tmp_path: Path) -> None:
     command("convert", make(tmp_path / "source"), tmp_path / "native", "--pad", "vocab=128")
     path, out = tmp_path / "native", tmp_path / "out"
     assert command("convert", path, out, "--truncate", "vocab=64", "--allow-lossy").code == 0
-    assert_refused(command("verify", path, out), "`embeddings.vocab_size` is 64, by the source it is 71")
+    assert_refused(
+        command("verify", path, out), "`embeddings.vocab_size` is 64, by the source it is 71", "[verify/config]"
+    )
     assert "truncated by 3,840 elements" in command("verify", path, out, "--allow-lossy").out
 
 

@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "block is text": (
         said(weight_block_size="8x16"),
-        ("`quantization_config.weight_block_size` must be null or the sizes of a block, it is '8x16'",),
+        ("`quantization_config.weight_block_size` must be null or the sizes of a block, it is", "[config/value]",),
     ),
     "another block": (
         said(weight_block_size=[16, 16]),
@@ -174,7 +174,7 @@ def test_nothing_in_the_files_makes_reading_fail(said: Any, specs: dict[str, tup
 def test_an_encoded_output_is_no_conversion(tmp_path: Path) -> None:
     path = source(tmp_path)
     crosswalk.convert(path, tmp_path / "native")
-    with pytest.raises(CrosswalkError, match="21 tensors of the output are encoded"):
+    with pytest.raises(CrosswalkError, match=r"21 tensors of the output are encoded.*\[verify/encoded\]"):
         crosswalk.verify(tmp_path / "native", path)
 
 

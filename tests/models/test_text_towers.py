@@ -168,7 +168,7 @@ def test_a_model_without_other_towers_has_none_to_take(tmp_path: Path) -> None:
     with pytest.raises(CrosswalkError, match=r"'llama' is no model of which"):
         crosswalk.check(source, text_only=True)
     crosswalk.convert(source, tmp_path / "native")
-    with pytest.raises(CrosswalkError, match=r"taken from a Hugging Face checkpoint"):
+    with pytest.raises(CrosswalkError, match=r"taken from a Hugging Face checkpoint.*\[usage/text-only\]"):
         crosswalk.check(tmp_path / "native", text_only=True)
 
 

@@ -203,6 +203,7 @@ def test_everything_that_cannot_be_kept_is_said() -> None:
     )
     with pytest.raises(CrosswalkError) as caught:
         plan.keep_encoded()
+    assert {diagnostic.code for diagnostic in caught.value.diagnostics} == {"plan/keep-encoded"}
     assert [diagnostic.message for diagnostic in caught.value.diagnostics] == [
         "`cast` cannot keep its encoding: it is cast to BF16",
         "`mixed` cannot keep its encoding: it is made of tensors that are stored in different ways",

@@ -19,7 +19,7 @@ from crosswalk.runtime import execute
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dtypes import DTYPES as KNOWN_DTYPES
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.encodings import KINDS
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
 
@@ -46,7 +46,7 @@ def test_execute_decodes_what_is_given() -> None:
 def test_files_are_decoded_on_the_way(workers: int, tmp_path: Path) -> None:
     plan, given, expected = fused()
     source = open_checkpoint(stored(tmp_path / "in", given))
-    report = write_checkpoint(plan, source, tmp_path / "out", options=Options(workers=workers))
+    report = write_checkpoint(plan, source, tmp_path / "out", options=EngineOptions(workers=workers))
     assert report.total_size == sum(t.nbytes for t in expected.values())
     found = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     assert all(same_bytes(found[name], expected[name]) for name in expected)

@@ -21,7 +21,7 @@ from test_plan_laws import random_box, slices
 from crosswalk.runtime import execute
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dtypes import torch_dtype
-from crosswalk.runtime.files.convert import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.encodings import KINDS
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
 from crosswalk.runtime.plan.regions import RawRegion, Region
@@ -102,7 +102,7 @@ def test_memory_files_and_live_models_agree(chain: tuple[random.Random, list[Pla
         save_file(stored, directory / "in.safetensors")
         source = open_checkpoint(directory / "in.safetensors")
         for checksum in ("xxh3", "none"):
-            options = Options(workers=3, checksum=checksum, overwrite=True)
+            options = EngineOptions(workers=3, checksum=checksum, overwrite=True)
             report = write_checkpoint(plan, source, directory / "out", options=options)
             assert equal(load_file(directory / "out" / "model.safetensors"), expected)
             if checksum != "none":

@@ -35,7 +35,7 @@ from test_plan_laws import (
 
 from crosswalk.runtime import execute
 from crosswalk.runtime.checkpoint.source import open_checkpoint
-from crosswalk.runtime.files.convert import Options, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
 from crosswalk.runtime.plan.proof import prove
 from crosswalk.runtime.plan.regions import RawRegion, Region
@@ -321,6 +321,6 @@ def test_files_are_what_is_made_in_memory(chain: tuple[random.Random, list[Plan]
         save_file(numbers, source)
         opened = open_checkpoint(source)
         for checksum in ("xxh3", "none"):
-            write_checkpoint(plan, opened, out, options=Options(checksum=checksum, overwrite=True, workers=2))
+            write_checkpoint(plan, opened, out, options=EngineOptions(checksum=checksum, overwrite=True, workers=2))
             assert equal(load_file(out / "model.safetensors"), expected)
         verify_checkpoint(plan, opened, open_checkpoint(out))

@@ -25,6 +25,10 @@ SHORTENED = {
 #: Codes whose last part is an option of the command line.
 OF_OPTIONS = {"usage/pad", "usage/truncate"}
 
+#: So many codes may be named in no test: their problems are tested by their messages alone, or not at all yet. The
+#: number only ever gets smaller.
+UNNAMED = 80
+
 
 def texts(node: ast.expr) -> Iterator[str]:
     """The texts that an argument may be."""
@@ -86,6 +90,18 @@ def test_every_code_is_registered_and_every_registered_code_is_raised() -> None:
     assert not new, "\n".join(["add to runtime/error_codes.toml, and run docs/generate_errors.py:", *new])
     gone = sorted(CODES.keys() - said)
     assert not gone, "\n".join(["nothing raises these: remove from runtime/error_codes.toml:", *gone])
+
+
+def named_in_tests() -> set[str]:
+    """The codes that stand in full in a test, or in the mistakes that one reads."""
+    files = [*(ROOT / "tests").rglob("*.py"), ROOT / "tests" / "language" / "mapping_mistakes.txt"]
+    texts = [file.read_text() for file in files if file != Path(__file__)]
+    return set(re.findall(r"[a-z]+/[A-Za-z0-9-]+", "\n".join(texts))) & CODES.keys()
+
+
+def test_a_code_is_named_where_it_is_tested() -> None:
+    unnamed = CODES.keys() - named_in_tests()
+    assert len(unnamed) <= UNNAMED, f"name the new one in a test that has it happen: {', '.join(sorted(unnamed))}"
 
 
 def is_code(text: str) -> bool:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from crosswalk.compiler.layout.model import Type
+from crosswalk.compiler.layout.model import ConfigType
 from crosswalk.jobs.formats import catalog
 from crosswalk.reference.formulas import FORMULAS, SILENT_FIELDS, SILENT_TYPES
 
@@ -30,7 +30,7 @@ def generator() -> ModuleType:
     return module
 
 
-def _computing() -> Iterator[tuple[str, Type]]:
+def _computing() -> Iterator[tuple[str, ConfigType]]:
     """Every type of the layout, but those that are listed as computing nothing, by the name of its family."""
     yield from ((name, kind) for name, kind in LAYOUT.types.items() if name not in SILENT_TYPES)
     for family in LAYOUT.families.values():
@@ -38,7 +38,7 @@ def _computing() -> Iterator[tuple[str, Type]]:
             yield from ((family.name, kind) for kind in family.types.values())
 
 
-def _function(group: str, kind: Type) -> object:
+def _function(group: str, kind: ConfigType) -> object:
     found = FORMULAS[group]
     return found[kind.name] if not callable(found) else found
 
@@ -60,7 +60,7 @@ def test_there_are_formulas_for_all_types_that_compute_and_for_no_others() -> No
 
 
 @pytest.mark.parametrize(("group", "kind"), COMPUTING)
-def test_every_field_has_a_line_and_every_type_a_formula(generator: ModuleType, group: str, kind: Type) -> None:
+def test_every_field_has_a_line_and_every_type_a_formula(generator: ModuleType, group: str, kind: ConfigType) -> None:
     formula = generator.formula_of(_function(group, kind))
     assert "=" in formula.formula
     fields = {name for name, field in kind.fields.items() if field.group != "training"}
@@ -74,7 +74,7 @@ def test_every_field_has_a_line_and_every_type_a_formula(generator: ModuleType, 
 
 
 @pytest.mark.parametrize(("group", "kind"), COMPUTING)
-def test_a_field_that_has_a_line_is_read(group: str, kind: Type, generator: ModuleType) -> None:
+def test_a_field_that_has_a_line_is_read(group: str, kind: ConfigType, generator: ModuleType) -> None:
     """By the function itself or by one of its module."""
     function = _function(group, kind)
     module = inspect.getmodule(function)

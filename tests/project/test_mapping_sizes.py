@@ -44,7 +44,7 @@ LIMITS = {
     "megatron_mixtral": 35,
     "megatron_qwen3_moe": 60,
     "megatron_deepseek_v3": 120,
-    "megatron_glm4_moe": 90,
+    "megatron_glm4_moe": 95,
     "megatron_gpt_oss": 90,
 }
 

@@ -23,7 +23,7 @@ import crosswalk
 from crosswalk.cli.commands import cli, run_command
 from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options
+from crosswalk.runtime.files.convert import EngineOptions
 
 ROOT = Path(__file__).parents[2]
 NANO = Path(__file__).parent / "nano_mappings"
@@ -171,7 +171,7 @@ def test_what_only_linux_has_is_not_needed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # a C library without renameat2
     monkeypatch.setattr(fcntl, "ioctl", None)
     for overwrite in (False, True):
-        crosswalk.convert(source, tmp_path / "there", options=Options(overwrite=overwrite))
+        crosswalk.convert(source, tmp_path / "there", options=EngineOptions(overwrite=overwrite))
         assert sorted(file.name for file in (tmp_path / "there").iterdir()) == sorted(
             file.name for file in (tmp_path / "here").iterdir()
         )

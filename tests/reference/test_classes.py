@@ -19,7 +19,7 @@ from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.config.read import import_config
 from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import plan_for
-from crosswalk.reference import Output, forward
+from crosswalk.reference import ForwardOutput, forward
 from crosswalk.runtime import execute
 
 TOLERANCE = 1e-5
@@ -36,7 +36,7 @@ def _inputs(config: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return tokens, [torch.randn(3, 2 * size, 3 * size, generator=torch.Generator().manual_seed(1))]
 
 
-def _reference(directory: Path) -> Output:
+def _reference(directory: Path) -> ForwardOutput:
     config = json.loads((directory / "config.json").read_text())
     plan = crosswalk.compile_plan(config, to="fast_llm")
     parameters = dict(execute(plan, load_tensors(directory / "model.safetensors")))

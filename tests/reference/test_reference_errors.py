@@ -25,7 +25,9 @@ def test_it_imports_nothing_of_the_compiler() -> None:
 def test_a_parameter_that_is_missing_is_named() -> None:
     config, parameters = native("rotaries")
     del parameters["decoder.3.mixer.key_value.weight"]
-    with pytest.raises(CrosswalkError, match=r"no parameter `decoder\.3\.mixer\.key_value\.weight`"):
+    with pytest.raises(
+        CrosswalkError, match=r"no parameter `decoder\.3\.mixer\.key_value\.weight`.*\[reference/missing\]"
+    ):
         forward(config, parameters, inputs(config)[0])
 
 
@@ -43,7 +45,7 @@ def test_a_parameter_that_is_missing_is_named() -> None:
 )
 def test_inputs_that_the_model_cannot_take(name: str, tokens: Any, images: Any, message: str) -> None:
     config, parameters = native(name)
-    with pytest.raises(CrosswalkError, match=message):
+    with pytest.raises(CrosswalkError, match=rf"{message}.* (\[reference/images\]|\[reference/tokens\])"):
         forward(config, parameters, torch.tensor(tokens), [torch.zeros(shape) for shape in images])
 
 
@@ -63,7 +65,7 @@ def test_a_choice_that_there_is_not(path: tuple[str, ...], message: str) -> None
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = "x"
-    with pytest.raises(CrosswalkError, match=message):
+    with pytest.raises(CrosswalkError, match=rf"{message}.* \[reference/type\]"):
         forward(config, parameters, inputs(config)[0])
 
 
@@ -71,7 +73,7 @@ def test_rotations_that_there_cannot_be() -> None:
     config, parameters = native("rotaries")
     rotary = config["decoder"]["blocks"]["b3"]["mixer"]["rotary"]
     rotary["partial_rotary_factor"] = 0.3
-    with pytest.raises(CrosswalkError, match="3 of 10 channels cannot be turned in pairs"):
+    with pytest.raises(CrosswalkError, match=r"3 of 10 channels cannot be turned in pairs.* \[reference/rotary\]"):
         forward(config, parameters, inputs(config)[0])
     rotary["type"] = "default_2d"
     with pytest.raises(CrosswalkError, match="only the patches of an image have rows and columns"):

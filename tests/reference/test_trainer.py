@@ -10,12 +10,12 @@ import torch
 from golden_cases import load_tensors
 from native_cases import FOLDERS, inputs, native, relative
 
-from crosswalk.reference import Output, forward
+from crosswalk.reference import ForwardOutput, forward
 
 TOLERANCE = 1e-5
 
 
-def _logits(output: Output, expected: torch.Tensor) -> torch.Tensor:
+def _logits(output: ForwardOutput, expected: torch.Tensor) -> torch.Tensor:
     """As the trainer gives them: the heads that predict further tokens beside the first."""
     return output.logits if expected.dim() == 2 else torch.stack([output.logits, *output.further], dim=1)
 

@@ -14,7 +14,7 @@ import torch
 
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
 
@@ -48,7 +48,7 @@ def write(model: tuple[Plan, Path], destination: Path, on_progress: Progress | N
         layout=hugging_face_layout(max_shard_bytes=860_000),
         extra={"config.json": b"{}"},
         carried={"carried.safetensors": directory / "model.safetensors"},
-        options=Options(**{"workers": 2, **options}),
+        options=EngineOptions(**{"workers": 2, **options}),
         on_progress=on_progress,
     )
 

@@ -11,7 +11,7 @@ import torch
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dtypes import dtype_name
-from crosswalk.runtime.files.convert import Options, checksum_checkpoint, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import Plan, RawCopy, TensorSpec, make_plan
 
 Tensors = dict[str, torch.Tensor]
@@ -127,12 +127,12 @@ def convert(
     sources: Tensors,
     build: Callable[[Tensors], Tensors],
     dtypes: Mapping[str, torch.dtype] | None = None,
-    options: Options | None = None,
+    options: EngineOptions | None = None,
 ) -> None:
     """Convert, and compare with what the function makes of the tensors."""
     plan = moved(sources, build, dtypes)
     checkpoint = open_checkpoint(save(sources, tmp_path / "in"))
-    options = options or Options(workers=2)
+    options = options or EngineOptions(workers=2)
     report = write_checkpoint(plan, checkpoint, tmp_path / "out", options=options)
     expected = {name: tensor.to((dtypes or {}).get(name, tensor.dtype)) for name, tensor in build(sources).items()}
     found = load(tmp_path / "out")

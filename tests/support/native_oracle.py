@@ -77,9 +77,7 @@ def _windowed(config: Config, **mixer: Any) -> Native:
     return parts.model(config, parts.pattern(names, blocks))
 
 
-def gemma4(config: Config) -> Native:
-    epsilon, hidden = config["rms_norm_eps"], config["hidden_size"]
-    norm, fixed = parts.rms(epsilon), {"type": "fixed_rms_norm", "epsilon": epsilon}
+def _gemma4_mlp(config: Config, norm: Native, fixed: Native) -> Native:
     dense = {
         "type": "mlp",
         "intermediate_size": config["intermediate_size"],
@@ -87,22 +85,26 @@ def gemma4(config: Config) -> Native:
         "add_linear_biases": False,
         "gated": True,
     }
-    moe = config.get("enable_moe_block", False)
-    if moe:
-        around = {"pre_norm": norm, "post_norm": norm}
-        routed = {
-            "type": "moe",
-            "intermediate_size": config["moe_intermediate_size"],
-            "experts": config["num_experts"],
-            "experts_per_token": config["top_k_experts"],
-            "router_normalization": fixed,
-            "router_scale": {"enabled": True},
-            "router_per_expert_scale": {"enabled": True},
-            "router_input_scale": hidden**-0.5,
-        }
-        mlp = {"type": "hybrid_moe", "dense": dense | around, "routed": dense | routed | around}
-    else:
-        mlp = dense
+    if not config.get("enable_moe_block", False):
+        return dense
+    around = {"pre_norm": norm, "post_norm": norm}
+    routed = {
+        "type": "moe",
+        "intermediate_size": config["moe_intermediate_size"],
+        "experts": config["num_experts"],
+        "experts_per_token": config["top_k_experts"],
+        "router_normalization": fixed,
+        "router_scale": {"enabled": True},
+        "router_per_expert_scale": {"enabled": True},
+        "router_input_scale": config["hidden_size"] ** -0.5,
+    }
+    return {"type": "hybrid_moe", "dense": dense | around, "routed": dense | routed | around}
+
+
+def gemma4(config: Config) -> Native:
+    epsilon = config["rms_norm_eps"]
+    norm, fixed = parts.rms(epsilon), {"type": "fixed_rms_norm", "epsilon": epsilon}
+    mlp = _gemma4_mlp(config, norm, fixed)
 
     def block(kind: str, sizes: Config) -> Native:
         full = kind == "full_attention"
@@ -130,7 +132,7 @@ def gemma4(config: Config) -> Native:
             "mixer": mixer,
             "mlp": mlp,
             "normalization": norm,
-            "pre_mlp_normalization": {"type": "none"} if moe else norm,
+            "pre_mlp_normalization": {"type": "none"} if mlp["type"] == "hybrid_moe" else norm,
             "post_mixer_normalization": norm,
             "post_mlp_normalization": norm,
             "output_scale": {"enabled": True, "lr_scale": 0.0},
@@ -141,7 +143,7 @@ def gemma4(config: Config) -> Native:
     native = parts.model(
         config, parts.pattern(kinds, blocks), final_logit_softcap=config.get("final_logit_softcapping")
     )
-    native["embeddings"]["embedding_scale"] = hidden**0.5
+    native["embeddings"]["embedding_scale"] = config["hidden_size"] ** 0.5
     return native
 
 

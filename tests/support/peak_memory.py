@@ -3,7 +3,7 @@
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.plan.model import Plan
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.files import workers as engine
@@ -24,7 +24,7 @@ def watch():
     while not stop.wait(0.002):
         peak[0] = max(peak[0], status("RssAnon"))
 threading.Thread(target=watch, daemon=True).start()
-write_checkpoint(plan, source, Path(sys.argv[3]), options=Options(workers=2))
+write_checkpoint(plan, source, Path(sys.argv[3]), options=EngineOptions(workers=2))
 stop.set()
 print(peak[0] - before, engine.peak_memory(2))
 """

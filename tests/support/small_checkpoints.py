@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -188,13 +189,16 @@ class CommandLine:
 
 
 def assert_refused(ran: Ran, *expected: str, code: int = 1) -> None:
-    """One problem for each expected text, in any order, and nothing else on either stream."""
+    """One problem for each expected text, in any order, and nothing else on either stream. ``[code]`` is no text of its
+    own: one of the problems has that code."""
     assert ran.code == code, ran
     assert ran.out == ""
     assert "Traceback" not in ran.err
-    for text in expected:
+    texts = [text for text in expected if not re.fullmatch(r"\[[a-z]+/[\w-]+\]", text)]
+    for text in texts:
         assert sum(text in problem for problem in ran.problems) == 1, f"{text!r} in\n{ran.err}"
-    assert len(ran.problems) == len(expected), ran.err
+    assert len(ran.problems) == len(texts), ran.err
+    assert all(text in ran.err for text in expected), ran.err
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pytest
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.plan.model import Plan, TensorSpec, make_plan
 
 ROWS, COLUMNS = 1021, 307
@@ -37,7 +37,7 @@ def write(source: Path, destination: Path, prefix: str = "new", stop: int | None
     return write_checkpoint(
         plan_of(prefix), open_checkpoint(source), destination,
         layout=hugging_face_layout(max_shard_bytes=2 * ROWS * COLUMNS * 4), extra={"config.json": b"{}"},
-        carried=options.pop("carried", {}), options=Options(workers=1, **options), on_progress=progress,
+        carried=options.pop("carried", {}), options=EngineOptions(workers=1, **options), on_progress=progress,
     )  # fmt: skip
 
 

@@ -77,6 +77,20 @@ def test_what_cannot_be_patched_is_sent_whole() -> None:
             assert torch.equal(cases.bits(patch.values), cases.bits(state[name])), name
 
 
+def test_elements_that_32_bits_cannot_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches have them whole; what can only be said element by element is refused."""
+    monkeypatch.setattr("crosswalk.runtime.publishing.delta._NARROW", 100)
+    state: dict[str, Any] = {"small": torch.zeros(99), "large": torch.zeros(100)}
+    snapshot = Snapshot(identity(state, dict.fromkeys(state, "F32")))
+    for tensor in state.values():
+        tensor[7] = 1.0
+    assert {p.name: p.indices is None for p in snapshot.delta().patches()} == {"small": False, "large": True}
+    for method in ("rows", "replaced"):
+        with pytest.raises(CrosswalkError, match="`large`") as caught:
+            getattr(snapshot.delta(), method)()
+        assert [d.code for d in caught.value.diagnostics] == ["delta/large"]
+
+
 def test_a_delta_is_committed_when_all_of_it_was_used(llama: Path) -> None:
     state = native_state(llama)
     publisher = crosswalk.publisher(state, crosswalk.load(llama, state), bucket_bytes=20_000)
@@ -88,6 +102,12 @@ def test_a_delta_is_committed_when_all_of_it_was_used(llama: Path) -> None:
     with pytest.raises(CrosswalkError) as caught:
         delta.commit()
     assert [d.code for d in caught.value.diagnostics] == ["delta/unfinished"]
+    half = crosswalk.publisher(state, crosswalk.load(llama, native_state(llama))).snapshot().delta()
+    state["head.final_norm.weight"][3] += 1
+    state["embeddings.word_embeddings_weight"][0, 5] += 1
+    next(half.patches())  # of two in one bucket
+    with pytest.raises(CrosswalkError):
+        half.commit()
     assert len(list(delta.patches())) == 2
     state["head.final_norm.weight"][3] = 7.0  # the next step, before the receivers have answered
     delta.commit()

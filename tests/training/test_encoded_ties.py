@@ -16,7 +16,7 @@ import crosswalk
 from crosswalk.runtime.checkpoint import decoding
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options, write_checkpoint
+from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, TensorSpec, make_plan
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -89,7 +89,7 @@ def test_workers_decode_in_one_torch_thread_each(tmp_path: Path, monkeypatch: py
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        write_checkpoint(plan, source, tmp_path / "out", options=Options(workers=2))
+        write_checkpoint(plan, source, tmp_path / "out", options=EngineOptions(workers=2))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

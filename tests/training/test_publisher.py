@@ -54,6 +54,10 @@ def test_every_way_to_publish_gives_the_checkpoint(kind: str, mixtral: Path) -> 
     assert all(result["bytes"][1] <= result["held"] for result in found)
 
 
+def test_a_group_publishes_to_its_own_first_rank(llama: Path) -> None:
+    assert results(3, cases.in_a_group, llama) == [[], [], []]
+
+
 def test_what_one_rank_finds_all_ranks_refuse(llama: Path) -> None:
     found = results(2, cases.refused, llama)
     stale, wrong, rank, dtype, again = found[0]

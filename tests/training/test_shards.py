@@ -264,7 +264,7 @@ def test_configs_and_layouts_that_are_wrong() -> None:
         crosswalk.shards(state, {**config, "hiden_size": 3}, {})
     with pytest.raises(CrosswalkError, match="did you mean `torchtitan`"):
         crosswalk.shards(state, config, {}, layout="torchtitn")
-    with pytest.raises(CrosswalkError, match="did you mean `base_model`"):
+    with pytest.raises(CrosswalkError, match=r"\[native/root\]\n.*did you mean `base_model`"):
         crosswalk.shards(state, config, {}, "base_modl")
 
 

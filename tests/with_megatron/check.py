@@ -39,6 +39,9 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 
 import crosswalk  # noqa: E402
 
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+from megatron_config import flat  # noqa: E402
+
 MOST = 1e-5
 FUNCTIONS = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "quick_gelu": quick_gelu}
 SIZES: dict[str, Any] = {
@@ -115,26 +118,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def gpt(native: dict[str, Any]) -> GPTModel:
     """The GPTModel of a config of the layout, built from fields of the same names."""
-    rope, layers = native["rope"], native["layers"]
-    kinds = layers.get("blocks", {"all": layers.get("block")})
-    pattern = layers.get("pattern", ["all"])
-    blocks = [kinds[pattern[i % len(pattern)]] for i in range(layers["num_blocks"])]
-    experts, windows = ([int(block[name]) for block in blocks] for name in ("moe", "windowed"))
-    latent = native["multi_latent_attention"]
-    kind = MLATransformerConfig if latent else TransformerConfig
-    known = kind.__dataclass_fields__
-    fields = {key: value for key, value in (native | rope).items() if key in known}
+    rope = native["rope"]
+    kind = MLATransformerConfig if native["multi_latent_attention"] else TransformerConfig
+    fields = {key: value for key, value in flat(native).items() if key in kind.__dataclass_fields__}
     fields |= {
-        "num_layers": layers["num_blocks"],
         "activation_func": FUNCTIONS[native["activation_func"]],
-        "window_size": None if native["window_size"] is None else (native["window_size"], 0),
-        "window_attn_skip_freq": windows,
-        "mtp_num_layers": native["mtp_num_layers"] or None,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "moe_token_dispatcher_type": "allgather",
         "moe_grouped_gemm": False,
-        "moe_layer_freq": experts if any(experts) else 1,
         "use_cpu_initialization": True,
         "perform_initialization": False,
         "gradient_accumulation_fusion": False,

@@ -10,6 +10,7 @@ from typing import Any
 from crosswalk.checkpoints.opened import Opened
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.checkpoint.output import OutputLayout
+from crosswalk.runtime.plan.model import Plan
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Kind:
     that is wrong with one; that of Hugging Face is opened by itself. ``lay_out``: how one is written, with data files
     of so many bytes, None if it is only read. ``every``: whether any layout can be written so, or only one whose
     directories are of this kind. ``twice``: whether parameters that are tied stand in one under each of their names.
+    ``arrange``: from a plan into the layout to one into names of the directory, where they are others.
     """
 
     name: str
@@ -49,3 +51,4 @@ class Kind:
     lay_out: Callable[[Contents, int], OutputLayout] | None
     every: bool = False
     twice: bool = False
+    arrange: Callable[[Plan, Layout], Plan] | None = None

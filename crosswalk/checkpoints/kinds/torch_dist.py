@@ -1,38 +1,48 @@
 """Megatron-core's ``dist_checkpointing``, format ``torch_dist``: a folder of torch.distributed.checkpoint with names of
 its own, in which layers and experts are axes, and with the arguments of the run.
 
-How those names follow from the layout is said in the layout (``stacked``). Folders are read, not written.
+How those names follow from the layout is said in the layout (``stacked``). What is written is a run that has only a
+release: the model, without the arguments of a run.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crosswalk.checkpoints.opened import Opened
+from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_json, shorten
 from crosswalk.runtime.checkpoint.opening import read_inside
+from crosswalk.runtime.checkpoint.output import OutputLayout, Written
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.dcp.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
 from crosswalk.runtime.dcp.folder import Folder, is_folder, locate, open_folder
 from crosswalk.runtime.dcp.metadata import METADATA
+from crosswalk.runtime.dcp.output import folder_layout
 from crosswalk.runtime.dcp.parts import slice_of
 from crosswalk.runtime.dcp.pickles import Made, PickleError, Table, read_pickle
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.plan.model import Plan, RawCopy, TensorSpec, make_plan
 
-from .beside import said_of
+from .beside import said_of, text_beside
 from .dcp import left_out, model_names
-from .kind import Given, Kind
+from .kind import Contents, Given, Kind
 
 _LATEST, _ABOUT, _COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.pt"
+_RELEASE = "release"
 #: The entry that holds what all ranks have in common, in folders without a file for it.
 _COMMON_ENTRY = re.compile(r"common_state/shard_\d+_\d+")
+#: Stands for a number of a name that is an axis of the tensor in a folder.
+_AXIS = "{}"
 #: Most tensors that the stacks of a folder may come apart into.
 _MOST = 500_000
 
@@ -46,7 +56,7 @@ def _is_legacy(path: Path) -> bool:
 
 
 def _open(path: Path, given: Given) -> Opened:
-    path = _iteration(path)
+    home, path = path, _iteration(path)
     if _is_legacy(path):
         text = "this is a checkpoint of Megatron's old format `torch`: a pickle for each rank, which only it can read"
         hint = "let Megatron write it again: its script with --ckpt-convert-format torch_dist --ckpt-convert-save DIR"
@@ -61,7 +71,7 @@ def _open(path: Path, given: Given) -> Opened:
     found = locate(folder, names)
     tensors = dict(_apart(found, layout.stacked or {}))
     others = [name for name in folder.entries.objects if not _COMMON_ENTRY.fullmatch(name)]
-    opened = said.opened(path, KIND.name, layout, replace(found, tensors=tensors), left_out(left, others))
+    opened = said.opened(home, KIND.name, layout, replace(found, tensors=tensors), left_out(left, others))
     return replace(opened, run=common)
 
 
@@ -74,7 +84,7 @@ def _iteration(path: Path) -> Path:
         text = read_inside(latest, path, 64).decode("ascii", "replace").strip()
     except OSError as error:
         raise fail("directory/latest", f"cannot be read: {error.strerror or error}", Position(str(latest))) from error
-    folder = path / (f"iter_{int(text):07}" if text.isascii() and text.isdigit() else "release")
+    folder = path / (f"iter_{int(text):07}" if text.isascii() and text.isdigit() else _RELEASE)
     if not folder.is_dir():
         message = f"the last iteration is {shorten(text)}, and there is no {folder.name}"
         raise fail("directory/latest", message, Position(str(latest)), "copy that folder too, or name another one")
@@ -125,22 +135,23 @@ def _apart(found: Checkpoint, stacked: Mapping[str, str]) -> Iterator[tuple[str,
     count = 0
     for name, stored in found.tensors.items():
         parts = unstacked(name, stacked)
-        axes = stored.shape[: parts.count(None)]
+        number_of_axes = sum(is_axis for _, is_axis in parts)
+        axes = stored.shape[:number_of_axes]
         count += math.prod(axes)
-        if parts.count(None) > len(stored.shape) or count > _MOST:
+        if number_of_axes > len(stored.shape) or count > _MOST:
             text = f"tensor `{shorten(name)}` {list(stored.shape)} is no stack of layers or experts"
             raise CrosswalkError(fail("directory/stack", text, Position(str(found.path))).diagnostics)
         shape = stored.shape[len(axes) :]
         for number, index in enumerate(itertools.product(*map(range, axes))):
             places = iter(index)
-            label = ".".join(str(next(places)) if part is None else part for part in parts)
+            label = ".".join(f"{text}{next(places)}" if is_axis else text for text, is_axis in parts)
             yield label, slice_of(stored, number * math.prod(shape), shape)
 
 
-def unstacked(name: str, stacked: Mapping[str, str]) -> list[str | None]:
-    """The parts of the name that a layout has for one of its directory: None for each leading axis of the tensor that
-    is a number there. Where the number stands in the name already, as it does for layers of several kinds, it stays."""
-    parts, result, at = name.split("."), list[str | None](), 0
+def unstacked(name: str, stacked: Mapping[str, str]) -> list[tuple[str, bool]]:
+    """The parts of the name that a layout has for one of its directory, and whether a number follows in each: a leading
+    axis of the tensor. A number that stands in the name already, as of layers of several kinds, stays there."""
+    parts, result, at = name.split("."), list[tuple[str, bool]](), 0
     while at < len(parts):
         for before, after in stacked.items():
             run = before.split(".")
@@ -148,13 +159,96 @@ def unstacked(name: str, stacked: Mapping[str, str]) -> list[str | None]:
                 continue
             at += len(run)
             numbered = at < len(parts) and parts[at].isdigit()
-            written = run if numbered and "{}" in after else after.split(".")
-            result += [None if part == "{}" else part for part in written]
+            written = run if numbered and _AXIS in after else after.split(".")
+            result += [(part.removesuffix(_AXIS), part.endswith(_AXIS)) for part in written]
             break
         else:
-            result.append(parts[at])
+            result.append((parts[at], False))
             at += 1
     return result
 
 
-KIND = Kind("torch_dist", _ABOUT, _recognises, _open, None)
+def arranged(plan: Plan, layout: Layout) -> Plan:
+    """The plan into the names of a folder: stacks put together. Layers are one only if all are of one kind."""
+    names = layout.stacked or {}
+    while True:
+        groups: dict[str, dict[tuple[int, ...], TensorSpec]] = {}
+        for spec in plan.targets:
+            name, index = stacked(spec.name, names)
+            groups.setdefault(name, {})[index] = spec
+        ragged = next((name for name, group in groups.items() if not _is_full(group.values(), group)), None)
+        if ragged is None:
+            break
+        # The outermost of its axes is that of layers, which differ: they keep their numbers.
+        outer = next(before for before, after in names.items() if _AXIS in after and f"{before}." in f"{ragged}.")
+        names = {before: after for before, after in names.items() if before != outer}
+    targets, copies = [], list[RawCopy]()
+    for name, group in groups.items():
+        axes = tuple(max(column) + 1 for column in zip(*group, strict=True))
+        first = next(iter(group.values()))
+        targets.append(TensorSpec(name, (*axes, *first.shape), first.dtype))
+        for number, index in enumerate(itertools.product(*map(range, axes))):
+            spec = group[index]
+            copies.append((spec.name, name, (spec.elements,), 0, (1,), number * spec.elements, (1,), 0))
+    return plan.compose(make_plan(plan.targets, targets, copies))
+
+
+def _is_full(specs: Iterable[TensorSpec], indexes: Iterable[tuple[int, ...]]) -> bool:
+    """Whether tensors are alike, and there is one for each index."""
+    found = set(indexes)
+    axes = [max(column) + 1 for column in zip(*found, strict=True)]
+    return len({(spec.shape, spec.dtype) for spec in specs}) == 1 and len(found) == math.prod(axes)
+
+
+def stacked(name: str, names: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
+    """The name that a folder has for one of the layout, and the numbers of it that are axes there."""
+    parts, result, index, at = name.split("."), list[str](), list[int](), 0
+    while at < len(parts):
+        for before, after in names.items():
+            run = after.split(".")
+            numbers = _numbers(parts[at : at + len(run)], run)
+            if numbers is not None:
+                index += numbers
+                result += before.split(".")
+                at += len(run)
+                break
+        else:
+            result.append(parts[at])
+            at += 1
+    return ".".join(result), tuple(index)
+
+
+def _numbers(parts: list[str], wanted: list[str]) -> list[int] | None:
+    """The numbers of parts of a name that are axes; None if they are other parts."""
+    numbers = []
+    for part, expected in itertools.zip_longest(parts, wanted, fillvalue=""):
+        text = expected.removesuffix(_AXIS)
+        rest = part.removeprefix(text)
+        if not part.startswith(text) or (rest.isdigit() if expected.endswith(_AXIS) else not rest) is False:
+            return None
+        if rest:
+            numbers.append(int(rest))
+    return numbers
+
+
+def _lay_out(contents: Contents, size: int) -> OutputLayout:
+    import torch
+
+    about = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    common = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"singleton_local_shards": False}}
+
+    def saved(value: Any) -> bytes:
+        stream = io.BytesIO()
+        torch.save(value, stream)
+        return stream.getvalue()
+
+    def finish(written: Written) -> Mapping[str, bytes]:
+        # Versions up to 0.16 look for a file of what ranks have in common, later ones for an entry.
+        there = {_ABOUT: json.dumps(about | {"common_backend": "torch", "common_backend_version": 1}).encode()}
+        there |= {_COMMON: saved(common), **text_beside(contents, written)}
+        return {_LATEST: _RELEASE.encode(), **{f"{_RELEASE}/{name}": content for name, content in there.items()}}
+
+    return folder_layout(finish, size, objects={"common_state/shard_0_1": saved([common])}, inside=f"{_RELEASE}/")
+
+
+KIND = Kind("torch_dist", _ABOUT, _recognises, _open, _lay_out, arrange=arranged)

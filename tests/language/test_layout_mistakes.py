@@ -1,0 +1,64 @@
+"""Mistakes in layouts that their schema cannot see, and configs of theirs that cannot be: each by its code."""
+
+from __future__ import annotations
+
+import pytest
+
+import crosswalk
+from crosswalk.compiler.layout.model import Layout, load_layout
+from crosswalk.compiler.text.documents import parse_document
+from crosswalk.runtime.errors import CrosswalkError
+
+LAYOUT = """layout: tiny
+root: model
+types:
+  base:
+    fields: {width: int > 0 = 8, note: str = plain}
+    axes: {hidden: width}
+    parameters: {weight: hidden}
+  model:
+    extends: base
+    fields: {depth: int = 3}
+    stored_as: {base: depth == 3}
+"""
+
+
+def read(text: str) -> Layout:
+    return load_layout(parse_document(text, "tiny.yaml"))
+
+
+def test_the_layout_of_the_mistakes_is_right_without_them() -> None:
+    assert read(LAYOUT).types["model"].fields.keys() == {"width", "note", "depth"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "place"),
+    [
+        ("extends: base", "extends: bose", "layout/extends", "9:14"),
+        ("int = 3}", "'= 3'}", "layout/field", "10:21"),
+        ("str = plain", "strong = plain", "layout/type", "5:40"),
+        ("{base: depth", "{model: depth", "layout/stored-as", "11:17"),
+    ],
+)
+def test_a_mistake_is_found_when_the_layout_is_read(old: str, new: str, code: str, place: str) -> None:
+    assert old in LAYOUT
+    with pytest.raises(CrosswalkError) as error:
+        read(LAYOUT.replace(old, new, 1))
+    found = error.value.diagnostics[0]
+    assert (found.code, str(found.position)) == (code, f"tiny.yaml:{place}")
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "code"),
+    [
+        ({"model_type": "llama"}, {"to": "hf", "native_config": {}}, "usage/native-config"),
+        ({"model_type": "llama"}, {"to": "hf"}, "format/needed"),
+        ({"model_type": "llama"}, {"to": "fast_lm"}, "format/layout"),
+        ({"model_type": "llama"}, {"format": "lama"}, "usage/format"),
+        ({"model_type": "llama"}, {"keep": ["nobody"]}, "usage/keep"),
+    ],
+)
+def test_a_plan_that_cannot_be_asked_for(config: dict[str, object], options: dict[str, object], code: str) -> None:
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.compile_plan(config, **options)  # type: ignore[arg-type]
+    assert code in {found.code for found in error.value.diagnostics}
