@@ -38,7 +38,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Patch:
+class Tile:
     """``rows`` and ``columns`` of a tensor are ``other_rows`` and ``other_columns`` of the tensor ``other``, rows as
     columns if ``transposed``. ``rule``: the index of the line of the mapping."""
 
@@ -57,7 +57,7 @@ class Picture:
     elements are in no such blocks."""
 
     tensor: TensorSpec
-    blocks: Sequence[Patch]
+    blocks: Sequence[Tile]
     more: int = 0
     scattered: Sequence[str] = ()
 
@@ -75,7 +75,7 @@ def picture(plan: Plan, name: str) -> Picture | None:
     own = plan.targets[target] if target is not None else plan.sources[source] if source is not None else None
     if own is None:
         return None
-    blocks: list[Patch] = []
+    blocks: list[Tile] = []
     scattered: dict[str, None] = {}
     more = 0
     for copy in plan.copies:
@@ -92,7 +92,7 @@ def picture(plan: Plan, name: str) -> Picture | None:
     return Picture(own, blocks, more, tuple(scattered)) if blocks or scattered else None
 
 
-def _blocks(copy: Copy, of_target: bool, own: TensorSpec, other: TensorSpec) -> tuple[int, Iterator[Patch]] | None:
+def _blocks(copy: Copy, of_target: bool, own: TensorSpec, other: TensorSpec) -> tuple[int, Iterator[Tile]] | None:
     """How many blocks a copy has, and these; None if its axes do not follow rows and columns."""
     here = (copy.target_strides, copy.target_offset) if of_target else (copy.source_strides, copy.source_offset)
     there = (copy.source_strides, copy.source_offset) if of_target else (copy.target_strides, copy.target_offset)
@@ -109,7 +109,7 @@ def _blocks(copy: Copy, of_target: bool, own: TensorSpec, other: TensorSpec) -> 
         return None
     transposed = inner[0] > 1 and inner[2] < far
 
-    def made() -> Iterator[Patch]:
+    def made() -> Iterator[Tile]:
         for indices in itertools.product(*(range(extent) for extent, _, _ in rows)):
             at = here[1] + sum(i * axis[1] for i, axis in zip(indices, rows, strict=True))
             away = there[1] + sum(i * axis[2] for i, axis in zip(indices, rows, strict=True))
@@ -119,7 +119,7 @@ def _blocks(copy: Copy, of_target: bool, own: TensorSpec, other: TensorSpec) -> 
             if transposed:
                 lengths.reverse()
             (height, down_step), (breadth, across_step) = lengths
-            yield Patch(
+            yield Tile(
                 down, across, other,
                 Span(away // far, height, max(1, down_step // far)),
                 Span(away % far, breadth, max(1, across_step)),

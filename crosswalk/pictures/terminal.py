@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .blocks import Patch, Picture, columns_of
+from .blocks import Picture, Tile, columns_of
 
 #: Most rows of blocks that are drawn, and characters that a row of the tensor is wide.
 _ROWS, _WIDTH = 12, 40
@@ -44,7 +44,7 @@ def drawing(picture: Picture, of_target: bool = True) -> Iterator[str]:
         yield f"{name} is spread over single elements"
 
 
-def described(block: Patch, picture: Picture) -> str:
+def described(block: Tile, picture: Picture) -> str:
     """Where a block is, and what it is of the other tensor."""
     own, other = columns_of(picture.tensor), columns_of(block.other)
     here = _place(block.rows, block.columns, own)
@@ -64,9 +64,9 @@ def _letter(number: int) -> str:
     return _LETTERS[number] if number < len(_LETTERS) else f"{_LETTERS[number % 26]}{number // 26}"
 
 
-def _bands(blocks: Sequence[Patch]) -> list[list[Patch]]:
+def _bands(blocks: Sequence[Tile]) -> list[list[Tile]]:
     """Blocks that begin at one row, side by side."""
-    bands: dict[int, list[Patch]] = {}
+    bands: dict[int, list[Tile]] = {}
     for block in blocks:
         bands.setdefault(block.rows.start, []).append(block)
     return [bands[start] for start in sorted(bands)]
@@ -90,7 +90,7 @@ def _rule(above: Sequence[int], below: Sequence[int], first: bool) -> str:
     return "".join(line)
 
 
-def _fill(cells: Sequence[tuple[Patch, int, int]], letters: dict[str, str]) -> str:
+def _fill(cells: Sequence[tuple[Tile, int, int]], letters: dict[str, str]) -> str:
     line = [" "] * (_WIDTH + 1)
     line[0] = line[_WIDTH] = "│"
     for block, start, stop in cells:
@@ -101,8 +101,8 @@ def _fill(cells: Sequence[tuple[Patch, int, int]], letters: dict[str, str]) -> s
     return "".join(line).rstrip()
 
 
-def _first_of_each(blocks: Sequence[Patch]) -> list[Patch]:
-    found: dict[str, Patch] = {}
+def _first_of_each(blocks: Sequence[Tile]) -> list[Tile]:
+    found: dict[str, Tile] = {}
     for block in blocks:
         found.setdefault(block.other.name, block)
     return list(found.values())

@@ -12,7 +12,7 @@ from small_checkpoints import make
 
 import crosswalk
 from crosswalk.cli.commands import cli, run_command
-from crosswalk.pictures.blocks import Patch, Span, columns_of, picture
+from crosswalk.pictures.blocks import Span, Tile, columns_of, picture
 from crosswalk.pictures.terminal import drawing
 from crosswalk.runtime.plan.model import Plan
 
@@ -95,4 +95,4 @@ def test_a_drawing_of_many_blocks_leaves_some_out() -> None:
     assert max(map(len, lines)) < 100
     first = drawn.blocks[0]
     assert first.rows == Span(0, 8)
-    assert isinstance(first, Patch)
+    assert isinstance(first, Tile)
