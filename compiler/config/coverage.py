@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from crosswalk.compiler.layout.model import MISSING
@@ -39,11 +40,19 @@ MAX_LISTED = 60  # keys in one message
 
 
 class Unknown(NamedTuple):
-    """A key that no rule speaks of: its place in the file, its value, and what may have been meant."""
+    """A key that no rule speaks of: its place in the file, its value, and what keys beside it are known and absent."""
 
     path: KeyPath
     value: Any
-    near: str | None
+    siblings: Callable[[], Iterable[str]]
+
+    def __str__(self) -> str:
+        return f"`{shorten('.'.join(self.path))}` = {_shown(self.value)}"
+
+    @property
+    def near(self) -> str | None:
+        """What may have been meant."""
+        return did_you_mean(shorten(self.path[-1]), self.siblings())
 
 
 def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], keep: Iterable[str] = ()) -> list[Diagnostic]:
@@ -64,17 +73,16 @@ def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], keep: Iter
 
 def _not_understood(mapping: CompiledMapping, unknown: list[Unknown]) -> Diagnostic:
     why = f"mapping `{mapping.name}`, and what the model computes may depend on"
-    names = shlex.quote(",".join(".".join(one.path) for one in unknown[:MAX_LISTED]))
+    listed = unknown[:MAX_LISTED]
+    names = shlex.quote(",".join(shorten(".".join(one.path)) for one in listed))
     if len(unknown) == 1:
-        ((path, value, near),) = unknown
-        message = f"`{'.'.join(path)}` = {_shown(value)} has no counterpart in {why} it"
-        hint = (
-            f"{f'{near} ' if near else ''}if the model is the same without it, carry it along, to be restored on export"
-        )
+        message = f"{unknown[0]} has no counterpart in {why} it"
+        near = f"{unknown[0].near} " if unknown[0].near else ""
+        hint = f"{near}if the model is the same without it, carry it along, to be restored on export"
     else:
-        listed = [f"`{'.'.join(u.path)}` = {_shown(u.value)}{f' ({u.near})' if u.near else ''}" for u in unknown]
+        lines = [f"{one}{f' ({one.near})' if one.near else ''}" for one in listed]
         more = [f"and {len(unknown) - MAX_LISTED} more"] if len(unknown) > MAX_LISTED else []
-        message = "\n".join((f"{len(unknown)} keys have no counterpart in {why} them:", *listed[:MAX_LISTED], *more))
+        message = "\n".join((f"{len(unknown)} keys have no counterpart in {why} them:", *lines, *more))
         hint = "if the model is the same without them, carry them along, to be restored on export"
     hint = f"{hint}: --keep {names} (in Python, keep=)"
     return Diagnostic("config/unknown-key", message, None, hint, path=unknown[0].path)
@@ -115,10 +123,7 @@ def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath)
         written = (*where, *as_written(mapping, config, path))
         if not claims.match(path, claims.prefixes):
             if len(path) > 1 or not _is_empty(value):
-                near = did_you_mean(
-                    path[-1], (k for k in claims.siblings(path[:-1]) if get(data, (*path[:-1], k)) is MISSING)
-                )
-                yield Unknown(written, value, near)
+                yield Unknown(written, value, partial(_absent, data, path[:-1], claims))
         elif not claims.match(path, checked):  # else importing reports it, with the rule
             message = f"`{'.'.join(written)}` must be an object, it is {_shown(value)}"
             yield Diagnostic("config/type", message, path=written)
@@ -131,6 +136,11 @@ def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath)
             except CrosswalkError:
                 continue  # importing reports it, with the rule
             yield from _survey(inner, value, (*where, *theirs))
+
+
+def _absent(data: Mapping[str, Any], at: KeyPath, claims: _Claims) -> list[str]:
+    """The keys of the object at a path that rules speak of and that are not there."""
+    return [name for name in claims.siblings(at) if get(data, (*at, name)) is MISSING]
 
 
 def _features(

@@ -22,6 +22,8 @@ from .quantised import looks_quantised, quantised_marks
 
 _Shapes = Mapping[str, tuple[int, ...]]
 _Lines = Mapping[str, TensorEntry]
+#: Among so many names a missing one is looked for that is spelt otherwise.
+_CLOSE = 5_000
 
 
 def check_stored(mapping: CompiledMapping, native: Mapping[str, Any], files: Mapping[str, TensorSpec]) -> None:
@@ -68,14 +70,16 @@ def _names(
 ) -> Iterator[Diagnostic]:
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
+    alike = {name.casefold(): name for name in unexpected}
     for pattern, names in fold(missing, expected.__getitem__):
-        near = difflib.get_close_matches(names[0], unexpected, 1, 0.8)
-        shape = list(expected[names[0]])
+        near = alike.get(names[0].casefold())
+        if near is None:
+            near = next(iter(difflib.get_close_matches(names[0], unexpected[:_CLOSE], 1, 0.8)), None)
         yield Diagnostic(
             "tensors/missing",
-            f"tensor `{pattern}` {shape} is missing ({len(names)} in all): {who} needs it",
-            _place(lines, names[0]),
-            f"there is `{near[0]}`, which nothing needs" if near else None,
+            f"tensor `{pattern}` {list(expected[names[0]])} is missing ({len(names)} in all): {who} needs it",
+            hint=f"there is `{near}`, which nothing needs" if near else None,
+            rule=_rule(lines, names[0]),
         )
     for pattern, names in fold(unexpected, lambda name: found[name].shape):
         shape = list(found[names[0]].shape)
@@ -94,15 +98,15 @@ def _forms(
     no_floats = [n for n in expected if n in found and n not in ignored and found[n].dtype not in FLOATS]
     for pattern, names in fold(wrong, lambda name: (found[name].shape, expected[name])):
         shapes = f"{list(found[names[0]].shape)} in the file, {list(expected[names[0]])} by the config"
-        yield Diagnostic("tensors/shape", f"tensor `{pattern}` is {shapes}", _place(lines, names[0]))
+        yield Diagnostic("tensors/shape", f"tensor `{pattern}` is {shapes}", rule=_rule(lines, names[0]))
     for pattern, names in fold(no_floats, lambda name: found[name].dtype):
         yield Diagnostic(
             "tensors/dtype",
             f"tensor `{pattern}` has the dtype {found[names[0]].dtype}, parameters are floats",
-            _place(lines, names[0]),
-            "a checkpoint that is quantised in another way has to be dequantised first",
+            hint="a checkpoint that is quantised in another way has to be dequantised first",
+            rule=_rule(lines, names[0]),
         )
 
 
-def _place(lines: _Lines, name: str) -> Position | None:
+def _rule(lines: _Lines, name: str) -> Position | None:
     return lines[name].position if name in lines else None

@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that ``--help`` is quick.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .authoring import init, prove
 from .compare import compare
-from .init import init
-from .prove import prove
 
 if TYPE_CHECKING:
     from crosswalk.jobs.prepare import Prepared
@@ -291,6 +291,7 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
     """Run a command and turn every problem into one message and an exit code."""
     from crosswalk.runtime.errors import CrosswalkError, system_limits
 
+    _open_streams()
     try:
         with system_limits():
             result = command.main(arguments, standalone_mode=False)
@@ -324,6 +325,15 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return 130
+
+
+def _open_streams() -> None:
+    """Give standard streams that are closed a place: a file of a checkpoint must not take the number of one."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _show_versions(context: click.Context, option: click.Parameter, asked: bool) -> None:

@@ -27,7 +27,7 @@ def show_formats() -> None:
         for mapping in mappings:
             if mapping.layout == layout:
                 model_type, architecture, class_ = mapping.model_type, mapping.architecture, mapping.config_class
-                names = (mapping.name, model_type or "", architecture or "", class_ or "")
+                names = (mapping.name.removeprefix(f"{layout}_"), model_type or "", architecture or "", class_ or "")
                 rows.append((*names, ", ".join(_dialects(mapping)), ", ".join(mapping.files)))
         echo([f"layout {layout}", "", *aligned(rows), ""])
 

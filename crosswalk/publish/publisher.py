@@ -12,11 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from crosswalk.classes.live import ClassExport, ClassExported
-from crosswalk.compiler.pipeline import Exported, Sizes
+from crosswalk.compiler.pipeline import Sizes
 from crosswalk.compiler.tensors.plan import check_dtype
 from crosswalk.jobs.options import Options, OutputOptions, as_path, parse_size
-from crosswalk.jobs.train import Config, Export, Loaded, export_of
+from crosswalk.jobs.train import Config, Loaded, export_of
 from crosswalk.runtime.dtypes import FLOATS
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
@@ -76,13 +75,14 @@ def publisher(
 
 
 class ModelPublisher(Publisher):
-    """A :class:`~crosswalk.runtime.publishing.publisher.Publisher` that can also write what it publishes to files."""
+    """A :class:`~crosswalk.runtime.publishing.publisher.Publisher` that can also write what it publishes to files.
+    ``export``: what :func:`~crosswalk.jobs.train.export_of` returns, and ``exported`` what that has planned."""
 
     def __init__(
         self,
         model: Model,
-        export: Export | ClassExport,
-        exported: Exported | ClassExported,
+        export: Any,
+        exported: Any,
         elsewhere: Mapping[str, TensorSpec],
         only: set[str] | None,
         bucket_bytes: int,

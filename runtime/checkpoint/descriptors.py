@@ -54,7 +54,8 @@ class Descriptors:
     def release(self, path: Path) -> None:
         """The end of one use."""
         with self._lock:
-            self._open[path].users -= 1
+            if path in self._open:  # else all were closed, after an interrupt
+                self._open[path].users -= 1
 
     @contextlib.contextmanager
     def opened(self, path: Path) -> Iterator[int]:

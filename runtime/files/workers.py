@@ -16,6 +16,7 @@ from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.staging.endings import uninterrupted
 
 from .schedule import MIB, SMALLEST_PANEL, STRIPE, TASK
 from .tasks import Panel, Range, Segment, SourceBlock, StridedRuns, Task, TaskPiece, consecutive
@@ -195,10 +196,11 @@ def run(
             if on_progress:
                 on_progress(done + sum(counts), total, current[0])
     finally:
-        stopped.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        with uninterrupted():  # what is tidied up next must not be written to any more
+            stopped.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
     if errors:
         raise errors[0]
     if on_progress:

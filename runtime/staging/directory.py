@@ -165,13 +165,14 @@ class Staging:
     def abandon(self) -> None:
         """Remove the working directory and the directories made for it, or leave all for a later conversion to
         continue."""
-        if not self._resume:
-            with contextlib.suppress(OSError, CrosswalkError):
-                # Broken off while it was put in place, the only copy of what was there before may lie here.
-                placing.recover(self._work, self.destination, self._inside, self._read_journal())
-                shutil.rmtree(self._work, ignore_errors=True)
-                self._remove_parents()
-        self._release()
+        with endings.uninterrupted():
+            if not self._resume:
+                with contextlib.suppress(OSError, CrosswalkError):
+                    # Broken off while it was put in place, the only copy of what was there before may lie here.
+                    placing.recover(self._work, self.destination, self._inside, self._read_journal())
+                    shutil.rmtree(self._work, ignore_errors=True)
+                    self._remove_parents()
+            self._release()
 
     def sweep(self) -> None:
         """Remove from the output what was not created, and what somebody else has put in the place of a file."""

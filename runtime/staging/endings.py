@@ -61,6 +61,20 @@ def later(unfinished: Unfinished) -> Iterator[None]:
             signal.raise_signal(_waiting.pop())
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Tidying up, which another Ctrl-C is not to break off: who presses it twice means the same."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if is_main else None
+    if before is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
 def _end(number: int, frame: object) -> None:
     if any(process == os.getpid() and unfinished in _later for process, unfinished in _active):
         _waiting.append(number)

@@ -27,6 +27,7 @@ from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import kernels, tasks
 from crosswalk.runtime.files.workers import start_threads
 from crosswalk.runtime.plan.affine import Piece
+from crosswalk.runtime.staging.endings import uninterrupted
 
 from .stretches import GAP, Block, Placement, blocks
 
@@ -295,9 +296,10 @@ def run(todo: Iterable[TransferBucket], slots: Sequence[Slot], work: Callable[[S
             worker(slots[0])
         except CrosswalkError as error:
             errors.append(error)
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        with uninterrupted():  # what is tidied up next must not be written to any more
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
     if errors:
         raise errors[0]
     for slot in slots:

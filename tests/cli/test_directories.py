@@ -164,7 +164,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save({"optimizer.a": torch.ones(2)}, checkpoint_id=tmp_path / "step", no_dist=True)
-    with pytest.raises(CrosswalkError, match="no tensor of this folder is one of a model: `optimizer"):
+    with pytest.raises(CrosswalkError, match=r"is one of a model: `optimizer.*\[dcp/no-model\]"):
         cw.convert(tmp_path / "step", tmp_path / "out", layout="torchtitan")
 
 

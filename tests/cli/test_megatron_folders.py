@@ -28,7 +28,7 @@ import crosswalk as cw
 from crosswalk.checkpoints.kinds.torch_dist import arranged, stacked, unstacked
 from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.files.convert import Options
+from crosswalk.runtime.files.convert import EngineOptions
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 GOLDEN = Path(__file__).parents[1] / "golden_megatron" / "folders"
@@ -101,7 +101,7 @@ def test_what_is_written_has_the_entries_that_megatron_writes(run: Path, name: s
     cw.convert(made, run.parent / "back")
     assert tensor_differences(tensors_of(run.parent / "back"), load_tensors(GOLDEN / name / "hf.safetensors")) == []
     assert (run.parent / "back" / "tokenizer.json").exists()
-    cw.convert(run.parent / "like", made, to="megatron", pad=pad, options=Options(overwrite=True))
+    cw.convert(run.parent / "like", made, to="megatron", pad=pad, options=EngineOptions(overwrite=True))
 
 
 def by_torch(path: Path) -> dict[str, torch.Tensor]:
@@ -190,13 +190,13 @@ def test_the_arguments_of_the_run_are_read_and_nothing_in_them_is_run(run: Path,
     monkeypatch.chdir(run)
     common = folder(run) / "common.pt"
     common.write_bytes(arguments(num_layers=4, attention_output_gate=True, backend=Switch()))
-    with pytest.raises(CrosswalkError, match=r"`attention_output_gate` is true in the arguments of the run"):
+    with pytest.raises(CrosswalkError, match=r"`attention_output_gate` is true in the arg.*\[native/run\]"):
         convert(run)
     shutil.copy(GOLDEN / "common_0_16_1.pt", common)  # as megatron-core 0.16.1 wrote it
     convert(run)
     assert not (run / "ran").exists()
     common.write_bytes(b"no archive")
-    with pytest.raises(CrosswalkError, match="the state that ranks have in common: it is no archive"):
+    with pytest.raises(CrosswalkError, match=r"that ranks have in common: it is no archive.*\[directory/common\]"):
         convert(run)
 
 
@@ -206,18 +206,21 @@ def test_the_old_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
     (legacy / "model_optim_rng.pt").write_bytes(pickle.dumps({}))
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7\n")
     for path in (tmp_path, legacy.parent):
-        with pytest.raises(CrosswalkError, match=r"old format `torch`.*\n.*--ckpt-convert-format torch_dist"):
+        with pytest.raises(CrosswalkError, match=r"\[directory/legacy\]\n.*--ckpt-convert-format torch_dist"):
             cw.convert(path, tmp_path / "out", layout="megatron")
 
 
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda run: (run / "latest_checkpointed_iteration.txt").write_text("9"), "the last iteration is 9"),
+        (
+            lambda run: (run / "latest_checkpointed_iteration.txt").write_text("9"),
+            r"is 9.*\[directory/latest\]",
+        ),
         (lambda run: (run / "latest_checkpointed_iteration.txt").write_text("release"), "there is no release"),
         (
             lambda run: (folder(run) / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"})),
-            "`sharded_backend` is 'zarr', and only torch_dist is read",
+            r"`sharded_backend` is 'zarr', and only torch_dist is read \[directory/backend\]",
         ),
         (lambda run: (folder(run) / "__1_0.distcp").unlink(), "the file __1_0.distcp"),
     ],

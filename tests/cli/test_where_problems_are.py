@@ -123,3 +123,27 @@ def test_without_a_file_the_rule_is_the_place() -> None:
     assert found.position is None
     assert found.place == found.rule
     assert str(found).startswith(f"{MAPPINGS / 'llama.yaml'}:")
+
+
+def test_a_tensor_that_is_missing_is_a_problem_of_the_folder(tmp_path: Path) -> None:
+    """Spelt in other cases it is found; the mapping's line is beside it."""
+    directory = _case("llama_gqa", tmp_path / "hf")
+    tensors = CASES["llama_gqa"].hf_tensors()
+    tensors = {name.upper() if name == "model.norm.weight" else name: tensor for name, tensor in tensors.items()}
+    save_file(tensors, directory / "model.safetensors")
+    missing, unexpected = _problems(directory)
+    assert str(missing.position) == str(directory)
+    assert missing.hint == "there is `MODEL.NORM.WEIGHT`, which nothing needs"
+    assert missing.rule is not None
+    assert Path(missing.rule.file).name == "llama.yaml"
+    assert unexpected.code == "tensors/unexpected"
+
+
+def test_many_keys_and_long_ones_are_a_short_message(tmp_path: Path) -> None:
+    config = CASES["llama_gqa"].hf_config()
+    for extra in ({f"key_{number}": number for number in range(9_000)}, {"k" * 90_000: 1, "l" * 90_000: 2}):
+        with pytest.raises(CrosswalkError) as caught:
+            api.import_config(config | extra)
+        (found,) = caught.value.diagnostics
+        assert found.code == "config/unknown-key"
+        assert len(str(found)) < 5_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from staged import COLUMNS, NAMES, ROWS, child, names, plan_of, write
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
+from crosswalk.runtime.staging import endings
+from crosswalk.runtime.staging.directory import Staging
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,25 @@ def test_a_forked_child_does_not_remove_what_its_parent_writes(source: Path, tmp
 
     write_checkpoint(plan_of("new"), open_checkpoint(source), tmp_path / "out", on_progress=fork)
     assert names(tmp_path / "out") == ["model.safetensors"]
+
+
+def test_a_second_interrupt_does_not_break_off_tidying_up() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with endings.uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_is_abandoned_goes_whole_though_interrupted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = Staging(tmp_path / "out", {}, [], overwrite=False, resume=False)
+    remove = shutil.rmtree
+
+    def interrupted(*arguments: object, **named: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        remove(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    staging.abandon()
+    assert list(tmp_path.iterdir()) == []

@@ -65,6 +65,13 @@ def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     return wrong + [n for n in found.keys() & expected.keys() if not torch.equal(found[n], expected[n])]
 
 
+def on_ranks(rank: int, home: Path, out: Path) -> list[Any]:
+    """What is wrong with sharded models, and with two stages of one."""
+    moe, tied = "Qwen3MoeForCausalLM", "Gemma3ForCausalLM"
+    found = sharded(rank, home / moe, out / "sharded", moe) + sharded(rank, home / tied, out / "tied", tied)
+    return found + stages(rank, home / moe, out / "stages", moe)
+
+
 def stages(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
     """Two stages of a pipeline: each loads, publishes and saves with what it has."""
     import transformers

@@ -80,19 +80,25 @@ def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     return wrong + [n for n in found.keys() & expected.keys() if not torch.equal(found[n], expected[n])]
 
 
-def ways(rank: int, checkpoint: Path, kind: str) -> dict[str, Any]:
+def ways(rank: int, checkpoint: Path, kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What comes of each way to hold the same tensors."""
+    loaded, whole = alone(lambda: loaded_alone(checkpoint, "mixtral"))
+    return {
+        kind: all_ways(rank, checkpoint, placed(kind, whole, rank, dist.get_world_size()), loaded) for kind in kinds
+    }
+
+
+def all_ways(rank: int, checkpoint: Path, state: dict[str, Any], loaded: Any) -> dict[str, Any]:
     """Publish to all, to one, to some, packed and shared out, twice; what is wrong, and the bytes moved to rank 0."""
     size = dist.get_world_size()
-    loaded, whole = alone(lambda: loaded_alone(checkpoint, "mixtral"))
-    state = placed(kind, whole, rank, size)
     expected = load_file(checkpoint / "model.safetensors")
-    publisher = crosswalk.publisher(state, loaded, bucket_bytes=20_000)
+    publisher = crosswalk.publisher(state, loaded, bucket_bytes=200_000)
     described = {m.name: (tuple(m.shape), m.dtype) for m in publisher.metadata}
     wrong: list[Any] = [n for n, t in expected.items() if described.get(n) != (tuple(t.shape), t.dtype)]
     for _ in range(2):
-        names = [name for bucket in publisher.buckets() for name, _ in bucket]
-        wrong += [(a, b.name) for a, b in itertools.zip_longest(names, publisher.metadata) if b is None or a != b.name]
-        wrong += differences(dict(itertools.chain.from_iterable(publisher.buckets())), expected)
+        pairs = list(itertools.chain.from_iterable(publisher.buckets()))
+        wrong += [] if [name for name, _ in pairs] == [m.name for m in publisher.metadata] else ["order"]
+        wrong += differences(dict(pairs), expected)
     with counted() as counts:
         mine = dict(itertools.chain.from_iterable(publisher.buckets(to=0)))
     wrong += differences(mine, expected) if rank == 0 else list(mine)
@@ -178,50 +184,53 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def deltas(rank: int, checkpoint: Path, formats: Sequence[str], kind: str) -> list[Any]:
-    """After each of several steps, what is patched equals what is published; what was discarded comes again."""
-    wrong: list[Any] = []
-    size = dist.get_world_size()
+def deltas(rank: int, checkpoint: Path, formats: Sequence[str], kinds: Sequence[str]) -> list[Any]:
+    """What is wrong with any of the layouts, in any of the ways to hold them."""
+    found: list[Any] = []
     for format in formats:
         loaded, whole = alone(lambda format=format: loaded_alone(checkpoint, format))
-        state = placed(kind, whole, rank, size)
-        publisher = crosswalk.publisher(state, loaded, dtype={"*q_proj*": "bfloat16"}, bucket_bytes=60_000)
-        snapshot = publisher.snapshot()
-        kept: list[Any] = [None] * size
-        dist.all_gather_object(kept, snapshot.nbytes)
-        if sum(kept) != sum(m.nbytes for m in publisher.metadata):
-            wrong.append((format, "snapshot", kept))
-        engine = {n: t.clone() for bucket in publisher.buckets() for n, t in bucket}
-        for seed, density in enumerate(DENSITIES):
-            whole = changed(whole, density, seed)
-            fill_in(state, whole)
-            before = {name: tensor.clone() for name, tensor in engine.items()}
-            after = {n: t.clone() for bucket in publisher.buckets() for n, t in bucket}
-            delta = publisher.delta(snapshot)
-            if density == 0.01:  # the receivers refused it, and training goes on
-                list(delta.patches())
-                delta.discard()
-                continue
-            rows: list[Any] = [None] * size
-            dist.all_gather_object(rows, list(delta.rows()))
-            wrong += [(format, density, *w) for w in wrong_rows(rows, before, after)]
-            patches = list(delta.patches(to=0))
-            if rank != 0:
-                wrong += patches
-                engine = after
-            else:
-                apply(engine, patches)
-                wrong += [(format, density, n) for n in after if not torch.equal(bits(engine[n]), bits(after[n]))]
-                names = [patch.name for patch in patches]
-                differ = [
-                    m.name for m in publisher.metadata if not torch.equal(bits(before[m.name]), bits(after[m.name]))
-                ]
-                if names != differ:
-                    wrong.append((format, density, "names", names, differ))
-            delta.commit()
-        if list(publisher.delta(snapshot).patches(to=None)):
-            wrong.append((format, "not committed"))
-    return wrong
+        for kind in kinds:
+            found += [(format, kind, *wrong) for wrong in steps(rank, whole, loaded, kind)]
+    return found
+
+
+def steps(rank: int, whole: dict[str, torch.Tensor], loaded: Any, kind: str) -> list[tuple[Any, ...]]:
+    """After each of several steps, what is patched equals what is published; what was discarded comes again."""
+    wrong: list[tuple[Any, ...]] = []
+    size = dist.get_world_size()
+    state = placed(kind, whole, rank, size)
+    publisher = crosswalk.publisher(state, loaded, dtype={"*q_proj*": "bfloat16"}, bucket_bytes=150_000)
+    snapshot = publisher.snapshot()
+    kept: list[Any] = [None] * size
+    dist.all_gather_object(kept, snapshot.nbytes)
+    if sum(kept) != sum(m.nbytes for m in publisher.metadata):
+        wrong.append(("snapshot", kept))
+    engine = {n: t.clone() for bucket in publisher.buckets() for n, t in bucket}
+    for seed, density in enumerate(DENSITIES):
+        whole = changed(whole, density, seed)
+        fill_in(state, whole)
+        before = {name: tensor.clone() for name, tensor in engine.items()}
+        after = {n: t.clone() for bucket in publisher.buckets() for n, t in bucket}
+        delta = publisher.delta(snapshot)
+        if density == 0.01:  # the receivers refused it, and training goes on
+            list(delta.patches())
+            delta.discard()
+            continue
+        rows: list[Any] = [None] * size
+        dist.all_gather_object(rows, list(delta.rows()))
+        wrong += [(density, *w) for w in wrong_rows(rows, before, after)]
+        patches = list(delta.patches(to=0))
+        if rank != 0:
+            wrong += patches
+            engine = after
+        else:
+            apply(engine, patches)
+            wrong += [(density, n) for n in after if not torch.equal(bits(engine[n]), bits(after[n]))]
+            differ = [m.name for m in publisher.metadata if not torch.equal(bits(before[m.name]), bits(after[m.name]))]
+            if [patch.name for patch in patches] != differ:
+                wrong.append((density, "names", differ))
+        delta.commit()
+    return wrong + [("not committed", patch.name) for patch in publisher.delta(snapshot).patches(to=None)]
 
 
 def wrong_rows(every: list[list[Row]], before: dict[str, Any], after: dict[str, Any]) -> list[Any]:

@@ -66,21 +66,13 @@ def test_a_class_that_was_never_loaded_is_saved_as_it_saves_itself(name: str, ho
     assert config == json.loads((home / name / "config.json").read_text()) | {"dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "Gemma3ForCausalLM"])
-def test_sharded_classes(name: str, home: Path, tmp_path: Path) -> None:
-    for found in run_ranks(2, cases.sharded, home / name, tmp_path / "out", name):
+def test_sharded_classes_and_stages_of_a_pipeline(home: Path, tmp_path: Path) -> None:
+    for found in run_ranks(2, cases.on_ranks, home, tmp_path, limit=300):
         assert not isinstance(found, Failed), found.text
         assert found == []
-    assert cases.differences(cases.files(tmp_path / "out"), cases.files(home / name)) == []
-
-
-def test_stages_of_a_pipeline(home: Path, tmp_path: Path) -> None:
-    name = "Qwen3MoeForCausalLM"
-    for found in run_ranks(2, cases.stages, home / name, tmp_path / "out", name):
-        assert not isinstance(found, Failed), found.text
-        assert found == []
-    for saved in ("out", "again"):
-        assert cases.differences(cases.files(tmp_path / saved), cases.files(home / name)) == []
+    saved = {"sharded": "Qwen3MoeForCausalLM", "tied": "Gemma3ForCausalLM", "stages": "Qwen3MoeForCausalLM"}
+    for out, name in {**saved, "again": "Qwen3MoeForCausalLM"}.items():
+        assert cases.differences(cases.files(tmp_path / out), cases.files(home / name)) == [], out
 
 
 def test_files_keep_the_names_that_they_had(home: Path, tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Where the installed commands begin: Ctrl-C is understood before anything else is imported, and after all is said."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+
+
+def crosswalk() -> None:
+    """``crosswalk``."""
+    _start("commands")
+
+
+def compile_mappings() -> None:
+    """``compile-mappings``."""
+    _start("build")
+
+
+def _start(module: str) -> None:
+    code: object = 130
+    try:
+        importlib.import_module(f"crosswalk.cli.{module}").main()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+    except SystemExit as ended:
+        code = ended.code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to break off but the end of the interpreter
+    raise SystemExit(code)
