@@ -7,7 +7,7 @@ exist, a rule that nothing reaches are errors here, all reported at once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from crosswalk.compiler.relations.tree import (
     rules_of,
 )
 from crosswalk.compiler.tensors.check import check_tensors
-from crosswalk.runtime.errors import CrosswalkError, Position
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 
 def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]) -> CompiledMapping:
@@ -65,14 +65,30 @@ def _compiled(
     builder = Builder(mapping, layout, load)
     root = builder.root()
     if builder.sections.problems:
-        raise CrosswalkError(dict.fromkeys(builder.sections.problems))
+        raise CrosswalkError(_own_first(mapping, builder.sections.problems))
     compiled = CompiledMapping(
         mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(claimed_paths(root))
     )
     problems = (*check_config(compiled), *check_tensors(compiled))
     if problems:
-        raise CrosswalkError(dict.fromkeys(problems))
+        raise CrosswalkError(_own_first(mapping, problems))
     return compiled
+
+
+#: Problems of what a file leaves unsaid, which show in what it extends.
+_FORGOTTEN = frozenset(
+    (
+        *("mapping/unclaimed-field", "mapping/unclaimed-parameter", "mapping/which-type", "mapping/no-such-name"),
+        *("mapping/one-sided", "mapping/layers", "mapping/by"),
+    )
+)
+
+
+def _own_first(mapping: MappingFile, problems: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """The problems, those of what the file leaves unsaid at the file itself, with the inherited line beside."""
+    own, at = mapping.file, mapping.place("extends")
+    inherited = {p for p in problems if p.code in _FORGOTTEN and p.position is not None and p.position.file != own}
+    return list(dict.fromkeys(replace(p, position=at, rule=p.position) if p in inherited else p for p in problems))
 
 
 def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:

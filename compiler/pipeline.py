@@ -32,7 +32,7 @@ from .tensors.bind import Bound, bind
 from .tensors.compare import check_stored
 from .tensors.encoded import Read, read_encodings
 from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
-from .tensors.read_config import import_with_tensors
+from .tensors.read_config import check_written, import_with_tensors, written_alone
 
 #: Axis -> a number: a multiple to pad to, or a size.
 Sizes = Mapping[str, int]
@@ -267,8 +267,9 @@ def export_checkpoint(
     final, unchanged = _config_to_write(mapping, written, plan, known, same)
     if not unchanged:
         final = without_stale_versions(mapping, final, dialects)
-        if tensors is not None:
-            _check_written(mapping, final, theirs, plan)
+        written_as = written_alone(mapping, theirs, dialects, allow, remembered, source or {}, final)
+        targets = [tensor.name for tensor in plan.targets] if tensors is not None else None
+        check_written(mapping, written_as, theirs, targets)
     return Exported(
         mapping, native, lengths, bound, plan, final, unchanged, dialects,
         notes=tuple(dict.fromkeys((*taken.notes, *tuned))), lossy=taken.lossy,
@@ -291,7 +292,11 @@ def _names_to_write(
 def export_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The config.json of a native config alone. Raises ``CrosswalkError`` with every field that it cannot hold."""
     native, lengths, dialects, _ = _sides(mapping, config, options, None, Places())
-    return export_config(mapping, resized(mapping.root.type, native, lengths), dialects, options.allow_lossy)[0]
+    theirs = resized(mapping.root.type, native, lengths)
+    written, taken = export_config(mapping, theirs, dialects, options.allow_lossy)
+    written_as = written_alone(mapping, theirs, dialects, options.allow_lossy, taken.cases, {}, written)
+    check_written(mapping, written_as, theirs, None)
+    return written
 
 
 def _sides(
@@ -353,20 +358,6 @@ def _config_to_write(
             return result, False
     state_dtype(result, stated)
     return result, False
-
-
-def _check_written(mapping: CompiledMapping, written: Mapping[str, Any], native: Mapping[str, Any], plan: Plan) -> None:
-    """Raise with every field in which a config.json, read again, is another model than it was made from."""
-    layout, kind = mapping.layout, mapping.root.type
-    back, _ = import_with_tensors(mapping, written, [tensor.name for tensor in plan.targets], allow_lossy=True)
-    here, there = (Scope(layout, kind, as_stored(layout, kind, config)) for config in (native, back))
-    hint = f"mapping `{mapping.name}` ({mapping.source.file}) does not write this field as it reads it"
-    problems = []
-    for path, is_, read, _ in differing(here, there):
-        text = f"`{'.'.join(path)}` is {is_}, and the config.json that says so would be read as {read}"
-        problems.append(Diagnostic("export/differs", text, mapping.source.position, hint))
-    if problems:
-        raise CrosswalkError(problems)
 
 
 def _remembered(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,6 +30,45 @@ class Cell:
     labels: frozenset[str]
     offset: int
     strides: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PartedAxis:
+    """An axis as parts that stand one after the other, each with its name and size."""
+
+    axis: str
+    parts: tuple[tuple[str, int], ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.parts)
+
+
+def cut(terms: Iterable[Term], cuts: Sequence[PartedAxis], sizes: AxisTable) -> tuple[Term, ...]:
+    """The terms with the sum of its parts in the place of each axis that is cut; a part is a label and an axis."""
+    parts = {one.axis: Sum(tuple(Branch(name, None, (Axis(name),)) for name in dict(one.parts))) for one in cuts}
+
+    def visit(term: Term) -> Term:
+        match term:
+            case Axis(name):
+                atoms = atoms_of(name, sizes) if name.rstrip("'") in sizes else (name,)
+                if parts.keys().isdisjoint(atoms):
+                    return term
+                inner = tuple(parts[atom] if atom in parts else Axis(atom) for atom in atoms)
+                return inner[0] if len(inner) == 1 else Product(inner)
+            case Product(inner):
+                return Product(tuple(map(visit, inner)))
+            case Sum(branches, absent):
+                seen = (None if branch.terms is None else tuple(map(visit, branch.terms)) for branch in branches)
+                return Sum(tuple(Branch(b.label, b.condition, t) for b, t in zip(branches, seen, strict=True)), absent)
+        return term
+
+    return tuple(map(visit, terms))
+
+
+def with_parts(sizes: AxisTable, cuts: Sequence[PartedAxis]) -> AxisTable:
+    """The axes with those of the parts."""
+    return ChainMap(dict(part for one in cuts for part in one.parts), sizes)  # type: ignore[arg-type]
 
 
 def atoms_of(axis: str, sizes: AxisTable, _within: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class Scope:
         else:
             head = self.axis(path[0])
         for name in path[1:]:
-            if isinstance(head, Scope):
+            if isinstance(head, Scope) and name in head.kind.fields:
                 head = head.field(name)
             elif isinstance(head, Mapping) and name in head:
                 head = head[name]

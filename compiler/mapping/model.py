@@ -25,6 +25,7 @@ class Entry:
     ``drop`` has no counterpart; ``mirror`` is written and never read. ``default`` is the value meant when absent,
     ``otherwise`` the one meant if that does not fit the tensors; ``why`` says why no other value can be converted, or
     of ``keep`` what another value asks for. ``rounded``: ``write`` undoes ``read`` within the rounding of floats.
+    ``lossy``: what is lost at other values of ``const``.
     """
 
     theirs: KeyPath
@@ -44,6 +45,7 @@ class Entry:
     otherwise: Any = MISSING
     why: str | None = None
     rounded: bool = False
+    lossy: str | None = None
 
     @property
     def right(self) -> Position:
@@ -98,6 +100,15 @@ Line: TypeAlias = Entry | Fact | TensorEntry
 
 
 @dataclass(frozen=True, slots=True)
+class CutLine:
+    """One line of ``cuts:``: an axis of the layout as named parts with sizes; None is what the others leave."""
+
+    axis: str
+    parts: tuple[tuple[str, Expression | int | None], ...]
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
 class CheckEntry:
     expression: Expression
     message: str
@@ -140,6 +151,7 @@ class Section:
     overridable: frozenset[str] | None = None
     refused: str | None = None
     transposed: bool | None = None
+    cuts: Mapping[str, CutLine] = field(default_factory=dict)
     replaced: tuple[ReplacedLine, ...] = ()
     nothing: frozenset[str] = frozenset()
 

@@ -46,6 +46,7 @@ def overlay(base: Section, over: Section) -> Section:
         overridable=over.overridable if over.overrides else base.overridable,
         refused=over.refused,
         transposed=base.transposed if over.transposed is None else over.transposed,
+        cuts={**base.cuts, **over.cuts},
         replaced=tuple(replaced),
     )
 

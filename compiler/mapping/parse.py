@@ -17,14 +17,14 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from .dialects import parse_dialects
 from .encodings import parse_encodings, parse_signs
 from .header import parse_parts, parse_versions
-from .model import CheckEntry, Entry, EnumRow, Fact, MappingFile, Section, TensorEntry, Tower
+from .model import CheckEntry, CutLine, Entry, EnumRow, Fact, MappingFile, Section, TensorEntry, Tower
 from .overlay import overlay
 
 #: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
 ENTRY_WORDS = frozenset(
     (
         *("is", "default", "otherwise", "omit", "unset", "required", "alias"),
-        *("read", "write", "rounded", "const", "only", "why", "cases"),
+        *("read", "write", "rounded", "const", "only", "why", "lossy", "cases"),
     )
 )
 #: The same for ``tensors:``.
@@ -145,6 +145,7 @@ def parse_section(name: str, body: Map, position: Position) -> Section:
         overrides=_path(next(iter(overrides)) if isinstance(overrides, Mapping) else overrides) if overrides else None,
         overridable=frozenset(*overrides.values()) if isinstance(overrides, Mapping) else None,
         nothing=_nothing(cases) | _nothing(body.get("kinds", ())),
+        cuts=_cuts(body.get("cuts", Map())),
         transposed={"in -> out": True, "out <- in": False, None: None}[body.get("linear")],
     )
 
@@ -156,6 +157,15 @@ def _each(body: Map) -> KeyPath | Expression | None:
         return () if "each" in body else None
     value = value_of(next(iter(each)) if isinstance(each, Mapping) else each, body.value_position("each"))
     return value if isinstance(value, Expression) else _path(value)
+
+
+def _cuts(body: Map) -> dict[str, CutLine]:
+    """The axes that the section cuts in parts."""
+    result = {}
+    for axis, parts in body.items():
+        sizes = tuple((name, value_of(parts[name], parts.value_position(name))) for name in parts)
+        result[axis] = CutLine(axis, sizes, body.key_position(axis))
+    return result
 
 
 def _nothing(named: Any) -> frozenset[str]:
@@ -231,7 +241,8 @@ def _entry(theirs: KeyPath, value: Any, position: Position) -> Entry:
             given = value[word]
             values = tuple(given) if isinstance(given, list) and word == "only" else (given,)
             values = tuple(value_of(v, value.value_position(word)) for v in values)
-            return Entry(theirs, word, position, values=values, why=value.get("why"), **options)
+            texts = {"why": value.get("why"), "lossy": value.get("lossy")}
+            return Entry(theirs, word, position, values=values, **texts, **options)
     return Entry(theirs, "mirror" if "write" in options else "drop", position, **options)
 
 

@@ -192,7 +192,8 @@ _TOKEN = re.compile(r"(?P<arrow><-|->)|(?P<name>[A-Za-z_]\w*'*)|(?P<number>\d+)|
 
 class _Parser:
     """Recursive descent. ``written`` holds the axes that the cell being read already has: an axis may be in several
-    branches of a sum, since no element is in two of them, but not both in a branch and beside the sum."""
+    branches of a sum, since no element is in two of them, but not both in a branch and beside the sum. The same goes
+    for ``labels`` in a mapping; in a layout each stands once."""
 
     def __init__(self, text: str, position: Position | None, layout: bool):
         self.text, self.position, self.layout = text, position, layout
@@ -253,12 +254,16 @@ class _Parser:
     def sum(self, column: int) -> Sum:
         branches: list[Branch] = []
         before, after = self.written, set(self.written)
+        labels, own = set(self.labels), set(self.labels)
         while not branches or self.tokens[self.index][1] == "|":
             self.index += 1
             self.written = set(before)
+            self.labels = self.labels if self.layout else set(own)
             branches.append(self.branch())
             after |= self.written
-        self.written = after
+            own.add(branches[-1].label)
+            labels |= self.labels
+        self.written, self.labels = after, labels
         self.expect("]", column)
         return Sum(tuple(branches))
 

@@ -40,6 +40,7 @@ def check_config(mapping: CompiledMapping) -> list[Diagnostic]:
         *_check_values(mapping),
         *(named or check_inverses(mapping)),
         *_check_fields(mapping),
+        *_check_cuts(mapping),
         *_check_circles(mapping),
         *check_dialects(mapping),
         *_check_derived_files(mapping),
@@ -130,6 +131,25 @@ def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             if wrong is not None:
                 message = f"`{expression.text}`: {wrong[0]}"
                 yield Diagnostic("mapping/no-such-name", message, expression.position or rule.position, wrong[1])
+
+
+def _check_cuts(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    """Axes that are cut and are none, and names in the sizes of their parts."""
+    layout = mapping.layout
+    axes = {name for kind in layout.all_types() for name in (*kind.axes, *kind.takes)}
+    for node in nodes_of(mapping.root):
+        for line in node.section.cuts.values() if isinstance(node, Struct) else ():
+            if line.axis not in axes:
+                message = f"`cuts`: the layout has no axis `{line.axis}`"
+                yield Diagnostic("mapping/cut", message, line.position, did_you_mean(line.axis, axes))
+            if sum(size is None for _, size in line.parts) > 1:
+                message = f"`cuts`: two parts of `{line.axis}` cannot both be what the others leave"
+                yield Diagnostic("mapping/cut", message, line.position, "give one of them a size")
+            for expression in (size for _, size in line.parts if isinstance(size, Expression)):
+                for name in sorted(expression.names):
+                    if wrong := _first_unknown([node.type], name, axes, layout):
+                        message = f"`{expression.text}`: {wrong[0]}"
+                        yield Diagnostic("mapping/no-such-name", message, expression.position, wrong[1])
 
 
 def _unknown_key(path: KeyPath, known: Iterable[KeyPath]) -> tuple[str, str | None] | None:

@@ -45,7 +45,7 @@ def theirs_rule(line: Entry, theirs: KeyPath) -> Rule:
     """The rule of a key that no field holds."""
     at = (*theirs, *line.theirs)
     if line.kind in ("const", "only"):
-        return TheirsFact(at, line.values, line.kind == "const", line.default, line.position, line.why)
+        return TheirsFact(at, line.values, line.kind == "const", line.default, line.position, line.why, line.lossy)
     return Carried(at, line.kind == "keep", line.default, line.write, line.position)
 
 

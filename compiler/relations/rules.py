@@ -185,7 +185,8 @@ OTHER_FORMAT = "another value is another format (--format)"
 
 @dataclass(frozen=True, slots=True)
 class TheirsFact(_Rule):
-    """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another."""
+    """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another. ``lossy``: what
+    is lost at another value."""
 
     theirs: KeyPath
     values: tuple[Any, ...]
@@ -193,6 +194,7 @@ class TheirsFact(_Rule):
     default: Any
     position: Position
     why: str | None = None
+    lossy: str | None = None
 
     def places(self) -> tuple[KeyPath, ...]:
         return (self.theirs,)
@@ -208,6 +210,13 @@ class TheirsFact(_Rule):
             return
         allowed = [at.names.evaluate(v, self.theirs[:-1]) for v in self.values]
         if any(same_number(value, v) for v in allowed):
+            return
+        if self.lossy is not None and not at.because:
+            reason = f"`{at.key(self.theirs)}` is {value!r}: {self.lossy}"
+            if not at.allow_lossy:
+                hint = f"allow it with --allow-lossy (allow_lossy=True), or say {allowed[0]!r}"
+                raise fail("config/lossy", reason, hint=hint)
+            at.found.lossy.append(reason)
             return
         wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
         message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {value!r}"

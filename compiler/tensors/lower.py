@@ -10,19 +10,22 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from crosswalk.compiler.layout.cells import (
     AxisTable,
     Cell,
+    PartedAxis,
     atom_size,
     atoms_of,
     cells_of,
     check_known,
+    cut,
     expand,
     ours_shape,
     term_size,
+    with_parts,
 )
 from crosswalk.compiler.notation.axes import (
     ParameterPattern,
@@ -53,6 +56,7 @@ def lower(
     position: Position | None = None,
     show_sizes: bool = True,
     lengths: AxisTable | None = None,
+    cuts: Sequence[PartedAxis] = (),
 ) -> list[Tensor]:
     """The tensors of theirs that ``template`` names, with the pieces of ``parameters`` that they consist of.
 
@@ -62,9 +66,9 @@ def lower(
     output dimension. With ``dims``, a bare label stands for those of its axes that are not written elsewhere; a label
     that went into the name has there the axes of its own tensor.
     ``lengths`` are the sizes of the axes on their end, by default ``sizes``: of an axis that is shorter there, only the
-    first elements are related. ``missing_axes="drop"`` lowers a bias with the dims of its weight: axes that it lacks
-    vanish. Conditions count as fulfilled, so an unresolved pattern with any positive sizes serves as a check before
-    there is a config.
+    first elements are related. ``cuts``: axes that are sums of parts, on both ends. ``missing_axes="drop"`` lowers a
+    bias with the dims of its weight: axes that it lacks vanish. Conditions count as fulfilled, so an unresolved pattern
+    with any positive sizes serves as a check before there is a config.
 
     The result depends on the arguments alone, and all names in it are relative to what the caller passed. So lower once
     for all equal layers, with templates and parameter names below the layer, and put the prefixes of a layer in front
@@ -73,8 +77,8 @@ def lower(
     Raises ``CrosswalkError`` with every problem found: ``axes/...`` and ``names/...`` at ``position`` (where ``dims``
     was written; default: where the template was). Messages give sizes if ``show_sizes``.
     """
-    lengths = sizes if lengths is None else lengths
-    request = _Request(template, tuple(parameters), sizes, lengths, dims, position or template.position, show_sizes)
+    request = _asked(template, parameters, sizes, lengths or sizes, dims, position, show_sizes, cuts)
+    sizes, parameters, dims, lengths = request.sizes, request.parameters, request.dims, request.lengths
     named = tuple(dict.fromkeys(hole.name for hole in template.holes if isinstance(hole, Hole)))
     if problems := _unknown_names(request, named):
         raise CrosswalkError(problems)
@@ -101,7 +105,7 @@ def lower(
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What was asked for, to speak of it."""
+    """What was asked for, to speak of it. ``parts`` are labels that may stand in several branches."""
 
     template: Template
     parameters: tuple[Source, ...]
@@ -110,6 +114,7 @@ class _Request:
     dims: tuple[Term, ...] | None
     position: Position | None
     show_sizes: bool
+    parts: frozenset[str] = frozenset()
 
     def problem(self, code: str, message: str, hint: str | None = None) -> Diagnostic:
         rows = [
@@ -121,6 +126,26 @@ class _Request:
         width = max((len(row[1]) for row in rows), default=0)
         lines = [f"  {end:7} {text:{width}}  {size}".rstrip() for end, text, size in rows]
         return Diagnostic(f"axes/{code}", "\n".join([f"`{self.template}`: {message}", *lines]), self.position, hint)
+
+
+def _asked(
+    template: Template,
+    parameters: Sequence[Source],
+    sizes: AxisTable,
+    lengths: AxisTable,
+    dims: tuple[Term, ...] | None,
+    position: Position | None,
+    show_sizes: bool,
+    cuts: Sequence[PartedAxis],
+) -> _Request:
+    """What was asked for, with the axes of ``cuts`` written as the sums of their parts."""
+    if cuts:
+        sizes, lengths = with_parts(sizes, cuts), with_parts(lengths, cuts)
+        parameters = [replace(p, pattern=replace(p.pattern, dims=cut(p.pattern.dims, cuts, sizes))) for p in parameters]
+        dims = None if dims is None else cut(dims, cuts, sizes)
+    parts = frozenset(name for one in cuts for name in one.names)
+    at = position or template.position
+    return _Request(template, tuple(parameters), sizes, lengths, dims, at, show_sizes, parts)
 
 
 def _unknown_names(request: _Request, named: tuple[str, ...]) -> list[Diagnostic]:
@@ -145,7 +170,7 @@ def _unknown_names(request: _Request, named: tuple[str, ...]) -> list[Diagnostic
             problems.append(request.problem("unknown-label", f"there is no branch `{label}`", hint))
         elif label in in_name and label in bare:
             problems.append(request.problem("twice", f"label `{label}` is both in the name and in the axes"))
-        elif present.count(label) > 1:
+        elif present.count(label) > 1 and label not in request.parts:
             owners = " and ".join(f"`{s.name}`" for s in request.parameters if label in labels_of(s.pattern.dims))
             problems.append(request.problem("ambiguous-label", f"label `{label}` is a branch of {owners}"))
     return problems

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from crosswalk.compiler.config.taken import Cases, Chosen
-from crosswalk.compiler.layout.cells import AxisTable
+from crosswalk.compiler.layout.cells import AxisTable, PartedAxis
 from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit, names_of
 from crosswalk.compiler.layout.model import Child, Layout, Parameter
 from crosswalk.compiler.layout.modules import (
@@ -25,12 +25,13 @@ from crosswalk.compiler.layout.modules import (
     number_counted,
     parameters,
 )
-from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.mapping.model import TensorEntry
-from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.layout.scope import ASSUMED, Scope
+from crosswalk.compiler.mapping.model import CutLine, Section, TensorEntry
+from crosswalk.compiler.notation.axes import labels_of
+from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.relations.tree import alternatives
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .lower import Source, Tensor, TensorPiece, lower
 
@@ -66,6 +67,7 @@ class _Claim:
     line: TensorEntry
     chosen: Chosen | None
     transposed: bool
+    cuts: tuple[PartedAxis, ...] = ()
 
 
 def relate_weights(
@@ -113,11 +115,12 @@ class _Walk:
             section = chosen.struct.section
             whole = any(chosen.struct is root for root in alternatives(chosen.mapping.root))
             prefix = Template.parse(chosen.tensors) if whole else theirs
+            cuts = self.cuts(section, scope, out)
             for line in section.tensors:
                 own_name = line.theirs.counted(partial(number_counted, scope))
                 name = own_name if prefix is None else join(prefix, own_name)
                 if line.ours and (line.types is None or self.fits(scope, line)):
-                    own.append(_Claim(line.ours, name, line, chosen, bool(section.transposed)))
+                    own.append(_Claim(line.ours, name, line, chosen, bool(section.transposed), cuts))
                 elif not line.ours and prefix is not None:
                     out.ignored[str(name)] = line
             if section.same_names or not section.has_tensors:
@@ -126,6 +129,19 @@ class _Walk:
         for child in scope.kind.children:
             self.children(scope, child, ours, claims, default, out, here or around)
         self.parameters(scope, ours, claims, default, here, out, () if theirs is not None else around)
+
+    def cuts(self, section: Section, scope: Scope, out: Weights) -> tuple[PartedAxis, ...]:
+        """The axes that a section cuts and that its lines name parts of."""
+        named = {label for line in section.tensors for label in labels_of((*(line.dims or ()), *(line.encoded or ())))}
+        result = []
+        for line in section.cuts.values():
+            if named.isdisjoint(name for name, _ in line.parts):
+                continue
+            try:
+                result.append(_cut(line, scope))
+            except CrosswalkError as error:
+                out.problems += error.diagnostics
+        return tuple(result)
 
     def fits(self, scope: Scope, line: TensorEntry) -> bool:
         """Whether the child of a line like ``mixer(attention|mamba)`` or ``mixer.query(attention)`` has one of these
@@ -149,7 +165,7 @@ class _Walk:
         own = tuple(str(name).split("."))
         exact = next((c for c in claims if own in c.ours), None)
         deeper = tuple(
-            _Claim(tuple(path[len(own) :] for path in c.ours), c.theirs, c.line, c.chosen, c.transposed)
+            replace(c, ours=tuple(path[len(own) :] for path in c.ours))
             for c in claims
             if all(len(path) > len(own) and path[: len(own)] == own for path in c.ours)
         )
@@ -165,7 +181,7 @@ class _Walk:
                 prefix = None if default is None else join(default, name.render(values))
             relative = bool(values) and not deeper
             if not relative:
-                filled = tuple(_Claim(c.ours, c.theirs.render(values), c.line, c.chosen, c.transposed) for c in deeper)
+                filled = tuple(replace(c, theirs=c.theirs.render(values)) for c in deeper)
                 self.module(inner, join(ours, name.render(values)), prefix, filled, out, around)
                 continue
             if inner.path not in cache:
@@ -259,6 +275,7 @@ class _Walk:
                     at or line.position,
                     show_sizes=not self.root.assumes,
                     lengths=lengths,
+                    cuts=[one for one in claim.cuts if one.names & set(labels_of(dims or ()))],
                 )
             except CrosswalkError as error:
                 out.problems += error.diagnostics
@@ -302,6 +319,25 @@ def _of_each(claims: Iterable[_Claim], scope: Scope) -> Iterator[_Claim]:
         for index in range(number_counted(scope, held) or 0):
             ours = tuple(tuple(str(index) if part == f"{{{held}}}" else part for part in path) for path in claim.ours)
             yield replace(claim, ours=ours, theirs=claim.theirs.render({held: index}))
+
+
+def _cut(line: CutLine, scope: Scope) -> PartedAxis:
+    """The parts of an axis with their sizes in one config. Raises ``CrosswalkError`` (``axes/cut``)."""
+    whole = scope.axis_entry(line.axis)
+    if not isinstance(whole, int):
+        message = f"`cuts`: axis `{line.axis}` is made of {' and '.join(whole)}"
+        raise fail("axes/cut", message, line.position, "cut one of those")
+    if scope.assumes:
+        return PartedAxis(line.axis, tuple((name, ASSUMED) for name, _ in line.parts))
+    given = {name: scope.evaluate(s) if isinstance(s, Expression) else s for name, s in line.parts if s is not None}
+    for name, size in given.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise fail("axes/cut", f"`cuts`: part `{name}` of `{line.axis}` is {size!r}, not a size", line.position)
+    rest = whole - sum(given.values())
+    if rest < 0 or (rest and len(given) == len(line.parts)):
+        sizes = " + ".join(map(str, given.values()))
+        raise fail("axes/cut", f"`cuts`: axis `{line.axis}` is {whole} long, its parts are {sizes}", line.position)
+    return PartedAxis(line.axis, tuple((name, given.get(name, rest)) for name, _ in line.parts))
 
 
 def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:

@@ -26,7 +26,7 @@ def files_to_write(
         if not path.is_file()
     ]
     given = carried_files(model_files) if model_files is not None else {}
-    wanted = (*mapping.files, *mapping.derived_files)
+    wanted = (*mapping.files, *mapping.optional_files, *mapping.derived_files)
     files = {**carried, **{name: path for name, path in given.items() if name in wanted}}
     missing = [name for name in mapping.files if name not in files]
     if missing:

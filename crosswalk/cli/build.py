@@ -43,6 +43,10 @@ def command(
             compiled.append(catalog.compiled(name))
         except CrosswalkError as error:
             problems += error.diagnostics
+    if files and any(Path(file).suffix for file in files):
+        from crosswalk.models.named_classes import missing_classes
+
+        problems += [found for mapping in compiled for found in missing_classes(mapping.source)]
     if problems:
         raise CrosswalkError(dict.fromkeys(problems))
     if config is None:

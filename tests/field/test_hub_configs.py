@@ -27,6 +27,9 @@ _HOME = Path(os.environ.get("CROSSWALK_VENV", ROOT / ".venv"))
 OTHER_TRANSFORMERS = _HOME.with_name(f"{_HOME.name}-transformers-4") / "bin" / "python"
 
 
+GPT2 = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}
+
+
 def named(verdict: str) -> list[str]:
     return [name for name, expected in EXPECTED.items() if expected["verdict"] == verdict]
 
@@ -47,6 +50,7 @@ def test_accepted(name: str) -> None:
     config = read(name)
     native = crosswalk.import_config(config)
     decoder = native["decoder"]
+    config = {**{key: config[name] for key, name in GPT2.items() if name in config}, **config}
     assert decoder["num_blocks"] == config["num_hidden_layers"]
     block = decoder["block"] if decoder["type"] == "fixed" else decoder["blocks"][decoder["pattern"][0]]
     assert native["hidden_size"] == config["hidden_size"]

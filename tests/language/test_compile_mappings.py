@@ -9,6 +9,7 @@ import pytest
 
 from crosswalk.cli.build import command
 from crosswalk.cli.commands import run_command
+from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import Plan
 
 CONFIG = {
@@ -52,3 +53,20 @@ def test_a_file_of_ones_own_is_compiled_and_its_mistakes_are_all_shown(
     assert "mine.yaml:8:8" in shown
     assert "`heads`" in shown
     assert "`head_size`" in shown
+
+
+def test_classes_that_transformers_does_not_have_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = "crosswalk: 1\nextends: llama\nmodel_type: other\n"
+    (tmp_path / "other.yaml").write_text(
+        f"{header}architecture: LamaForCausalLM\nconfig_class: transformers.LlamaConfg\n"
+    )
+    with pytest.raises(CrosswalkError) as error:
+        command.main(args=[str(tmp_path / "other.yaml")], standalone_mode=False)
+    found = error.value.diagnostics
+    assert [(p.code, p.position.line) for p in found if p.position] == [
+        ("mapping/no-such-class", 5),
+        ("mapping/no-such-class", 4),
+    ]
+    assert "did you mean `LlamaConfig`?" in str(found[0].hint)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert command.main(args=[str(tmp_path / "other.yaml")], standalone_mode=False) == 0

@@ -129,3 +129,18 @@ def test_keys_that_no_field_holds_stay_what_they_were_where_the_model_is_the_sam
     assert {key: written[key] for key in keys} == keys
     assert written["rope_parameters"]["rope_theta"] == 12345.0
     assert export_config(mapping, native)[0]["residual_multiplier"] == 1.0
+
+
+def test_what_is_read_as_another_value_is_refused_when_it_is_written() -> None:
+    """Pairs are shown to undo each other for positive numbers; any other is tried when there is one."""
+    entry = "rope_theta: {is: theta, read: = value if value > 0 else 0 - value, write: = value}"
+    text = f"crosswalk: 1\nextends: llama\nRotary:\n  cases:\n    default:\n      config:\n        {entry}\n"
+    mapping = Catalog(texts={"test": text}).compiled("test")
+    native, _ = import_config(mapping, config(rope_parameters={"rope_theta": -4.0}))
+    assert theta(native) == 4.0
+    native["decoder"]["block"]["mixer"]["rotary"]["theta"] = -4.0
+    with pytest.raises(CrosswalkError) as error:
+        export_config(mapping, native)
+    (found,) = error.value.diagnostics
+    assert found.code == "export/inverse"
+    assert "`rope_parameters.rope_theta` = -4.0 would not be read as -4.0" in found.message

@@ -28,11 +28,12 @@ from crosswalk.runtime.memory import execute
 from crosswalk.runtime.plan.model import TensorSpec
 
 DOCS = Path(__file__).parents[2] / "docs"
+MAPPING = DOCS.parent / "mappings" / "gpt2.yaml"
 
 
 @pytest.fixture(scope="module")
 def gpt2() -> CompiledMapping:
-    return Catalog([DOCS / "example"]).compiled("gpt2")
+    return Catalog().compiled("gpt2")
 
 
 def saved(name: str) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def test_what_the_trainer_cannot_hold_is_refused_where_the_mapping_says_so(gpt2:
     with pytest.raises(CrosswalkError) as error:
         import_config(gpt2, config | {key: not config[key]})
     (found,) = error.value.diagnostics
-    text = (DOCS / "example" / "gpt2.yaml").read_text().splitlines()
+    text = MAPPING.read_text().splitlines()
     assert found.code == "config/unsupported"
     assert found.rule is not None
     assert text[found.rule.line - 1].strip().startswith(f"{key}:")
@@ -147,7 +148,7 @@ def test_the_page_ends_with_the_example(generate: ModuleType) -> None:
     for kind, text in generate.BLOCK.findall((DOCS / "add-an-architecture.md").read_text()):
         if kind == "yaml":
             generate.add(mapping, text)
-    example = parse_document((DOCS / "example" / "gpt2.yaml").read_text(), "example")
+    example = parse_document(MAPPING.read_text(), "example")
     assert json.loads(json.dumps(parse_document(generate.joined(mapping), "page"))) == json.loads(json.dumps(example))
 
 

@@ -61,6 +61,38 @@ def smollm3(**keys: Any) -> Config:
     return _config("SmolLM3ForCausalLM", "smollm3", rms_norm_eps=3e-6, **({"no_rope_layers": [1, 0, 1]} | keys))
 
 
+def nemotron(factor: float, **keys: Any) -> Config:
+    rope = _rope(partial_rotary_factor=factor)
+    return _config("NemotronForCausalLM", "nemotron", norm_eps=3e-6, **({"head_dim": 20, **rope} | keys))
+
+
+def phi3(factor: float = 1.0, **keys: Any) -> Config:
+    rope = _rope(partial_rotary_factor=factor)
+    base = {"hidden_size": 60, "rms_norm_eps": 3e-6, "original_max_position_embeddings": 64}
+    return _config("Phi3ForCausalLM", "phi3", **(base | rope | keys))
+
+
+def stablelm(factor: float = 0.25, **keys: Any) -> Config:
+    rope = _rope(partial_rotary_factor=factor)
+    return _config("StableLmForCausalLM", "stablelm", hidden_size=48, layer_norm_eps=3e-6, **(rope | keys))
+
+
+def seed_oss(**keys: Any) -> Config:
+    return _config("SeedOssForCausalLM", "seed_oss", head_dim=10, rms_norm_eps=3e-6, **keys)
+
+
+def ministral3(**keys: Any) -> Config:
+    yarn = {"factor": 3.5, "original_max_position_embeddings": 64, "beta_fast": 24.0, "llama_4_scaling_beta": 0.0}
+    rope = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 23456.0, **yarn, **keys.pop("yarn", {})}}
+    return _config("Ministral3ForCausalLM", "ministral3", head_dim=10, rms_norm_eps=3e-6, **(rope | keys))
+
+
+def gpt2(**keys: Any) -> Config:
+    base = {"n_embd": 36, "n_head": 6, "n_layer": 3, "n_positions": 37, "vocab_size": 89, "layer_norm_epsilon": 3e-6}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **base, **tokens, **keys}
+
+
 #: Name -> config; what stands before the first ``-`` is the format.
 CONFIGS: dict[str, Config] = {
     "starcoder2": starcoder2(),
@@ -74,6 +106,19 @@ CONFIGS: dict[str, Config] = {
     "smollm3-interval": smollm3(no_rope_layers=None, no_rope_layer_interval=2, tie_word_embeddings=True),
     "granite": granite(residual_multiplier=0.22, attention_bias=True),
     "granite-tied-plain": granite(residual_multiplier=1.0, tie_word_embeddings=True, mlp_bias=True),
+    "nemotron": nemotron(0.5),
+    "nemotron-other": nemotron(0.4, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "nemotron-whole": nemotron(1.0),
+    "phi3": phi3(sliding_window=5),
+    "phi3-partial": phi3(0.6, tie_word_embeddings=True),
+    "stablelm": stablelm(),
+    "stablelm-bias": stablelm(0.75, use_qkv_bias=True, tie_word_embeddings=True),
+    "seed_oss": seed_oss(),
+    "seed_oss-other": seed_oss(attention_bias=False, attention_out_bias=True, mlp_bias=True),
+    "ministral3": ministral3(yarn={"mscale": 1.0, "mscale_all_dim": 0.7}),
+    "ministral3-window": ministral3(sliding_window=5, tie_word_embeddings=True),
+    "gpt2": gpt2(),
+    "gpt2-own-head": gpt2(tie_word_embeddings=False, n_inner=55, activation_function="relu"),
     "helium": helium(),
     "helium-bias-tied": helium(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "gemma3_text": gemma3_text(tie_word_embeddings=True),
