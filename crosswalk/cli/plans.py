@@ -18,8 +18,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.plan.regions import Region
 
 from .configs import show_native_config
-from .lines import echo, related, short
-from .report import bytes_text, show_report
+from .lines import bytes_text, echo, related, short, show_report
 
 #: A number that is a whole part of a name: the place of a layer or an expert. ``1`` in ``norm_1`` is none.
 _PLACE = re.compile(r"(?<![^.])\d+(?![^.])")

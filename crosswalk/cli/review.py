@@ -18,9 +18,8 @@ from crosswalk.proving.reading import line_of_key
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .configs import Keys, set_by
-from .lines import short
+from .lines import bytes_text, short
 from .plans import Relation, relations_of
-from .report import bytes_text
 
 #: Most parameters that are drawn.
 _DRAWN = 60
