@@ -200,9 +200,9 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        name, root, kind, names = map(self.document.get, ("layout", "root", "directory", "stacked"))
+        name, root, kind, names = (self.document.get(word) for word in ("layout", "root", "directory", "stacked"))
         rest = self.document.position.file, kind or "safetensors", names
-        made = Layout(name, root, self.enums, types, families, *rest)
+        made = Layout(str(name), str(root), self.enums, types, families, *rest)
         self.problems += (*_unpaddable(made), *_unnameable(made))
         return made
 

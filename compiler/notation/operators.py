@@ -151,7 +151,8 @@ def exponential(value: Any) -> float:
 
 
 def rounded(value: Any) -> int:
-    return round(number(value))
+    whole: int = round(number(value))
+    return whole
 
 
 def indices(values: Any, value: Any) -> list[int]:

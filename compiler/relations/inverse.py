@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from crosswalk.compiler.layout.values import misfit, widened
@@ -128,7 +129,7 @@ def _unproved(mapping: CompiledMapping, rule: FieldRule) -> str | None:
         try:
             value, found = _written(rule, keys, value)
             _read(rule, keys, found)  # where that has no value at all, the point says nothing
-            answer = solve(rule, rule.translated(value), found, None, lambda given, k=keys: _read(rule, k, given))
+            answer = solve(rule, rule.translated(value), found, None, partial(_read, rule, keys))
             where = keys.shown(both, at)
         except CrosswalkError as error:
             failure = error.diagnostics[0].message
@@ -287,7 +288,11 @@ def _drawn_float(generator: random.Random) -> float:
     return generator.choice((generator.uniform(0.05, 1.0), generator.uniform(1.0, 4.0), generator.uniform(1e2, 1e6)))
 
 
-_NUMBERS = {"int": _drawn_int, "float": _drawn_float, "bool": lambda generator: generator.random() < 0.5}
+_NUMBERS: Mapping[str, Callable[[random.Random], Any]] = {
+    "int": _drawn_int,
+    "float": _drawn_float,
+    "bool": lambda generator: generator.random() < 0.5,
+}
 
 
 def _path(name: KeyPath, at: KeyPath) -> KeyPath:

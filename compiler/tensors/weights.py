@@ -364,5 +364,5 @@ def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | No
 def _prefixed(tensor: Tensor, ours: str, prefix: str) -> Tensor:
     name, shape, pieces = tensor
     return Tensor(
-        prefix + name, shape, tuple([TensorPiece(f"{ours}.{parameter}", *rest) for parameter, *rest in pieces])
+        prefix + name, shape, tuple([TensorPiece(f"{ours}.{piece.parameter}", *piece[1:]) for piece in pieces])
     )

@@ -8,19 +8,19 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .authoring import init, prove
 from .compare import compare
-from .init import init
-from .prove import prove
+from .progress import progress, waiting
 
 if TYPE_CHECKING:
-    from crosswalk.runtime.files.workers import Progress
+    from crosswalk.jobs.prepare import Prepared
+    from crosswalk.runtime.errors import Diagnostic
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SOURCE = click.argument("src", type=click.Path(path_type=Path))
@@ -140,13 +140,11 @@ def convert(
     """Convert the checkpoint SRC into the new directory DST."""
     from crosswalk import convert as run
 
-    from .report import show_report
+    from .lines import show_report
 
     options = _options(workers, memory, checksum, overwrite, resume)
-    with _progress(quiet, "converting") as progress:
-        report = run(
-            src, dst, **_planned(planning), max_shard_size=max_shard_size, options=options, on_progress=progress
-        )
+    with progress(quiet, "converting") as shown:
+        report = run(src, dst, **_planned(planning), max_shard_size=max_shard_size, options=options, on_progress=shown)
     show_report(report)
 
 
@@ -159,9 +157,10 @@ def check(src: Path, verbose: bool, **planning: Any) -> None:
     from crosswalk.jobs.check import checked
     from crosswalk.jobs.report import Report
 
-    from .report import show_report
+    from .lines import show_report
 
-    prepared = checked(src, _asked(planning))
+    with waiting("checking"):
+        prepared = checked(src, _asked(planning))
     show_report(Report.of(prepared))
     if verbose:
         from .configs import show_native_config
@@ -173,19 +172,45 @@ def check(src: Path, verbose: bool, **planning: Any) -> None:
 @SOURCE
 @planning_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write one page for the review of the mapping: both configs, all relations, drawings.",
+)
+@click.option("--prove", "with_proof", is_flag=True, help="With --html: what `crosswalk prove` finds, at its lines.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads to state the peak memory for.")
 @VERBOSE
-def plan(src: Path, as_json: bool, workers: int | None, verbose: bool, **planning: Any) -> None:
+def plan(
+    src: Path, as_json: bool, html: Path | None, with_proof: bool, workers: int | None, verbose: bool, **planning: Any
+) -> None:
     """Show what a conversion of SRC would do: bytes, peak memory, verdict, and every relation, layers folded."""
     from crosswalk.jobs.prepare import prepare
 
-    from .plans import show_plan
-
-    prepared = prepare(src, _asked(planning))
-    if as_json:
+    if with_proof and html is None:
+        raise click.UsageError("--prove goes with --html FILE")
+    with waiting("planning"):
+        prepared = prepare(src, _asked(planning))
+    if html is not None:
+        _write_page(prepared, src, html, with_proof)
+    elif as_json:
         click.echo(prepared.plan.to_json())
     else:
+        from .plans import show_plan
+
         show_plan(prepared, workers, verbose)
+
+
+def _write_page(prepared: Prepared, source: Path, file: Path, with_proof: bool) -> None:
+    from .review import page
+
+    findings: Sequence[Diagnostic] = ()
+    if with_proof:
+        from crosswalk import prove as run
+
+        findings = run(prepared.mapping.name, source).findings
+    file.write_text(page(prepared, findings), encoding="utf-8")
+    click.echo(f"{file}: {len(prepared.plan.copies)} copies, {len(findings)} findings" if with_proof else str(file))
 
 
 @cli.command()
@@ -198,7 +223,8 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
 
     from .plans import show_explanation
 
-    prepared = prepare(src, _asked(planning))
+    with waiting("planning"):
+        prepared = prepare(src, _asked(planning))
     show_explanation(prepared, tensor)
 
 
@@ -220,9 +246,9 @@ def verify(
     """Prove that DST is the conversion of SRC, by reading both. Nothing is written."""
     from crosswalk import verify as run
 
-    from .report import show_report
+    from .lines import show_report
 
-    with _progress(quiet, "verifying") as progress:
+    with progress(quiet, "verifying") as shown:
         report = run(
             src,
             dst,
@@ -233,7 +259,7 @@ def verify(
             allow_lossy=allow_lossy,
             take_tied=take_tied,
             options=_options(workers, memory),
-            on_progress=progress,
+            on_progress=shown,
         )
     show_report(report)
 
@@ -315,9 +341,9 @@ def _show_versions(context: click.Context, option: click.Parameter, asked: bool)
         return
     from crosswalk import __version__
     from crosswalk.compiler.catalog_text import LANGUAGE
-    from crosswalk.runtime.plan.text import VERSION
+    from crosswalk.runtime.plan.text import FOLDED
 
-    click.echo(f"crosswalk {__version__}, mapping language {LANGUAGE}, plan {VERSION}")
+    click.echo(f"crosswalk {__version__}, mapping language {LANGUAGE}, plan {FOLDED}")
     context.exit()
 
 
@@ -348,19 +374,3 @@ def _options(
 
     bytes_ = parse_size(memory, "--memory") if memory else None
     return EngineOptions(workers=workers, memory=bytes_, checksum=checksum, overwrite=overwrite, resume=resume)
-
-
-@contextmanager
-def _progress(quiet: bool, what: str) -> Iterator[Progress | None]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total, name: bars.update(task, completed=done, total=total)

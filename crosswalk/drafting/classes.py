@@ -55,8 +55,11 @@ class Known:
             missing = isinstance(found, CrosswalkError) and found.diagnostics[0].code == "config/missing-key"
             if isinstance(expected, CrosswalkError) and not missing:
                 continue
-            refused = isinstance(found, CrosswalkError) or isinstance(expected, CrosswalkError)
-            if refused or differences(mapping, found, expected):
+            if (
+                isinstance(found, CrosswalkError)
+                or isinstance(expected, CrosswalkError)
+                or differences(mapping, found, expected)
+            ):
                 yield key, filled[key]
 
     def defaults(self, keys: Iterable[str]) -> dict[str, Any]:

@@ -56,9 +56,9 @@ class Draft:
             yield from _wrapped("keeps: [", self.keeps, "]")
         yield from (f"{MARK} {question}" for question in self.open)
         for section, parts in self.sections.items():
-            said = {part: lines for part, lines in parts.items() if lines}
-            yield from ("", f"{section}:") if said else ()
-            for part, lines in said.items():
+            filled = {part: lines for part, lines in parts.items() if lines}
+            yield from ("", f"{section}:") if filled else ()
+            for part, lines in filled.items():
                 yield f"  {part}:"
                 for left, right in lines.items():
                     line = f"    {written(left)}: {written(right)}"

@@ -28,13 +28,13 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     """
     path = Path(source)
     file = path if path.is_file() else path / CONFIG
-    config = parse_config(read_config_text(file), file)
-    architecture = next(iter(config.get("architectures") or ()), None)
-    if not isinstance(architecture, str) or not isinstance(config.get("model_type"), str):
+    written = parse_config(read_config_text(file), file)
+    architecture = next(iter(written.get("architectures") or ()), None)
+    if not isinstance(architecture, str) or not isinstance(written.get("model_type"), str):
         text = "`architectures` and `model_type` must be there: a mapping is of one class"
         raise fail("init/class", text, Position(str(file)), "write them into config.json")
-    known = Known.of(config, str(file))
-    config, shapes = _tensors(path, config, known)
+    known = Known.of(written, str(file))
+    config, shapes = _tensors(path, written, known)
     places = folders()
     catalog = Catalog(places, stored=stored(places))
     fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes)

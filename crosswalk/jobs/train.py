@@ -338,7 +338,7 @@ def export_of(given: Config | Loaded | Any, options: Options, output: OutputOpti
         origin = loaded.origin if loaded is not None and isinstance(loaded.origin, ClassOrigin) else None
         dtype = check_dtype(options.dtype)
         return ClassExport(kind, dtype, origin).writing(output)
-    config: Config = loaded.config if loaded is not None else given
+    config: Config = given.config if isinstance(given, Loaded) else given
     name = options.named_format or (loaded.format if loaded is not None else None)
     if name is None:
         text = "a native config does not say which format to write"

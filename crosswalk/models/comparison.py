@@ -22,7 +22,7 @@ from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import import_config
 from crosswalk.jobs.prepare import open_import, open_trainer, prepare
 from crosswalk.jobs.train import load as load_parameters
-from crosswalk.reference import Output, forward
+from crosswalk.reference import ForwardOutput, forward
 from crosswalk.runtime import execute
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint
@@ -128,7 +128,7 @@ def _compare(
     return Comparison(name, expected.name, len(tokens), parts, logits, tolerance, tuple(notes))
 
 
-def differences(expected: Trace, found: Output, tolerance: float = TOLERANCE) -> tuple[dict[str, float], float]:
+def differences(expected: Trace, found: ForwardOutput, tolerance: float = TOLERANCE) -> tuple[dict[str, float], float]:
     """How far the reference is from what a class computed: after each part of the model, and in the logits. Where these
     agree, hidden states may all be a number of times as large."""
     logits = _difference(found.logits, expected.logits)

@@ -70,8 +70,8 @@ def _key_lines(mapping: CompiledMapping, at: Path) -> Iterator[tuple[Path, Posit
                 yield (*at, *node.key), node.position
             case Layers():
                 yield (*at, *node.count), node.position
-                if node.each:
-                    yield (*at, *node.each), node.position
+                if node.key:
+                    yield (*at, *node.key), node.position
             case PartNode():
                 for inner in node.mappings:
                     yield from _key_lines(inner, (*at, *node.part.theirs))

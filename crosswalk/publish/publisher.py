@@ -114,7 +114,8 @@ class ModelPublisher(Publisher):
         self.begin("save")
         with self.team.step("planning the checkpoint"):
             written = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-            output = self._export.writing(written).output(self._exported)
+            way: Any = self._export.writing(written)
+            output = way.output(self._exported)
         background = None if blocking else (lambda: team(self._group, self._timeout, "background"))
         return saving.save(
             self.plan, self._model, Path(hf_dir), self.team, background, output, elsewhere=self._elsewhere

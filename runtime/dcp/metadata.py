@@ -231,6 +231,4 @@ def write_metadata(places: Sequence[tuple[TensorSpec, Item]], objects: Mapping[s
     described |= {name: metadata.BytesStorageMetadata() for name in objects}
     stored |= {metadata.MetadataIndex(name): filesystem._StorageInfo(*item) for name, item in objects.items()}
     names = {name: (name,) for name in described}
-    return pickle.dumps(
-        metadata.Metadata(described, names, stored, metadata.StorageMeta(), VERSION)  # type: ignore[arg-type]
-    )
+    return pickle.dumps(metadata.Metadata(described, names, stored, metadata.StorageMeta(), VERSION))

@@ -50,7 +50,8 @@ def _can_fold(plan: Plan) -> bool:
     brace in it, which would be read as a hole."""
     names = [tuple(tensor.name for tensor in tensors) for tensors in (plan.sources, plan.targets)]
     stored = [part.name for encoding in plan.encodings for part in encoding.stored]
-    orders = [*names, tuple(map(_order, plan.copies)), tuple(encoding.tensor for encoding in plan.encodings)]
+    orders: list[tuple[Any, ...]] = [*names, tuple(map(_order, plan.copies))]
+    orders.append(tuple(encoding.tensor for encoding in plan.encodings))
     ordered = all(one < following for order in orders for one, following in pairwise(order))
     return ordered and not any("{" in name for name in itertools.chain(*names, stored))
 

@@ -329,17 +329,14 @@ def test_a_layout_of_ones_own_from_outside_the_package(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
-    assert "llama -> mine" in run("check", "../hf", "--to", "mine")
-    run("convert", "../hf", "../own", "--to", "mine")
+    assert "llama -> mine" in run("convert", "../hf", "../own", "--to", "mine")
     weights = tensors_of(tmp_path / "hf")
     own = tensors_of(tmp_path / "own")
     heads = [weights[f"model.layers.1.self_attn.{name}_proj.weight"].view(2, -1, 14, 30) for name in "qkv"]
     assert torch.equal(own["block.1.qkv"], torch.cat(heads, 1).reshape(-1, 30))
-    run("convert", "../own", "../folder", "--to", "mine", "--as", "dcp")
-    run("convert", "../folder", "../titan", "--to", "torchtitan")
-    run("convert", "../titan", "../again", "--to", "mine")
-    assert tensor_differences(tensors_of(tmp_path / "again"), own) == []
-    run("convert", "../again", "../back")
+    run("convert", "../own", "../titan", "--to", "torchtitan")
+    run("convert", "../titan", "../folder", "--to", "mine", "--as", "dcp")
+    run("convert", "../folder", "../back")
     assert contents(tmp_path / "back") == contents(tmp_path / "hf")
 
 

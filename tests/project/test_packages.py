@@ -136,7 +136,7 @@ def test_an_entry_point_that_leads_nowhere_is_named(value: str, said: str, place
 
 def test_the_versions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(cli, ["--version"]) == 0
-    assert capsys.readouterr().out == f"crosswalk {crosswalk.__version__}, mapping language 1, plan 1\n"
+    assert capsys.readouterr().out == f"crosswalk {crosswalk.__version__}, mapping language 1, plan 2\n"
     assert f"\n## {crosswalk.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from crosswalk.checkpoints.opened import Opened
 from crosswalk.compiler.layout.model import Layout
+from crosswalk.compiler.notation.templates import Template
 from crosswalk.runtime.checkpoint.output import OutputLayout
 from crosswalk.runtime.dcp.folder import is_folder, locate, open_folder
 from crosswalk.runtime.dcp.metadata import METADATA
@@ -63,11 +64,9 @@ def model_names(entries: Iterable[str], layout: Layout) -> tuple[dict[str, str],
 
 def _first_parts(layout: Layout) -> set[str]:
     """The first parts of all names of a layout that are not made of a config."""
-    templates = [
-        template.name
-        for root in layout.roots().values()
-        for template in (*layout.types[root].children, *layout.types[root].parameters)
-    ]
+    types = [layout.types[root] for root in layout.roots().values()]
+    templates: list[Template] = [child.name for kind in types for child in kind.children]
+    templates += [parameter.name for kind in types for parameter in kind.parameters]
     starts = [template.segments[0] for template in templates if template.segments]
     return {start.partition(".")[0] for start in starts if isinstance(start, str)}
 
