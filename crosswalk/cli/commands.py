@@ -8,16 +8,19 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .authoring import init, prove
 from .compare import compare
-from .init import init
 from .progress import progress, waiting
-from .prove import prove
+
+if TYPE_CHECKING:
+    from crosswalk.jobs.prepare import Prepared
+    from crosswalk.runtime.errors import Diagnostic
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SOURCE = click.argument("src", type=click.Path(path_type=Path))
@@ -169,20 +172,45 @@ def check(src: Path, verbose: bool, **planning: Any) -> None:
 @SOURCE
 @planning_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write one page for the review of the mapping: both configs, all relations, drawings.",
+)
+@click.option("--prove", "with_proof", is_flag=True, help="With --html: what `crosswalk prove` finds, at its lines.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads to state the peak memory for.")
 @VERBOSE
-def plan(src: Path, as_json: bool, workers: int | None, verbose: bool, **planning: Any) -> None:
+def plan(
+    src: Path, as_json: bool, html: Path | None, with_proof: bool, workers: int | None, verbose: bool, **planning: Any
+) -> None:
     """Show what a conversion of SRC would do: bytes, peak memory, verdict, and every relation, layers folded."""
     from crosswalk.jobs.prepare import prepare
 
-    from .plans import show_plan
-
+    if with_proof and html is None:
+        raise click.UsageError("--prove goes with --html FILE")
     with waiting("planning"):
         prepared = prepare(src, _asked(planning))
-    if as_json:
+    if html is not None:
+        _write_page(prepared, src, html, with_proof)
+    elif as_json:
         click.echo(prepared.plan.to_json())
     else:
+        from .plans import show_plan
+
         show_plan(prepared, workers, verbose)
+
+
+def _write_page(prepared: Prepared, source: Path, file: Path, with_proof: bool) -> None:
+    from .review import page
+
+    findings: Sequence[Diagnostic] = ()
+    if with_proof:
+        from crosswalk import prove as run
+
+        findings = run(prepared.mapping.name, source).findings
+    file.write_text(page(prepared, findings), encoding="utf-8")
+    click.echo(f"{file}: {len(prepared.plan.copies)} copies, {len(findings)} findings" if with_proof else str(file))
 
 
 @cli.command()

@@ -10,6 +10,8 @@ from typing import Any
 
 from crosswalk.jobs.prepare import Prepared
 from crosswalk.jobs.report import Report
+from crosswalk.pictures.blocks import axes_of_natives, picture
+from crosswalk.pictures.terminal import drawing
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.folding import number_range
 from crosswalk.runtime.plan.model import Plan, TensorSpec
@@ -70,12 +72,17 @@ def plan_lines(plan: Plan, export: bool, natives: Iterable[str], verbose: bool =
     """A line for each relation of a plan, the Hugging Face side on the left; ``natives``: the names of the native
     tensors in the order of the model."""
     arrow = "<-" if export else "->"
-    relations = list(_relations(_pairs(plan, export, {name: index for index, name in enumerate(natives)})))
+    relations = relations_of(plan, export, natives)
     rows = [(each.hf, each.native, bytes_text(each.nbytes) if each.nbytes else "") for each in relations]
     for lines, relation in zip(related(rows, arrow), relations, strict=True):
         yield from lines
         for rule in sorted({pair.rule for pair in relation.pairs if pair.rule is not None}) if verbose else ():
             yield f"    {plan.rules[rule].mapping}: {plan.rules[rule].text}  {short(plan.rules[rule].position)}"
+
+
+def relations_of(plan: Plan, export: bool, natives: Iterable[str]) -> list[Relation]:
+    """The relations of a plan, in the order of the model."""
+    return list(_relations(_pairs(plan, export, {name: index for index, name in enumerate(natives)})))
 
 
 def _pairs(plan: Plan, export: bool, place: dict[str, int]) -> list[Pair]:
@@ -148,10 +155,22 @@ def show_explanation(prepared: Prepared, tensor: str) -> None:
         if encoding is not None:
             stored = " and ".join(f"{part.name} ({part.dtype} {list(part.shape)})" for part in encoding.stored)
             echo([f"{name} is stored as {stored}"])
+    _show_picture(prepared, tensor)
     echo([""])
     rows = [(item["source"].name if item["source"] else "zeros", _target(item["target"]), "") for item in found]
     for lines, item in zip(related(rows, "->"), found, strict=True):
         echo((*lines, *_moved(item)))
+
+
+def _show_picture(prepared: Prepared, tensor: str) -> None:
+    """The tensor as blocks, with the axes of the native parameters that it has to do with."""
+    drawn = picture(prepared.plan, tensor)
+    if drawn is None:
+        return
+    names = [tensor, *dict.fromkeys(block.other.name for block in drawn.blocks)]
+    for name, axes in axes_of_natives(prepared.mapping, prepared.config, names).items():
+        echo([f"{name}: {axes}"])
+    echo(["", *drawing(drawn, tensor in prepared.plan.target_index)])
 
 
 def _target(spec: TensorSpec | None) -> str:

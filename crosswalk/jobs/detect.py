@@ -78,6 +78,8 @@ def _undetected(
         text += f": it has other towers beside one of text, which is {names}"
         hint = FLAG
     elif others:
+        lacks = described.get(kind) if isinstance(kind, str) else None
+        text += f", which lacks what `{kind}` has: {lacks}" if lacks else ""
         names = ", ".join(f"layout `{m.layout}` has `{m.name.removeprefix(f'{m.layout}_')}`" for m in others)
         hint = f"{names}: name the layout (--to; in Python: to=, or layout= of crosswalk.load)"
     elif isinstance(kind, str) and kind in described:

@@ -23,7 +23,7 @@ ORDER = (
     "crosswalk.compiler.catalog_folders", "crosswalk.compiler.catalog_packages", "crosswalk.compiler.catalog",
     "crosswalk.compiler.catalog_build",
     "crosswalk.checkpoints", "crosswalk.classes", "crosswalk.jobs", "crosswalk.publish", "crosswalk.models",
-    "crosswalk.proving", "crosswalk.drafting", "crosswalk.cli",
+    "crosswalk.proving", "crosswalk.drafting", "crosswalk.pictures", "crosswalk.cli",
 )  # fmt: skip
 FOLDERS = {
     "crosswalk.runtime": "runtime",

@@ -34,7 +34,7 @@ LIMITS = {
     "starcoder2": 45,
     "qwen3_moe": 65,
     "smollm3": 45,
-    "gpt2": 75,
+    "gpt2": 80,
     "llama_partial": 50,
     "nemotron": 45,
     "phi3": 50,
