@@ -125,7 +125,7 @@ def _hf_output(source: Path, target: Path, options: Options) -> _Expected:
     output = checkpoint.tensors
     dialect = dialect_of_names(prepared.mapping, output.tensors)
     asked = replace(asked, tensor_dialect=dialect.name if dialect else "newest")
-    if prepared.mapping.spelled:
+    if any(known.sections for known in prepared.mapping.source.dialects.values()):
         prepared = prepare(source, asked)
     with read_from(target / CONFIG, checkpoint.text):
         kept = open_trainer(source, options).origin.get("kept") or ()
