@@ -137,8 +137,9 @@ def _check_cuts(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     """Axes that are cut and are none, and names in the sizes of their parts."""
     layout = mapping.layout
     axes = {name for kind in layout.all_types() for name in (*kind.axes, *kind.takes)}
-    for node in nodes_of(mapping.root):
-        for line in node.section.cuts.values() if isinstance(node, Struct) else ():
+    structs = (node for node in nodes_of(mapping.root) if isinstance(node, Struct))
+    for node in structs:
+        for line in node.section.cuts.values():
             if line.axis not in axes:
                 message = f"`cuts`: the layout has no axis `{line.axis}`"
                 yield Diagnostic("mapping/cut", message, line.position, did_you_mean(line.axis, axes))
