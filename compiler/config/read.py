@@ -39,6 +39,9 @@ from .coverage import as_written
 from .dialects import read_dialects
 from .taken import Chosen, Taken, Taking
 
+#: Characters of a key of a config that an error shows.
+_SHOWN = 100
+
 
 def import_config(
     mapping: CompiledMapping, config: Mapping[str, Any], allow_lossy: bool = False, otherwise: bool = False
@@ -272,7 +275,8 @@ class _Read:
         for key, value in given.items():
             index = layer_index(key)
             if index is None or index >= len(kinds) or index in result or not isinstance(value, Mapping):
-                wrong = f"`{where}.{key}`: {'named twice' if index in result else 'no such layer, or not an object'}"
+                named = f"{where}.{key}" if len(key) <= _SHOWN else f"{where}.{key[:_SHOWN]}..."
+                wrong = f"`{named}`: {'named twice' if index in result else 'no such layer, or not an object'}"
                 self.error("config/type", wrong, view.written((*path, key)), node.position)
             else:
                 common = {name: get(view.data, (*node.theirs, name)) for name in value}

@@ -284,7 +284,7 @@ from crosswalk.cli import commands as cli
 def progress(quiet, what):
     yield lambda done, total, name: os.kill(os.getpid(), signal.SIGINT)
 
-cli._progress = progress
+cli.progress = progress
 cli.main(sys.argv[1:])
 """
 

@@ -21,12 +21,17 @@ from crosswalk.runtime.errors import CrosswalkError
 pytestmark = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="classes of transformers 5")
 
 
-DRAFTS = [("starcoder2", "llama", []), ("qwen3_moe", "qwen3", ["norm_topk_prob"])]
+#: A model, the formats that are not to be extended, the one that is then, and the keys that are asked about.
+DRAFTS = [
+    ("starcoder2", ["starcoder2", "qwen2"], "llama", []),
+    ("qwen3_moe", ["qwen3_moe"], "qwen3", ["norm_topk_prob"]),
+]
 
 
-@pytest.mark.parametrize(("model", "base", "asked"), DRAFTS)
+@pytest.mark.parametrize(("model", "without", "base", "asked"), DRAFTS)
 def test_a_draft_is_the_model_when_its_questions_are_answered(
     model: str,
+    without: list[str],
     base: str,
     asked: list[str],
     tmp_path: Path,
@@ -37,7 +42,12 @@ def test_a_draft_is_the_model_when_its_questions_are_answered(
     source, file = tmp_path / "source", tmp_path / "mappings" / f"my_{model}.yaml"
     oracles.make_checkpoint(source, CONFIGS[model])
     file.parent.mkdir()
-    assert run_command(cli, ["init", str(source), "-o", str(file), "--without", model]) == 0
+    assert (
+        run_command(
+            cli, ["init", str(source), "-o", str(file), *[part for name in without for part in ("--without", name)]]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert f"extends `{base}`" in out
     questions = [line for line in out.splitlines() if line.startswith("  ")]

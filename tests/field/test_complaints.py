@@ -88,11 +88,10 @@ def test_errors_name_rule_tensor_file_and_line(command: CommandLine, tmp_path: P
     source = make(tmp_path / "source")
     edit_tensors(source, lambda t: t.update({"model.layers.1.mlp.gate_proj.weight": torch.zeros(3)}))
     (problem,) = command("check", source).problems
-    line = '"{gate|up}_proj": layer_1'
     text = (Path(__file__).parents[2] / "mappings" / "llama.yaml").read_text().splitlines()
-    number = text.index(f"    {line}") + 1
-    assert f"mappings/llama.yaml:{number}:5: error: tensor `model.layers.1.mlp.gate_proj.weight` is [3]" in problem
-    assert f"{number} |     {line}" in problem
+    number = text.index('    "{gate|up}_proj": layer_1') + 1
+    assert f"{source}: error: tensor `model.layers.1.mlp.gate_proj.weight` is [3]" in problem
+    assert f"mappings/llama.yaml:{number}:5" in problem.splitlines()[-1]
 
 
 def test_an_unmapped_tensor_is_named_and_never_said_to_be_dropped(command: CommandLine, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def test_wrong_axes_and_numbers_are_refused_together(command: CommandLine, tmp_p
         with nothing_written(tmp_path):
             assert_refused(
                 command(name, source, *wrong),
-                "there is no axis `vocba` that may be padded\n  hint: did you mean `vocab`?",
-                "axis `hidden` may not be padded: the model would be another one\n  hint: axes that may be padded: ",
-                "there is no axis `nothing` that may be padded\n  hint: axes that may be padded: vocab",
+                "there is no axis `vocba` that may be padded [usage/pad]\n  hint: did you mean `vocab`?",
+                "axis `hidden` may not be padded: the model would be another one [usage/pad]\n  hint: axes that may",
+                "there is no axis `nothing` that may be padded [usage/pad]\n  hint: axes that may be padded: vocab",
                 "axis `vocab`: a multiple is a whole number from 1 on, not 0",
                 code=2,
             )  # fmt: skip
