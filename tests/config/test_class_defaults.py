@@ -83,6 +83,17 @@ def test_objects_of_apriel2_are_what_the_class_says_where_they_are_absent() -> N
         assert native["head"]["normalization"]["epsilon"] == 1e-5
 
 
+def test_a_decoder_that_is_absent_is_refused() -> None:
+    """The class fills in blocks that state no heads, of which it can make no model."""
+    case = CASES["apriel2_attention"]
+    with pytest.raises(CrosswalkError) as caught:
+        crosswalk.import_config(_left_out(case.hf_config(), "decoder"), case.format)
+    (problem,) = caught.value.diagnostics
+    assert (problem.code, problem.message) == (
+        "config/choice", "`decoder.type` must be one of fixed, pattern; it is absent"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["qwen2_base"])
 def test_a_window_that_the_class_cannot_compute_is_refused(name: str) -> None:
     """``layer_types`` names a window and ``use_sliding_window`` is false: the class drops its size, and fails."""
