@@ -6,6 +6,7 @@ what they lead to, if they are links; but for those in the cache of the Hugging 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -173,12 +174,8 @@ def _open_indexed(directory: Path, index: Mapping[str, str], where: Position) ->
             problems.append(Diagnostic("index/file-name", text, where))
             continue
         path = directory / name
-        if (link := dangling(path)) is not None:
-            problems.append(link)
-            continue
-        if not path.exists():
-            text = f"the file {name} with {len(wanted)} tensors is missing"
-            problems.append(Diagnostic("index/missing-file", text, where, "download the rest of the checkpoint"))
+        if (absent := _absent(path, name, len(wanted), where)) is not None:
+            problems.append(absent)
             continue
         try:
             _check_link(path, directory)
@@ -201,6 +198,22 @@ def _open_indexed(directory: Path, index: Mapping[str, str], where: Position) ->
     if problems:
         raise CrosswalkError(limited(problems, where))
     return Checkpoint(directory, tensors, files)
+
+
+def _absent(path: Path, name: str, tensors: int, where: Position) -> Diagnostic | None:
+    """What is wrong with a file of the index, given with the number of its tensors, that is not there."""
+    why = ""
+    try:
+        if (link := dangling(path)) is not None:
+            return link
+        if path.exists():
+            return None
+    except OSError as error:  # `exists` raises where the file system takes no name as long as this
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        why = f": {error.strerror}"
+    text = f"the file {shorten(name)} with {tensors} tensors is missing{why}"
+    return Diagnostic("index/missing-file", text, where, "download the rest of the checkpoint")
 
 
 def is_plain(name: str) -> bool:

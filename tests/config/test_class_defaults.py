@@ -83,6 +83,30 @@ def test_objects_of_apriel2_are_what_the_class_says_where_they_are_absent() -> N
         assert native["head"]["normalization"]["epsilon"] == 1e-5
 
 
+@pytest.mark.parametrize("name", ["apriel2_attention", "apriel2_mm_fixed"])
+def test_attention_of_apriel2_has_a_group_a_head_where_it_states_none(name: str) -> None:
+    """As the class reads it; the tensors of a file have to agree."""
+    case = CASES[name]
+    config = case.hf_config()
+    mixer = config["decoder"]["block"]["mixer"]
+    assert mixer["heads"] != mixer.pop("head_groups")
+    native = crosswalk.import_config(config, case.format)
+    assert native["decoder"]["block"]["mixer"]["head_groups"] == mixer["heads"]
+    exported = crosswalk.export_config(native, case.format)["decoder"]["block"]["mixer"]
+    assert exported["head_groups"] == mixer["heads"]  # to others an absent one means something else
+
+
+def test_a_decoder_that_is_absent_is_refused() -> None:
+    """The class fills in blocks that state no heads, of which it can make no model."""
+    case = CASES["apriel2_attention"]
+    with pytest.raises(CrosswalkError) as caught:
+        crosswalk.import_config(_left_out(case.hf_config(), "decoder"), case.format)
+    (problem,) = caught.value.diagnostics
+    assert (problem.code, problem.message) == (
+        "config/choice", "`decoder.type` must be one of fixed, pattern; it is absent"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["qwen2_base"])
 def test_a_window_that_the_class_cannot_compute_is_refused(name: str) -> None:
     """``layer_types`` names a window and ``use_sliding_window`` is false: the class drops its size, and fails."""

@@ -165,6 +165,28 @@ def test_a_pointer_of_git_lfs_is_named_as_one(source: Path, name: str) -> None:
     assert "git lfs pull" in message
 
 
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00002-of-00003.safetensors"])
+def test_a_pointer_in_the_place_of_an_index_or_of_a_shard_too(source: Path, name: str) -> None:
+    write_index(source, shard(source))
+    (source / name).write_text(LFS)
+    assert f"{name}: error: this is a pointer of Git LFS" in refused(source)
+
+
+def test_a_file_of_the_index_whose_name_no_file_system_takes_is_named_with_the_index(source: Path) -> None:
+    shards = shard(source)
+    write_index(source, {name: "x" * 300 if file.startswith("model-00002") else file for name, file in shards.items()})
+    message = refused(source)
+    assert message.startswith(f"{source}/model.safetensors.index.json: error: the file {'x' * 120}… with ")
+    assert "is missing: File name too long [index/missing-file]" in message
+
+
+def test_a_download_that_is_not_finished_is_no_model(source: Path) -> None:
+    (source / "model.safetensors").rename(source / "model.safetensors.incomplete")
+    message = refused(source)
+    assert "only downloads that are not finished: `model.safetensors.incomplete` [source/unfinished]" in message
+    assert "download the checkpoint again" in message
+
+
 @pytest.mark.parametrize("name", ["model.safetensors.bak", "model.safetensors.old", "model.bin~", "m.safetensors.part"])
 def test_copies_of_weights_and_unfinished_downloads_are_no_small_files(source: Path, tmp_path: Path, name: str) -> None:
     (source / name).write_bytes(b"0" * 4000)

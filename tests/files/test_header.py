@@ -180,6 +180,7 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
 
 BAD_INDEX: dict[str, tuple[dict[str, str], str]] = {
     "missing file": ({"d": "three.safetensors"}, "index/missing-file"),
+    "name too long": ({"d": "x" * 300 + ".safetensors"}, "index/missing-file"),
     "missing tensor": ({"d": "two.safetensors"}, "index/missing-tensor"),
     "parent": ({"d": "../two.safetensors"}, "index/file-name"),
     "inner parent": ({"d": "x/../two.safetensors"}, "index/file-name"),

@@ -303,6 +303,9 @@ def test_the_hybrid_is_read_with_the_type_of_its_class_and_of_the_older_exporter
     assert exported["model_type"] == "llava_hybrid"
     assert exported["text_config"]["model_type"] == "apriel_hybrid_ssm"
     assert exported["text_config"]["hybrid_block_layout"] == ["t", "m2", "t"]
+    # its class looks at one of the two, by the version of transformers
+    theta = config["text_config"]["rope_theta"]
+    assert exported["text_config"]["rope_theta"] == exported["text_config"]["rope_parameters"]["rope_theta"] == theta
     assert differences(crosswalk.import_config(exported), crosswalk.import_config(config)) == []
 
 

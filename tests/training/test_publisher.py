@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from small_checkpoints import MIXTRAL
 
 import crosswalk
+from crosswalk.jobs import train as jobs
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.plan.model import Plan
 
 PLACEMENTS = ("rows", "fsdp-tp", "hybrid", "columns", "by hand", "stages")
 
@@ -120,6 +122,27 @@ def test_tensors_can_be_cut_out_of_a_buffer_without_padding(llama: Path) -> None
         start = stop
     layers = [name.split(".")[2] for name, _, _ in publisher.metadata if name.startswith("model.layers.")]
     assert layers == sorted(layers)
+
+
+def test_what_does_not_depend_on_values_is_found_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every further round reads values, and proves and plans nothing anew."""
+    state = native_state(llama)
+    loaded = crosswalk.load(llama, state)
+    publisher = crosswalk.publisher(state, loaded, bucket_bytes=20_000)
+
+    def again(*arguments: object, **named: object) -> None:
+        raise AssertionError("planned anew")
+
+    for function in ("locate", "in_buckets", "publishing_order", "table"):
+        monkeypatch.setattr(f"crosswalk.runtime.publishing.publisher.{function}", again)
+    monkeypatch.setattr(Plan, "verify", again)
+    monkeypatch.setattr(jobs, "export_checkpoint", again)
+    expected = load_file(llama / "model.safetensors")
+    for factor in (2, 3):
+        for tensors in (state, expected):
+            for tensor in tensors.values():
+                tensor.mul_(factor)
+        assert cases.differences(dict(itertools.chain.from_iterable(publisher.buckets())), expected) == []
 
 
 def test_a_publisher_writes_what_it_publishes(llama: Path, tmp_path: Path) -> None:
