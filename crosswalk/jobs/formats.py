@@ -57,7 +57,7 @@ def format_named(name: str, layout: str | None = None) -> CompiledMapping:
 def _resolved(name: str, layout: str | None) -> str | None:
     listed = {known: catalog().listed(known) for known in catalog().formats()}
     here = {known: entry for known, entry in listed.items() if layout in (None, entry.layout)}
-    named = [known for known, entry in here.items() if name in (known, _short(known, entry.layout))]
+    named = [known for known, entry in here.items() if name in (known, name_in_layout(known, entry.layout))]
     if name in named:
         return name
     typed = [known for known, entry in here.items() if name in tuple(entry.model_types)]
@@ -69,8 +69,9 @@ def _resolved(name: str, layout: str | None) -> str | None:
 
 def short_name(mapping: CompiledMapping) -> str:
     """What users call a format: in the file of one of several layouts, that of the layout stands before it."""
-    return _short(mapping.name, mapping.layout.name)
+    return name_in_layout(mapping.name, mapping.layout.name)
 
 
-def _short(name: str, layout: str | None) -> str:
+def name_in_layout(name: str, layout: str | None) -> str:
+    """The name of a mapping file without that of its layout; nothing is compiled to know it."""
     return name.removeprefix(f"{layout}_") or name

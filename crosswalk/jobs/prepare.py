@@ -43,7 +43,7 @@ from crosswalk.runtime.plan.algebra import with_sources
 from crosswalk.runtime.plan.model import Exemption, Plan, TensorSpec
 
 from .detect import chosen_format
-from .formats import DEFAULT_LAYOUT, catalog, format_named, short_name
+from .formats import DEFAULT_LAYOUT, catalog, format_named, name_in_layout, short_name
 from .options import Options, check_direction
 from .origin import decoded_config, original, record, remembered
 from .plans import formats
@@ -294,7 +294,7 @@ def _format_to_write(opened: Opened, asked: str | None) -> CompiledMapping:
     """The format asked for, or else the one that a checkpoint remembers; without either, the only one of its layout."""
     layout, known = opened.layout, opened.origin.get("format")
     name = asked or known
-    there = [short_name(catalog().compiled(name)) for name in formats(layout.name)]
+    there = [name_in_layout(name, layout.name) for name in formats(layout.name)]
     listed = f"there are {', '.join(there)}"
     if name is None:
         text = "this checkpoint does not say which format it came from"
