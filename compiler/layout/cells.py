@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -68,7 +67,7 @@ def cut(terms: Iterable[Term], cuts: Sequence[PartedAxis], sizes: AxisTable) -> 
 
 def with_parts(sizes: AxisTable, cuts: Sequence[PartedAxis]) -> AxisTable:
     """The axes with those of the parts."""
-    return ChainMap(dict(part for one in cuts for part in one.parts), sizes)  # type: ignore[arg-type]
+    return {**sizes, **dict(part for one in cuts for part in one.parts)}
 
 
 def atoms_of(axis: str, sizes: AxisTable, _within: tuple[str, ...] = ()) -> tuple[str, ...]:

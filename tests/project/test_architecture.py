@@ -98,13 +98,9 @@ def _all_files() -> list[Path]:
     return [*ROOT.glob("*.py"), *(file for folder in folders for file in sorted((ROOT / folder).rglob("*.py")))]
 
 
-#: Files that are too long, and are to be split: none may be added.
-TOO_LONG = {"tests/models/test_megatron.py"}
-
-
 def test_files_can_be_read_at_once() -> None:
     long = {file.relative_to(ROOT).as_posix() for file in _all_files() if len(file.read_text().splitlines()) > 400}
-    assert not long - TOO_LONG
+    assert not long
 
 
 def test_functions_are_short() -> None:

@@ -103,6 +103,10 @@ def _check_backend(path: Path) -> None:
         raise fail("directory/backend", text, Position(str(file)), "let Megatron write it again as torch_dist")
 
 
+def _part_of(data: bytes) -> ReadPart:
+    return lambda offset, size: data[offset : offset + size]
+
+
 def _common(folder: Folder) -> Mapping[str, Any]:
     """The arguments of the run, from what its ranks have in common: a file, or an entry of the folder. Nothing of it is
     run, whatever it names: what is no plain value stays a name."""
@@ -112,8 +116,7 @@ def _common(folder: Folder) -> Mapping[str, Any]:
     try:
         if file.is_file():
             data = read_inside(file, folder.path, MAX_PICKLE + 1)
-            read: ReadPart = lambda offset, size: data[offset : offset + size]  # noqa: E731
-            length = len(data)
+            read, length = _part_of(data), len(data)
         elif name is not None:
             read, length = folder.read_object(name)
         else:
