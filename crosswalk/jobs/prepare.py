@@ -95,8 +95,6 @@ def prepare(source: Path, options: Options) -> Prepared:
     if options.text_only:
         text = f"a text tower is taken from a Hugging Face checkpoint, and this is one of a trainer ({kind.mark})"
         raise fail("usage/text-only", text, Position(str(source)), "leave out --text-only")
-    if kind is FAST_LLM and options.to == DEFAULT_LAYOUT and options.kind in (None, kind.name):
-        raise _already(source, DEFAULT_LAYOUT, kind)
     opened = open_trainer(source, options)
     if options.to == "hf":
         return _prepare_export(opened, options)
@@ -107,7 +105,8 @@ def prepare(source: Path, options: Options) -> Prepared:
 
 def _already(source: Path, layout: str, kind: Kind) -> CrosswalkError:
     what = f"this is a {layout} checkpoint ({kind.mark}) already"
-    return fail("usage/to", what, Position(str(source)), "pass --to hf")
+    hint = "pass --to hf, --to with another layout, or --as with another kind of directory"
+    return fail("usage/to", what, Position(str(source)), hint)
 
 
 def open_trainer(path: Path, options: Options) -> Opened:
