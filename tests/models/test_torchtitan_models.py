@@ -194,6 +194,8 @@ def test_layers_are_compared_one_by_one(tmp_path: Path) -> None:
     state = {key: torch.zeros_like(value) for key, value in expected.items()}
     crosswalk.load(path, state, layout="torchtitan", native_config=native)
     assert tensor_differences(state, expected) == []
+    with pytest.raises(dcp.api.CheckpointException, match=r"of several variants of the layout.*\[dcp/variants\]"):
+        dcp.load(state, storage_reader=crosswalk.reader(path, layout="torchtitan"), no_dist=True)
     other["feed_forward"]["hidden_dim"] += 1
     with pytest.raises(CrosswalkError, match=r"`layers\.blocks\.b\.feed_forward\.hidden_dim` is \d+, the"):
         crosswalk.reader(path, layout="torchtitan", native_config=native)
