@@ -62,7 +62,7 @@ class Proof:
     ) -> None:
         """Add a finding, unless one of its code is on its line already, or one that says the same of another model;
         ``how``: of which model, where it is not the tiny one."""
-        if (code, position) in self._lines and position.line > 1 or (code, message) in self._said:
+        if ((code, position) in self._lines and position.line > 1) or (code, message) in self._said:
             return
         self._lines.add((code, position))
         self._said.add((code, message))
