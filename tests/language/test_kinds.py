@@ -156,7 +156,7 @@ def test_what_is_not_written_back_is_refused(each: str, config: str, words: str)
 
 def test_lists_within_lists_are_tried_as_such() -> None:
     each = "= (turns[0][0] * turns[0][1])[layer]"
-    keys = "    turns: {default: [[[dense, moe], 12]], write: \"= [[kinds, 1]]\"}\n"
+    keys = '    turns: {default: [[[dense, moe], 12]], write: "= [[kinds, 1]]"}\n'
     mapping = compiled(each, keys)
     found = BASE | MOE | {"turns": [[["moe", "moe", "dense"], 2]], "num_hidden_layers": 5}
     assert mlps(import_config(mapping, found)[0]) == "mmdmm"
