@@ -361,11 +361,11 @@ def _planned(options: dict[str, Any]) -> dict[str, Any]:
 
 def _asked(options: dict[str, Any]) -> Any:
     """The options of a plan, of commands that only make one."""
-    from crosswalk.jobs.options import Asked, options_of
+    from crosswalk.jobs.options import AskedOptions, options_of
 
     planned = _planned(options)
     format, to, dialect, dtype = (planned.pop(name) for name in ("format", "to", "dialect", "dtype"))
-    return options_of(format, to, dialect, dtype, Asked(**planned))  # type: ignore[typeddict-item]
+    return options_of(format, to, dialect, dtype, AskedOptions(**planned))  # type: ignore[typeddict-item]
 
 
 def _options(

@@ -9,7 +9,7 @@ from typing import Unpack
 from crosswalk.runtime.errors import CrosswalkError, system_limits
 from crosswalk.runtime.files.convert import check_ties
 
-from .options import Asked, Options, options_of
+from .options import AskedOptions, Options, options_of
 from .prepare import Prepared, prepare
 from .report import Report
 
@@ -21,7 +21,7 @@ def check(
     to: str | None = None,
     dialect: str | None = None,
     dtype: str | None = None,
-    **asked: Unpack[Asked],
+    **asked: Unpack[AskedOptions],
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
     shape, and the plan's proof. All options are those of :func:`crosswalk.convert`.

@@ -13,7 +13,7 @@ from crosswalk.runtime.errors import system_limits
 from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 
-from .options import Asked, options_of, parse_size
+from .options import AskedOptions, options_of, parse_size
 from .prepare import Prepared, prepare
 from .report import Report
 
@@ -30,7 +30,7 @@ def convert(
     *,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
-    **asked: Unpack[Asked],
+    **asked: Unpack[AskedOptions],
 ) -> Report:
     """Convert the checkpoint ``src`` into the new directory ``dst``, which appears complete or not at all.
 

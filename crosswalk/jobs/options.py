@@ -38,7 +38,7 @@ class Options(PlanOptions):
         return None if self.format in (None, "auto") else self.format
 
 
-class Asked(TypedDict, total=False):
+class AskedOptions(TypedDict, total=False):
     """What a user may ask of a conversion by name: the keywords of :func:`crosswalk.check` and
     :func:`crosswalk.convert`. They are said there."""
 
@@ -56,9 +56,11 @@ class Asked(TypedDict, total=False):
     native_config: str | Path | Mapping[str, Any] | None
 
 
-def options_of(format: str | None, to: str | None, dialect: str | None, dtype: str | None, asked: Asked) -> Options:
+def options_of(
+    format: str | None, to: str | None, dialect: str | None, dtype: str | None, asked: AskedOptions
+) -> Options:
     """The options that a user's words are. Raises ``TypeError`` for a keyword that there is not."""
-    known = Asked.__optional_keys__
+    known = AskedOptions.__optional_keys__
     for name in asked:
         if name not in known:
             raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ BAD_FILES: dict[str, tuple[Damage, set[str]]] = {
     "no JSON": (text("{"), {"config/json"}),
     "no object": (text("[]"), {"config/type"}),
     "a key twice": (text('{"a": 1, "a": 2}'), {"document/duplicate"}),
+    "nothing": (shutil.rmtree, {"source/not-a-directory"}),
     "no config": (lambda path: (path / "config.json").unlink(), {"config/read"}),
     "no model": (config(model_type="nobody", architectures=["Nobody"]), {"format/undetected"}),
     "cut off": (cut(DATA, 20_000), {"header/offsets"}),
