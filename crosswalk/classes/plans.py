@@ -12,7 +12,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.affine import Piece, tiling_faults
 from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
-from crosswalk.runtime.plan.regions import RawRegion
+from crosswalk.runtime.plan.parts import RawRegion
 
 from .conversion import Relations, ignored, kept_alias, of_files, to_files
 from .tracing import Moved

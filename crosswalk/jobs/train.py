@@ -27,10 +27,12 @@ from crosswalk.classes.live import (
     refuse_options,
 )
 from crosswalk.compiler.config.origin import Origin
+from crosswalk.compiler.layout.natives import copies_in, ties_of
+from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.layout.variants import variants
 from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint
 from crosswalk.compiler.tensors.advice import Advice
-from crosswalk.compiler.tensors.plan import check_dtype, check_published
+from crosswalk.compiler.tensors.plan import check_dtype, check_published, with_copies
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
@@ -122,7 +124,10 @@ def load(
     if kind is not None:
         return _filled(kind, checkpoint, found, model, ranks, where, there)
     advice = Advice(imported.mapping, config)
-    report = live.load(imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice)
+    copies = copies_in(imported.mapping.layout, imported.mapping.root.type, config, there)
+    report = live.load(
+        imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice, copies=copies
+    )
     origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
     return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
 
@@ -250,7 +255,7 @@ def reader(
     if native_config is None:
         for other in variants(mapping.layout, mapping.root.type, imported.config):
             plans.append(open_import(Path(hf_dir), replace(options, native_config=other))[1].plan)
-    return PlanReader(plans, checkpoint.tensors)
+    return PlanReader(plans, checkpoint.tensors, ties_of(Scope(mapping.layout, mapping.root.type, imported.config)))
 
 
 @system_limits()
@@ -303,7 +308,10 @@ class Export:
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
         check_published(specs.values(), self.options.dtype)
         mapping = format_named(self.format)
-        return export_checkpoint(mapping, self.native_config, dict(specs), self.options, self.origin)
+        copies = copies_in(mapping.layout, mapping.root.type, self.native_config, specs)
+        once = {name: spec for name, spec in specs.items() if name not in copies}
+        exported = export_checkpoint(mapping, self.native_config, once, self.options, self.origin)
+        return replace(exported, plan=with_copies(exported.plan, specs, copies))
 
     def writing(self, written: OutputOptions) -> Export:
         """The same with other files."""
