@@ -35,6 +35,7 @@ from crosswalk.runtime.checkpoint.output import (
 )
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 from crosswalk.runtime.files.sinks import start_writeback
+from crosswalk.runtime.kept import SNAPSHOT
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.staging.directory import Staging, check_space
@@ -43,7 +44,6 @@ from crosswalk.runtime.staging.stale import owner, remove_stale
 from crosswalk.runtime.staging.writing import set_size, sync, write_at, write_runs
 
 from .copies import compare_copies
-from .kept import SNAPSHOT
 from .moves import Moves, moves
 from .parameters import Model, collect, place_all
 from .placement import Part, Placed

@@ -26,10 +26,10 @@ from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import kernels, tasks
 from crosswalk.runtime.files.workers import start_threads
+from crosswalk.runtime.kept import WORKERS
 from crosswalk.runtime.plan.affine import Piece
 from crosswalk.runtime.staging.endings import uninterrupted
 
-from .kept import WORKERS
 from .stretches import GAP, Block, Placement, blocks
 
 #: Bytes of a bucket.

@@ -9,8 +9,8 @@ from native_llama import assert_equal, blank, native_state
 from safetensors.torch import load_file
 
 import crosswalk
-from crosswalk.runtime.training import kept
-from crosswalk.runtime.training.kept import KeptMemory
+from crosswalk.runtime import kept
+from crosswalk.runtime.kept import KeptMemory
 
 
 def test_the_largest_that_are_given_back_are_handed_out_again() -> None:
