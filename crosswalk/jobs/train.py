@@ -6,6 +6,7 @@ rank must call it, all agree before anything moves, and a problem of one rank is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from crosswalk.classes.live import (
     ClassExport,
     ClassOrigin,
     LiveClass,
+    inner_model,
     live_class,
     read_class,
     recompute,
@@ -36,6 +38,7 @@ from crosswalk.compiler.tensors.plan import check_dtype, check_published, with_c
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.publishing import kept
 from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
@@ -185,14 +188,18 @@ def save(
     """
     ranks = team(group, timeout)
     there = of_all_ranks(collect(model), ranks, "saving")
+    options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
+                      truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
+    wanted = _asked(model, native_config, options, there, group)
+    found = kept.find("plan", model, wanted, ranks)
     with ranks.step("planning the checkpoint") as step:
-        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
-                          truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
         output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
         export = export_of(native_config, options, output, model)
         step.agree |= export.asked
-        exported = export.plan(there)
+        exported = found or export.plan(there)
         files = export.output(exported)
+    if found is None:
+        kept.keep("plan", model, wanted, exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
     return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there)
 
@@ -219,16 +226,44 @@ def stream(
     """
     ranks = team(group, timeout)
     there = of_all_ranks(collect(model), ranks, "streaming")
-    with ranks.step("planning the stream") as step:
-        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
-                          truncate=truncate or {}, trusted=True)  # fmt: skip
-        export = export_of(native_config, options, OutputOptions(), model)
-        step.agree |= export.asked
-        plan = export.plan(there).plan
-    return _limited(Publisher(plan, model, ranks, bucket_bytes, group, there, doing="stream").buckets())
+    options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
+                      truncate=truncate or {}, trusted=True)  # fmt: skip
+    wanted = _asked(model, native_config, options, there, group, bucket_bytes, timeout)
+    publisher = kept.find("stream", model, wanted, ranks)
+    if publisher is None:
+        with ranks.step("planning the stream") as step:
+            export = export_of(native_config, options, OutputOptions(), model)
+            step.agree |= export.asked
+            plan = export.plan(there).plan
+        publisher = Publisher(plan, kept.loosely(model), ranks, bucket_bytes, group, there, doing="stream")
+        kept.keep("stream", model, wanted, publisher)
+    return _limited(publisher.buckets(), model)
 
 
-def _limited(buckets: Iterator[list[tuple[str, torch.Tensor]]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+def _asked(
+    model: Model,
+    given: Any,
+    options: Options,
+    there: Mapping[str, TensorSpec],
+    group: dist.ProcessGroup | None,
+    *more: Any,
+) -> kept.Asked | None:
+    """What has to stay as it is for a plan to be right again; None if that cannot be told: of a dict of tensors, and
+    where a checkpoint on the disk is asked."""
+    if not isinstance(model, torch.nn.Module) or options.like is not None:
+        return None
+    inner = inner_model(model)
+    config = getattr(given, "config", given) if inner is None else inner.config.to_json_string(use_diff=False)
+    if group is None and dist.is_available() and dist.is_initialized():
+        group = dist.group.WORLD
+    same = (getattr(given, "origin", None), getattr(inner, "_weight_conversions", None), group)
+    return kept.Asked(same, (copy.deepcopy(config), options, dict(there), *more))
+
+
+def _limited(
+    buckets: Iterator[list[tuple[str, torch.Tensor]]], model: Model
+) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """The same, with what the system says as errors; it keeps the model for as long as it is used."""
     with system_limits():
         yield from buckets
 
