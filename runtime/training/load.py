@@ -176,13 +176,13 @@ def read_moves(
 
 def _reading(
     reader: Reader, stored: Sequence[StoredTensor], memories: Sequence[Memory]
-) -> Callable[[Slot, TransferBucket], None]:
-    def work(slot: Slot, bucket: TransferBucket) -> None:
+) -> Callable[[Slot, TransferBucket], int]:
+    def work(slot: Slot, bucket: TransferBucket) -> int:
         for direct in bucket.direct:
             flat = memories[direct.memory].flat
             reader.read(direct.tensor, direct.offset, host_view(flat[direct.start : direct.start + direct.nbytes]))
         if not bucket.stretches:
-            return
+            return bucket.moved
         slot.turn()
         view = host_view(slot.host)
         for tensor, offsets, length, position in bucket.stretches:
@@ -191,6 +191,7 @@ def _reading(
             else:
                 reader.read_runs(tensor, 0, offsets, length, 1, view[position:])
         slot.fill_tensors(bucket, stored, memories)
+        return bucket.moved
 
     return work
 
