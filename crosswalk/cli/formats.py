@@ -12,7 +12,7 @@ from crosswalk.compiler.mapping.model import Entry, Fact, Line, MappingFile, Sec
 from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.relations.rules import Carried, FieldRule, OursFact, Rule, TheirsFact, Unused
 from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of, rules_of
-from crosswalk.jobs.formats import catalog, format_named
+from crosswalk.jobs.formats import DEFAULT_LAYOUT, catalog, format_named
 
 from .lines import aligned, echo, related, short, width, wrapped
 
@@ -20,16 +20,24 @@ Row = tuple[str, str, str]
 
 
 def show_formats() -> None:
-    """Every format with its class, dialects and model files, by layout."""
+    """Which class goes onto which layout, and by which format; and each format with its class, dialects and model
+    files."""
     mappings = [catalog().mapping(name) for name in catalog().formats()]
-    for layout in sorted({str(mapping.layout) for mapping in mappings}):
-        rows = [("format", "model_type", "architecture", "config class", "dialects", "model files")]
-        for mapping in mappings:
-            if mapping.layout == layout:
-                model_type, architecture, class_ = mapping.model_type, mapping.architecture, mapping.config_class
-                names = (mapping.name.removeprefix(f"{layout}_"), model_type or "", architecture or "", class_ or "")
-                rows.append((*names, ", ".join(_dialects(mapping)), ", ".join(mapping.files)))
-        echo([f"layout {layout}", "", *aligned(rows), ""])
+    layouts = sorted({str(mapping.layout) for mapping in mappings}, key=lambda name: (name != DEFAULT_LAYOUT, name))
+    places: dict[str, dict[str, list[str]]] = {}
+    details = dict[tuple[str, ...], None]()
+    for mapping in mappings:
+        name = mapping.name.removeprefix(f"{mapping.layout}_")
+        model_type, architecture, class_ = mapping.model_type, mapping.architecture or name, mapping.config_class
+        places.setdefault(architecture, {}).setdefault(str(mapping.layout), []).append(name)
+        about = (name, model_type or "", mapping.architecture or "", class_ or "")
+        details[(*about, ", ".join(_dialects(mapping)), ", ".join(mapping.files))] = None
+    matrix = [
+        (architecture, *(", ".join(found.get(layout, ["-"])) for layout in layouts))
+        for architecture, found in sorted(places.items())
+    ]
+    head = ("format", "model_type", "architecture", "config class", "dialects", "model files")
+    echo([*aligned([("layout:", *layouts), *matrix]), "", *aligned([head, *sorted(details)]), ""])
 
 
 def _dialects(mapping: MappingFile) -> list[str]:
