@@ -3,9 +3,10 @@ sparse mixture of experts of 235B in such a folder takes to plan.
 
     python benchmarks/folders.py --home /dev/shm --rounds 5 --results folders.json
 
-The model is a Llama of the widths of 8B, cut to about 2 GB. Folders are those of torch itself, saved by 1 process and by
-8, which hold an eighth of the rows each. Every conversion runs in a process of its own, whose clock starts after the
-imports. Each is beside a ``cp`` of its source in the same round; ``--disk`` evicts the source first and syncs the output.
+The model is a Llama of the widths of 8B, cut to about 2 GB. Folders are those of torch itself, saved by 1 process and
+by 8, which hold an eighth of the rows each. Every conversion runs in a process of its own, whose clock starts after a
+``check`` of the source, and stops when the output is complete. Each is beside a ``cp`` of its source in the same round;
+``--disk`` evicts the source first and syncs the output.
 """
 
 from __future__ import annotations
@@ -13,19 +14,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from planning import llama, write
 from run import evict, machine, measured, sync
+from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+from crosswalk.runtime.dcp.frames import frame
+from crosswalk.runtime.plan.model import TensorSpec
 
 LAYERS, VOCABULARY = 3, 48000
-#: Name, source, what is written, and the directory that must have the same tensors then.
+#: Name, source, and what it is converted to.
 CASES = (
     ("Hugging Face -> folder", "hf", "torchtitan"),
     ("folder of 1 -> Hugging Face", "ranks-1", "hf"),
@@ -43,7 +54,6 @@ SPARSE = {
 
 def save_from(rank: int, ranks: int, source: str, target: str, address: str) -> None:
     """One process of those that read a folder and save it again, each its rows of every tensor."""
-    import torch
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
     from torch.distributed.device_mesh import init_device_mesh
@@ -78,6 +88,7 @@ def child(source: Path, target: Path, to: str) -> dict[str, Any]:
     from crosswalk.runtime.files.convert import EngineOptions
 
     result: dict[str, Any] = {}
+    crosswalk.check(source, to=to)
     with measured(result):
         crosswalk.convert(source, target, to=to, options=EngineOptions(workers=2))
     return result
@@ -88,11 +99,12 @@ def run(source: Path, target: Path, to: str, synced: bool) -> dict[str, Any]:
     if synced:
         evict(source)
     if to == "cp":
-        started = time.perf_counter()
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(["cp", "-r", "--reflink=never", str(source), str(target)], check=True)
         if synced:
             sync(target)
-        return {"seconds": time.perf_counter() - started, "peak": 0}
+        seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        return {"seconds": seconds, "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
     command = [sys.executable, __file__, "--child", str(source), str(target), to]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
@@ -120,7 +132,8 @@ def measure(home: Path, rounds: int, synced: bool) -> list[dict[str, Any]]:
             if number == 0:
                 crosswalk.verify(home / origin, output)
             ratio = mine["bytes"] / mine["seconds"] / (copied["bytes"] / copied["seconds"])
-            found.setdefault(name, []).append(mine | {"ratio": ratio, "cp": copied["bytes"] / copied["seconds"] / 1e9})
+            mine |= {"ratio": ratio, "cp": copied["bytes"] / copied["seconds"] / 1e9}
+            found.setdefault(name, []).append(mine | {"cp_cpu": copied["cpu"] / copied["bytes"] * 1e9})
     return [
         {
             "case": name,
@@ -130,27 +143,71 @@ def measure(home: Path, rounds: int, synced: bool) -> list[dict[str, Any]]:
             "ratio": statistics.median(one["ratio"] for one in runs),
             "ratios": sorted(round(one["ratio"], 2) for one in runs),
             "cpu_per_gb": statistics.median(one["cpu"] / one["bytes"] * 1e9 for one in runs),
+            "cp_cpu_per_gb": statistics.median(one["cp_cpu"] for one in runs),
             "peak_mib": max(one["peak"] for one in runs) / 2**20,
         }
         for name, runs in found.items()
     ]
 
 
-def sparse(home: Path, ranks: int = 64) -> dict[str, Any]:
-    """Seconds to check a folder of a Qwen3 of 235B, every tensor in as many chunks as there are ranks: the metadata is
-    what torch writes, the files are holes behind the archives' ends."""
-    import crosswalk
-    from folders_sparse import write_sparse
+def write_sparse(folder: Path, tensors: Sequence[TensorSpec], ranks: int) -> int:
+    """A folder as so many processes would save it, each with its rows of every tensor: metadata of torch, and archives
+    of which only what stands around the bytes is there. The number of parts."""
+    folder.mkdir()
+    described: dict[str, Any] = {}
+    stored: dict[Any, Any] = {}
+    ends = [0] * ranks
+    for tensor in tensors:
+        first, *rest = tensor.shape
+        step = -(-first // ranks)
+        chunks = []
+        for rank, start in enumerate(range(0, first, step)):
+            part = replace(tensor, shape=(min(step, first - start), *rest))
+            before, after = frame(part)
+            name, offset = f"__{rank}_0.distcp", ends[rank]
+            ends[rank] += len(before) + part.nbytes + len(after)
+            with open(folder / name, "r+b" if offset else "wb") as stream:
+                for at, content in ((offset, before), (ends[rank] - len(after), after)):
+                    stream.seek(at)
+                    stream.write(content)
+            corner = torch.Size([start] + [0] * len(rest))
+            item = _StorageInfo(name, offset, ends[rank] - offset)
+            stored[metadata.MetadataIndex(tensor.name, corner, len(chunks))] = item
+            chunks.append(metadata.ChunkStorageMetadata(corner, torch.Size(part.shape)))
+        properties = metadata.TensorProperties(torch.bfloat16)
+        described[tensor.name] = metadata.TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
+    names = {name: (name,) for name in described}
+    found = metadata.Metadata(described, names, stored, metadata.StorageMeta(), "1.0.0")
+    (folder / ".metadata").write_bytes(pickle.dumps(found))
+    return len(stored)
 
-    folder = home / "sparse"
+
+def sparse(home: Path, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of ``crosswalk plan`` for a folder of a Qwen3 of 235B, by how many processes saved it."""
+    import crosswalk
+
     plan = crosswalk.compile_plan(SPARSE, to="torchtitan")
-    chunks = write_sparse(folder, plan.targets, ranks)
-    (home / "like").mkdir()
-    (home / "like" / "config.json").write_text(json.dumps(SPARSE))
-    command = [sys.executable, "-m", "crosswalk.cli.entry", "plan", str(folder), "--layout", "torchtitan"]
-    started = time.perf_counter()
-    subprocess.run([*command, "--like", str(home / "like")], check=True, stdout=subprocess.DEVNULL)
-    return {"tensors": len(plan.targets), "chunks": chunks, "seconds": time.perf_counter() - started}
+    tensors = [replace(tensor, dtype="BF16") for tensor in plan.targets]
+    like = home / "like"
+    like.mkdir()
+    (like / "config.json").write_text(json.dumps(SPARSE))
+    rows = []
+    for ranks in (1, 8, 64):
+        folder = home / f"sparse-{ranks}"
+        parts = write_sparse(folder, tensors, ranks)
+        command = [Path(sys.executable).with_name("crosswalk"), "plan", folder, "--layout", "torchtitan"]
+        runs = []
+        for _ in range(rounds):
+            before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            subprocess.run([*command, "--like", like], check=True, stdout=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+            runs.append({"seconds": time.perf_counter() - started, "cpu": cpu})
+        median = {key: statistics.median(run[key] for run in runs) for key in ("seconds", "cpu")}
+        gb = sum(tensor.nbytes for tensor in tensors) / 1e9
+        rows.append({"ranks": ranks, "tensors": len(tensors), "parts": parts, "gb": gb, **median})
+        shutil.rmtree(folder)
+    return rows
 
 
 def main() -> None:
@@ -168,11 +225,12 @@ def main() -> None:
     home = options.home / f"crosswalk-folders-{os.getpid()}"
     home.mkdir(parents=True)
     try:
-        results = {"machine": machine(), "rows": measure(home, options.rounds, options.disk)}
+        planned = sparse(home, options.rounds)
+        results = {"machine": machine(), "planned": planned, "rows": measure(home, options.rounds, options.disk)}
     finally:
         shutil.rmtree(home)
     options.results.write_text(json.dumps(results, indent=1) + "\n")
-    for row in results["rows"]:
+    for row in (*results["planned"], *results["rows"]):
         print({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
 
 
