@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -146,6 +146,7 @@ class Layout:
     file: str = field(compare=False)
     directory: str = "safetensors"  # the kind that the trainer keeps its checkpoints in
     stacked: Mapping[str, str] | None = None  # parts of names there -> parts of names here
+    extra_states: Sequence[str] = ()  # modules that have one there
 
     def type_of(self, name: str) -> ConfigType | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
@@ -200,9 +201,9 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        name, root, kind, names = (self.document.get(word) for word in ("layout", "root", "directory", "stacked"))
-        rest = self.document.position.file, kind or "safetensors", names
-        made = Layout(str(name), str(root), self.enums, types, families, *rest)
+        kind, names, states = map(self.document.get, ("directory", "stacked", "extra_states"))
+        rest = self.document.position.file, kind or "safetensors", names, tuple(states or ())
+        made = Layout(self.document["layout"], self.document["root"], self.enums, types, families, *rest)
         self.problems += (*_unpaddable(made), *_unnameable(made))
         return made
 

@@ -33,7 +33,7 @@ class Advice:
         if (hint := of_adapter(name)) is not None:
             return hint
         if name in self._ties:
-            return "a tied parameter must share the memory of the other"
+            return "it is a copy of the one that it is tied to, which must be passed too"
         if name in self._absent:
             said = f"the layout has it where {self._absent[name]}, which `{self._mapping.name}` says nothing of"
             return f"{said}: leave it out of what is passed, a dict of the other parameters"

@@ -13,6 +13,7 @@ from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.folding import fold
+from crosswalk.runtime.plan.algebra import with_sources
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 
 from .bind import Bound
@@ -267,3 +268,17 @@ def tensor_dialect(mapping: CompiledMapping, dialects: Sequence[str]) -> str | N
     if len(named) > 1:
         raise fail("usage/dialect", f"tensors have one name each: choose one of {', '.join(named)}")
     return named[0] if named else None
+
+
+def with_copies(
+    plan: Plan, specs: Mapping[str, TensorSpec], copies: Mapping[str, str], take_tied: bool = False
+) -> Plan:
+    """A plan out of a layout with tied tensors among its sources: compared with what they are tied to, or left out
+    unread (``take_tied``). ``copies``: each of them -> what it is tied to."""
+    if not copies:
+        return plan
+    if take_tied:
+        exemptions = [Exemption("dropped", name, None, f"tied to `{of}`, which counts") for name, of in copies.items()]
+    else:
+        exemptions = [Exemption("tied", name, of) for name, of in copies.items()]
+    return with_sources(plan, map(specs.__getitem__, copies), exemptions)

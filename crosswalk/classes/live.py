@@ -56,6 +56,21 @@ class LiveClass:
 def live_class(model: Model) -> LiveClass | None:
     """The live model, if it is one of transformers, inside of whatever is wrapped around it. Raises ``CrosswalkError``
     with every reason why it cannot be read or filled."""
+    inner = inner_model(model)
+    if inner is None:
+        return None
+    problems = refused(inner)
+    if importlib.util.find_spec("transformers.conversion_mapping") is None:
+        text = "this version of transformers does not say what its classes do with their files"
+        problems.append(Diagnostic("class/version", text, None, "install transformers 5 or newer"))
+    if problems:
+        raise CrosswalkError(problems)
+    base = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    return LiveClass(inner, _rules_of(inner, base), same_memory(collect(model)))
+
+
+def inner_model(model: Model) -> Any:
+    """The model of transformers inside of whatever is wrapped around it; None if there is none."""
     modeling = sys.modules.get("transformers.modeling_utils")
     if modeling is None or not isinstance(model, torch.nn.Module):
         return None
@@ -64,13 +79,7 @@ def live_class(model: Model) -> LiveClass | None:
         inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
         if not isinstance(inner, torch.nn.Module):
             return None
-    problems = refused(inner)
-    if importlib.util.find_spec("transformers.conversion_mapping") is None:
-        text = "this version of transformers does not say what its classes do with their files"
-        problems.append(Diagnostic("class/version", text, None, "install transformers 5 or newer"))
-    if problems:
-        raise CrosswalkError(problems)
-    return LiveClass(inner, _rules_of(inner, modeling.PreTrainedModel), same_memory(collect(model)))
+    return inner
 
 
 def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:

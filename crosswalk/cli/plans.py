@@ -15,7 +15,7 @@ from crosswalk.pictures.terminal import drawing
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.folding import number_range
 from crosswalk.runtime.plan.model import Plan, TensorSpec
-from crosswalk.runtime.plan.regions import Region
+from crosswalk.runtime.plan.parts import Region
 
 from .configs import show_native_config
 from .lines import bytes_text, echo, related, short, show_report

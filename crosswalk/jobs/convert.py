@@ -88,9 +88,8 @@ def convert(
     extra = {CONFIG: prepared.text.encode(), **prepared.derived} if prepared.to == "hf" else {}
     assert prepared.kind.lay_out is not None
     laid_out = prepared.kind.lay_out(_contents(prepared), shard)
-    arrange, plan = prepared.kind.arrange, prepared.plan
     written = write_checkpoint(
-        arrange(plan, prepared.mapping.layout) if arrange is not None else plan,
+        prepared.plan,
         prepared.source,
         destination,
         layout=laid_out,
@@ -106,4 +105,5 @@ def _contents(prepared: Prepared) -> Contents:
     """What goes beside the tensors of a trainer's checkpoint."""
     mapping = prepared.mapping
     ties = ties_of(Scope(mapping.layout, mapping.root.type, prepared.config)) if prepared.kind.twice else {}
-    return Contents(mapping.layout, mapping.root.type.name, prepared.config, prepared.origin, ties)
+    root, targets = mapping.root.type.name, prepared.plan.targets
+    return Contents(mapping.layout, root, prepared.config, prepared.origin, ties, targets)

@@ -22,9 +22,9 @@ from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.limit import Limit
 from crosswalk.compiler.layout.model import ConfigType
-from crosswalk.compiler.layout.natives import ties_of
+from crosswalk.compiler.layout.natives import copies_in
 from crosswalk.compiler.layout.padded_axes import length, padding_notes, resized
-from crosswalk.compiler.layout.scope import Scope, normalize
+from crosswalk.compiler.layout.scope import normalize
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.notation.axes import Axis
 from crosswalk.compiler.pipeline import (
@@ -37,10 +37,10 @@ from crosswalk.compiler.pipeline import (
 )
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound
+from crosswalk.compiler.tensors.plan import with_copies
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
-from crosswalk.runtime.plan.algebra import with_sources
-from crosswalk.runtime.plan.model import Exemption, Plan, TensorSpec
+from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .detect import chosen_format
 from .formats import DEFAULT_LAYOUT, catalog, format_named, name_in_layout, short_name
@@ -182,7 +182,6 @@ class _Way:
     mapping: CompiledMapping
     origin: Origin
     exported: Exported
-    plan: Plan
     text: str
     notes: tuple[str, ...]
 
@@ -204,23 +203,20 @@ def _way_out(opened: Opened, options: Options) -> _Way:
         origin=partial(located, text=opened.text, file=opened.file, root=(*opened.origin_at, "padded")),
     )
     specs = {spec.name: spec for spec in opened.tensors.specs()}
-    twice: dict[str, str] = {}
+    copies: dict[str, str] = {}
     if opened.kind != FAST_LLM.name:  # its loader takes nothing else than what its metadata says
         with at(places.config):
             config = _as_saved(opened, mapping.root.type, normalize(layout, config, mapping.root.type.name), specs)
-            ties = ties_of(Scope(layout, mapping.root.type, config), Limit.of(specs))
-        twice = {name: of for name, of in ties.items() if name in specs and of in specs}
-    once = {name: spec for name, spec in specs.items() if name not in twice}
+            copies = copies_in(layout, mapping.root.type, config, specs, Limit.of(specs))
+    once = {name: spec for name, spec in specs.items() if name not in copies}
     exported = export_checkpoint(mapping, config, once, options, origin, places)
-    plan = exported.plan
-    if twice:
-        plan = with_sources(plan, map(specs.__getitem__, twice), _exempt(twice, options.take_tied))
+    exported = replace(exported, plan=with_copies(exported.plan, specs, copies, options.take_tied))
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     cut = padding_notes(mapping.root.type, exported.native, exported.lengths, False)
     notes = (*opened.notes, *exported.notes, *cut)
     if origin.is_of(mapping) and origin.kept:
         notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
-    return _Way(mapping, origin, exported, plan, text, notes)
+    return _Way(mapping, origin, exported, text, notes)
 
 
 def _as_saved(
@@ -248,19 +244,12 @@ def _as_saved(
     return resized(kind, config, {axis: size for axis, size in sizes.items() if size > length(kind, config, axis)})
 
 
-def _exempt(ties: Mapping[str, str], take: bool) -> list[Exemption]:
-    """Tensors that are stored beside what they are tied to: compared with it, or left out unread."""
-    if take:
-        return [Exemption("dropped", name, None, f"tied to `{of}`, which counts") for name, of in ties.items()]
-    return [Exemption("tied", name, of) for name, of in ties.items()]
-
-
 def _prepare_export(opened: Opened, options: Options) -> Prepared:
     way = _way_out(opened, options)
     source, exported = way.mapping.source, way.exported
     files = files_to_write(source, way.origin.files, options.model_files, opened.path)
     return Prepared(
-        to="hf", mapping=exported.mapping, bound=exported.bound, plan=way.plan, source=opened.tensors,
+        to="hf", mapping=exported.mapping, bound=exported.bound, plan=way.exported.plan, source=opened.tensors,
         config=exported.native, text=way.text, files=files, dialects=exported.dialects, notes=way.notes,
         lengths=exported.lengths, derived=derived_files(source, exported.config, files), lossy=exported.lossy,
         defaults=exported.defaults, kind=kind_to_write(options.kind, None),
@@ -271,7 +260,7 @@ def _prepare_onward(opened: Opened, options: Options) -> Prepared:
     """From one layout to another, or to another kind of directory, in one plan: no Hugging Face tensor is made."""
     way = _way_out(opened, replace(options, to="hf", dtype=None, protect=()))
     exported, origin = way.exported, way.origin
-    config, specs = dict(exported.config), way.plan.targets
+    config, specs = dict(exported.config), way.exported.plan.targets
     asked = short_name(way.mapping) if options.to == opened.layout.name else None
     mapping = chosen_format(asked, config, specs, options.to)
     lossy = options.allow_lossy or origin.lossy
@@ -280,7 +269,8 @@ def _prepare_onward(opened: Opened, options: Options) -> Prepared:
     )
     imported = import_checkpoint(mapping, config, specs, onward)
     return Prepared(
-        to=mapping.layout.name, mapping=imported.mapping, bound=imported.bound, plan=way.plan.compose(imported.plan),
+        to=mapping.layout.name, mapping=imported.mapping, bound=imported.bound,
+        plan=exported.plan.compose(imported.plan),
         source=opened.tensors, config=imported.config, text=way.text, files=origin.files, lengths=imported.lengths,
         notes=tuple(dict.fromkeys((*way.notes, *_notes(imported, options)))), defaults=exported.defaults,
         lossy=tuple(dict.fromkeys((*exported.lossy, *imported.read.taken.lossy))),

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.training.copies import tied
 from crosswalk.runtime.training.parameters import Model
-from crosswalk.runtime.training.ranks import Table, Team, table
+from crosswalk.runtime.training.ranks import Table, Team, share_out, table
+from crosswalk.runtime.training.save import counted
 
 from .current import Current
 from .exchange import Ranks, exchange
@@ -90,6 +92,7 @@ class Publisher:
             step.value = table(self.current.placed)
         #: What each rank holds.
         self.tables: list[Table] = step.values
+        self._compare_copies()
         kept = [i for i, spec in enumerate(plan.targets) if only is None or spec.name in only]
         self.targets = publishing_order(plan, kept)
         #: The targets of each bucket.
@@ -98,6 +101,12 @@ class Publisher:
         self._readers: dict[str, list[tuple[str, Strided]]] = {}
         with team.step(f"planning what to {doing}"):
             self.way(None)
+
+    def _compare_copies(self) -> None:
+        """Raise unless copies of tied parameters are equal now; later it is taken for granted."""
+        pairs = tied(self.plan)
+        specs = [spec for spec in self.plan.sources if spec.name in pairs or spec.name in pairs.values()]
+        counted(self.plan, self.current.placed, share_out(self.tables, specs)[self.team.rank], self.team)
 
     @functools.cached_property
     def metadata(self) -> tuple[Published, ...]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .moves import Moves, moves
 from .parameters import Advice, Model, bare, check_owned, check_writable, own, place_all
+from .placement import Part
 from .transfer import BUCKET, Memory, Slot, TransferBucket, buckets, host_view, run, worker_count
 
 if TYPE_CHECKING:
@@ -109,12 +112,14 @@ def load(
     *,
     elsewhere: Mapping[str, TensorSpec] | None = None,
     advice: Advice | None = None,
+    copies: Mapping[str, str] = MappingProxyType({}),
 ) -> LoadReport:
     """Fill the parameters of ``model`` with the targets of ``plan``, whose sources ``checkpoint`` holds.
 
     Dtypes may differ between floats: what is read is cast once. Parameters on the meta device get memory, see
-    :func:`materialize`. ``elsewhere`` and ``advice`` are those of :func:`~.parameters.place_all`. Every rank of the
-    team must call this; all is checked, on all ranks, before anything changes.
+    :func:`materialize`. ``elsewhere`` and ``advice`` are those of :func:`~.parameters.place_all`. ``copies``: further
+    parameters of the model, each with the target that it gets the values of. Every rank of the team must call this;
+    all is checked, on all ranks, before anything changes.
     Raises ``CrosswalkError`` on every rank for what any of them finds.
     """
     started = time.monotonic()
@@ -124,7 +129,9 @@ def load(
         problems = plan.verify().problems
         if problems:
             raise CrosswalkError(problems)
-        placed = place_all(values, plan.targets, True, elsewhere, advice)
+        targets = {spec.name: spec for spec in plan.targets}
+        wanted = (*plan.targets, *(replace(targets[of], name=name) for name, of in copies.items()))
+        placed = place_all(values, wanted, True, elsewhere, advice)
         check_writable(placed)
         check_owned(model, {name: values[name] for name in placed if name in values})
         stored = bind(plan, checkpoint)
@@ -135,8 +142,10 @@ def load(
     with team.step("reading"):
         materialized = materialize(model, placed, device)
         if materialized:
-            placed = place_all(own(model), plan.targets, elsewhere=elsewhere)
-        parts = {name: [(part, found.dtype) for part in found.parts] for name, found in placed.items()}
+            placed = place_all(own(model), wanted, elsewhere=elsewhere)
+        parts: dict[str, list[tuple[Part, str]]] = defaultdict(list)
+        for name, found in placed.items():
+            parts[copies.get(name, name)] += [(part, found.dtype) for part in found.parts]
         filled, stored = with_zeros(plan, stored)
         planned = moves(filled, parts, "target")
         read = read_moves(planned, [spec.name for spec in filled.sources], stored, checkpoint, bucket_bytes)

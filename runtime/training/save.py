@@ -42,6 +42,7 @@ from crosswalk.runtime.staging.finishing import add_small_files, check_output
 from crosswalk.runtime.staging.stale import owner, remove_stale
 from crosswalk.runtime.staging.writing import set_size, sync, write_at
 
+from .copies import compare_copies
 from .moves import Moves, moves
 from .parameters import Model, collect, place_all
 from .placement import Part, Placed
@@ -122,7 +123,7 @@ def save(
         placed = place_all(collect(model), plan.sources, elsewhere=elsewhere)
         step.value = table(placed)
     mine = share_out(step.values, plan.sources)[team.rank]
-    planned = moves(plan, {name: owned(placed[name], boxes) for name, boxes in mine.items()}, "source")
+    planned = moves(plan, counted(plan, placed, mine, team), "source")
     other = background() if background is not None else None
     draft = CheckpointDraft(plan, files, output, destination) if team.rank == 0 else None
     with _discarding(draft):
@@ -339,6 +340,16 @@ def owned(placed: Placed, boxes: Sequence[Box]) -> list[tuple[Part, str]]:
             part = Part(box, view)
         result.append((part, placed.dtype))
     return result
+
+
+def counted(
+    plan: Plan, placed: Mapping[str, Placed], shares: Mapping[str, Sequence[Box]], team: Team
+) -> dict[str, list[tuple[Part, str]]]:
+    """What this rank stands for, of which every element is on one rank. Raises ``CrosswalkError``, on every rank, for
+    copies of tied parameters that are not equal."""
+    found = {name: owned(placed[name], boxes) for name, boxes in shares.items()}
+    compare_copies(plan, {name: [part for part, _ in parts] for name, parts in found.items()}, team)
+    return found
 
 
 def natural_order(specs: Sequence[TensorSpec]) -> list[int]:
