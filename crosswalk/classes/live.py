@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,14 +95,22 @@ def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
         raise CrosswalkError(problems)
 
 
+#: Live models -> the config that they had, and the model that was made of it: a layer takes a millisecond.
+_twins: weakref.WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = weakref.WeakKeyDictionary()
+
+
 def _rules_of(model: Any, base: type) -> Any:
     """A model of the class itself: ``fully_shard`` makes classes of other names, by which no rule is found."""
     kinds = [type(module) for module in model.modules() if isinstance(module, base)]
     if not any(kind.__name__.startswith("FSDP") for kind in kinds):
         return model
     kind = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
-    with converting(model), torch.device("meta"):
-        twin = kind(copy.deepcopy(model.config))
+    config = model.config.to_dict()
+    made, twin = _twins.get(model, (None, None))
+    if made != config:
+        with converting(model), torch.device("meta"):
+            twin = kind(copy.deepcopy(model.config))
+        _twins[model] = config, twin
     if (used := getattr(model, "_weight_conversions", None)) is not None:
         twin._weight_conversions = used
     return twin

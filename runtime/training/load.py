@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
-from crosswalk.runtime.checkpoint.source import Checkpoint, bind
+from crosswalk.runtime.checkpoint.source import Checkpoint, bind, tie_differs
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .moves import Moves, moves
@@ -176,13 +176,13 @@ def read_moves(
 
 def _reading(
     reader: Reader, stored: Sequence[StoredTensor], memories: Sequence[Memory]
-) -> Callable[[Slot, TransferBucket], None]:
-    def work(slot: Slot, bucket: TransferBucket) -> None:
+) -> Callable[[Slot, TransferBucket], int]:
+    def work(slot: Slot, bucket: TransferBucket) -> int:
         for direct in bucket.direct:
             flat = memories[direct.memory].flat
             reader.read(direct.tensor, direct.offset, host_view(flat[direct.start : direct.start + direct.nbytes]))
         if not bucket.stretches:
-            return
+            return bucket.moved
         slot.turn()
         view = host_view(slot.host)
         for tensor, offsets, length, position in bucket.stretches:
@@ -191,6 +191,7 @@ def _reading(
             else:
                 reader.read_runs(tensor, 0, offsets, length, 1, view[position:])
         slot.fill_tensors(bucket, stored, memories)
+        return bucket.moved
 
     return work
 
@@ -220,8 +221,7 @@ def compare_ties(
                     reader.read(number, pair[number].offset + start, memoryview(buffer)[:count])
                 total += 2 * count
                 if one[:count] != other[:count]:
-                    text = f"tensor `{exemption.tensor}` is not equal to `{exemption.of}`, which it is tied to"
-                    problems.append(Diagnostic("tie/differs", text))
+                    problems.append(tie_differs(exemption.tensor, exemption.of))
                     break
     if problems:
         raise CrosswalkError(problems)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
     "crosswalk.runtime.background",
+    "crosswalk.runtime.kept",
     "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint", "crosswalk.runtime.dcp",
     "crosswalk.runtime.staging", "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
     "crosswalk.runtime.publishing",
