@@ -33,6 +33,7 @@ from crosswalk.compiler.layout.model import ConfigType
 from crosswalk.compiler.layout.natives import copies_in
 from crosswalk.compiler.layout.padded_axes import length, padding_notes, resized
 from crosswalk.compiler.layout.scope import normalize
+from crosswalk.compiler.layout.variants import in_directory
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.notation.axes import Axis
 from crosswalk.compiler.pipeline import (
@@ -165,6 +166,9 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
                    "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
     if options.native_file is not None:
         options = replace(options, native_config=read_config_file(options.native_file).config)
+    layout = catalog().layout(options.to or DEFAULT_LAYOUT)
+    if options.native_config is not None and kind_to_write(options.kind, layout).name == layout.directory:
+        options = replace(options, native_config=in_directory(layout, options.native_config))
     checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping = imported.mapping
     text, _ = decoded_config(

@@ -261,7 +261,7 @@ def _lay_out(contents: Contents, size: int) -> OutputLayout:
     stacks = places(contents.targets, contents.layout)
     # dist_checkpointing refuses a folder without these, unless told otherwise.
     empty = saved([torch.empty(0, dtype=torch.uint8)])
-    objects = dict.fromkeys(extra_states(stacks.values(), contents.layout.extra_states), empty)
+    objects = dict.fromkeys(extra_states(stacks.values(), contents.layout.extra_states or ()), empty)
     return folder_layout(
         finish, size, objects={"common_state/shard_0_1": saved([common]), **objects}, inside=f"{_RELEASE}/",
         stacks=stacks,
