@@ -29,7 +29,7 @@ Shapes = dict[str, tuple[int, ...]]
 #: Layers and experts of a Mixtral: 10^3 to 10^5 tensors.
 GROWTH = ((4, 80), (16, 200), (61, 256), (61, 384), (64, 520))
 FORMATS = (10, 30, 100)
-#: Layers of a Llama of the widths of 8B with a small vocabulary: 1.4 and 3.6 GB. Three copies must fit into memory.
+#: Layers of a Llama of the widths of 8B with a small vocabulary: 1.4 and 3.6 GB. Two copies must fit into memory.
 WHOLE = (2, 7)
 _PLAN = """
 import gc, json, sys, time
@@ -207,8 +207,8 @@ def whole(home: Path, rounds: int, sizes: Sequence[int]) -> list[dict[str, Any]]
                 ratios[way].append(converted["seconds"] / copied["seconds"])
                 runs.setdefault(f"cp for {way}", []).append(copied)
                 runs.setdefault(way, []).append(converted)
-            shutil.rmtree(home / "native")
-            shutil.rmtree(home / "out")
+                shutil.rmtree(source)
+            (home / "out").rename(home / "in")  # the same model again
         shutil.rmtree(home / "in")
         rows.append(
             {"gb": size / 1e9, **{name: median(found) for name, found in runs.items()}}

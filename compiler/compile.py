@@ -79,7 +79,7 @@ def _compiled(
 _FORGOTTEN = frozenset(
     (
         *("mapping/unclaimed-field", "mapping/unclaimed-parameter", "mapping/which-type", "mapping/no-such-name"),
-        *("mapping/one-sided", "mapping/layers", "mapping/by"),
+        *("mapping/layers", "mapping/by"),
     )
 )
 

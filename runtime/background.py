@@ -65,7 +65,7 @@ def submit(what: str, work: Callable[[], T]) -> Later[T]:
             found = work()
         except BaseException as error:
             _log.error("%s in the background failed: %s", what, error)
-            problems = [Diagnostic("background/failed", f"{type(error).__name__}: {error}")]
+            problems = [Diagnostic("distributed/failed", f"{type(error).__name__}: {error}")]
             if isinstance(error, CrosswalkError):
                 problems = list(error.diagnostics)
             said = f"{what} in the background failed: "

@@ -14,7 +14,7 @@ from crosswalk.compiler.notation.templates import Hole, Template, join
 from crosswalk.runtime.errors import CrosswalkError
 
 from .cells import AxisTable
-from .model import Child, ConfigType, Parameter
+from .model import Child, ConfigType, Field, Parameter
 from .named_axes import axes_in_name, axis_size, names
 from .scope import Scope
 
@@ -53,7 +53,7 @@ def _configs(scope: Scope, name: Template, config: KeyPath) -> Iterator[tuple[di
             yield {}, found
         return
     domain = scope.kind.holes[hole]
-    declared = scope.kind.fields.get(domain)
+    declared = _listing(scope, domain)
     if declared is not None and declared.kind == "dict":
         for key in scope.raw(domain):
             yield {hole: key}, scope.entry(domain, key)
@@ -67,12 +67,18 @@ def _configs(scope: Scope, name: Template, config: KeyPath) -> Iterator[tuple[di
                 yield {hole: index}, found
 
 
+def _listing(scope: Scope, domain: str) -> Field | None:
+    """The field whose entries a hole counts: a sequence or a dict of configs; None if it is counted by a formula."""
+    declared = scope.kind.fields.get(domain)
+    return declared if declared is not None and (declared.is_config or declared.kind == "dict") else None
+
+
 def number_counted(scope: Scope, hole: str) -> int | None:
     """How many a hole of the type counts; None if it counts nothing there."""
     domain = scope.kind.holes.get(hole)
     if domain is None:
         return None
-    declared = scope.kind.fields.get(domain)
+    declared = _listing(scope, domain)
     if declared is None:
         return scope.count(compile_expression(domain, None))
     return len(scope.raw(domain)) if declared.kind == "dict" else len(scope.blocks(domain))
@@ -82,7 +88,7 @@ def alike(scope: Scope, child: Child) -> Iterator[tuple[int, Scope]]:
     """The modules that a child stands for, as how many there are of each."""
     hole = _hole(child.name)
     domain = None if hole is None else scope.kind.holes[hole]
-    if domain is None or domain in scope.kind.fields:
+    if domain is None or _listing(scope, domain) is not None:
         found = {inner.path: inner for _, inner in instances(scope, child)}
         numbers = Counter(inner.path for _, inner in instances(scope, child))
         yield from ((numbers[path], inner) for path, inner in found.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from crosswalk.compiler.notation.axes import ParameterPattern, resolve
@@ -52,12 +52,17 @@ def fitting(
 
 
 def variants(layout: Layout, kind: ConfigType, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The configs that differ from a complete one in one of the fields that decide how parameters are stored."""
-    for choice in choices(Scope(layout, kind, config)):
-        for value in choice.values:
-            changed = _changed(layout, kind, config, choice.path, value)
-            if changed is not None and changed != config:
-                yield changed
+    """The configs that differ from a complete one in one of the fields that decide how parameters are stored, or in
+    that field of all kinds of layers."""
+    found = list(choices(Scope(layout, kind, config)))
+    steps = [([choice.path], value) for choice in found for value in choice.values]
+    for first in {choice.path[-1]: choice for choice in found}.values():
+        paths = [choice.path for choice in found if choice.path[-1] == first.path[-1]]
+        steps += [(paths, value) for value in first.values if len(paths) > 1]
+    for paths, value in steps:
+        changed = _changed(layout, kind, config, paths, value)
+        if changed is not None and changed != config:
+            yield changed
 
 
 def choices(root: Scope) -> Iterator[StoredChoice]:
@@ -121,14 +126,15 @@ def _distance(
 
 
 def _changed(
-    layout: Layout, kind: ConfigType, config: Mapping[str, Any], path: KeyPath, value: Any
+    layout: Layout, kind: ConfigType, config: Mapping[str, Any], paths: Iterable[KeyPath], value: Any
 ) -> dict[str, Any] | None:
-    """The config with another value at a path, complete; None if the layout does not allow it there."""
+    """The config with another value at each path, complete; None if the layout does not allow it there."""
     result = copy.deepcopy(dict(config))
-    place: Any = result
-    for name in path[:-1]:
-        place = place[name]
-    place[path[-1]] = value
+    for path in paths:
+        place: Any = result
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = copy.deepcopy(value)
     try:
         return normalize(layout, result, kind.name)
     except CrosswalkError:

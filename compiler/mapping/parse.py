@@ -12,7 +12,7 @@ from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile
 from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.text.positioned import Map, Seq
 from crosswalk.compiler.text.scalars import scalar_of
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .dialects import parse_dialects
 from .encodings import parse_encodings, parse_signs
@@ -229,11 +229,7 @@ def _entry(theirs: KeyPath, value: Any, position: Position) -> Entry:
         options["default"] = value_of(value["default"], value.value_position("default"))
     for word in ("read", "write"):
         if word in value:
-            expression = value_of(value[word], value.value_position(word))
-            if not isinstance(expression, Expression):
-                at = value.value_position(word)
-                raise fail("mapping/expression", f"`{word}` takes an expression: `{word}: = ...`", at)
-            options[word] = expression
+            options[word] = value_of(value[word], value.value_position(word))  # an expression, by the schema
     if "is" in value:
         return _field(theirs, value, position, options)
     for word in ("const", "only"):

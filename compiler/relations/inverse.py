@@ -222,7 +222,7 @@ class _DrawnKeys:
         if path in self.known:
             return self.known[path]
         if path in self.active:
-            raise fail("config/cycle", f"`{'.'.join(path)}` depends on itself")
+            raise fail("mapping/cycle", f"`{'.'.join(path)}` depends on itself")
         self.active.append(path)
         try:
             found, free = self._drawn(path)

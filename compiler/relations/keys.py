@@ -128,7 +128,7 @@ class Names:
             message = f"`{'.'.join(there)}` is needed and not there"
             raise CrosswalkError(Diagnostic("config/missing-key", message, path=there))
         if path in self.active:
-            raise fail("config/cycle", f"the default of `{'.'.join(path)}` depends on itself")
+            raise fail("mapping/cycle", f"the default of `{'.'.join(path)}` depends on itself")
         self.active.append(path)
         try:
             return self.evaluate(default, path[:-1])

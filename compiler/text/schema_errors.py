@@ -90,6 +90,8 @@ def _excludes(error: ValidationError) -> bool:
 
 def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
     key_at, value_at = _locate(document, error.absolute_path)
+    if "propertyNames" in error.absolute_schema_path:  # the path is that of the object, the value is the key
+        key_at = value_at = _locate(document, (*error.absolute_path, error.instance))[0]
     code, value, wanted, expected = f"schema/{error.validator}", error.instance, _wanted(error), _brief(_schema(error))
     match error.validator:
         case "not" if wanted == {}:
@@ -101,6 +103,8 @@ def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
             yield from (Diagnostic(code, f"key `{k}` is missing", key_at, hint) for k in wanted if k not in value)
         case "enum" | "const":
             yield _not_allowed(code, value, wanted if error.validator == "enum" else [wanted], expected, value_at)
+        case "minLength":
+            yield Diagnostic(code, f"expected {expected or 'text'}, found an empty text", value_at)
         case "type" | "anyOf" | "oneOf" | "pattern":
             yield _other_kind(code, error, expected or _kinds(error), value_at)
         case "minProperties" | "maxProperties" | "minItems" | "maxItems":
@@ -108,8 +112,7 @@ def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
             count = f"{describe(value)} with {size or 'no'} entr{'y' if size == 1 else 'ies'}"
             yield Diagnostic(code, f"expected {expected or _kinds(error)}, found {count}", value_at)
         case _:
-            position = key_at if error.validator == "propertyNames" else value_at
-            yield Diagnostic(code, shorten(error.message, 200), position, f"expected {expected}" if expected else None)
+            yield Diagnostic(code, shorten(error.message, 200), value_at, f"expected {expected}" if expected else None)
 
 
 def _unknown_keys(code: str, value: Map, schema: Mapping[str, Any]) -> Iterator[Diagnostic]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -17,8 +18,10 @@ MAX_DEPTH = 40
 _LOADER: Any = getattr(yaml, "CLoader", yaml.Loader)  # only its parser is used, which makes no objects
 
 
+@lru_cache(maxsize=1)  # messages look for positions in what was just read, which may be megabytes
 def load(text: str, file: str) -> Any:
-    """The document, a ``Map`` or ``Seq`` that knows its positions, or a scalar; keys are always text, as written.
+    """The document, a ``Map`` or ``Seq`` that knows its positions, or a scalar; keys are always text, as written. It is
+    shared by all who ask for the same text, so it is not to be changed.
 
     Raises ``CrosswalkError`` for bad syntax, a key that is there twice, and what can multiply the size of a document or
     make objects: aliases, anchors and tags."""

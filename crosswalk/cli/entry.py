@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 
@@ -18,6 +19,8 @@ def compile_mappings() -> None:
 
 
 def _start(module: str) -> None:
+    # numpy only copies here: the threads that it starts for linear algebra would spin on the cores that move the bytes.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     code: object = 130
     try:
         importlib.import_module(f"crosswalk.cli.{module}").main()

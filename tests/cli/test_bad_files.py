@@ -54,6 +54,7 @@ def wrong_index(path: Path) -> None:
     write_index(path, {**weight_map, "lm_head.weight": "model-00002-of-00003.safetensors", "more": "../model.bin"})
 
 
+INDEX = "model.safetensors.index.json"
 FILES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "empty file": (cut("model.safetensors", 0), ("safetensors: error: not a safetensors file: it has 0 bytes",)),
     "cut in the header": (cut("model.safetensors", 100), ("it has 100 bytes and states a header of",)),
@@ -85,14 +86,27 @@ FILES: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("there is no *.safetensors or pytorch_model.bin",),
     ),
     "an index that is no JSON": (
-        lambda path: (shard(path), (path / "model.safetensors.index.json").write_text("{")),
-        ("model.safetensors.index.json: error: not valid JSON",),
+        lambda path: (shard(path), (path / INDEX).write_text("{")),
+        (f"{INDEX}: error: not valid JSON",),
+    ),
+    "an index that is a folder": (
+        lambda path: (shard(path), (path / INDEX).unlink(), (path / INDEX).mkdir()),
+        (f"{INDEX}: error: cannot be read: Is a directory [index/unreadable]",),
     ),
     "a pickle of garbage": (
         lambda path: ((path / "model.safetensors").unlink(), (path / "pytorch_model.bin").write_bytes(b"garbage")),
         ("pytorch_model.bin: error: not a torch file of plain tensors",),
     ),
 }
+
+
+def test_a_file_that_is_too_long_is_no_index(
+    crosswalk: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make(tmp_path / "source")
+    shard(source)
+    monkeypatch.setattr("crosswalk.runtime.checkpoint.source.MAX_HEADER", 99)
+    refuse(crosswalk, source, f"{INDEX}: error: the index is larger than 99 bytes [index/size]")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -26,6 +26,7 @@ from small_checkpoints import (
 )
 
 from crosswalk import check, convert
+from crosswalk.checkpoints import portable_yaml
 from crosswalk.runtime.errors import CrosswalkError
 
 # ---- native metadata -------------------------------------------------------------------------------------------------
@@ -219,14 +220,14 @@ def test_native_problems_are_shown_where_they_stand(crosswalk: CommandLine, tmp_
     )
 
 
-@pytest.mark.parametrize("model", ["gpt", "multimodal"])
+@pytest.mark.parametrize(("model", "ranks"), [("gpt", 1), ("gpt", 3), ("multimodal", 2)])
 def test_what_training_saves_is_refused_with_the_command_that_makes_it_readable(
-    model: str, crosswalk: CommandLine, tmp_path: Path
+    model: str, ranks: int, crosswalk: CommandLine, tmp_path: Path
 ) -> None:
-    """The trainer's metadata of a job of two ranks: no index, and no metadata of its own."""
-    config = "config:\n  base_model: {hidden_size: 30}\n  distributed: {world_size: 2}\n"
+    """The trainer's metadata of a job of some ranks: no index, and no metadata of its own."""
+    config = f"config:\n  base_model: {{hidden_size: 30}}\n  distributed: {{world_size: {ranks}}}\n"
     text = f"{config}format: distributed\nmodel: {model}\n"
-    for rank in (0, 1):
+    for rank in range(ranks):
         save_file({"weights_shard": torch.zeros(64)}, tmp_path / f"rank_{rank}.safetensors")
     (tmp_path / "metadata.yaml").write_text(text + "fast_llm_version: 0.4.0\nshards: [weights]\n")
     assert crosswalk("check", tmp_path).err == (
@@ -238,6 +239,22 @@ def test_what_training_saves_is_refused_with_the_command_that_makes_it_readable(
         f"        fast-llm convert {model} input.path={tmp_path} input.format=distributed output.path=OUT"
         " output.format=fast_llm use_cpu=True\n"
     )
+
+
+def test_a_large_document_is_parsed_once_whatever_is_wrong_with_it(
+    tmp_path: Path, crosswalk: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positions of problems come from what was read."""
+    parsed: list[str] = []
+    build = portable_yaml._build
+    monkeypatch.setattr(portable_yaml, "_build", lambda text, file: parsed.append(file) or build(text, file))
+    source = native(tmp_path, crosswalk)
+    for damage in (metadata(*MIXER, head=1), metadata(model="gtp")):
+        damage(source)
+        parsed.clear()
+        with pytest.raises(CrosswalkError):
+            check(source)
+        assert parsed == [str(source / "metadata.yaml")]
 
 
 # ---- every part of the metadata is of another kind -------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_what_a_trainer_saved_needs_its_config(name: str, tmp_path: Path, crossw
     failed = [found for found in run_ranks(2, save_training, tmp_path, state_dict(name)) if isinstance(found, Failed)]
     assert not failed, failed[0].text
     ran = crosswalk("convert", str(saved), str(tmp_path / "out"))
-    assert_refused(ran, "no crosswalk.yaml here", code=2)
+    assert_refused(ran, "no crosswalk.yaml here", "[usage/layout]", code=2)
     assert "pass --layout NAME" in ran.err
     ran = crosswalk("convert", str(saved), str(tmp_path / "out"), "--layout", "torchtitan", "--format", "qwen3")
     assert_refused(ran, "nothing here says the config", code=2)

@@ -210,6 +210,16 @@ def test_the_old_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
             cw.convert(path, tmp_path / "out", layout="megatron")
 
 
+def rename(run: Path, old: str, new: str) -> None:
+    """Another name for an entry of a folder, written by torch's own classes."""
+    path = folder(run) / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    metadata.state_dict_metadata[new] = metadata.state_dict_metadata.pop(old)
+    for index in [index for index in metadata.storage_data if index.fqn == old]:
+        metadata.storage_data[dataclasses.replace(index, fqn=new)] = metadata.storage_data.pop(index)
+    path.write_bytes(pickle.dumps(metadata))
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -223,6 +233,10 @@ def test_the_old_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
             r"`sharded_backend` is 'zarr', and only torch_dist is read \[directory/backend\]",
         ),
         (lambda run: (folder(run) / "__1_0.distcp").unlink(), "the file __1_0.distcp"),
+        (
+            lambda run: rename(run, "decoder.final_layernorm.weight", "decoder.layers.mlp.experts.experts.linear_fc1"),
+            r"`decoder.layers.mlp.experts.experts.linear_fc1` \[\d+\] is no stack of layers.*\[directory/stack\]",
+        ),
     ],
 )
 def test_a_run_that_is_wrong_is_refused(run: Path, damage: Any, expected: str) -> None:

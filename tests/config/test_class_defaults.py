@@ -96,15 +96,54 @@ def test_attention_of_apriel2_has_a_group_a_head_where_it_states_none(name: str)
     assert exported["head_groups"] == mixer["heads"]  # to others an absent one means something else
 
 
+#: What the class of Apriel2 takes where a key is absent: of a block, of its MLP and of each mixer, by its type.
+_APRIEL2 = {
+    "block": {"normalization": {"type": "rms_norm", "epsilon": 4e-06}},  # the epsilon is that of the head
+    "mlp": {"type": "mlp", "gated": False, "add_linear_biases": False, "activation": "silu"},
+    "normalization": {"type": "rms_norm", "epsilon": 4e-06},
+    "attention": {"type": "attention", "causal": True, "cross_document_attention": True},
+    "mamba": {"state_size": 16, "d_inner": 144, "d_xb": 72, "dt_rank": 5, "add_linear_biases": False, "d_conv": 4},
+    "gdn": {"value_heads": 32, "key_heads": 8, "key_head_dim": 64, "value_head_dim": 64, "norm_eps": 1e-05,
+            "convolution_layer": {"kernel_size": 4, "activation": "silu"}},
+    "kda": {"heads": 32, "head_dim": 64, "convolution_layer": {"kernel_size": 4},
+            "normalization": {"epsilon": 1e-05, "activation": "silu"}},
+    "stochastic": {"main_mixer_name": "attn", "sampling_strategy": "uniform", "sampling_weights": None},
+}  # fmt: skip
+
+
+def _apriel2() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """A config with every mixer, and the objects in it by the names of ``_APRIEL2``."""
+    config = CASES["apriel2_stochastic"].hf_config()
+    config |= {"hidden_size": 72, "head": {"normalization": {"type": "rms_norm", "epsilon": 4e-06}}}
+    block = config["decoder"]["block"]
+    mixer = block["mixer"]
+    mixer["mixers"]["mamba"]["state_size"] = 24
+    objects = {"block": block, "mlp": block["mlp"], "normalization": block["normalization"], "stochastic": mixer}
+    return config, objects | {inner["type"]: inner for inner in mixer["mixers"].values()}
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, found in _APRIEL2.items() for key in found])
+def test_a_key_of_apriel2_left_out_means_what_its_class_says(name: str, key: str) -> None:
+    case = CASES["apriel2_stochastic"]
+    absent, objects = _apriel2()
+    objects[name].pop(key, None)
+    stated, objects = _apriel2()
+    objects[name][key] = _APRIEL2[name][key]
+    expected = _outcome(stated, case)
+    assert _outcome(absent, case) == expected
+    if isinstance(expected, dict):
+        exported = crosswalk.export_config(crosswalk.import_config(absent, case.format), case.format)
+        assert normalized(crosswalk.import_config(exported, case.format), case.format) == expected
+
+
 def test_a_decoder_that_is_absent_is_refused() -> None:
-    """The class fills in blocks that state no heads, of which it can make no model."""
+    """The class fills in blocks with rotary embeddings of a type that it does not know, and makes no model of them."""
     case = CASES["apriel2_attention"]
     with pytest.raises(CrosswalkError) as caught:
         crosswalk.import_config(_left_out(case.hf_config(), "decoder"), case.format)
-    (problem,) = caught.value.diagnostics
-    assert (problem.code, problem.message) == (
-        "config/choice", "`decoder.type` must be one of fixed, pattern; it is absent"
-    )  # fmt: skip
+    assert [problem.message for problem in caught.value.diagnostics][:1] == [
+        "`decoder.num_blocks` is required, it is absent"
+    ]
 
 
 @pytest.mark.parametrize("name", ["qwen2_base"])

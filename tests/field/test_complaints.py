@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from converted import converted
 from golden_cases import CASES
 from small_checkpoints import (
     LLAMA,
@@ -26,14 +27,6 @@ from small_checkpoints import (
 
 import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
-
-
-def converted(command: CommandLine, source: Path, name: str = "native", *options: str) -> Path:
-    target = source.with_name(name)
-    ran = command("convert", source, target, *options)
-    assert ran.code == 0, ran.err
-    return target
-
 
 # ---- complaints ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from converted import converted
 from small_checkpoints import (
     LLAMA,
     LLAVA,
@@ -26,13 +27,6 @@ import crosswalk
 from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import Copy, Plan, TensorSpec, make_plan
-
-
-def converted(command: CommandLine, source: Path, name: str = "native", *options: str) -> Path:
-    target = source.with_name(name)
-    ran = command("convert", source, target, *options)
-    assert ran.code == 0, ran.err
-    return target
 
 
 def copies(

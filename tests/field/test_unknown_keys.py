@@ -81,7 +81,7 @@ GENERIC = {
     "bad_words_ids": [[3]], "force_words_ids": [[7]], "forced_decoder_ids": [[1, 2]], "sequence_bias": {"[1]": 2.0},
     "_commit_hash": "abc", "_attn_implementation_autoset": True, "_attn_implementation": "eager",
     "attn_implementation": "sdpa", "_flash_attn_2_enabled": True, "gradient_checkpointing": True,
-    "name_or_path": "x", "custom_pipelines": {"a": {}}, "_pre_quantization_dtype": "bfloat16",
+    "name_or_path": "x", "model_name": "mine", "custom_pipelines": {"a": {}}, "_pre_quantization_dtype": "bfloat16",
     "transformers.js_config": {"dtype": "q4"}, "chunk_size_feed_forward": 3, "keys_to_ignore_at_inference": ["x"],
 }  # fmt: skip
 

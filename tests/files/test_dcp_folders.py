@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from comparing import tensor_differences
 from ranks import Failed, run_ranks
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -271,6 +272,7 @@ def set_chunk(metadata: Any, **fields: Any) -> None:
         (lambda m: m.state_dict_metadata["rows"].chunks.append(m.state_dict_metadata["rows"].chunks[0]), "dcp/parts"),
         (lambda m: setattr(m.state_dict_metadata["rows"].properties, "dtype", torch.bfloat16), "dcp/differs"),
         (lambda m: setattr(m.state_dict_metadata["rows"].properties, "dtype", torch.complex64), "dcp/parts"),
+        (lambda m: m.state_dict_metadata.update(step=BytesStorageMetadata()), "dcp/missing"),
         (lambda m: m.storage_data.clear(), "dcp/metadata"),
         (lambda m: setattr(m, "storage_data", None), "dcp/metadata"),
         (lambda m: setattr(next(iter(m.storage_data.values())), "relative_path", "../x.distcp"), "dcp/file-name"),
@@ -296,10 +298,22 @@ def test_files_that_are_cut_off_or_lead_elsewhere(folder: Path, tmp_path: Path) 
     assert codes(folder) == {"source/link"}
     data.unlink()
     assert codes(folder) == {"dcp/missing-file"}
+    data.mkdir()
+    assert codes(folder) == {"dcp/unreadable"}
+    data.rmdir()
     data.write_bytes((tmp_path / "elsewhere").read_bytes()[:-9])
     assert codes(folder) == {"dcp/cut-off"}
     (folder / ".metadata").write_bytes((folder / ".metadata").read_bytes()[:-9])
     assert codes(folder) == {"dcp/metadata"}
+
+
+def test_an_entry_is_read_up_to_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dcp.save({"rows": torch.ones(3), "step": list(range(99))}, checkpoint_id=tmp_path, no_dist=True)
+    folder = open_folder(tmp_path)
+    assert folder.read_object("step")[1] > 99
+    monkeypatch.setattr("crosswalk.runtime.dcp.folder._MAX_OBJECT", 98)
+    with pytest.raises(CrosswalkError, match=r"entry `step` is larger than .*\[dcp/object\]"):
+        folder.read_object("step")
 
 
 def bombs() -> Iterator[bytes]:

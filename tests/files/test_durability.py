@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashes import child, content, failing, make_model, write
+from crashes import child, content, failing, write
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
@@ -27,21 +27,6 @@ from crosswalk.runtime.staging import placing
 KILLS = int(os.environ.get("CROSSWALK_KILLS", "25"))
 #: Calls that change a file system.
 CHANGES = ("pwrite", "ftruncate", "fsync", "mkdir", "rmdir", "rename", "unlink")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
-    """A plan with ranges, transposes and casts, and the directory of its source."""
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def expected(model: tuple[Plan, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a conversion that nothing disturbs writes."""
-    destination = tmp_path_factory.mktemp("expected") / "out"
-    write(model, destination)
-    assert len(content(destination)) == 9
-    return content(destination)
 
 
 def crash_at(number: int) -> None:

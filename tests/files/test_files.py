@@ -204,6 +204,14 @@ def test_output_names(tmp_path: Path, name: str) -> None:
     assert [diagnostic.code for diagnostic in error.value.diagnostics] == ["output/file-name"]
 
 
+def test_a_file_to_carry_that_is_gone(tmp_path: Path) -> None:
+    source = open_checkpoint(save({"a": noise(9)}, tmp_path / "in"))
+    plan = moved({"a": noise(9)}, lambda t: {"b": t["a"]})
+    gone = {"notes.txt": tmp_path / "notes.txt"}
+    with pytest.raises(CrosswalkError, match=r"the file to carry as `notes.txt` is missing \[output/carry\]"):
+        write_checkpoint(plan, source, tmp_path / "out", carried=gone)
+
+
 def test_checksum_definition(tmp_path: Path) -> None:
     """The checksum can be computed by anyone, by its definition."""
     tensor = noise(3 * CHUNK // 2 + 5)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -81,6 +83,13 @@ def test_repeated_output_name_is_refused() -> None:
     with pytest.raises(CrosswalkError) as error:
         build_header([TensorSpec("a", (1,), "U8"), TensorSpec("a", (2,), "U8")], {})
     assert codes(error) == ["output/name"]
+
+
+def test_a_header_beyond_what_the_format_allows_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crosswalk.runtime.checkpoint.header.MAX_HEADER", 64)
+    with pytest.raises(CrosswalkError) as error:
+        build_header([TensorSpec("a" * 65, (1,), "U8")], {})
+    assert codes(error) == ["output/header"]
 
 
 HOSTILE: dict[str, tuple[object, int, str]] = {
@@ -256,6 +265,15 @@ def test_pickle(tmp_path: Path) -> None:
         assert torch.equal(loaded, state[name])
 
 
+def rewrite(path: Path, out: Path, changes: dict[str, Any]) -> None:
+    """The archive again, with other contents of some records or another compression."""
+    out.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w", changes.get("compress_type", 0)) as new:
+        for record in old.infolist():
+            name = f"archive/{record.filename.partition('/')[2]}"
+            new.writestr(name, changes.get(name, old.read(record)))
+
+
 def test_pickle_runs_no_code(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -276,6 +294,15 @@ def test_pickle_runs_no_code(tmp_path: Path) -> None:
         torch.save(content, path)
         with pytest.raises(CrosswalkError) as error:
             open_checkpoint(tmp_path)
+        assert codes(error) == [code]
+    torch.save({"a": torch.ones(3), "b": torch.ones(5000)}, path)
+    for changes, code in (
+        ({"compress_type": zipfile.ZIP_DEFLATED}, "pickle/encoding"),
+        ({"archive/data/1": b"cut off"}, "pickle/offsets"),
+    ):
+        rewrite(path, tmp_path / "changed" / path.name, changes)
+        with pytest.raises(CrosswalkError) as error:
+            open_checkpoint(tmp_path / "changed")
         assert codes(error) == [code]
     torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(CrosswalkError):

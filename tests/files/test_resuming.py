@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashes import child, content, failing, make_model, write
+from crashes import child, content, failing, write
 
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
@@ -19,21 +19,6 @@ from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.plan.model import Plan
 from crosswalk.runtime.staging import directory as staging
 from crosswalk.runtime.staging import placing
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
-    """A plan with ranges, transposes and casts, and the directory of its source."""
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def expected(model: tuple[Plan, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a conversion that nothing disturbs writes."""
-    destination = tmp_path_factory.mktemp("expected") / "out"
-    write(model, destination)
-    assert len(content(destination)) == 9
-    return content(destination)
 
 
 @pytest.mark.parametrize("checksum", ["xxh3", "sha256"])

@@ -14,7 +14,8 @@ case.json             config.json as Hugging Face writes it for the model; the c
                       objects; names and shapes of its state dict and of its parameters
 titan.safetensors     the state dict, without the second name of a tied tensor
 fused.safetensors     the fused parameters of a model with ``fuse_qkv``, which its state dict shows as three
-hf.safetensors        what the adapter's ``to_hf`` makes of the state dict; its ``from_hf`` gives the state dict again
+hf.safetensors        what the adapter's ``to_hf`` makes of the state dict; its ``from_hf`` gives the state dict again.
+                      That of gpt_oss leaves the experts out: they are added here, with the axes that transformers has
 logits.safetensors    what the model computes in FP32 from these weights for ``tokens``
 
 ``registry.json`` has the same config and the names and shapes (those of layer 0 stand for all layers) of models of real
@@ -24,13 +25,26 @@ size, on the meta device.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torchtitan.models.common import ComplexRoPE, CosSinRoPE, Embedding, Linear, RMSNorm
-from torchtitan.models.common.attention import FusedQKVLinear, ScaledDotProductAttention
+from torchtitan.models.deepseek_v3 import (
+    DeepSeekV3Model,
+    DeepSeekV3StateDictAdapter,
+    _build_dsv3_layers,
+    _build_mtp_layers,
+)
+from torchtitan.models.gpt_oss import (
+    GptOssModel,
+    GptOssStateDictAdapter,
+    _build_gptoss_layers,
+    _make_gptoss_attn_config,
+    gptoss_configs,
+)
 from torchtitan.models.llama3 import Llama3StateDictAdapter, _build_llama3_layers, llama3_configs
 from torchtitan.models.llama3.model import Llama3Model
 from torchtitan.models.qwen3 import _build_qwen3_layers, _build_qwen3_moe_layers, qwen3_configs
@@ -38,7 +52,16 @@ from torchtitan.models.qwen3.model import Qwen3Model
 from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter
 
 HERE = Path(__file__).parent
-ADAPTERS = {Llama3Model.Config: Llama3StateDictAdapter, Qwen3Model.Config: Qwen3StateDictAdapter}
+sys.path.append(str(HERE.parent / "with_torchtitan"))
+from describing import hf_config, native_config  # noqa: E402
+from running import logits  # noqa: E402
+
+ADAPTERS = {
+    Llama3Model.Config: Llama3StateDictAdapter,
+    Qwen3Model.Config: Qwen3StateDictAdapter,
+    DeepSeekV3Model.Config: DeepSeekV3StateDictAdapter,
+    GptOssModel.Config: GptOssStateDictAdapter,
+}
 TOKENS = 23
 
 
@@ -105,6 +128,72 @@ def qwen3_moe() -> Any:
     return decoder(Qwen3Model.Config, 31, 24, layers, 1e-6, False)
 
 
+def deepseek_v3(yarn: bool, n_layers: int = 2, **sizes: Any) -> Any:
+    scaling: dict[str, Any] = {"scaling": "yarn", "rope_factor": 40.0, "original_seq_len": 16} if yarn else {}
+    layers = _build_dsv3_layers(
+        n_layers=n_layers,
+        n_dense_layers=1,
+        dim=24,
+        n_heads=6,
+        kv_lora_rank=10,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=6,
+        v_head_dim=11,
+        mscale=0.7 if yarn else 1.0,
+        dense_hidden_dim=35,
+        moe_hidden_dim=16,
+        num_experts=8,
+        router_top_k=3,
+        router_score_func="sigmoid",
+        router_route_scale=2.5,
+        router_route_norm=True,
+        attn_backend="flex",
+        moe_comm_backend="standard",
+        non_blocking_capacity_factor=None,
+        rope=ComplexRoPE.Config(dim=6, max_seq_len=64, theta=23456.0, **scaling),
+        **sizes,
+    )
+    for layer in layers:  # as the class of transformers has them
+        layer.attention.q_norm.eps = layer.attention.kv_norm.eps = 1e-6
+    return decoder(DeepSeekV3Model.Config, 31, 24, layers, 1e-5, False)
+
+
+def deepseek_v3_mtp() -> Any:
+    config = deepseek_v3(False, q_lora_rank=9, num_shared_experts=1)
+    config.mtp_layers = _build_mtp_layers(config.layers[-1], dim=24, num_mtp_layers=2)
+    return config
+
+
+def gpt_oss(fuse: bool) -> Any:
+    scaling: dict[str, Any] = {"scaling": "yarn", "rope_factor": 4.0, "original_seq_len": 18, "truncate": False}
+    rope = CosSinRoPE.Config(dim=10, max_seq_len=64, theta=150000.0, **scaling)
+    layers = _build_gptoss_layers(
+        n_layers=3,
+        dim=24,
+        hidden_dim=16,
+        num_experts=5,
+        top_k=2,
+        load_balance_coeff=1e-3,
+        attn_backend="flex",
+        moe_comm_backend="standard",
+        rope=rope,
+    )
+    for index, layer in enumerate(layers):
+        layer.attention = _make_gptoss_attn_config(
+            dim=24,
+            layer_id=index,
+            attn_backend="flex",
+            n_heads=6,
+            n_kv_heads=2,
+            head_dim=10,
+            sliding_window_size=None if index % 2 else 6,
+            fuse_qkv=fuse,
+            rope=rope,
+        )
+        layer.moe.load_balance_coeff = None
+    return decoder(GptOssModel.Config, 31, 24, layers, 1e-5, False)
+
+
 SCALING = {
     "scaling": "llama",
     "scaling_factor": 4.0,
@@ -116,8 +205,14 @@ CASES = {
     "llama3": llama3(True, False, **SCALING),
     "llama3_separate_tied": llama3(False, True),
     "qwen3": qwen3(True, False),
-    "qwen3_separate_tied": qwen3(False, True),
     "qwen3_moe": qwen3_moe(),
+    "qwen3_separate_tied": qwen3(False, True),
+    "deepseek_v3": deepseek_v3(
+        True, 3, q_lora_rank=9, num_shared_experts=2, router_num_expert_groups=4, router_num_limited_groups=2
+    ),
+    "deepseek_v3_plain": deepseek_v3(False, q_lora_rank=0, num_shared_experts=1),
+    "deepseek_v3_mtp": deepseek_v3_mtp(),
+    "gpt_oss": gpt_oss(True),
 }
 REGISTRY = {
     "llama3 1B": llama3_configs["1B"]("flex"),
@@ -126,90 +221,8 @@ REGISTRY = {
     "qwen3 0.6B": qwen3_configs["0.6B"]("flex"),
     "qwen3 4B": qwen3_configs["4B"]("flex"),
     "qwen3 30B-A3B": qwen3_configs["30B-A3B"]("flex"),
+    "gpt_oss 20b": gptoss_configs["20b"]("standard", "flex"),
 }
-
-
-def hf_config(config: Any) -> dict[str, Any]:
-    """config.json of the same model, with the keys that say what it is."""
-    layer = config.layers[0]
-    attention, rope = layer.attention, layer.attention.rope
-    is_llama = isinstance(config, Llama3Model.Config)
-    kind = "Llama" if is_llama else "Qwen3" if layer.moe is None else "Qwen3Moe"
-    result = {
-        "architectures": [f"{kind}ForCausalLM"],
-        "model_type": {"Llama": "llama", "Qwen3": "qwen3", "Qwen3Moe": "qwen3_moe"}[kind],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "num_hidden_layers": len(config.layers),
-        "num_attention_heads": attention.n_heads,
-        "num_key_value_heads": attention.n_kv_heads or attention.n_heads,
-        "head_dim": attention.head_dim or config.dim // attention.n_heads,
-        "hidden_act": "silu",
-        "max_position_embeddings": rope.max_seq_len,
-        "rms_norm_eps": layer.attention_norm.eps,
-        "tie_word_embeddings": config.enable_weight_tying,
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(rope.theta)},
-        "attention_bias": False,
-    }
-    if rope.scaling == "llama":
-        result["rope_parameters"] |= {
-            "rope_type": "llama3",
-            "factor": rope.scaling_factor,
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        }
-    if layer.moe is None:
-        result["intermediate_size"] = layer.feed_forward.w1.out_features
-    else:
-        result |= {
-            "moe_intermediate_size": layer.moe.routed_experts.inner_experts.hidden_dim,
-            "num_experts": layer.moe.num_experts,
-            "num_experts_per_tok": layer.moe.router.top_k,
-            "norm_topk_prob": layer.moe.router.route_norm,
-        }
-    return result
-
-
-def native_config(config: Any) -> dict[str, Any]:
-    """The config dataclasses as nested objects, without the sizes that follow from others; all layers are alike."""
-    layer = config.layers[0]
-    attention, rope = layer.attention, layer.attention.rope
-    heads = {name: getattr(attention, name) for name in ("n_heads", "n_kv_heads", "head_dim")}
-    ropes = {name: getattr(rope, name) for name in rope.__dataclass_fields__ if name in ROPE_FIELDS}
-    block: dict[str, Any] = {
-        "attention": {
-            **heads,
-            "rope": ropes,
-            "qk_norm": None if attention.qk_norm is None else {"eps": attention.qk_norm.eps},
-            "qkv_linear": {"type": "fused" if isinstance(attention.qkv_linear, FusedQKVLinear.Config) else "separate"},
-        },
-        "attention_norm": {"eps": layer.attention_norm.eps},
-        "ffn_norm": {"eps": layer.ffn_norm.eps},
-    }
-    if layer.moe is None:
-        block["feed_forward"] = {"hidden_dim": layer.feed_forward.w1.out_features}
-    else:
-        router = layer.moe.router
-        block["moe"] = {
-            "num_experts": layer.moe.num_experts,
-            "load_balance_coeff": layer.moe.load_balance_coeff,
-            "router": {name: getattr(router, name) for name in ("top_k", "score_func", "route_norm", "route_scale")},
-            "routed_experts": {"inner_experts": {"hidden_dim": layer.moe.routed_experts.inner_experts.hidden_dim}},
-        }
-    return {
-        "dim": config.dim,
-        "vocab_size": config.vocab_size,
-        "enable_weight_tying": config.enable_weight_tying,
-        "norm": {"eps": config.norm.eps},
-        "layers": {"type": "fixed", "num_blocks": len(config.layers), "block": block},
-    }
-
-
-ROPE_FIELDS = {
-    "max_seq_len", "theta", "scaling", "scaling_factor", "low_freq_factor", "high_freq_factor",
-    "original_max_position_embeddings", "rope_factor", "beta_fast", "beta_slow", "original_seq_len", "truncate",
-}  # fmt: skip
 
 
 def shapes(tensors: Any) -> dict[str, list[int]]:
@@ -228,20 +241,15 @@ def describe(config: Any, model: Any) -> dict[str, Any]:
 def make_case(name: str, config: Any) -> None:
     folder = HERE / name
     folder.mkdir(exist_ok=True)
-    for layer in config.layers:  # the compiled kernels of the other backends are not needed to see the same numbers
-        layer.attention.inner_attention = ScaledDotProductAttention.Config()
     model = config.build().eval()
-    generator = torch.Generator().manual_seed(sorted(CASES).index(name))
+    generator = torch.Generator().manual_seed(list(CASES).index(name))
+    filled = [*model.parameters(), *(buffer for key, buffer in model.named_buffers() if key.endswith("expert_bias_E"))]
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in filled:
             centre = 1.0 if parameter.dim() == 1 else 0.0
             parameter.copy_((centre + 0.2 * torch.randn(parameter.shape, generator=generator)).bfloat16())
     state = {key: value.detach().bfloat16().contiguous() for key, value in model.state_dict().items()}
-    adapter = ADAPTERS[type(config)](config, None)
-    theirs = {key: value.clone().contiguous() for key, value in adapter.to_hf(dict(state)).items()}
-    back = adapter.from_hf(dict(theirs))
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[key], state[key]) for key in state)
+    theirs = hf_tensors(config, state)
     if config.enable_weight_tying:
         assert torch.equal(state["lm_head.weight"], state["tok_embeddings.weight"])
         del state["lm_head.weight"]
@@ -251,10 +259,31 @@ def make_case(name: str, config: Any) -> None:
     if fused:
         save_file(fused, folder / "fused.safetensors")
     tokens = (torch.arange(TOKENS) * 7 + 3) % (config.vocab_size - 2)
-    with torch.no_grad():
-        logits = model(tokens[None], positions=torch.arange(TOKENS)[None])
-    save_file({"tokens": tokens, "logits": logits.contiguous()}, folder / "logits.safetensors")
+    save_file({"tokens": tokens, "logits": logits(model, tokens[None])[0].contiguous()}, folder / "logits.safetensors")
     write(folder / "case.json", describe(config, model))
+
+
+def hf_tensors(config: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the adapter makes of a state dict, which it makes again of that."""
+    adapter = ADAPTERS[type(config)](config, None)
+    experts = {key: value for key, value in state.items() if ".mlp1_" in key or ".mlp2_" in key}
+    theirs = {key: value.clone().contiguous() for key, value in adapter.to_hf(dict(state)).items()}
+    back = adapter.from_hf(dict(theirs))
+    assert back.keys() == state.keys() - experts.keys()
+    assert all(torch.equal(back[key], state[key]) for key in back)
+    for key, value in experts.items():
+        layer, name = key.split(".")[1], key.rpartition(".")[2]
+        found = value.transpose(-2, -1) if "weight" in name else value
+        theirs[f"model.layers.{layer}.mlp.experts.{EXPERTS[name]}"] = found.clone().contiguous()
+    return theirs
+
+
+EXPERTS = {
+    "mlp1_weight_EGD": "gate_up_proj",
+    "mlp1_bias_EG": "gate_up_proj_bias",
+    "mlp2_weight_EDF": "down_proj",
+    "mlp2_bias_ED": "down_proj_bias",
+}
 
 
 def of_one_layer(names: dict[str, list[int]], layers: int) -> dict[str, list[int]]:

@@ -6,6 +6,8 @@ import pytest
 
 import crosswalk
 from crosswalk.compiler.layout.model import Layout, load_layout
+from crosswalk.compiler.layout.natives import natives_of
+from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.text.documents import parse_document
 from crosswalk.runtime.errors import CrosswalkError
 
@@ -20,6 +22,7 @@ types:
     extends: base
     fields: {depth: int = 3}
     stored_as: {base: depth == 3}
+    checks: {depth > 1: one layer is none}
 """
 
 
@@ -46,6 +49,21 @@ def test_a_mistake_is_found_when_the_layout_is_read(old: str, new: str, code: st
         read(LAYOUT.replace(old, new, 1))
     found = error.value.diagnostics[0]
     assert (found.code, str(found.position)) == (code, f"tiny.yaml:{place}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "words"),
+    [
+        ("hidden: width", "hidden: width - 9", "layout/axis", "axis `hidden` = `width - 9` is -1, not a size"),
+        ("depth > 1", "depth > heads", "layout/no-axis", "no axis `heads` in scope of type `model`"),
+        ("depth > 1", "note.x > 1", "layout/name", "`note.x`: there is no `x` in 'plain'"),
+    ],
+)
+def test_a_mistake_is_found_when_a_config_is_read(old: str, new: str, code: str, words: str) -> None:
+    layout = read(LAYOUT.replace(old, new, 1))
+    with pytest.raises(CrosswalkError) as error:
+        natives_of(Scope(layout, layout.types["model"], normalize(layout, {})))
+    assert [(found.code, found.message) for found in error.value.diagnostics] == [(code, words)]
 
 
 @pytest.mark.parametrize(

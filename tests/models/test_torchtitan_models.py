@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from comparing import tensor_differences
 from golden_cases import load_tensors
 from native_llama import Tree
-from titan_cases import FORMATS, FUSED, for_bf16, fused, hugging_face, live, native_of, read, tensors
+from titan_cases import FORMATS, FUSED, blocks, for_bf16, fused, hugging_face, live, native_of, read, tensors
 
 import crosswalk
 from crosswalk.runtime import execute
@@ -65,7 +65,7 @@ def test_the_model_shows_how_its_parameters_are_stored(name: str, tmp_path: Path
         state = {key: torch.zeros_like(value) for key, value in expected.items()}
         loaded = crosswalk.load(path, state, format)
         assert tensor_differences(state, expected) == []
-        assert loaded.config["layers"]["block"]["attention"]["qkv_linear"] == {"type": kind}
+        assert {block["attention"]["qkv_linear"]["type"] for block in blocks(loaded.config)} == {kind}
         for config in (loaded.config, separate, fused(separate)):
             out = tmp_path / f"out-{number}"
             crosswalk.save(state, config, out, format, overwrite=True)
@@ -194,6 +194,8 @@ def test_layers_are_compared_one_by_one(tmp_path: Path) -> None:
     state = {key: torch.zeros_like(value) for key, value in expected.items()}
     crosswalk.load(path, state, layout="torchtitan", native_config=native)
     assert tensor_differences(state, expected) == []
+    with pytest.raises(dcp.api.CheckpointException, match=r"of several variants of the layout.*\[dcp/variants\]"):
+        dcp.load(state, storage_reader=crosswalk.reader(path, layout="torchtitan"), no_dist=True)
     other["feed_forward"]["hidden_dim"] += 1
     with pytest.raises(CrosswalkError, match=r"`layers\.blocks\.b\.feed_forward\.hidden_dim` is \d+, the"):
         crosswalk.reader(path, layout="torchtitan", native_config=native)

@@ -183,7 +183,9 @@ def test_wrong_usage_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = config_file(tmp_path, "qwen3")
     assert run_command(cli, ["prove", "qwen3"]) == 2
     assert "give either CHECKPOINT or --config FILE" in capsys.readouterr().err
-    with pytest.raises(CrosswalkError, match="the reference is that of layout `fast_llm`, not of `torchtitan`"):
+    with pytest.raises(
+        CrosswalkError, match=r"the reference is that of layout `fast_llm`, not of `torchtitan` \[usage/prove\]"
+    ):
         crosswalk.prove("torchtitan_qwen3", file, logits=True)
     with pytest.raises(CrosswalkError, match="there is no format `qwen33`"):
         crosswalk.prove("qwen33", file)

@@ -272,14 +272,16 @@ def test_a_mistake_that_compiles_and_loses_nothing_is_found(mistake: str, mappin
 def test_without_transformers_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = _checkpoint(tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CrosswalkError, match="this needs transformers, which is not installed") as caught:
+    with pytest.raises(
+        CrosswalkError, match=r"this needs transformers, which is not installed \[compare/transformers\]"
+    ) as caught:
         crosswalk.compare(source)
     assert len(caught.value.diagnostics) == 1
     assert "pip install" in str(caught.value)
 
 
 def test_a_class_that_transformers_does_not_have_is_named() -> None:
-    with pytest.raises(CrosswalkError, match="has no class `DreamModel`"):
+    with pytest.raises(CrosswalkError, match=r"has no class `DreamModel` \[compare/class\]"):
         crosswalk.compare(GOLDEN / "dream_base" / "hf_config.json", tiny=True)
 
 

@@ -69,6 +69,13 @@ def test_a_choice_that_there_is_not(path: tuple[str, ...], message: str) -> None
         forward(config, parameters, inputs(config)[0])
 
 
+def test_a_norm_with_a_gate_where_nothing_makes_one() -> None:
+    config, parameters = native("rotaries")
+    config["decoder"]["blocks"]["b0"]["normalization"]["type"] = "gated_rms_norm"
+    with pytest.raises(CrosswalkError, match=r"nothing gives .* `decoder\.0\.norm_1` a gate \[reference/gate\]"):
+        forward(config, parameters, inputs(config)[0])
+
+
 def test_rotations_that_there_cannot_be() -> None:
     config, parameters = native("rotaries")
     rotary = config["decoder"]["blocks"]["b3"]["mixer"]["rotary"]

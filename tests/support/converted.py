@@ -7,14 +7,20 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
-from small_checkpoints import (
-    CommandLine,
-)
+from small_checkpoints import CommandLine
 
 
 def convert(crosswalk: CommandLine, source: Path, target: Path, *options: object) -> Path:
     ran = crosswalk("convert", source, target, *options)
     assert (ran.code, ran.err) == (0, ""), ran.err
+    return target
+
+
+def converted(command: CommandLine, source: Path, name: str = "native", *options: str) -> Path:
+    """What becomes of a checkpoint, beside it; notes about it are allowed."""
+    target = source.with_name(name)
+    ran = command("convert", source, target, *options)
+    assert ran.code == 0, ran.err
     return target
 
 

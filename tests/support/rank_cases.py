@@ -13,7 +13,7 @@ import torch
 from native_llama import Tree, assert_equal, blank, native_state
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 import crosswalk
@@ -125,7 +125,7 @@ def bytes_of_rows(rank: int, checkpoint: Path) -> tuple[int, int]:
 
 
 def fsdp_from_meta(rank: int, checkpoint: Path, out: Path) -> tuple[str, ...]:
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
     expected = native_state(checkpoint)
     model = Tree(blank(expected, device="meta"))
@@ -141,6 +141,10 @@ def fsdp_from_meta(rank: int, checkpoint: Path, out: Path) -> tuple[str, ...]:
     streamed = dict(itertools.chain.from_iterable(crosswalk.stream(model, loaded.config, "llama", 20_000)))
     assert_equal(streamed, load_file(checkpoint / "model.safetensors"))
     crosswalk.save(model, loaded.config, out, "llama", max_shard_size="100KB")
+    flat = FullyShardedDataParallel(Tree(blank(expected)), device_id=torch.device("cpu"))
+    refused = refusal(lambda: crosswalk.load(checkpoint, flat, "llama"))
+    assert "parts of flat ones: use fully_shard" in refused, refused
+    assert "[live/not-owned]" in refused, refused
     return loaded.report.materialized
 
 
@@ -156,8 +160,11 @@ def dcp(rank: int, checkpoint: Path, out: Path) -> list[str]:
     dcp.save(state, storage_writer=crosswalk.writer(out, config, "llama", max_shard_size="100KB"))
     # Of a shard in several boxes, the planners know only the first element.
     placements = (_StridedShard(0, split_factor=3), Replicate())
-    state["embeddings.word_embeddings_weight"] = sharded(torch.zeros(97, 48), mesh, placements)
+    name = "embeddings.word_embeddings_weight"
+    state[name] = sharded(torch.zeros(97, 48), mesh, placements)
+    terms = DTensor.from_local(torch.zeros(97, 48), mesh, [Partial(), Replicate()])
     return [
+        refusal(lambda: crosswalk.load(checkpoint, {**state, name: terms}, "llama")),
         refusal(lambda: dcp.load(state, storage_reader=crosswalk.reader(checkpoint, "llama"))),
         refusal(lambda: dcp.save(state, storage_writer=crosswalk.writer(out.with_name("no"), config, "llama"))),
     ]

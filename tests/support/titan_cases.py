@@ -23,11 +23,24 @@ FORMATS = {
     "qwen3": ("torchtitan_qwen3", "qwen3"),
     "qwen3_separate_tied": ("torchtitan_qwen3", "qwen3"),
     "qwen3_moe": ("torchtitan_qwen3_moe", None),
+    "deepseek_v3": ("torchtitan_deepseek_v3", None),
+    "deepseek_v3_plain": ("torchtitan_deepseek_v3", None),
+    "deepseek_v3_mtp": ("torchtitan_deepseek_v3", None),
+    "gpt_oss": ("torchtitan_gpt_oss", None),
 }
 BOTH = [name for name, (_, other) in FORMATS.items() if other]
 FUSED = [name for name in FORMATS if (GOLDEN / name / "fused.safetensors").exists()]
 REGISTRY: dict[str, dict[str, Any]] = json.loads((GOLDEN / "registry.json").read_text())
-ROOTS = {"torchtitan_llama3": "llama3", "torchtitan_qwen3": "qwen3", "torchtitan_qwen3_moe": "qwen3"}
+ROOTS = {
+    "torchtitan_llama3": "llama3",
+    "torchtitan_qwen3": "qwen3",
+    "torchtitan_qwen3_moe": "qwen3",
+    "torchtitan_deepseek_v3": "deepseek_v3",
+    "torchtitan_gpt_oss": "gpt_oss",
+}
+#: model_type -> format.
+OF_TYPE = {"llama": "torchtitan_llama3"} | {name: f"torchtitan_{name}" for name in
+           ("qwen3", "qwen3_moe", "deepseek_v3", "gpt_oss")}  # fmt: skip
 
 Tensors = dict[str, torch.Tensor]
 
@@ -49,8 +62,17 @@ def native_of(case: dict[str, Any], format: str) -> dict[str, Any]:
 def fused(native: dict[str, Any]) -> dict[str, Any]:
     """The same model with queries, keys and values in one parameter, as live models have."""
     result = copy.deepcopy(native)
-    result["layers"]["block"]["attention"]["qkv_linear"] = {"type": "fused"}
+    for block in blocks(result):
+        block["attention"]["qkv_linear"] = {"type": "fused"}
     return result
+
+
+def blocks(native: dict[str, Any]) -> list[dict[str, Any]]:
+    """The configs of all layers."""
+    layers = native["layers"]
+    if layers["type"] == "fixed":
+        return [layers["block"]] * layers["num_blocks"]
+    return [layers["blocks"][name] for name in layers["pattern"]]
 
 
 def stored_once(case: dict[str, Any], key: str) -> dict[str, tuple[int, ...]]:

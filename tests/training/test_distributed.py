@@ -106,8 +106,10 @@ def test_fsdp_from_meta(checkpoint: Path, saved: Path, tmp_path: Path) -> None:
 
 
 def test_dcp(checkpoint: Path, saved: Path, tmp_path: Path) -> None:
-    for loading, saving in results(4, cases.dcp, checkpoint, tmp_path / "out"):
+    for terms, loading, saving in results(4, cases.dcp, checkpoint, tmp_path / "out"):
+        assert "is no part of a stored value [live/placement]" in terms
         assert "is not one box of the tensor" in loading
+        assert "[dcp/placement]" in loading
         assert saving != "nothing was refused"  # torch sees by itself that the boxes overlap
     assert same_files(tmp_path / "out", saved)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,25 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_changed(checkpoint: Pat
     assert "`decoder.1.norm_2.weight` [48]" in str(error.value)
     assert "share the memory" not in str(error.value)
     assert torch.isnan(state["embeddings.word_embeddings_weight"]).all()
+
+
+def test_memory_that_cannot_hold_a_parameter_is_refused(checkpoint: Path) -> None:
+    state = blank(native_state(checkpoint))
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.load(checkpoint, state | {"head.final_norm.weight": torch.zeros(1).expand(48)})
+    assert codes(error) == ["live/layout"]
+
+
+def test_an_error_that_nobody_expects_is_one_of_the_step_that_it_came_in(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> int:
+        raise ZeroDivisionError("nothing to divide by")
+
+    state = blank(native_state(checkpoint))
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(CrosswalkError, match=r"headers: ZeroDivisionError: nothing.* \[distributed/failed\]"):
+        crosswalk.load(checkpoint, state)
 
 
 def test_errors_of_layers_are_one_line_a_pattern(checkpoint: Path) -> None:

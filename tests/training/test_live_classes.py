@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -115,6 +116,46 @@ def test_what_is_not_of_the_class_is_refused_by_name(home: Path, tmp_path: Path)
     )
     assert ("class/shape", "lm_head.weight") in codes(home / "LlamaForCausalLM", wider)
     assert codes(home / "LlamaForCausalLM", model, format="llama") == {("class/option", "format")}
-    model._hf_peft_config_loaded = True
-    assert {code for code, _ in codes(home / "LlamaForCausalLM", model)} == {"class/adapter"}
+    model._hf_peft_config_loaded = model.is_quantized = True
+    refused = {"class/adapter", "class/quantised"}
+    assert {code for code, _ in codes(home / "LlamaForCausalLM", model)} == refused
     assert cases.differences(dict(model.state_dict()), before) == []
+
+
+def test_a_class_that_cannot_be_followed_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules compute or fail, hooks move its parameters, or its version of transformers has no rules."""
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import ConversionOps, WeightConverter
+
+    class Negated(ConversionOps):
+        def convert(self, tensors: dict[str, Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+            return {
+                target: -found[0] for target, found in zip(options["target_patterns"], tensors.values(), strict=True)
+            }
+
+    class Broken(ConversionOps):
+        def convert(self, tensors: dict[str, Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+            raise ZeroDivisionError("nothing to divide by")
+
+    def refused() -> str:
+        with pytest.raises(CrosswalkError) as caught:
+            crosswalk.load(home / name, model)
+        return str(caught.value)
+
+    name = "LlamaForCausalLM"
+    model = cases.made(name)
+    for operation, reason in (
+        (Negated(), "more than moving elements: `aten.neg.default` computes"),
+        (Broken(), "in transformers fails: ZeroDivisionError: nothing to divide by"),
+    ):
+        rule = WeightConverter("mlp.up_proj.weight", "mlp.up_proj.weight", [operation])
+        monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model, rule=rule: [rule])
+        assert f"{reason} [class/conversion]" in refused()
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "[class/version]" in refused()
+    monkeypatch.undo()
+    model._hf_hook, model.hf_device_map = type("AlignDevicesHook", (), {})(), {"": "cpu"}
+    assert "[class/hook]" in refused()

@@ -129,6 +129,8 @@ def test_dcp_reads_and_writes_hugging_face_files(checkpoint: Path, tmp_path: Pat
 def test_dcp_refuses_a_part_of_a_model(checkpoint: Path, tmp_path: Path) -> None:
     state = native_state(checkpoint)
     config = crosswalk.load(checkpoint, blank(state)).config
+    with pytest.raises(dcp.api.CheckpointException, match=r"`step` is no tensor: .*\[dcp/bytes\]"):
+        dcp.save({**state, "step": 7}, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)
     del state["decoder.1.norm_2.weight"]
     with pytest.raises(dcp.api.CheckpointException, match=r"decoder\.1\.norm_2\.weight"):
         dcp.save(state, storage_writer=crosswalk.writer(tmp_path / "out", config, "llama"), no_dist=True)

@@ -100,10 +100,15 @@ def test_dtypes_by_name_and_a_part_of_the_names(llama: Path) -> None:
         dtype = torch.float32 if name == "model.norm.weight" or name.endswith("layernorm.weight") else dtype
         assert tensor.dtype == dtype, name
         assert torch.equal(tensor, expected[name].to(dtype)), name
-    for options, code in (({"only": "lm_haed.*"}, "only"), ({"dtype": {"*.bias": "float16"}}, "dtype")):
+    for options, code in (
+        ({"only": "lm_haed.*"}, "publisher/only"),
+        ({"dtype": {"*.bias": "float16"}}, "publisher/dtype"),
+    ):
         with pytest.raises(CrosswalkError) as caught:
             crosswalk.publisher(state, loaded, **options)
-        assert [d.code for d in caught.value.diagnostics] == [f"publisher/{code}"]
+        assert [d.code for d in caught.value.diagnostics] == [code]
+    with pytest.raises(CrosswalkError, match=r"`align` is 0 \[publisher/align\]"):
+        publisher.packed(align=0)
 
 
 def test_tensors_can_be_cut_out_of_a_buffer_without_padding(llama: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crosswalk.compiler.layout.model import Layout
-from crosswalk.runtime.errors import fail
+from crosswalk.runtime.errors import Position, fail
 
 from . import dcp, fast_llm, huggingface, safetensors, torch_dist
 from .kind import Kind
@@ -18,8 +18,11 @@ _BY_NAME = {kind.name: kind for kind in OF_TRAINERS}
 
 def kind_of(path: Path, layout: str | None = None) -> Kind:
     """The kind of a directory. One that shows none is of Hugging Face; or, if the user says of which ``layout`` it is,
-    nothing but safetensors files."""
-    shown = next((kind for kind in OF_TRAINERS if kind.recognises(path)), HUGGING_FACE)
+    nothing but safetensors files. Raises ``CrosswalkError`` for one that may not be read."""
+    try:
+        shown = next((kind for kind in OF_TRAINERS if kind.recognises(path)), HUGGING_FACE)
+    except PermissionError as error:
+        raise fail("source/unreadable", f"cannot be read: {error.strerror}", Position(str(path))) from error
     return safetensors.KIND if shown is HUGGING_FACE and layout not in (None, "hf") else shown
 
 
