@@ -2,10 +2,14 @@
 
     python benchmarks/live.py [--directory /dev/shm] [--ranks 1 2 4] [--rounds 5] [--layers 6]
 
-A Llama in bf16 with random weights is loaded into, and saved from, parameters of the fast_llm layout sharded by rows
-over the ranks. Beside it, in the same round and with memory that has been touched before: plain ``preadv`` and
-``pwrite`` of each rank's share; torch's ``HuggingFaceStorageReader`` and ``Writer`` with consolidation, which move the
-same tensors under their Hugging Face names, without changing their layout; and, on one rank, transformers.
+A Llama in bf16 with random weights is loaded into, and saved from, parameters sharded by rows over the ranks: those of
+the fast_llm layout, of which a sixth is transposed on the way, and those of the live class of transformers under
+``fully_shard``, which are as files have them ("same layout"). Beside it, in the same round and with memory that has
+been touched before: plain ``preadv`` and ``pwrite`` of the share of a rank, in whole pages (a copy between places that
+differ by a few bytes modulo 4096 is up to three times slower on some processors); torch's ``HuggingFaceStorageReader``
+and ``Writer`` with consolidation, which move the same tensors without changing their layout; and, on one rank,
+transformers. Seconds are those until the last rank is done, CPU seconds the mean of the ranks. The first load of a
+process is shown by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import datetime
 import functools
 import io
 import json
+import mmap
 import os
 import shutil
 import statistics
@@ -31,6 +36,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 STEP = 1 << 20
+#: Seconds until all ranks were done, and CPU seconds of this rank.
+Times = tuple[float, float]
 
 
 def make_checkpoint(path: Path, layers: int) -> None:
@@ -44,28 +51,45 @@ def make_checkpoint(path: Path, layers: int) -> None:
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
 
 
-def timed(action: Callable[[], Any]) -> float:
-    """Seconds until every rank is done."""
+def write_shapes(root: Path) -> None:
+    """The names and shapes of the trainer and of the files, so that ranks need no mapping to make parameters."""
+    import crosswalk
+
+    plan = crosswalk.compile_plan(json.loads((root / "hf/config.json").read_text()), "llama")
+    shapes = [{spec.name: spec.shape for spec in specs} for specs in (plan.targets, plan.sources)]
+    (root / "shapes.json").write_text(json.dumps(shapes))
+
+
+def timed(action: Callable[[], Any]) -> Times:
     dist.barrier()
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     action()
+    spent = time.process_time() - spent
     dist.barrier()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, spent
+
+
+def share_of(total: int, rank: int, size: int) -> range:
+    """Where the share of a rank begins in each step, in whole pages."""
+    share = -(-total // (size * mmap.PAGESIZE)) * mmap.PAGESIZE
+    return range(rank * share, min((rank + 1) * share, total), STEP)
 
 
 def read_share(path: Path, buffer: memoryview, rank: int, size: int) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    share = os.fstat(descriptor).st_size // size
-    for offset in range(0, share, STEP):
-        os.preadv(descriptor, [buffer[offset : min(offset + STEP, share)]], rank * share + offset)
+    share = share_of(os.fstat(descriptor).st_size, rank, size)
+    for offset in share:
+        place = offset - share.start
+        os.preadv(descriptor, [buffer[place : place + min(STEP, share.stop - offset)]], offset)
     os.close(descriptor)
 
 
 def write_share(path: Path, buffer: memoryview, rank: int, size: int, total: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    share = total // size
-    for offset in range(0, share, STEP):
-        os.pwrite(descriptor, buffer[offset : min(offset + STEP, share)], rank * share + offset)
+    share = share_of(total, rank, size)
+    for offset in share:
+        place = offset - share.start
+        os.pwrite(descriptor, buffer[place : place + min(STEP, share.stop - offset)], offset)
     os.fsync(descriptor)
     os.close(descriptor)
 
@@ -98,64 +122,97 @@ def rows(mesh: Any, shape: tuple[int, ...]) -> Any:
     return distribute_tensor(torch.zeros(shape, dtype=torch.bfloat16), mesh, [Shard(0)], src_data_rank=None)
 
 
+def sharded_class(source: Path, mesh: Any) -> torch.nn.Module:
+    """The class of transformers, without its weights, every layer sharded by rows."""
+    import transformers
+    from torch.distributed.fsdp import fully_shard
+
+    with torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(source)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+class Rank:
+    """What one rank measures: the times of every round by name, and how many bytes it wrote."""
+
+    def __init__(self, rank: int, root: Path) -> None:
+        self.found: dict[str, list[Times]] = {}
+        self.written = 0
+        self.fresh = functools.partial(cleared, root, rank)
+
+    def record(self, name: str, times: Times) -> None:
+        self.found.setdefault(name, []).append(times)
+
+    def save(self, what: Any, given: Any, blocking: bool, name: str) -> None:
+        import crosswalk
+
+        out = self.fresh("saved")
+
+        def action() -> None:
+            done = crosswalk.save(what, given, out, blocking=blocking)
+            report = done if blocking else done.result()
+            self.written = report.bytes_written
+            if not blocking:
+                self.record(f"{name}, waited", (report.blocked, 0.0))
+
+        self.record(name, timed(action))
+        self.fresh("saved")
+
+    def with_torch(self, source: Path, theirs: dict[str, Any], size: int) -> None:
+        """Loading and saving by torch.distributed.checkpoint, which says what it does."""
+        import torch.distributed.checkpoint as dcp
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            reader = dcp.HuggingFaceStorageReader(str(source), thread_count=max(1, (os.cpu_count() or 1) // size))
+            self.record("load DCP", timed(lambda: dcp.load(theirs, storage_reader=reader)))
+            out = self.fresh("dcp")
+            writer = dcp.HuggingFaceStorageWriter(str(out), save_distributed=True, enable_consolidation=True)
+            self.record("save DCP", timed(lambda: dcp.save(theirs, storage_writer=writer)))
+        self.fresh("dcp")
+
+
 def worker(rank: int, size: int, directory: str, rounds: int, results: Any) -> None:
     root = Path(directory)
     start(rank, size, root)
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.device_mesh import init_device_mesh
 
     import crosswalk
 
     source = root / "hf"
     data = source / "model.safetensors"
-    config = crosswalk.import_config(json.loads((source / "config.json").read_text()), "llama")
     mesh = init_device_mesh("cpu", (size,))
-
-    plan = crosswalk.compile_plan(json.loads((source / "config.json").read_text()), "llama")
-    native = {spec.name: rows(mesh, spec.shape) for spec in plan.targets}
-    theirs = {spec.name: rows(mesh, spec.shape) for spec in plan.sources}
+    shapes = json.loads((root / "shapes.json").read_text())
+    native, theirs = ({name: rows(mesh, shape) for name, shape in side.items()} for side in shapes)
+    first = timed(lambda: crosswalk.load(source, native, "llama"))
+    model = sharded_class(source, mesh)
     total = data.stat().st_size
-    buffer = memoryview(bytearray(total // size + STEP))
-    found: dict[str, list[float]] = {}
-    facts: dict[str, Any] = {}
-
-    fresh = functools.partial(cleared, root, rank)
-
-    def record(name: str, seconds: float) -> None:
-        found.setdefault(name, []).append(seconds)
-
-    def save(blocking: bool) -> None:
-        done = crosswalk.save(native, config, out, "llama", blocking=blocking)
-        report = done if blocking else done.result()
-        facts.update(written=report.bytes_written)
-        if not blocking:
-            record("save background, waited", report.blocked)
-
+    buffer = memoryview(mmap.mmap(-1, len(share_of(total, 0, size)) * STEP))
+    loaded: dict[str, Any] = {}
+    mine = Rank(rank, root)
     for _ in range(rounds + 1):
-        record("read plain", timed(lambda: read_share(data, buffer, rank, size)))
-        record("load crosswalk", timed(lambda: facts.update(load=crosswalk.load(source, native, "llama").report)))
-        with contextlib.redirect_stdout(io.StringIO()):
-            reader = dcp.HuggingFaceStorageReader(str(source), thread_count=max(1, (os.cpu_count() or 1) // size))
-            record("load DCP", timed(lambda reader=reader: dcp.load(theirs, storage_reader=reader)))
-        out = fresh("plain")
-        record("write plain", timed(lambda out=out: write_share(out, buffer, rank, size, total)))
-        fresh("plain")
-        out = fresh("saved")
-        record("save crosswalk", timed(lambda: save(True)))
-        out = fresh("saved")
-        record("save background", timed(lambda: save(False)))
-        fresh("saved")
-        out = fresh("dcp")
-        writer = dcp.HuggingFaceStorageWriter(str(out), save_distributed=True, enable_consolidation=True)
-        record("save DCP", timed(lambda writer=writer: dcp.save(theirs, storage_writer=writer)))
-        fresh("dcp")
+        mine.record("read plain", timed(lambda: read_share(data, buffer, rank, size)))
+        mine.record("load crosswalk", timed(lambda: loaded.update(native=crosswalk.load(source, native, "llama"))))
+        mine.record("load crosswalk, same layout", timed(lambda: loaded.update(live=crosswalk.load(source, model))))
+        out = mine.fresh("plain")
+        mine.record("write plain", timed(lambda out=out: write_share(out, buffer, rank, size, total)))
+        mine.fresh("plain")
+        mine.save(native, loaded["native"], True, "save crosswalk")
+        mine.save(model, loaded["live"], True, "save crosswalk, same layout")
+        mine.save(native, loaded["native"], False, "save background, first")
+        mine.save(native, loaded["native"], False, "save background")
+        mine.with_torch(source, theirs, size)
         if size == 1:
-            one_rank(root, source, native, config, crosswalk, record, fresh)
-    report = facts["load"]
+            one_rank(root, source, native, loaded["native"].config, crosswalk, mine.record, mine.fresh)
+    report = loaded["native"].report
     gathered: list[Any] = [None] * size
-    dist.all_gather_object(gathered, (report.bytes_held, report.bytes_read, facts["written"]))
+    cpu = {name: [seconds for _, seconds in times] for name, times in mine.found.items()}
+    dist.all_gather_object(gathered, (report.bytes_held, report.bytes_read, mine.written, cpu, first))
     if rank == 0:
-        results.put((size, total, {name: times[1:] for name, times in found.items()}, gathered))
+        results.put((size, total, {name: [wall for wall, _ in times] for name, times in mine.found.items()}, gathered))
     dist.destroy_process_group()
 
 
@@ -175,9 +232,9 @@ def one_rank(
         for parameter in models[0].parameters():
             parameter.sum()
 
-    loading = timed(load)
+    loading, touching = timed(load), timed(touch)
     record("load transformers", loading)
-    record("load transformers, and touch", loading + timed(touch))
+    record("load transformers, and touch", (loading[0] + touching[0], loading[1] + touching[1]))
     out = fresh("transformers")
     record("save transformers", timed(lambda: models[0].save_pretrained(out)))
     fresh("transformers")
@@ -203,24 +260,28 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         make_checkpoint(Path(directory) / "hf", arguments.layers)
+        write_shapes(Path(directory))
         results = multiprocessing.get_context("spawn").SimpleQueue()
         for size in arguments.ranks:
             multiprocessing.spawn(worker, (size, directory, arguments.rounds, results), size)
             show(*results.get())
 
 
-def show(size: int, total: int, found: dict[str, list[float]], bytes_of_ranks: list[tuple[int, int, int]]) -> None:
-    held, read, written = (sum(column) for column in zip(*bytes_of_ranks, strict=True))
+def show(size: int, total: int, walls: dict[str, list[float]], ranks: list[Any]) -> None:
+    held, read, written = (sum(column) for column in list(zip(*ranks, strict=True))[:3])
     print(f"\n{size} ranks, {total / 1e9:.2f} GB: hold {held:,}, read {read:,}, write {written:,} bytes in all")
-    print(
-        f"most of one rank: read {max(r for _, r, _ in bytes_of_ranks):,}, write {max(w for *_, w in bytes_of_ranks):,}"
-    )
-    print("| what | GB/s, median | ratio to plain, median |\n|---|---|---|")
+    print(f"most of one rank: read {max(rank[1] for rank in ranks):,}, write {max(rank[2] for rank in ranks):,}")
+    first, cpu = (statistics.fmean(column) for column in zip(*(rank[4] for rank in ranks), strict=True))
+    print(f"first load: {first:.2f} s, {cpu:.2f} CPU seconds a rank\n")
+    print("| what | GB/s, median | ratio to plain, median | CPU seconds a rank |\n|---|---|---|---|")
     plain = {"read": "read plain", "load": "read plain", "refit": "refit plain copy"}
-    for name, times in sorted(found.items()):
-        base = found[plain.get(name.split()[0], "write plain")]
+    for name, every in sorted(walls.items()):
+        times, base = every[1:], walls[plain.get(name.split()[0], "write plain")][1:]
         ratio = statistics.median(b / t for t, b in zip(times, base, strict=True))
-        print(f"| {name} | {total / 1e9 / statistics.median(times):.2f} | {ratio:.2f} |", flush=True)
+        cpu = statistics.median(
+            statistics.fmean(rank[3][name][number] for rank in ranks) for number in range(1, len(every))
+        )
+        print(f"| {name} | {total / 1e9 / statistics.median(times):.2f} | {ratio:.2f} | {cpu:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import torch
 
 from crosswalk.runtime.checkpoint.decoding import decode
 from crosswalk.runtime.plan.model import Copy, Plan
+from crosswalk.runtime.plan.parts import Region
 from crosswalk.runtime.plan.proof import prove
-from crosswalk.runtime.plan.regions import Region
 
 from .dtypes import DTYPES, dtype_name, torch_dtype
 from .errors import CrosswalkError, Diagnostic

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from crosswalk.runtime.dtypes import DTYPES, FLOATS
+from crosswalk.runtime.dtypes import DTYPES, FLOATS, size_of
 from crosswalk.runtime.plan.model import TensorSpec
 
 #: Any of them may say it; the first is written where none is there.
@@ -29,6 +30,7 @@ def state_dtype(config: dict[str, Any], dtype: str) -> None:
 def main_dtype(tensors: Iterable[TensorSpec]) -> str:
     """The dtype that most bytes have; what a config's ``dtype`` says."""
     counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.dtype] += tensor.nbytes
+    alike = Counter((tensor.dtype, tensor.shape) for tensor in tensors)
+    for (dtype, shape), number in alike.items():
+        counts[dtype] += number * math.prod(shape) * size_of(dtype)
     return counts.most_common(1)[0][0] if counts else "F32"

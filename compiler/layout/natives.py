@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.templates import Template, join
 
 from .cells import Box, ours_shape, outside
 from .limit import WITHOUT_FILES, Limit
+from .model import ConfigType, Layout
 from .modules import AxisSizes, alike, instances, number_of_names, parameters
-from .scope import Scope
+from .scope import Scope, normalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,15 @@ def ties_of(root: Scope, limit: Limit = WITHOUT_FILES) -> dict[str, str]:
     """Parameters that are stored as another one -> that one. Raises ``CrosswalkError`` beyond the limit."""
     found = natives_of(root, limit=limit)
     return {name: native.tied_to for name, native in found.items() if native.tied_to is not None}
+
+
+def copies_in(
+    layout: Layout, kind: ConfigType, config: Mapping[str, Any], names: Container[str], limit: Limit = WITHOUT_FILES
+) -> dict[str, str]:
+    """Those of ``names`` that a config ties to another of them -> that one. Raises ``CrosswalkError`` for what is wrong
+    with the config, and beyond the limit."""
+    ties = ties_of(Scope(layout, kind, normalize(layout, config, kind.name)), limit)
+    return {name: of for name, of in ties.items() if name in names and of in names}
 
 
 def _natives(scope: Scope, lengths: Mapping[str, int]) -> Iterator[Native]:

@@ -33,7 +33,7 @@ class Advice:
         if (hint := of_adapter(name)) is not None:
             return hint
         if name in self._ties:
-            return "a tied parameter must share the memory of the other"
+            return "it is a copy of the one that it is tied to, which must be passed too"
         if name in self._absent:
             said = f"the layout has it where {self._absent[name]}, which `{self._mapping.name}` says nothing of"
             return f"{said}: leave it out of what is passed, a dict of the other parameters"
@@ -56,7 +56,7 @@ class Advice:
 
 def other_prefix(expected: Collection[str], found: Collection[str], who: str) -> Diagnostic | None:
     """What is to be said if hardly any name is right, and most would be with a prefix more, or one less."""
-    if len(set(expected) & set(found)) * 4 > len(expected) or len(expected) < 2:
+    if sum(name in found for name in expected) * 4 > len(expected) or len(expected) < 2:
         return None
     for prefix in _candidates(expected, found):
         taken = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}

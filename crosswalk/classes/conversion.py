@@ -99,14 +99,15 @@ def converting(model: Any) -> Iterator[None]:
         raise fail("class/conversion", text) from error
 
 
-def kept_alias(model: Any, aliases: Sequence[str]) -> str:
-    """Under which of the names of one tied tensor the class saves it."""
-    patterns = _tied_patterns(model)
+def kept_alias(patterns: Sequence[str], aliases: Sequence[str]) -> str:
+    """Under which of the names of one tied tensor the class saves it; see :func:`tied_patterns`."""
+    if len(aliases) == 1:
+        return aliases[0]
     kept = [name for name in sorted(aliases) if not any(re.search(pattern, name) for pattern in patterns)]
     return kept[0] if kept else sorted(aliases)[-1]
 
 
-def _tied_patterns(model: Any) -> list[str]:
+def tied_patterns(model: Any) -> list[str]:
     """The names that classes declare to be copies of others, as patterns, for the model and the models in it."""
     found = []
     for prefix, module in model.named_modules():

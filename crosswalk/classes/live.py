@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,21 @@ class LiveClass:
 def live_class(model: Model) -> LiveClass | None:
     """The live model, if it is one of transformers, inside of whatever is wrapped around it. Raises ``CrosswalkError``
     with every reason why it cannot be read or filled."""
+    inner = inner_model(model)
+    if inner is None:
+        return None
+    problems = refused(inner)
+    if importlib.util.find_spec("transformers.conversion_mapping") is None:
+        text = "this version of transformers does not say what its classes do with their files"
+        problems.append(Diagnostic("class/version", text, None, "install transformers 5 or newer"))
+    if problems:
+        raise CrosswalkError(problems)
+    base = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    return LiveClass(inner, _rules_of(inner, base), same_memory(collect(model)))
+
+
+def inner_model(model: Model) -> Any:
+    """The model of transformers inside of whatever is wrapped around it; None if there is none."""
     modeling = sys.modules.get("transformers.modeling_utils")
     if modeling is None or not isinstance(model, torch.nn.Module):
         return None
@@ -64,13 +80,7 @@ def live_class(model: Model) -> LiveClass | None:
         inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
         if not isinstance(inner, torch.nn.Module):
             return None
-    problems = refused(inner)
-    if importlib.util.find_spec("transformers.conversion_mapping") is None:
-        text = "this version of transformers does not say what its classes do with their files"
-        problems.append(Diagnostic("class/version", text, None, "install transformers 5 or newer"))
-    if problems:
-        raise CrosswalkError(problems)
-    return LiveClass(inner, _rules_of(inner, modeling.PreTrainedModel), same_memory(collect(model)))
+    return inner
 
 
 def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
@@ -85,14 +95,22 @@ def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
         raise CrosswalkError(problems)
 
 
+#: Live models -> the config that they had, and the model that was made of it: a layer takes a millisecond.
+_twins: weakref.WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = weakref.WeakKeyDictionary()
+
+
 def _rules_of(model: Any, base: type) -> Any:
     """A model of the class itself: ``fully_shard`` makes classes of other names, by which no rule is found."""
     kinds = [type(module) for module in model.modules() if isinstance(module, base)]
     if not any(kind.__name__.startswith("FSDP") for kind in kinds):
         return model
     kind = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
-    with converting(model), torch.device("meta"):
-        twin = kind(copy.deepcopy(model.config))
+    config = model.config.to_dict()
+    made, twin = _twins.get(model, (None, None))
+    if made != config:
+        with converting(model), torch.device("meta"):
+            twin = kind(copy.deepcopy(model.config))
+        _twins[model] = config, twin
     if (used := getattr(model, "_weight_conversions", None)) is not None:
         twin._weight_conversions = used
     return twin

@@ -12,9 +12,9 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.affine import Piece, tiling_faults
 from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
-from crosswalk.runtime.plan.regions import RawRegion
+from crosswalk.runtime.plan.parts import RawRegion
 
-from .conversion import Relations, ignored, kept_alias, of_files, to_files
+from .conversion import Relations, ignored, kept_alias, of_files, tied_patterns, to_files
 from .tracing import Moved
 
 #: By every name of a tensor in memory, the one that plans have for it.
@@ -83,7 +83,8 @@ def export_plan(
     groups: dict[str, list[str]] = defaultdict(list)
     for alias, canonical in aliases.items():
         groups[canonical].append(alias)
-    kept = {kept_alias(model, groups.get(name, [name])): spec for name, spec in memory.items()}
+    patterns = tied_patterns(model)
+    kept = {kept_alias(patterns, groups.get(name, [name])): spec for name, spec in memory.items()}
     written = {a: s for a, s in kept.items() if not ignored(model, "_keys_to_ignore_on_save", a)}
     relations = to_files(model, [dataclasses.replace(spec, name=alias) for alias, spec in written.items()])
     own = {alias: spec.name for alias, spec in kept.items()}

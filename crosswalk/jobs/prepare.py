@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes, open_hugging_face
+from crosswalk.checkpoints.huggingface import (
+    CONFIG,
+    HuggingFaceCheckpoint,
+    config_bytes,
+    is_in_parts,
+    open_hugging_face,
+    parse_config,
+)
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.kinds.beside import read as read_config_file
 from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of, kind_to_write
@@ -22,9 +30,10 @@ from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.limit import Limit
 from crosswalk.compiler.layout.model import ConfigType
-from crosswalk.compiler.layout.natives import ties_of
+from crosswalk.compiler.layout.natives import copies_in
 from crosswalk.compiler.layout.padded_axes import length, padding_notes, resized
-from crosswalk.compiler.layout.scope import Scope, normalize
+from crosswalk.compiler.layout.scope import normalize
+from crosswalk.compiler.layout.variants import in_directory
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.notation.axes import Axis
 from crosswalk.compiler.pipeline import (
@@ -37,10 +46,10 @@ from crosswalk.compiler.pipeline import (
 )
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.tensors.bind import Bound
+from crosswalk.compiler.tensors.plan import with_copies
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
-from crosswalk.runtime.plan.algebra import with_sources
-from crosswalk.runtime.plan.model import Exemption, Plan, TensorSpec
+from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .detect import chosen_format
 from .formats import DEFAULT_LAYOUT, catalog, format_named, name_in_layout, short_name
@@ -89,6 +98,9 @@ def prepare(source: Path, options: Options) -> Prepared:
     kind = kind_of(source, options.layout)
     if kind is HUGGING_FACE:
         require_checkpoint(source)
+        whole = options.layout == "hf" and options.to in (None, "hf") and source.is_dir() and is_in_parts(source)
+        if whole:
+            return _prepare_whole(source, options)
         return _prepare_import(source, replace(options, to=options.to or DEFAULT_LAYOUT))
     options = replace(options, to=options.to or "hf")
     check_direction(options, onward=options.to != "hf")
@@ -125,7 +137,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     require_checkpoint(path)
     if options.named_format is not None:
         format_named(options.named_format, options.to)
-    checkpoint = open_hugging_face(path)
+    checkpoint = open_hugging_face(path, options.like if options.layout == "hf" else None)
     path, text = checkpoint.path, checkpoint.text
     root: tuple[str, ...] = ()
     if options.text_only:
@@ -154,6 +166,9 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
                    "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
     if options.native_file is not None:
         options = replace(options, native_config=read_config_file(options.native_file).config)
+    layout = catalog().layout(options.to or DEFAULT_LAYOUT)
+    if options.native_config is not None and kind_to_write(options.kind, layout).name == layout.directory:
+        options = replace(options, native_config=in_directory(layout, options.native_config))
     checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping = imported.mapping
     text, _ = decoded_config(
@@ -166,6 +181,28 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
         origin=record(imported, text, checkpoint.files, options.text_only),
         kind=kind_to_write(options.kind, mapping.layout),
     )  # fmt: skip
+
+
+def _prepare_whole(path: Path, options: Options) -> Prepared:
+    """From the parts that torch.distributed.checkpoint saved under names of Hugging Face to whole tensors: there and
+    back again by way of a layout, so that what is written is what its class has."""
+    there = _prepare_import(path, replace(options, to=_layout_for(path, options)))
+    whole = there.plan.compose(there.plan.inverse())
+    return replace(
+        there, to="hf", plan=whole, kind=kind_to_write(options.kind, None), config=there.config, origin={},
+        derived=derived_files(there.mapping.source, parse_config(there.text, path / CONFIG), there.files),
+    )  # fmt: skip
+
+
+def _layout_for(path: Path, options: Options) -> str:
+    """A layout that has a format for a checkpoint: the default one if it has. Raises ``CrosswalkError``."""
+    checkpoint = open_hugging_face(path, options.like)
+    named = None if options.named_format is None else format_named(options.named_format, None).layout.name
+    layouts = sorted({catalog().mapping(name).layout or "" for name in catalog().formats()})
+    for layout in (named,) if named else (DEFAULT_LAYOUT, *layouts):
+        with suppress(CrosswalkError):
+            return chosen_format(options.format, checkpoint.config, checkpoint.tensors.specs(), layout).layout.name
+    return DEFAULT_LAYOUT
 
 
 def _notes(imported: Imported, options: Options) -> tuple[str, ...]:
@@ -182,7 +219,6 @@ class _Way:
     mapping: CompiledMapping
     origin: Origin
     exported: Exported
-    plan: Plan
     text: str
     notes: tuple[str, ...]
 
@@ -204,23 +240,20 @@ def _way_out(opened: Opened, options: Options) -> _Way:
         origin=partial(located, text=opened.text, file=opened.file, root=(*opened.origin_at, "padded")),
     )
     specs = {spec.name: spec for spec in opened.tensors.specs()}
-    twice: dict[str, str] = {}
+    copies: dict[str, str] = {}
     if opened.kind != FAST_LLM.name:  # its loader takes nothing else than what its metadata says
         with at(places.config):
             config = _as_saved(opened, mapping.root.type, normalize(layout, config, mapping.root.type.name), specs)
-            ties = ties_of(Scope(layout, mapping.root.type, config), Limit.of(specs))
-        twice = {name: of for name, of in ties.items() if name in specs and of in specs}
-    once = {name: spec for name, spec in specs.items() if name not in twice}
+            copies = copies_in(layout, mapping.root.type, config, specs, Limit.of(specs))
+    once = {name: spec for name, spec in specs.items() if name not in copies}
     exported = export_checkpoint(mapping, config, once, options, origin, places)
-    plan = exported.plan
-    if twice:
-        plan = with_sources(plan, map(specs.__getitem__, twice), _exempt(twice, options.take_tied))
+    exported = replace(exported, plan=with_copies(exported.plan, specs, copies, options.take_tied))
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
     cut = padding_notes(mapping.root.type, exported.native, exported.lengths, False)
     notes = (*opened.notes, *exported.notes, *cut)
     if origin.is_of(mapping) and origin.kept:
         notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
-    return _Way(mapping, origin, exported, plan, text, notes)
+    return _Way(mapping, origin, exported, text, notes)
 
 
 def _as_saved(
@@ -248,19 +281,12 @@ def _as_saved(
     return resized(kind, config, {axis: size for axis, size in sizes.items() if size > length(kind, config, axis)})
 
 
-def _exempt(ties: Mapping[str, str], take: bool) -> list[Exemption]:
-    """Tensors that are stored beside what they are tied to: compared with it, or left out unread."""
-    if take:
-        return [Exemption("dropped", name, None, f"tied to `{of}`, which counts") for name, of in ties.items()]
-    return [Exemption("tied", name, of) for name, of in ties.items()]
-
-
 def _prepare_export(opened: Opened, options: Options) -> Prepared:
     way = _way_out(opened, options)
     source, exported = way.mapping.source, way.exported
     files = files_to_write(source, way.origin.files, options.model_files, opened.path)
     return Prepared(
-        to="hf", mapping=exported.mapping, bound=exported.bound, plan=way.plan, source=opened.tensors,
+        to="hf", mapping=exported.mapping, bound=exported.bound, plan=way.exported.plan, source=opened.tensors,
         config=exported.native, text=way.text, files=files, dialects=exported.dialects, notes=way.notes,
         lengths=exported.lengths, derived=derived_files(source, exported.config, files), lossy=exported.lossy,
         defaults=exported.defaults, kind=kind_to_write(options.kind, None),
@@ -271,7 +297,7 @@ def _prepare_onward(opened: Opened, options: Options) -> Prepared:
     """From one layout to another, or to another kind of directory, in one plan: no Hugging Face tensor is made."""
     way = _way_out(opened, replace(options, to="hf", dtype=None, protect=()))
     exported, origin = way.exported, way.origin
-    config, specs = dict(exported.config), way.plan.targets
+    config, specs = dict(exported.config), way.exported.plan.targets
     asked = short_name(way.mapping) if options.to == opened.layout.name else None
     mapping = chosen_format(asked, config, specs, options.to)
     lossy = options.allow_lossy or origin.lossy
@@ -280,7 +306,8 @@ def _prepare_onward(opened: Opened, options: Options) -> Prepared:
     )
     imported = import_checkpoint(mapping, config, specs, onward)
     return Prepared(
-        to=mapping.layout.name, mapping=imported.mapping, bound=imported.bound, plan=way.plan.compose(imported.plan),
+        to=mapping.layout.name, mapping=imported.mapping, bound=imported.bound,
+        plan=exported.plan.compose(imported.plan),
         source=opened.tensors, config=imported.config, text=way.text, files=origin.files, lengths=imported.lengths,
         notes=tuple(dict.fromkeys((*way.notes, *_notes(imported, options)))), defaults=exported.defaults,
         lossy=tuple(dict.fromkeys((*exported.lossy, *imported.read.taken.lossy))),

@@ -6,6 +6,7 @@ rank must call it, all agree before anything moves, and a problem of one rank is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -21,19 +22,23 @@ from crosswalk.classes.live import (
     ClassExport,
     ClassOrigin,
     LiveClass,
+    inner_model,
     live_class,
     read_class,
     recompute,
     refuse_options,
 )
 from crosswalk.compiler.config.origin import Origin
+from crosswalk.compiler.layout.natives import copies_in, ties_of
+from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.layout.variants import variants
 from crosswalk.compiler.pipeline import Exported, Sizes, export_checkpoint
 from crosswalk.compiler.tensors.advice import Advice
-from crosswalk.compiler.tensors.plan import check_dtype, check_published
+from crosswalk.compiler.tensors.plan import check_dtype, check_published, with_copies
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.publishing import kept
 from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
@@ -122,7 +127,10 @@ def load(
     if kind is not None:
         return _filled(kind, checkpoint, found, model, ranks, where, there)
     advice = Advice(imported.mapping, config)
-    report = live.load(imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice)
+    copies = copies_in(imported.mapping.layout, imported.mapping.root.type, config, there)
+    report = live.load(
+        imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice, copies=copies
+    )
     origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
     return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
 
@@ -180,14 +188,18 @@ def save(
     """
     ranks = team(group, timeout)
     there = of_all_ranks(collect(model), ranks, "saving")
+    options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
+                      truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
+    wanted = _asked(model, native_config, options, there, group)
+    found = kept.find("plan", model, wanted, ranks)
     with ranks.step("planning the checkpoint") as step:
-        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
-                          truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
         output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
         export = export_of(native_config, options, output, model)
         step.agree |= export.asked
-        exported = export.plan(there)
+        exported = found or export.plan(there)
         files = export.output(exported)
+    if found is None:
+        kept.keep("plan", model, wanted, exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
     return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there)
 
@@ -214,16 +226,44 @@ def stream(
     """
     ranks = team(group, timeout)
     there = of_all_ranks(collect(model), ranks, "streaming")
-    with ranks.step("planning the stream") as step:
-        options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
-                          truncate=truncate or {}, trusted=True)  # fmt: skip
-        export = export_of(native_config, options, OutputOptions(), model)
-        step.agree |= export.asked
-        plan = export.plan(there).plan
-    return _limited(Publisher(plan, model, ranks, bucket_bytes, group, there, doing="stream").buckets())
+    options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
+                      truncate=truncate or {}, trusted=True)  # fmt: skip
+    wanted = _asked(model, native_config, options, there, group, bucket_bytes, timeout)
+    publisher = kept.find("stream", model, wanted, ranks)
+    if publisher is None:
+        with ranks.step("planning the stream") as step:
+            export = export_of(native_config, options, OutputOptions(), model)
+            step.agree |= export.asked
+            plan = export.plan(there).plan
+        publisher = Publisher(plan, kept.loosely(model), ranks, bucket_bytes, group, there, doing="stream")
+        kept.keep("stream", model, wanted, publisher)
+    return _limited(publisher.buckets(), model)
 
 
-def _limited(buckets: Iterator[list[tuple[str, torch.Tensor]]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+def _asked(
+    model: Model,
+    given: Any,
+    options: Options,
+    there: Mapping[str, TensorSpec],
+    group: dist.ProcessGroup | None,
+    *more: Any,
+) -> kept.Asked | None:
+    """What has to stay as it is for a plan to be right again; None if that cannot be told: of a dict of tensors, and
+    where a checkpoint on the disk is asked."""
+    if not isinstance(model, torch.nn.Module) or options.like is not None:
+        return None
+    inner = inner_model(model)
+    config = getattr(given, "config", given) if inner is None else inner.config.to_json_string(use_diff=False)
+    if group is None and dist.is_available() and dist.is_initialized():
+        group = dist.group.WORLD
+    same = (getattr(given, "origin", None), getattr(inner, "_weight_conversions", None), group)
+    return kept.Asked(same, (copy.deepcopy(config), options, dict(there), *more))
+
+
+def _limited(
+    buckets: Iterator[list[tuple[str, torch.Tensor]]], model: Model
+) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """The same, with what the system says as errors; it keeps the model for as long as it is used."""
     with system_limits():
         yield from buckets
 
@@ -250,7 +290,7 @@ def reader(
     if native_config is None:
         for other in variants(mapping.layout, mapping.root.type, imported.config):
             plans.append(open_import(Path(hf_dir), replace(options, native_config=other))[1].plan)
-    return PlanReader(plans, checkpoint.tensors)
+    return PlanReader(plans, checkpoint.tensors, ties_of(Scope(mapping.layout, mapping.root.type, imported.config)))
 
 
 @system_limits()
@@ -303,7 +343,10 @@ class Export:
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
         check_published(specs.values(), self.options.dtype)
         mapping = format_named(self.format)
-        return export_checkpoint(mapping, self.native_config, dict(specs), self.options, self.origin)
+        copies = copies_in(mapping.layout, mapping.root.type, self.native_config, specs)
+        once = {name: spec for name, spec in specs.items() if name not in copies}
+        exported = export_checkpoint(mapping, self.native_config, once, self.options, self.origin)
+        return replace(exported, plan=with_copies(exported.plan, specs, copies))
 
     def writing(self, written: OutputOptions) -> Export:
         """The same with other files."""

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
@@ -31,6 +31,10 @@ MAX_RANK = 64
 MAX_PROBLEMS = 50
 
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+_INTEGERS = frozenset((int,))
+
+#: Dtype and shape.
+_Form = tuple[str, tuple[int, ...]]
 
 
 #: Fills a buffer with the bytes of a file from an offset on.
@@ -53,8 +57,7 @@ class ContentOfRuns(Content, Protocol):
         """Fill ``view`` with runs of ``nbytes`` bytes that begin at the bytes ``starts``, one after the other."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A row-major tensor in a file: ``nbytes`` bytes from byte ``offset`` of ``file``. With ``content`` the bytes are
     made when they are read; offsets then only say in which order."""
 
@@ -123,14 +126,13 @@ def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, Stor
         metadata = {}
     data_start = 8 + len(raw)
     tensors: list[tuple[int, int, str, StoredTensor]] = []
+    forms: dict[_Form, tuple[int, _Form]] = {}
     for name, entry in document.items():
-        problem = _entry_problem(entry)
-        if problem:
+        problem, (dtype, shape), begin, end = _read_entry(entry, forms)
+        if problem is not None:
             problems.append(Diagnostic(problem[0], f"tensor `{shorten(name)}` {problem[1]}", where))
             continue
-        begin, end = entry["data_offsets"]
-        stored = StoredTensor(path, data_start + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
-        tensors.append((begin, end, name, stored))
+        tensors.append((begin, end, name, StoredTensor(path, data_start + begin, end - begin, dtype, shape)))
     tensors.sort()  # no two have one name, so that what is stored is never compared
     beyond = sum(end > data_size for _, end, _, _ in tensors)
     if beyond:
@@ -153,6 +155,25 @@ def parse_header(raw: bytes, data_size: int, path: Path) -> tuple[dict[str, Stor
     if problems:
         raise CrosswalkError(limited(problems, where))
     return {name: stored for _, _, name, stored in tensors}, metadata
+
+
+def _read_entry(entry: Any, forms: dict[_Form, tuple[int, _Form]]) -> tuple[tuple[str, str] | None, _Form, int, int]:
+    """Code and message of what is wrong with one tensor's entry; its dtype and shape, and where its data begins and
+    ends. ``forms``: the dtypes and shapes that were right, with their sizes in bytes. Layers and experts repeat: each
+    form is looked at once, and tensors of one share their shape."""
+    try:
+        form, (begin, end) = (entry["dtype"], tuple(entry["shape"])), entry["data_offsets"]
+        size, known = forms.get(form, (-1, form))
+        # Equal numbers may be of other types, as true is 1.
+        plain = _INTEGERS.issuperset(map(type, (begin, end, *form[1])))
+        if size == end - begin and plain and begin >= 0 and len(entry) == 3:
+            return None, known, begin, end
+        problem = _entry_problem(entry)
+    except (TypeError, KeyError, ValueError):
+        return _entry_problem(entry), ("", ()), 0, 0
+    if problem is None:
+        forms[form] = end - begin, known
+    return problem, known, begin, end
 
 
 def _entry_problem(entry: Any) -> tuple[str, str] | None:

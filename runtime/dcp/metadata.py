@@ -12,7 +12,6 @@ from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import is_plain
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
-from crosswalk.runtime.plan.model import TensorSpec
 
 from .pickles import Global, Made, PickleError, Table, read_pickle
 
@@ -187,7 +186,7 @@ def _index(value: Any) -> tuple[str, tuple[int, ...] | None] | None:
 def _item(value: Any) -> Item | None:
     fields = value.fields() if _is(value, "_StorageInfo") else {}
     file, offset, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
-    if isinstance(file, str) and _natural(offset) and _natural(length):
+    if isinstance(file, str) and is_natural(offset) and is_natural(length):
         return Item(file, offset, length)
     return None
 
@@ -198,10 +197,11 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
         value = value.arguments[0] if len(value.arguments) == 1 else None
         if isinstance(value, list):
             value = tuple(value)
-    return value if isinstance(value, tuple) and all(map(_natural, value)) else None
+    return value if isinstance(value, tuple) and all(map(is_natural, value)) else None
 
 
-def _natural(value: Any) -> TypeGuard[int]:
+def is_natural(value: Any) -> TypeGuard[int]:
+    """Whether a value is a number of elements or bytes, as files may have them."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
@@ -209,25 +209,23 @@ def _is(value: Any, name: str) -> bool:
     return isinstance(value, Made) and value.by.name == name
 
 
-def write_metadata(places: Sequence[tuple[TensorSpec, Item]], objects: Mapping[str, Item]) -> bytes:
-    """``.metadata`` for tensors that are stored whole, and objects, as torch writes it for a flat dict of them."""
+def write_metadata(entries: Sequence[StoredEntry], objects: Mapping[str, Item]) -> bytes:
+    """``.metadata`` for tensors and objects, as torch writes it for a flat dict of them."""
     import pickle
 
     import torch
     from torch.distributed.checkpoint import filesystem, metadata
 
-    described: dict[str, Any] = {
-        spec.name: metadata.TensorStorageMetadata(
-            metadata.TensorProperties(getattr(torch, DTYPES[spec.dtype][1])),
-            torch.Size(spec.shape),
-            [metadata.ChunkStorageMetadata(torch.Size([0] * len(spec.shape)), torch.Size(spec.shape))],
-        )
-        for spec, _ in places
-    }
-    stored = {
-        metadata.MetadataIndex(spec.name, [0] * len(spec.shape), 0): filesystem._StorageInfo(*item)
-        for spec, item in places
-    }
+    described: dict[str, Any] = {}
+    stored = {}
+    for entry in entries:
+        assert entry.dtype is not None
+        parts = [metadata.ChunkStorageMetadata(torch.Size(at), torch.Size(sizes)) for at, sizes, _ in entry.chunks]
+        properties = metadata.TensorProperties(getattr(torch, DTYPES[entry.dtype][1]))
+        described[entry.name] = metadata.TensorStorageMetadata(properties, torch.Size(entry.shape), parts)
+        for number, chunk in enumerate(entry.chunks):
+            index = metadata.MetadataIndex(entry.name, torch.Size(chunk.offsets), number)
+            stored[index] = filesystem._StorageInfo(*chunk.item)
     described |= {name: metadata.BytesStorageMetadata() for name in objects}
     stored |= {metadata.MetadataIndex(name): filesystem._StorageInfo(*item) for name, item in objects.items()}
     names = {name: (name,) for name in described}

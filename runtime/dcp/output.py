@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.output import OutputLayout, Wrapping, Written
@@ -14,10 +15,23 @@ from crosswalk.runtime.plan.model import TensorSpec
 
 from .folder import locate, open_folder
 from .frames import frame
-from .metadata import METADATA, Item, write_metadata
+from .metadata import METADATA, Chunk, Item, StoredEntry, write_metadata
+from .parts import slice_of
 
 #: The file of entries that are no tensors.
 _OBJECTS = "__1_0.distcp"
+
+
+class Place(NamedTuple):
+    """Where a tensor is in a folder: an entry, or the part of one at an ``index`` of its leading ``axes``."""
+
+    entry: str
+    index: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()
+
+    def part(self, tensor: TensorSpec) -> TensorSpec:
+        """The tensor with the dimensions of the entry."""
+        return replace(tensor, shape=(*(1 for _ in self.axes), *tensor.shape))
 
 
 def folder_layout(
@@ -26,42 +40,72 @@ def folder_layout(
     ties: Mapping[str, str] = MappingProxyType({}),
     objects: Mapping[str, bytes] = MappingProxyType({}),
     inside: str = "",
+    stacks: Mapping[str, Place] = MappingProxyType({}),
 ) -> OutputLayout:
     """``__0_0.distcp`` and so on with ``.metadata``, as one process of torch writes them; ``finish`` makes what goes
     beside. ``ties``: further names of tensors, with the one whose bytes they have; ``objects``: entries that are no
-    tensors, as torch.save makes them; ``inside``: a directory of the output (``NAME/``) that is the folder."""
+    tensors, as torch.save makes them; ``inside``: a directory of the output (``NAME/``) that is the folder; ``stacks``:
+    where tensors are that are no entries of their own names."""
+
+    def place(tensor: TensorSpec) -> Place:
+        return stacks.get(tensor.name) or Place(tensor.name)
+
+    def wrap(tensors: Sequence[TensorSpec]) -> Wrapping:
+        before, after = zip(*(frame(place(t).part(t)) for t in tensors), strict=True) if tensors else ((b"",), (b"",))
+        return before[0], [one + other for one, other in zip(after, (*before[1:], b""), strict=True)]
 
     def complete(written: Written) -> Mapping[str, bytes]:
-        files = written.files.items()
-        places = [place for file, tensors in files for place in _places(file.removeprefix(inside), tensors)]
-        found = {spec.name: (spec, item) for spec, item in places}
-        places += [(replace(found[of][0], name=name), found[of][1]) for name, of in ties.items()]
-        sizes = [0, *accumulate(map(len, objects.values()))]
-        others = {name: Item(_OBJECTS, at, len(objects[name])) for name, at in zip(objects, sizes, strict=False)}
-        made = {METADATA: write_metadata(places, others), **({_OBJECTS: b"".join(objects.values())} if objects else {})}
+        parts: dict[str, list[tuple[TensorSpec, Place, Item]]] = {}
+        for file, tensors in written.files.items():
+            at = 0
+            for tensor in tensors:
+                where = place(tensor)
+                before, after = frame(where.part(tensor))
+                length = len(before) + tensor.nbytes + len(after)
+                parts.setdefault(where.entry, []).append((tensor, where, Item(file.removeprefix(inside), at, length)))
+                at += length
+        entries = [_entry(name, found) for name, found in parts.items()]
+        known = {entry.name: entry for entry in entries}
+        entries += [replace(known[of], name=name) for name, of in ties.items()]
+        data, others = _packed(objects)
+        made = {METADATA: write_metadata(entries, others), **({_OBJECTS: data} if objects else {})}
         return {**{inside + name: content for name, content in made.items()}, **finish(written)}
 
     return OutputLayout(
         lambda number, count: f"{inside}__0_{number}.distcp", max_shard_bytes=max_shard_bytes, finish=complete,
-        wrap=_wrap, reopen=lambda directory: _reopen(directory / inside),
+        wrap=wrap, reopen=lambda directory: _reopen(directory / inside, stacks),
     )  # fmt: skip
 
 
-def _wrap(tensors: Sequence[TensorSpec]) -> Wrapping:
-    before, after = zip(*map(frame, tensors), strict=True) if tensors else ((b"",), (b"",))
-    return before[0], [one + other for one, other in zip(after, (*before[1:], b""), strict=True)]
+def _entry(name: str, parts: Sequence[tuple[TensorSpec, Place, Item]]) -> StoredEntry:
+    """An entry of the parts that are written of it."""
+    tensor, place, _ = parts[0]
+    chunks = tuple(
+        Chunk((*where.index, *(0 for _ in spec.shape)), where.part(spec).shape, item) for spec, where, item in parts
+    )
+    return StoredEntry(name, tensor.dtype, (*place.axes, *tensor.shape), chunks)
 
 
-def _places(file: str, tensors: Sequence[TensorSpec]) -> Iterable[tuple[TensorSpec, Item]]:
-    """Where the archive of each tensor of a file lies."""
+def _packed(objects: Mapping[str, bytes]) -> tuple[bytes, dict[str, Item]]:
+    """One file of all objects, and where each is in it; equal ones are there once."""
+    places: dict[bytes, Item] = {}
     at = 0
-    for tensor in tensors:
-        before, after = frame(tensor)
-        length = len(before) + tensor.nbytes + len(after)
-        yield tensor, Item(file, at, length)
-        at += length
+    for content in objects.values():
+        if content not in places:
+            places[content] = Item(_OBJECTS, at, len(content))
+            at += len(content)
+    return b"".join(places), {name: places[content] for name, content in objects.items()}
 
 
-def _reopen(directory: Path) -> Mapping[str, StoredTensor]:
+def _reopen(directory: Path, stacks: Mapping[str, Place]) -> Mapping[str, StoredTensor]:
     folder = open_folder(directory)
-    return locate(folder, {name: name for name in folder.entries.tensors}).tensors
+    found = dict(locate(folder, {name: name for name in folder.entries.tensors}).tensors)
+    for name, place in stacks.items():
+        if (stack := found.get(place.entry)) is not None and place.axes:
+            shape, number = stack.shape[len(place.axes) :], 0
+            for index, size in zip(place.index, place.axes, strict=True):
+                number = number * size + index
+            found[name] = slice_of(stack, number * math.prod(shape), shape)
+        elif stack is not None:
+            found[name] = stack
+    return found

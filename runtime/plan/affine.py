@@ -58,6 +58,14 @@ def make_piece(
     return Piece(here, there, tuple(axes))
 
 
+def merge_axes(
+    extents: tuple[int, ...], source_strides: tuple[int, ...], target_strides: tuple[int, ...]
+) -> list[Axis]:
+    """``(extent, source stride, target stride)`` per axis, outermost first in target order, neighbours merged."""
+    axes = make_piece(0, target_strides, 0, source_strides, extents).axes
+    return [(extent, source, target) for extent, target, source in axes]
+
+
 def _merge(axes: list[Axis]) -> tuple[Axis, ...]:
     merged: list[Axis] = []
     for extent, stride, other in axes:

@@ -13,8 +13,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .affine import Piece, clip, intersect, make_piece, split_rows
 from .joining import join
-from .model import Copy, Exemption, Plan, RawCopy, TensorSpec, make_plan
-from .regions import RawRegion, Region
+from .parts import AnyPlan, Copy, Exemption, PlanParts, RawCopy, RawRegion, Region, TensorSpec
 
 #: ``(start, stop)`` per dimension of a tensor.
 Box = tuple[tuple[int, int], ...]
@@ -31,7 +30,9 @@ class Cut(NamedTuple):
     new_stride: int
 
 
-def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapping[str, Box] | None = None) -> Plan:
+def restrict(
+    plan: AnyPlan, targets: Mapping[str, Box] | None = None, sources: Mapping[str, Box] | None = None
+) -> AnyPlan:
     """The part of the plan that writes inside the boxes ``targets`` and reads inside the boxes ``sources``.
 
     A tensor named in one of them takes the shape of its box (which may be empty), and its copies count from the corner
@@ -74,7 +75,7 @@ def restrict(plan: Plan, targets: Mapping[str, Box] | None = None, sources: Mapp
     written = {copy[1] for copy in copies} | {region[0] for region in padded}
     new_sources = {tensor.name: tensor for tensor in _boxed(plan.sources, sources, read)}
     whole = {tensor.name for tensor in plan.sources if new_sources.get(tensor.name) == tensor}
-    return make_plan(
+    return plan.made(
         new_sources.values(),
         _boxed(plan.targets, targets, written),
         copies,
@@ -179,7 +180,7 @@ def cut(piece: Piece, cuts: list[Cut]) -> list[Piece]:
     ]
 
 
-def compose(first: Plan, second: Plan) -> Plan:
+def compose(first: AnyPlan, second: AnyPlan) -> AnyPlan:
     """The plan from the sources of ``first`` to the targets of ``second``, without the tensors between.
 
     The targets of ``first`` must be the sources of ``second``, by name, shape and dtype; those that ``second`` exempts
@@ -230,7 +231,7 @@ def compose(first: Plan, second: Plan) -> Plan:
             )
             for source, between, target in lossy
         )
-    return make_plan(
+    return first.made(
         first.sources,
         second.targets,
         join(copies),
@@ -243,7 +244,7 @@ def compose(first: Plan, second: Plan) -> Plan:
     )
 
 
-def _readers(plan: Plan) -> Mapping[str, list[_Entry]]:
+def _readers(plan: PlanParts) -> Mapping[str, list[_Entry]]:
     """What reads each source: copies, and regions that are truncated."""
     found: dict[str, list[_Entry]] = defaultdict(list)
     for copy in plan.copies:
@@ -253,7 +254,7 @@ def _readers(plan: Plan) -> Mapping[str, list[_Entry]]:
     return found
 
 
-def _writers(plan: Plan) -> Mapping[str, list[_Entry]]:
+def _writers(plan: PlanParts) -> Mapping[str, list[_Entry]]:
     """What writes each target: copies, from their far end, and regions that are padded."""
     found: dict[str, list[_Entry]] = defaultdict(list)
     for copy in plan.copies:
@@ -263,7 +264,7 @@ def _writers(plan: Plan) -> Mapping[str, list[_Entry]]:
     return found
 
 
-def _mismatches(first: Plan, second: Plan, exempt: set[str]) -> Iterator[Diagnostic]:
+def _mismatches(first: PlanParts, second: PlanParts, exempt: set[str]) -> Iterator[Diagnostic]:
     made = {tensor.name: tensor for tensor in first.targets}
     needed = {tensor.name: tensor for tensor in second.sources if tensor.name not in exempt}
     for name in sorted(needed.keys() - made.keys()):
@@ -321,17 +322,27 @@ def _joined(regions: Iterable[RawRegion]) -> list[RawRegion]:
     return [(name, extents, offset, strides, rule) for name, _, extents, offset, strides, _, _, rule in join(onto)]
 
 
-def with_sources(plan: Plan, sources: Iterable[TensorSpec], exemptions: Iterable[Exemption]) -> Plan:
+def with_sources(plan: AnyPlan, sources: Iterable[TensorSpec], exemptions: Iterable[Exemption]) -> AnyPlan:
     """The plan with more source tensors, which are exempt: nothing is copied from them."""
-    copies: list[RawCopy] = [
-        (
-            plan.sources[c.source].name, plan.targets[c.target].name, c.extents, c.source_offset, c.source_strides,
-            c.target_offset, c.target_strides, c.rule,
-        )
-        for c in plan.copies
-    ]  # fmt: skip
-    return make_plan(
-        (*plan.sources, *sources), plan.targets, copies, plan.rules, (*plan.exemptions, *exemptions), plan.metadata,
-        [_named(region, plan.targets) for region in plan.padded],
+    return plan.made(
+        (*plan.sources, *sources), plan.targets, plan.raw_copies(), plan.rules, (*plan.exemptions, *exemptions),
+        plan.metadata, [_named(region, plan.targets) for region in plan.padded],
         [_named(region, plan.sources) for region in plan.truncated], plan.encodings,
     )  # fmt: skip
+
+
+def inverse(plan: AnyPlan) -> AnyPlan:
+    """The plan that undoes another; see :meth:`.Plan.inverse`."""
+    gone = {exemption.tensor for exemption in plan.exemptions}
+    return plan.made(
+        plan.targets,
+        [tensor for tensor in plan.sources if tensor.name not in gone],
+        [
+            (target, source, extents, offset, strides, source_offset, source_strides, rule)
+            for source, target, extents, source_offset, source_strides, offset, strides, rule in plan.raw_copies()
+        ],
+        rules=plan.rules,
+        metadata=plan.metadata,
+        padded=[_named(region, plan.sources) for region in plan.truncated],
+        truncated=[_named(region, plan.targets) for region in plan.padded],
+    )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .encodings import KINDS, EncodingKind, Shape
-from .model import Copy, Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
+from .parts import AnyPlan, Copy, Encoding, Exemption, PlanParts, RawCopy, TensorSpec
 
 
 class _Axis(NamedTuple):
@@ -39,7 +39,7 @@ class _Made(NamedTuple):
 Ends = tuple[int, tuple[int, ...], int, tuple[int, ...]]
 
 
-def keep_encoded(plan: Plan) -> Plan:
+def keep_encoded(plan: AnyPlan) -> AnyPlan:
     """The plan that moves what is stored for the encoded sources, without decoding it.
 
     A target that is made of encoded tensors becomes the tensors that are stored for them: ``a.weight`` and its scales
@@ -75,10 +75,10 @@ def keep_encoded(plan: Plan) -> Plan:
         [(specs[r.tensor].name, r.extents, r.offset, r.strides, r.rule) for r in found]
         for specs, found in ((plan.targets, plan.padded), (plan.sources, plan.truncated))
     )
-    return make_plan(sources, targets, copies, plan.rules, exemptions, plan.metadata, padding, left_out)
+    return plan.made(sources, targets, copies, plan.rules, exemptions, plan.metadata, padding, left_out)
 
 
-def _as_before(plan: Plan, c: Copy) -> RawCopy:
+def _as_before(plan: PlanParts, c: Copy) -> RawCopy:
     source, target = plan.sources[c.source].name, plan.targets[c.target].name
     return source, target, c.extents, c.source_offset, c.source_strides, c.target_offset, c.target_strides, c.rule
 
@@ -93,7 +93,7 @@ def _alike(encoding: Encoding | None) -> object:
     return encoding and (encoding.kind, encoding.block, *(part.dtype for part in encoding.stored))
 
 
-def _sources_that_cannot(plan: Plan) -> Iterator[tuple[str, str]]:
+def _sources_that_cannot(plan: PlanParts) -> Iterator[tuple[str, str]]:
     """Encoded sources of which not all that is stored can be moved, and why."""
     for number in sorted({region.tensor for region in plan.truncated}):
         if plan.sources[number].name in plan.encoding_of:
@@ -104,7 +104,7 @@ def _sources_that_cannot(plan: Plan) -> Iterator[tuple[str, str]]:
             yield exemption.tensor, f"it is tied to `{exemption.of}`, which is stored in another way"
 
 
-def _of_stored(plan: Plan, exemption: Exemption) -> Iterator[Exemption]:
+def _of_stored(plan: PlanParts, exemption: Exemption) -> Iterator[Exemption]:
     """The exemption of each tensor that is stored for the exempt one."""
     own, other = (plan.encoding_of.get(name or "") for name in (exemption.tensor, exemption.of))
     if own is None:
@@ -115,7 +115,9 @@ def _of_stored(plan: Plan, exemption: Exemption) -> Iterator[Exemption]:
         yield replace(exemption, tensor=part.name, of=owner.name if owner is not None else None)
 
 
-def _made(plan: Plan, target: TensorSpec, copies: Sequence[Copy], encodings: Sequence[Encoding | None]) -> _Made | str:
+def _made(
+    plan: PlanParts, target: TensorSpec, copies: Sequence[Copy], encodings: Sequence[Encoding | None]
+) -> _Made | str:
     """What the target becomes, or why it cannot be kept."""
     known = [encoding for encoding in encodings if encoding is not None]
     first = known[0]

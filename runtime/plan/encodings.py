@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from crosswalk.runtime.dtypes import FLOATS
 from crosswalk.runtime.errors import Diagnostic
 
-from .model import Encoding, Plan
+from .parts import Encoding, PlanParts
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def misfits(encoding: Encoding) -> Iterator[str]:
         yield f"`{scales.name}` has the shape {list(scales.shape)}; {kind.words(block)} have {wanted}"
 
 
-def check_encodings(plan: Plan) -> Iterator[Diagnostic]:
+def check_encodings(plan: PlanParts) -> Iterator[Diagnostic]:
     """Every problem of the encodings of a plan: what they name, and whether what is stored fits (docs/plan.md, I18)."""
     sources = {tensor.name: tensor for tensor in plan.sources}
     encoded = Counter(encoding.tensor for encoding in plan.encodings)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from .affine import Axis, is_nested
-from .model import RawCopy, merge_axes
+from .affine import Axis, is_nested, merge_axes
+from .parts import RawCopy
 
 
 class _Ordered(NamedTuple):

@@ -5,48 +5,43 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact
-from crosswalk.runtime.errors import Diagnostic, Position
+from crosswalk.runtime.errors import Diagnostic
 
-from .affine import Axis, Fault, Piece, is_nested, make_piece, span, tiling_faults
+from .affine import Axis, Piece, is_nested, make_piece, span, tiling_faults
 from .encodings import check_encodings
-from .model import Copy, Plan, TensorSpec
-from .regions import Region
-from .verdict import Amount, Cast, Verdict
+from .parts import Copy, PlanParts, Region, TensorSpec
+from .verdict import REGIONS, Amount, Cast, Verdict, diagnose, entry_of, exempt_but_moved, explain_fault, name_of
 
 #: Problems named per tensor; one wrong rule can leave a gap in every row.
 _FAULTS_PER_TENSOR = 3
 _ENDS = ("source", "target")
-_REGIONS = {"source": "truncated", "target": "padded"}
 
 
-def prove(plan: Plan, ends: Sequence[str] = _ENDS) -> Verdict:
+def prove(plan: PlanParts, ends: Sequence[str] = _ENDS) -> Verdict:
     """Check every invariant of the plan, with coverage on the given ends.
 
     A plan restricted to boxes of its targets covers those, but no longer its sources: prove it with
     ``ends=("target",)``. Never raises for a wrong plan; the problems are in the verdict.
+
+    Layers and experts repeat. So the forms of copies are looked at once each, and so are the tensors that copies cut
+    alike; what is left for every copy is to say which of them it has.
     """
-    problems = [*_check_tensors(plan), *_check_exemptions(plan), *check_encodings(plan)]
-    met, forms = _Met.nothing(plan), _Forms()
-    problems += [*_check_copies(plan, forms, met), *_check_regions(plan, met)]
-    exempt = {exemption.tensor for exemption in plan.exemptions}
+    found = _Found(plan)
+    problems = [*_check_tensors(plan, found), *_check_exemptions(plan), *check_encodings(plan)]
+    _check_numbers(plan, found)
+    _check_casts(plan, found)
+    cuts = {end: _Cuts.of(plan, end, found) for end in _ENDS}
+    for end in _ENDS:
+        _check_ends(plan, cuts[end], found)
+    problems += found.listed()
     for end in ends:
-        for index, tensor in enumerate(plan.sources if end == "source" else plan.targets):
-            size, pieces = met.sizes[end][index], met.pieces[end][index]
-            if size is None or index in met.broken[end]:
-                continue
-            if end == "source" and tensor.name in exempt:
-                if pieces:
-                    problems.append(_exempt_but_copied(plan, tensor, pieces))
-            elif not forms.tile(pieces, size):
-                faults = tiling_faults(pieces, 0, size)
-                problems += [_explain(plan, end, tensor, fault) for fault in islice(faults, _FAULTS_PER_TENSOR)]
+        problems += _check_tilings(plan, cuts[end], found)
     padded, truncated = (Amount() if problems else Amount.of(regions) for regions in (plan.padded, plan.truncated))
-    return Verdict(tuple(problems), _casts(plan, met.casts), plan.exemptions, padded, truncated, plan.encodings)
+    return Verdict(tuple(problems), _casts(plan, found), plan.exemptions, padded, truncated, plan.encodings)
 
 
 class _End(NamedTuple):
@@ -55,124 +50,192 @@ class _End(NamedTuple):
     axes: tuple[Axis, ...]
     reach: int
 
-
-class _Forms:
-    """The forms of the copies of one plan, as they are met: what copies are but for the tensors that they are between.
-    Layers and experts repeat, and so do those, and the tilings of tensors: each is worked out once."""
-
-    def __init__(self) -> None:
-        self._ends: dict[tuple[tuple[int, ...], ...], tuple[Copy, _End, _End]] = {}
-        self._tiled: set[tuple[object, ...]] = set()
-
-    def known(self, copy: Copy) -> tuple[_End, _End] | None:
-        """The ends of a copy, if its extents and strides are the very numbers of one that was :meth:`learnt`."""
-        found = self._ends.get((copy.extents, copy.source_strides, copy.target_strides))
-        if found is None:
-            return None
-        first, source, target = found
-        # Equal numbers may be of other types, as true is 1.
-        same = first.extents is copy.extents and first.source_strides is copy.source_strides
-        return (source, target) if same and first.target_strides is copy.target_strides else None
-
-    def learnt(self, copy: Copy) -> tuple[_End, _End]:
-        """The ends of a well-formed copy, for those that follow it."""
-        ends = _end(copy.extents, copy.source_strides), _end(copy.extents, copy.target_strides)
-        self._ends[copy.extents, copy.source_strides, copy.target_strides] = (copy, *ends)
-        return ends
-
-    def tile(self, pieces: Sequence[Piece], size: int) -> bool:
-        """Whether every element of a tensor is in one of the pieces, and in one only."""
-        tiling: tuple[object, ...] = (size, *[(piece.here, piece.axes) for piece in pieces])
-        if tiling in self._tiled:
-            return True
-        if any(True for _ in tiling_faults(pieces, 0, size)):
-            return False
-        self._tiled.add(tiling)
-        return True
+    @staticmethod
+    def of(extents: tuple[int, ...], strides: tuple[int, ...]) -> _End:
+        axes = make_piece(0, strides, 0, (0,) * len(extents), extents).axes
+        return _End(axes, span(axes) if is_nested(axes) else -1)
 
 
-def _end(extents: tuple[int, ...], strides: tuple[int, ...]) -> _End:
-    axes = make_piece(0, strides, 0, (0,) * len(extents), extents).axes
-    return _End(axes, span(axes) if is_nested(axes) else -1)
+#: What copies of one form share: the very tuples that are their extents and strides. Equal ones may hold numbers of
+#: other types, as true is 1.
+_Form = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Met:
-    """What the copies meet, for each end: the ``sizes`` of its tensors, None where nobody knows; the ``pieces`` of each
-    that are well-formed; the numbers of tensors with others, whose gaps would only repeat what is said of those. And
-    the pairs (source, target) of tensors of different dtypes."""
+class _Found:
+    """What is known of a plan: the ``sizes`` of tensors by end, None where nobody knows; the ``forms`` of its copies,
+    and the ``ends`` of those that are well-formed; and what is ``wrong`` with copies and with regions of an end.
+    Copies are known by their number, and so are regions of one end, which count on after them."""
 
-    sizes: Mapping[str, Sequence[int | None]]
-    pieces: Mapping[str, list[list[Piece]]]
-    broken: Mapping[str, set[int]]
-    casts: set[tuple[int, int]]
+    def __init__(self, plan: PlanParts) -> None:
+        self.sizes = {end: _sizes(tensors) for end, tensors in zip(_ENDS, (plan.sources, plan.targets), strict=True)}
+        self.forms = [(id(c.extents), id(c.source_strides), id(c.target_strides)) for c in plan.copies]
+        self.ends: dict[_Form, tuple[_End, _End]] = {}
+        self.wrong: dict[str, dict[int, Diagnostic]] = {"copy": {}, "source": {}, "target": {}}
+
+    def add(self, end: str, number: int, problem: Diagnostic | None) -> None:
+        """Note the first problem of a copy or of a region of an end."""
+        if problem is not None:
+            self.wrong["copy" if number < len(self.forms) else end].setdefault(number, problem)
+
+    def listed(self) -> list[Diagnostic]:
+        """The problems of copies, then those of regions, each in their order."""
+        return [found[number] for found in self.wrong.values() for number in sorted(found)]
+
+
+class _Cuts(NamedTuple):
+    """How copies and regions cut the tensors of one end. ``alike``: what tensors that are cut alike share, which is
+    their size and the place of each piece, to those tensors. ``pieces``: of each tensor, by number. ``places``: where
+    a piece begins, and which of the ``ends`` it is."""
+
+    end: str
+    alike: Mapping[tuple[Any, ...], Sequence[int]]
+    pieces: Sequence[Sequence[int]]
+    places: Sequence[tuple[int, int]]
+    ends: Sequence[_End]
 
     @staticmethod
-    def nothing(plan: Plan) -> _Met:
-        sizes = {
-            end: [tensor.elements if _well_formed(tensor) else None for tensor in tensors]
-            for end, tensors in (("source", plan.sources), ("target", plan.targets))
-        }
-        pieces: dict[str, list[list[Piece]]] = {end: [[] for _ in sizes[end]] for end in _ENDS}
-        return _Met(sizes, pieces, {end: set() for end in _ENDS}, set())
+    def of(plan: PlanParts, end: str, found: _Found) -> _Cuts:
+        """What is wrong by now is left out."""
+        which = _ENDS.index(end)
+        numbers: dict[_End, int] = {}
+        known = {form: numbers.setdefault(ends[which], len(numbers)) for form, ends in found.ends.items()}
+        offsets = [copy.target_offset if which else copy.source_offset for copy in plan.copies]
+        places = [(offset, known.get(form, -1)) for offset, form in zip(offsets, found.forms, strict=True)]
+        owners = [copy[which] for copy in plan.copies]
+        regions = plan.padded if which else plan.truncated
+        wrong = found.wrong["copy"].keys() | found.wrong[end].keys()
+        for number, region in enumerate(regions, len(plan.copies)):
+            own = _End((), 0) if number in wrong else _End.of(region.extents, region.strides)
+            places.append((region.offset, numbers.setdefault(own, len(numbers))))
+            owners.append(region.tensor)
+        pieces: list[list[int]] = [[] for _ in found.sizes[end]]
+        for number, owner in enumerate(owners):
+            if number not in wrong:
+                pieces[owner].append(number)
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for tensor, (size, own) in enumerate(zip(found.sizes[end], pieces, strict=True)):
+            alike.setdefault((size, *[places[number] for number in own]), []).append(tensor)
+        return _Cuts(end, alike, pieces, places, list(numbers))
+
+    def of_tensor(self, tensor: int) -> list[Piece]:
+        """The pieces of a tensor. The other end of each is its number, with strides of 0, so that all its parts keep
+        it."""
+        return [Piece(self.places[n][0], n, self.ends[self.places[n][1]].axes) for n in self.pieces[tensor]]
 
 
-def _check_copies(plan: Plan, forms: _Forms, met: _Met) -> Iterator[Diagnostic]:
-    sources, targets = plan.sources, plan.targets
-    (rooms, spaces), (reading, writing) = met.sizes.values(), met.pieces.values()
-    for index, copy in enumerate(plan.copies):
-        ends = forms.known(copy)
-        found = _check_numbers(plan, index, copy, ends is None)
-        if found is None:
-            (axes, reach), (other_axes, other_reach) = ends or forms.learnt(copy)
-            # The other end of a piece is the number of the copy, with strides of 0, so that all its parts keep it.
-            source = Piece(copy.source_offset, index, axes)
-            target = Piece(copy.target_offset, index, other_axes)
-            room, space = rooms[copy.source], spaces[copy.target]
-            casts = sources[copy.source].dtype != targets[copy.target].dtype
-            if casts:
-                found = _check_cast(plan, index, copy)
-            if (
-                room is None
-                or space is None
-                or min(reach, other_reach) < 0
-                or (source.here + reach > room or target.here + other_reach > space)
-            ):
-                found = (
-                    found or _check_piece(plan, "source", source, room) or _check_piece(plan, "target", target, space)
-                )
-        if found is None:
-            reading[copy.source].append(source)
-            writing[copy.target].append(target)
-            if casts:
-                met.casts.add((copy.source, copy.target))
+def _sizes(tensors: Iterable[TensorSpec]) -> list[int | None]:
+    """The elements of each tensor; None where its shape is none. Many tensors share the tuple that is their shape."""
+    shapes = {id(tensor.shape): tensor for tensor in tensors}
+    known = {shape: tensor.elements if _well_formed(tensor) else None for shape, tensor in shapes.items()}
+    return [known[id(tensor.shape)] for tensor in tensors]
+
+
+def _check_numbers(plan: PlanParts, found: _Found) -> None:
+    """That numbers are natural, indices those of tensors, and forms ones of copies; and that of regions."""
+    columns = list(zip(*plan.copies, strict=True)) or [()] * len(Copy._fields)
+    limits = ((0, len(plan.sources)), (1, len(plan.targets)), (3, None), (5, None))
+    if not all(_all_natural(columns[item], limit) for item, limit in limits):
+        for number, copy in enumerate(plan.copies):
+            found.add("copy", number, _check_copy(plan, number, copy))
+    for number, (copy, form) in enumerate(zip(plan.copies, found.forms, strict=True)):
+        if form in found.ends or number in found.wrong["copy"]:
             continue
-        yield found
-        for end, number in (("source", copy.source), ("target", copy.target)):
-            if type(number) is int:
-                met.broken[end].add(number)
+        problem = _check_form(plan, number, copy)
+        found.add("copy", number, problem)
+        if problem is None:
+            ends = _End.of(copy.extents, copy.source_strides), _End.of(copy.extents, copy.target_strides)
+            found.ends[form] = ends
+    for end, regions in zip(_ENDS, (plan.truncated, plan.padded), strict=True):
+        for number, region in enumerate(regions, len(plan.copies)):
+            found.add(end, number, _check_region(plan, end, number, region))
 
 
-def _check_tensors(plan: Plan) -> Iterator[Diagnostic]:
-    for end, tensors in (("source", plan.sources), ("target", plan.targets)):
-        for name, number in Counter(tensor.name for tensor in tensors).items():
-            if number > 1:
-                yield Diagnostic("plan/duplicate-tensor", f"{end} tensor `{name}` is listed {number} times")
+def _all_natural(column: Sequence[Any], limit: int | None) -> bool:
+    """Whether all are natural numbers, below the limit if there is one."""
+    if not column:
+        return True
+    return {*map(type, column)} == {int} and min(column) >= 0 and (limit is None or max(column) < limit)
+
+
+def _check_casts(plan: PlanParts, found: _Found) -> None:
+    if any(not {source, target} <= {*FLOATS} for source, target in _cast_by(plan, found).values()):
+        for number, copy in enumerate(plan.copies):
+            if number not in found.wrong["copy"]:
+                found.add("copy", number, _check_cast(plan, number, copy))
+
+
+def _cast_by(plan: PlanParts, found: _Found) -> dict[int, tuple[str, str]]:
+    """The dtypes of the copies, of those that are right, that are between tensors of different ones."""
+    sources, targets = [tensor.dtype for tensor in plan.sources], [tensor.dtype for tensor in plan.targets]
+    if len({*sources, *targets}) < 2:
+        return {}
+    wrong = found.wrong["copy"]
+    right = [(number, copy) for number, copy in enumerate(plan.copies) if number not in wrong]
+    return {
+        number: (sources[copy.source], targets[copy.target])
+        for number, copy in right
+        if sources[copy.source] != targets[copy.target]
+    }
+
+
+def _check_ends(plan: PlanParts, cuts: _Cuts, found: _Found) -> None:
+    """Bounds and nesting of all pieces."""
+    for (size, *places), tensors in cuts.alike.items():
+        ends = [(offset, cuts.ends[end].reach) for offset, end in places]
+        if all(reach >= 0 and (size is None or offset + reach <= size) for offset, reach in ends):
+            continue
         for tensor in tensors:
-            if not _well_formed(tensor):
+            for piece in cuts.of_tensor(tensor):
+                found.add(cuts.end, piece.there, _check_piece(plan, cuts.end, piece, size))
+
+
+def _check_tilings(plan: PlanParts, cuts: _Cuts, found: _Found) -> list[Diagnostic]:
+    """That every element of a tensor is in one piece, and in one only; of an exempt tensor, in none. Where a piece is
+    wrong itself, gaps would only repeat it."""
+    end, tensors = cuts.end, plan.sources if cuts.end == "source" else plan.targets
+    moved = (entry_of(plan, end, number) for number in (*found.wrong["copy"], *found.wrong[end]))
+    owners = (entry.tensor if isinstance(entry, Region) else entry[_ENDS.index(end)] for entry in moved)
+    broken = {owner for owner in owners if type(owner) is int}
+    names = {exemption.tensor for exemption in plan.exemptions} if end == "source" else set()
+    exempt = {index for index, tensor in enumerate(tensors) if tensor.name in names} if names else set()
+    problems: dict[int, list[Diagnostic]] = {}
+    for (size, *places), alike in cuts.alike.items():
+        if size is None:
+            continue
+        left = [tensor for tensor in alike if tensor not in broken] if broken else alike
+        for tensor in (tensor for tensor in left if places and tensor in exempt):
+            problems[tensor] = [exempt_but_moved(plan, tensors[tensor], cuts.pieces[tensor][0])]
+        left = [tensor for tensor in left if tensor not in exempt] if exempt else left
+        if not left or not any(True for _ in tiling_faults(cuts.of_tensor(left[0]), 0, size)):
+            continue
+        for tensor in left:
+            faults = islice(tiling_faults(cuts.of_tensor(tensor), 0, size), _FAULTS_PER_TENSOR)
+            problems[tensor] = [explain_fault(plan, end, tensors[tensor], fault) for fault in faults]
+    return [problem for tensor in sorted(problems) for problem in problems[tensor]]
+
+
+def _check_tensors(plan: PlanParts, found: _Found) -> Iterator[Diagnostic]:
+    for end, tensors in (("source", plan.sources), ("target", plan.targets)):
+        names = [tensor.name for tensor in tensors]
+        if len(set(names)) < len(names):
+            for name, number in Counter(names).items():
+                if number > 1:
+                    yield Diagnostic("plan/duplicate-tensor", f"{end} tensor `{name}` is listed {number} times")
+        known = {dtype: dtype in DTYPES for dtype in {tensor.dtype for tensor in tensors}}
+        if None not in found.sizes[end] and all(known.values()):
+            continue
+        for tensor, size in zip(tensors, found.sizes[end], strict=True):
+            if size is None:
                 yield Diagnostic("plan/shape", f"{end} tensor `{tensor.name}` has the shape {list(tensor.shape)}")
-            if tensor.dtype not in DTYPES:
+            if not known[tensor.dtype]:
                 yield Diagnostic("plan/dtype", f"{end} tensor `{tensor.name}` has the unknown dtype `{tensor.dtype}`")
 
 
 def _well_formed(tensor: TensorSpec) -> bool:
-    for size in tensor.shape:  # noqa: SIM110  # a generator would take most of the time of a proof
-        if type(size) is not int or size < 0:
-            return False
-    return True
+    return all(type(size) is int and size >= 0 for size in tensor.shape)
 
 
-def _check_exemptions(plan: Plan) -> Iterator[Diagnostic]:
+def _check_exemptions(plan: PlanParts) -> Iterator[Diagnostic]:
     sources = {tensor.name: tensor for tensor in plan.sources}
     listed = Counter(exemption.tensor for exemption in plan.exemptions)
     for name, number in listed.items():
@@ -202,69 +265,58 @@ def _check_exemptions(plan: Plan) -> Iterator[Diagnostic]:
                 )
 
 
-def _check_regions(plan: Plan, met: _Met) -> Iterator[Diagnostic]:
-    for end, regions in (("source", plan.truncated), ("target", plan.padded)):
-        for index, region in enumerate(regions, len(plan.copies)):
-            found = _check_region(plan, end, index, region)
-            if found is None:
-                piece = region.piece._replace(there=index)
-                found = _check_piece(plan, end, piece, met.sizes[end][region.tensor])
-            if found is None:
-                met.pieces[end][region.tensor].append(piece)
-                continue
-            yield found
-            if type(region.tensor) is int:
-                met.broken[end].add(region.tensor)
-
-
-def _check_numbers(plan: Plan, index: int, copy: Copy, whole: bool) -> Diagnostic | None:
-    """``whole``: with its extents and strides, which are otherwise known to be right."""
-    numbers: tuple[int, ...] = copy.source, copy.target, copy.source_offset, copy.target_offset
-    if whole:
-        numbers += (*copy.extents, *copy.source_strides, *copy.target_strides)
+def _check_copy(plan: PlanParts, index: int, copy: Copy) -> Diagnostic | None:
+    """The numbers of a copy without those of its form."""
+    numbers = copy.source, copy.target, copy.source_offset, copy.target_offset
     where = f"copy {index}"
     if {*map(type, numbers)} != {int} or min(numbers) < 0:
-        return _diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [copy])
+        return diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [copy])
     if copy.source >= len(plan.sources) or copy.target >= len(plan.targets):
-        return _diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [copy])
-    if not whole:
-        return None
+        return diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [copy])
+    return None
+
+
+def _check_form(plan: PlanParts, index: int, copy: Copy) -> Diagnostic | None:
+    """Extents and strides of a copy."""
+    numbers = (*copy.extents, *copy.source_strides, *copy.target_strides)
+    if numbers and ({*map(type, numbers)} != {int} or min(numbers) < 0):
+        return diagnose(plan, "plan/number", f"copy {index} has a number that is not a natural number", [copy])
     if not len(copy.extents) == len(copy.source_strides) == len(copy.target_strides):
-        return _diagnose(
-            plan, "plan/axes", f"{_name(plan, index)} has extents and strides of different lengths", [copy]
+        return diagnose(
+            plan, "plan/axes", f"{name_of(plan, index)} has extents and strides of different lengths", [copy]
         )
     if 0 in copy.extents:
-        return _diagnose(plan, "plan/axes", f"{_name(plan, index)} moves nothing: an extent is 0", [copy])
+        return diagnose(plan, "plan/axes", f"{name_of(plan, index)} moves nothing: an extent is 0", [copy])
     return None
 
 
-def _check_region(plan: Plan, end: str, index: int, region: Region) -> Diagnostic | None:
-    where = f"{_REGIONS[end]} region {index - len(plan.copies)}"
+def _check_region(plan: PlanParts, end: str, index: int, region: Region) -> Diagnostic | None:
+    where = f"{REGIONS[end]} region {index - len(plan.copies)}"
     numbers = (region.tensor, region.offset, *region.extents, *region.strides)
     if {*map(type, numbers)} != {int} or min(numbers) < 0:
-        return _diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [region])
+        return diagnose(plan, "plan/number", f"{where} has a number that is not a natural number", [region])
     if region.tensor >= len(plan.sources if end == "source" else plan.targets):
-        return _diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [region])
+        return diagnose(plan, "plan/index", f"{where} names a tensor that the plan does not list", [region])
     if len(region.extents) != len(region.strides):
-        text = f"{_name(plan, index, end)} has extents and strides of different lengths"
-        return _diagnose(plan, "plan/axes", text, [region])
+        text = f"{name_of(plan, index, end)} has extents and strides of different lengths"
+        return diagnose(plan, "plan/axes", text, [region])
     if 0 in region.extents:
-        return _diagnose(plan, "plan/axes", f"{_name(plan, index, end)} has no element: an extent is 0", [region])
+        return diagnose(plan, "plan/axes", f"{name_of(plan, index, end)} has no element: an extent is 0", [region])
     return None
 
 
-def _check_cast(plan: Plan, index: int, copy: Copy) -> Diagnostic | None:
+def _check_cast(plan: PlanParts, index: int, copy: Copy) -> Diagnostic | None:
     source, target = plan.sources[copy.source].dtype, plan.targets[copy.target].dtype
     if source == target or (source in FLOATS and target in FLOATS):
         return None
-    message = f"{_name(plan, index)} casts {source} to {target}: only floats are cast"
-    return _diagnose(plan, "plan/cast", message, [copy])
+    message = f"{name_of(plan, index)} casts {source} to {target}: only floats are cast"
+    return diagnose(plan, "plan/cast", message, [copy])
 
 
-def _check_piece(plan: Plan, end: str, piece: Piece, size: int | None) -> Diagnostic | None:
+def _check_piece(plan: PlanParts, end: str, piece: Piece, size: int | None) -> Diagnostic | None:
     """Bounds and nesting of a region or one end of a copy, in a tensor of ``size`` elements (None: unknown)."""
     axes, index = piece.axes, piece.there
-    moved = _entry(plan, end, index)
+    moved = entry_of(plan, end, index)
     number, strides = (
         (moved.tensor, moved.strides)
         if isinstance(moved, Region)
@@ -272,18 +324,18 @@ def _check_piece(plan: Plan, end: str, piece: Piece, size: int | None) -> Diagno
     )
     if size is not None and piece.stop > size:
         tensor = (plan.sources if end == "source" else plan.targets)[number]
-        return _diagnose(
+        return diagnose(
             plan,
             "plan/bounds",
-            f"{_name(plan, index, end)} reaches element {piece.stop - 1} of {end} tensor `{tensor.name}`, which has "
+            f"{name_of(plan, index, end)} reaches element {piece.stop - 1} of {end} tensor `{tensor.name}`, which has "
             f"{size} (shape {list(tensor.shape)})",
             [moved],
         )
     if axes and not (len(axes) == 1 and axes[0][1] > 0) and not is_nested(axes):
-        return _diagnose(
+        return diagnose(
             plan,
             "plan/axes",
-            f"{_name(plan, index, end)} has interlocking axes on its {end}: extents {list(moved.extents)} at strides "
+            f"{name_of(plan, index, end)} has interlocking axes on its {end}: extents {list(moved.extents)} at strides "
             f"{list(strides)}",
             [moved],
             hint="each stride must step over everything that the finer axes reach",
@@ -291,98 +343,11 @@ def _check_piece(plan: Plan, end: str, piece: Piece, size: int | None) -> Diagno
     return None
 
 
-def _entry(plan: Plan, end: str, index: int) -> Copy | Region:
-    """What meets elements of one end: the copies count first, then the regions of that end."""
-    regions = plan.truncated if end == "source" else plan.padded
-    return plan.copies[index] if index < len(plan.copies) else regions[index - len(plan.copies)]
-
-
-def _name(plan: Plan, index: int, end: str = "target") -> str:
-    copy = _entry(plan, end, index)
-    if isinstance(copy, Region):
-        tensor = (plan.sources if end == "source" else plan.targets)[copy.tensor]
-        return f"{_REGIONS[end]} region {index - len(plan.copies)} of `{tensor.name}`"
-    return f"copy {index} from `{plan.sources[copy.source].name}` to `{plan.targets[copy.target].name}`"
-
-
-def _exempt_but_copied(plan: Plan, tensor: TensorSpec, pieces: list[Piece]) -> Diagnostic:
-    moved = _entry(plan, "source", pieces[0].there)
-    how = "truncated" if isinstance(moved, Region) else "copied"
-    return _diagnose(
-        plan, "plan/exemption", f"source tensor `{tensor.name}` is exempt, and {how} all the same", [moved]
-    )
-
-
-def _explain(plan: Plan, end: str, tensor: TensorSpec, fault: Fault) -> Diagnostic:
-    moved = "read" if end == "source" else "written"
-    name = f"{end} tensor `{tensor.name}` (shape {list(tensor.shape)})"
-    if not fault.places:
-        message = (
-            f"{name}: the strides of its copies share no grid, so it is not proved that each element is {moved} once"
-        )
-        return Diagnostic("plan/tangled", message, None, "a plan that was compiled has none of these: compile it again")
-    if not fault.copies:
-        if (fault.start, fault.stop) == (0, tensor.elements):
-            return Diagnostic("plan/gap", f"{name} is {moved} by no copy")
-        return Diagnostic("plan/gap", f"{_range(tensor.shape, fault)} of {name}: {moved} by no copy")
-    pair = [_entry(plan, end, index) for index in fault.copies]
-    one, two = (_other_end(plan, end, entry) for entry in pair)
-    message = f"{_range(tensor.shape, fault)} of {name}: {moved} twice, {one} and {two}"
-    return _diagnose(plan, "plan/overlap", message, pair)
-
-
-def _other_end(plan: Plan, end: str, moved: Copy | Region) -> str:
-    if isinstance(moved, Region):
-        return "to be left out" if end == "source" else "as padding"
-    return (
-        f"for `{plan.targets[moved.target].name}`" if end == "source" else f"from `{plan.sources[moved.source].name}`"
-    )
-
-
-def _range(shape: tuple[int, ...], fault: Fault) -> str:
-    """``elements 8 to 11 ([2, 0] to [2, 3])``, in a tensor of the given shape."""
-    ends = [fault.start] if fault.stop - fault.start == 1 else [fault.start, fault.stop - 1]
-    text = f"element{'s' * (len(ends) - 1)} {' to '.join(map(str, ends))}"
-    if len(shape) > 1:
-        text += f" ({' to '.join(str(_unravel(shape, element)) for element in ends)})"
-    return text if fault.places == 1 else f"{text} and {_count(fault.places - 1, 'more such range')}"
-
-
-def _unravel(shape: tuple[int, ...], element: int) -> list[int]:
-    result = []
-    for size in reversed(shape):
-        element, digit = divmod(element, size)
-        result.append(digit)
-    return result[::-1]
-
-
-def _diagnose(
-    plan: Plan, code: str, message: str, moved: Iterable[Copy | Region], hint: str | None = None
-) -> Diagnostic:
-    """A diagnostic at the rule of the first of the copies and regions, naming the rules of all."""
-    indices = sorted({entry.rule for entry in moved})
-    rules = [plan.rules[index] for index in indices if type(index) is int and 0 <= index < len(plan.rules)]
-    if not rules:
-        return Diagnostic(code, message, None, hint)
-    named = "; ".join(f"`{rule.text}` at {rule.position}" for rule in rules)
-    file, *place = rules[0].position.rsplit(":", 2)
-    known = len(place) == 2 and all(part.isdigit() for part in place)
-    position = Position(file, *map(int, place)) if known else Position(rules[0].position)
-    return Diagnostic(code, f"{message} ({_count(len(rules), 'rule')}: {named})", position, hint)
-
-
-def _casts(plan: Plan, moved: Iterable[tuple[int, int]]) -> tuple[Cast, ...]:
+def _casts(plan: PlanParts, found: _Found) -> tuple[Cast, ...]:
     """One entry per pair of dtypes, counting target tensors."""
-    sources, targets = [tensor.dtype for tensor in plan.sources], [tensor.dtype for tensor in plan.targets]
-    pairs = {
-        (sources[source], targets[target], target) for source, target in moved if sources[source] != targets[target]
-    }
-    numbers = Counter((source, target) for source, target, _ in pairs)
+    cast = {(*dtypes, plan.copies[number].target) for number, dtypes in _cast_by(plan, found).items()}
+    numbers = Counter((source, target) for source, target, _ in cast)
     return tuple(
         Cast(source, target, number, cast_is_exact(source, target))
         for (source, target), number in sorted(numbers.items())
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

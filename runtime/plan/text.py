@@ -6,16 +6,16 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import fail
 
-from . import regions as padding
-from .folded import fold, unfold
+from .folded import Patterns, fold, unfold
 from .form import check_form
-from .model import Copy, Encoding, Exemption, Plan, Rule, TensorSpec
+from .parts import AnyPlan, Copy, Encoding, Exemption, PlanParts, Region, Rule, TensorSpec
 
 #: Of a text in which every tensor and copy is an entry of its own, which the digest is of.
 VERSION = 1
@@ -26,7 +26,7 @@ _OFFSETS = (3, 5)
 _quoted = json.encoder.encode_basestring
 
 
-def write(plan: Plan, folded: bool = True) -> str:
+def write(plan: PlanParts, folded: bool = True) -> str:
     """JSON with an entry a line and sorted keys, as validated by ``schema/plan.schema.json``. ``folded``: entries that
     differ only in the numbers in names are one."""
     document = _encode(plan)
@@ -38,14 +38,14 @@ def write(plan: Plan, folded: bool = True) -> str:
 
 
 def _lines(value: Any) -> str:
-    return "[" + ",\n".join(map(_json, value)) + "]" if isinstance(value, list) and value else _json(value)
+    return "[" + ",\n".join(map(_json, value)) + "]" if isinstance(value, list | tuple) and value else _json(value)
 
 
 def _order(copy: Copy) -> tuple[int, int, int, int]:
     return copy.target, copy.target_offset, copy.source, copy.source_offset
 
 
-def _can_fold(plan: Plan) -> bool:
+def _can_fold(plan: PlanParts) -> bool:
     """Whether the order of the entries follows from what they are, so that it need not be written, and no name has a
     brace in it, which would be read as a hole."""
     names = [tuple(tensor.name for tensor in tensors) for tensors in (plan.sources, plan.targets)]
@@ -58,11 +58,12 @@ def _can_fold(plan: Plan) -> bool:
 
 def _fold(document: dict[str, Any], sources: list[str], targets: list[str]) -> dict[str, list[Any]]:
     """The parts that can be folded. A folded copy has the names of tensors in place of their numbers."""
-    named = [[sources[source], targets[target], *rest] for source, target, *rest in document["copies"]]
-    plain = dict(zip(map(id, named), document["copies"], strict=True))
-    copies = [plain.get(id(entry), entry) for entry in fold(named, _OFFSETS)]
-    parts = {key: fold(document[key]) for key in ("sources", "targets", "encodings") if key in document}
-    return parts | {"copies": copies}
+    copies: tuple[Copy, ...] = document["copies"]
+    named = [(sources[copy[0]], targets[copy[1]], *copy[2:]) for copy in copies]
+    plain = dict(zip(map(id, named), copies, strict=True))
+    texts = Patterns()
+    parts = {key: fold(document[key], texts=texts) for key in ("sources", "targets", "encodings") if key in document}
+    return parts | {"copies": [plain.get(id(entry), entry) for entry in fold(named, _OFFSETS, texts)]}
 
 
 def _unfold(document: dict[str, Any]) -> dict[str, Any]:
@@ -88,15 +89,14 @@ def _first_text(entry: list[Any]) -> str:
     return entry[0]
 
 
-def digest(plan: Plan) -> str:
+def digest(plan: PlanParts) -> str:
     """sha256 over the canonical JSON of everything but provenance and metadata: what moves, not who said so."""
     # Written out: as lists to be encoded, 50,000 copies would take several times as long.
     tuples = _Numbers()
     parts = {
         "copies": [
-            f"[{c.source},{c.target},{tuples[c.extents]},{c.source_offset},{tuples[c.source_strides]},"
-            f"{c.target_offset},{tuples[c.target_strides]}]"
-            for c in plan.copies
+            f"[{source},{target},{tuples[extents]},{offset},{tuples[strides]},{other_offset},{tuples[other_strides]}]"
+            for source, target, extents, offset, strides, other_offset, other_strides, _ in plan.copies
         ],
         "exemptions": [_json(dataclasses.astuple(exemption)) for exemption in plan.exemptions],
         "sources": [f"[{_quoted(t.name)},{tuples[t.shape]},{_quoted(t.dtype)}]" for t in plan.sources],
@@ -104,7 +104,7 @@ def digest(plan: Plan) -> str:
     }
     for key, regions in (("padded", plan.padded), ("truncated", plan.truncated)):
         if regions:
-            parts[key] = [_json(entry[:-1]) for entry in padding.encode(regions)]
+            parts[key] = [_json(entry[:-1]) for entry in _encode_regions(regions)]
     if plan.encodings:
         parts["encodings"] = [_json(_encode_encoding(encoding)) for encoding in plan.encodings]
     body = {key: f"[{','.join(entries)}]" for key, entries in parts.items()} | {"crosswalk_plan": str(VERSION)}
@@ -120,8 +120,9 @@ class _Numbers(dict[tuple[int, ...], str]):
         return text
 
 
-def read(text: str) -> Plan:
-    """What :func:`write` wrote. Raises ``CrosswalkError`` for anything that is not a well-formed plan."""
+def read(text: str, kind: type[AnyPlan]) -> AnyPlan:
+    """What :func:`write` wrote, as a plan of this kind. Raises ``CrosswalkError`` for anything that is not a
+    well-formed plan."""
     try:
         data = json.loads(text)
         if isinstance(data, dict) and data.get("crosswalk_plan", VERSION) not in (VERSION, FOLDED):
@@ -137,51 +138,39 @@ def read(text: str) -> Plan:
         copies = tuple(
             Copy(s, t, tuple(e), so, tuple(ss), to, tuple(ts), r) for s, t, e, so, ss, to, ts, r in data["copies"]
         )
-        return Plan(
+        return kind(
             sources,
             targets,
             copies,
             tuple(Rule(*rule) for rule in data["rules"]),
             tuple(Exemption(*exemption) for exemption in data["exemptions"]),
             data["metadata"],
-            padding.decode(data.get("padded", ())),
-            padding.decode(data.get("truncated", ())),
+            _decode_regions(data.get("padded", ())),
+            _decode_regions(data.get("truncated", ())),
             encodings,
         )
     except (ValueError, RecursionError) as error:
         raise fail("plan/malformed", f"this is not a plan: {error or type(error).__name__}") from error
 
 
-def _encode(plan: Plan) -> dict[str, Any]:
+def _encode(plan: PlanParts) -> dict[str, Any]:
     return {
         "crosswalk_plan": VERSION,
         "sources": [_encode_tensor(tensor) for tensor in plan.sources],
         "targets": [_encode_tensor(tensor) for tensor in plan.targets],
-        "copies": [
-            [
-                c.source,
-                c.target,
-                list(c.extents),
-                c.source_offset,
-                list(c.source_strides),
-                c.target_offset,
-                list(c.target_strides),
-                c.rule,
-            ]
-            for c in plan.copies
-        ],
+        "copies": plan.copies,
         "rules": [list(dataclasses.astuple(rule)) for rule in plan.rules],
         "exemptions": [list(dataclasses.astuple(exemption)) for exemption in plan.exemptions],
         "metadata": dict(plan.metadata),
         # Left out where there are none: such a plan has the bytes that it had before there were any.
-        **({"padded": padding.encode(plan.padded)} if plan.padded else {}),
-        **({"truncated": padding.encode(plan.truncated)} if plan.truncated else {}),
+        **({"padded": _encode_regions(plan.padded)} if plan.padded else {}),
+        **({"truncated": _encode_regions(plan.truncated)} if plan.truncated else {}),
         **({"encodings": [_encode_encoding(encoding) for encoding in plan.encodings]} if plan.encodings else {}),
     }
 
 
-def _encode_tensor(tensor: TensorSpec) -> list[Any]:
-    return [tensor.name, list(tensor.shape), tensor.dtype]
+def _encode_tensor(tensor: TensorSpec) -> tuple[str, tuple[int, ...], str]:
+    return tensor.name, tensor.shape, tensor.dtype
 
 
 def _decode_tensor(name: str, shape: list[int], dtype: str) -> TensorSpec:
@@ -194,6 +183,14 @@ def _encode_encoding(encoding: Encoding) -> list[Any]:
 
 def _decode_encoding(tensor: str, kind: str, stored: list[Any], block: list[int]) -> Encoding:
     return Encoding(tensor, kind, tuple(_decode_tensor(*part) for part in stored), tuple(block))
+
+
+def _encode_regions(regions: Iterable[Region]) -> list[list[Any]]:
+    return [[r.tensor, list(r.extents), r.offset, list(r.strides), r.rule] for r in regions]
+
+
+def _decode_regions(entries: Iterable[Any]) -> tuple[Region, ...]:
+    return tuple(Region(tensor, tuple(e), offset, tuple(s), rule) for tensor, e, offset, s, rule in entries)
 
 
 def _json(value: Any) -> str:

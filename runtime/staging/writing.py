@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,20 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
         if count <= 0:
             raise OSError(errno.EIO, "the file system takes no more bytes and gives no reason")
         view, offset = view[count:], offset + count
+
+
+def write_runs(descriptor: int, view: memoryview, offsets: Sequence[int]) -> None:
+    """Write a view in runs of equal length, one after the other, each from its offset of the file on. There can be ten
+    thousands of them, so a call that takes all it is given costs no more than that call."""
+    length, pwrite = len(view) // len(offsets), os.pwrite
+    for begin, offset in zip(range(0, len(view), length), offsets, strict=True):
+        run = view[begin : begin + length]
+        try:
+            count = pwrite(descriptor, run, offset)
+        except InterruptedError:
+            count = 0
+        if count < length:
+            write_at(descriptor, run[count:], offset + count)
 
 
 def set_size(descriptor: int, nbytes: int) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, system_li
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
+from .copies import checksum, tied, unequal
 from .load import compare_ties, read_moves
 from .moves import moves
 from .placement import Part, place
@@ -52,13 +54,16 @@ MakePlan = Callable[[Mapping[str, TensorSpec]], tuple[Plan, Output]]
 class PlanReader(StorageReader):
     """Presents the targets of a plan to ``dcp.load`` as tensors stored whole; what is read comes from the files of
     ``checkpoint``, the sources of the plan. ``plans``: for each way in which the model may store its parameters, the
-    likeliest first; what is loaded shows which it is. ``bytes_read`` counts on this rank."""
+    likeliest first; what is loaded shows which it is. ``copies``: further parameters that a model may have, each with
+    the target that it gets the values of. ``bytes_read`` counts on this rank."""
 
-    def __init__(self, plans: Sequence[Plan], checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, plans: Sequence[Plan], checkpoint: Checkpoint, copies: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         problems = [problem for plan in plans for problem in plan.verify().problems]
         if problems:
             raise CrosswalkError(problems)
-        self._checkpoint, self._plans = checkpoint, plans
+        self._checkpoint, self._plans, self._copies = checkpoint, plans, copies
         self.bytes_read = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -67,14 +72,15 @@ class PlanReader(StorageReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """One chunk for every native tensor that there may be."""
         specs = {spec.name: spec for plan in reversed(self._plans) for spec in plan.targets}
+        specs |= {name: specs[of] for name, of in self._copies.items() if of in specs}
         return Metadata(
             {
-                spec.name: TensorStorageMetadata(
+                name: TensorStorageMetadata(
                     TensorProperties(dtype=torch_dtype(spec.dtype)),
                     torch.Size(spec.shape),
                     [ChunkStorageMetadata(torch.Size([0] * len(spec.shape)), torch.Size(spec.shape))],
                 )
-                for spec in specs.values()
+                for name, spec in specs.items()
             }
         )
 
@@ -103,7 +109,8 @@ class PlanReader(StorageReader):
             tensor = planner.resolve_tensor(item).detach()
             box = _box(item.storage_offsets, item.lengths)
             _check_box(planner, item.storage_index.fqn, box)
-            parts[item.storage_index.fqn].append((Part(box, tensor), dtype_name(tensor.dtype)))
+            target = self._copies.get(item.storage_index.fqn, item.storage_index.fqn)
+            parts[target].append((Part(box, tensor), dtype_name(tensor.dtype)))
             items.append((item, tensor))
         chosen = next((p for p in self._plans if parts.keys() <= p.target_index.keys()), None)
         if chosen is None:
@@ -207,15 +214,29 @@ class Writer(StorageWriter):
         except BaseException:
             self.reset()
             raise
+        copied = tied(made)
+        found = {
+            name: checksum([part for part, _ in parts[name]], made, name)
+            for name in parts
+            if name in copied or name in copied.values()
+        }
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(item.index, _nbytes(item), None) for item in plan.items])
+        # The checksum of a tensor goes with the first of its items.
+        done.set_result(
+            [WriteResult(item.index, _nbytes(item), found.pop(item.index.fqn, None)) for item in plan.items]
+        )
         return done
 
     @system_limits()
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On the coordinator: add headers, index and small files, and put the directory in place."""
+        """On the coordinator: compare copies of tied tensors, add headers, index and small files, and put the directory
+        in place."""
         assert self._draft is not None
         try:
+            checksums = [{r.index.fqn: r.storage_data} for rank in results for r in rank if r.storage_data is not None]
+            problems = unequal(self._draft.plan, checksums)
+            if problems:
+                raise CrosswalkError(problems)
             self._draft.complete()
         finally:
             self.reset()

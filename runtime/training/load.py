@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +18,15 @@ from torch.distributed.tensor import DTensor
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
-from crosswalk.runtime.checkpoint.source import Checkpoint, bind
+from crosswalk.runtime.checkpoint.source import Checkpoint, bind, tie_differs
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .moves import Moves, moves
 from .parameters import Advice, Model, bare, check_owned, check_writable, own, place_all
+from .placement import Part
 from .transfer import BUCKET, Memory, Slot, TransferBucket, buckets, host_view, run, worker_count
 
 if TYPE_CHECKING:
@@ -109,12 +112,14 @@ def load(
     *,
     elsewhere: Mapping[str, TensorSpec] | None = None,
     advice: Advice | None = None,
+    copies: Mapping[str, str] = MappingProxyType({}),
 ) -> LoadReport:
     """Fill the parameters of ``model`` with the targets of ``plan``, whose sources ``checkpoint`` holds.
 
     Dtypes may differ between floats: what is read is cast once. Parameters on the meta device get memory, see
-    :func:`materialize`. ``elsewhere`` and ``advice`` are those of :func:`~.parameters.place_all`. Every rank of the
-    team must call this; all is checked, on all ranks, before anything changes.
+    :func:`materialize`. ``elsewhere`` and ``advice`` are those of :func:`~.parameters.place_all`. ``copies``: further
+    parameters of the model, each with the target that it gets the values of. Every rank of the team must call this;
+    all is checked, on all ranks, before anything changes.
     Raises ``CrosswalkError`` on every rank for what any of them finds.
     """
     started = time.monotonic()
@@ -124,7 +129,9 @@ def load(
         problems = plan.verify().problems
         if problems:
             raise CrosswalkError(problems)
-        placed = place_all(values, plan.targets, True, elsewhere, advice)
+        targets = {spec.name: spec for spec in plan.targets}
+        wanted = (*plan.targets, *(replace(targets[of], name=name) for name, of in copies.items()))
+        placed = place_all(values, wanted, True, elsewhere, advice)
         check_writable(placed)
         check_owned(model, {name: values[name] for name in placed if name in values})
         stored = bind(plan, checkpoint)
@@ -135,8 +142,10 @@ def load(
     with team.step("reading"):
         materialized = materialize(model, placed, device)
         if materialized:
-            placed = place_all(own(model), plan.targets, elsewhere=elsewhere)
-        parts = {name: [(part, found.dtype) for part in found.parts] for name, found in placed.items()}
+            placed = place_all(own(model), wanted, elsewhere=elsewhere)
+        parts: dict[str, list[tuple[Part, str]]] = defaultdict(list)
+        for name, found in placed.items():
+            parts[copies.get(name, name)] += [(part, found.dtype) for part in found.parts]
         filled, stored = with_zeros(plan, stored)
         planned = moves(filled, parts, "target")
         read = read_moves(planned, [spec.name for spec in filled.sources], stored, checkpoint, bucket_bytes)
@@ -167,13 +176,13 @@ def read_moves(
 
 def _reading(
     reader: Reader, stored: Sequence[StoredTensor], memories: Sequence[Memory]
-) -> Callable[[Slot, TransferBucket], None]:
-    def work(slot: Slot, bucket: TransferBucket) -> None:
+) -> Callable[[Slot, TransferBucket], int]:
+    def work(slot: Slot, bucket: TransferBucket) -> int:
         for direct in bucket.direct:
             flat = memories[direct.memory].flat
             reader.read(direct.tensor, direct.offset, host_view(flat[direct.start : direct.start + direct.nbytes]))
         if not bucket.stretches:
-            return
+            return bucket.moved
         slot.turn()
         view = host_view(slot.host)
         for tensor, offsets, length, position in bucket.stretches:
@@ -182,6 +191,7 @@ def _reading(
             else:
                 reader.read_runs(tensor, 0, offsets, length, 1, view[position:])
         slot.fill_tensors(bucket, stored, memories)
+        return bucket.moved
 
     return work
 
@@ -211,8 +221,7 @@ def compare_ties(
                     reader.read(number, pair[number].offset + start, memoryview(buffer)[:count])
                 total += 2 * count
                 if one[:count] != other[:count]:
-                    text = f"tensor `{exemption.tensor}` is not equal to `{exemption.of}`, which it is tied to"
-                    problems.append(Diagnostic("tie/differs", text))
+                    problems.append(tie_differs(exemption.tensor, exemption.of))
                     break
     if problems:
         raise CrosswalkError(problems)

@@ -94,7 +94,8 @@ def place(value: torch.Tensor | Shards) -> Placed:
 
 def local_tensor(value: DTensor) -> torch.Tensor:
     """The memory of this rank, without autograd."""
-    local = value.to_local().detach()
+    with torch.no_grad():  # with gradients, every call would become a node of autograd, which takes 20 µs
+        local = value.to_local().detach()
     assert isinstance(local, torch.Tensor)
     return local
 

@@ -14,10 +14,10 @@ import os
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ from crosswalk.runtime.checkpoint.output import (
 )
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 from crosswalk.runtime.files.sinks import start_writeback
+from crosswalk.runtime.kept import SNAPSHOT
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.staging.directory import Staging, check_space
 from crosswalk.runtime.staging.finishing import add_small_files, check_output
 from crosswalk.runtime.staging.stale import owner, remove_stale
-from crosswalk.runtime.staging.writing import set_size, sync, write_at
+from crosswalk.runtime.staging.writing import set_size, sync, write_at, write_runs
 
+from .copies import compare_copies
 from .moves import Moves, moves
 from .parameters import Model, collect, place_all
 from .placement import Part, Placed
@@ -51,9 +53,11 @@ from .transfer import (
     Memory,
     Slot,
     TransferBucket,
+    aligned,
     buckets,
     host_buffer,
     host_view,
+    on_host,
     run,
     worker_count,
 )
@@ -122,7 +126,7 @@ def save(
         placed = place_all(collect(model), plan.sources, elsewhere=elsewhere)
         step.value = table(placed)
     mine = share_out(step.values, plan.sources)[team.rank]
-    planned = moves(plan, {name: owned(placed[name], boxes) for name, boxes in mine.items()}, "source")
+    planned = moves(plan, counted(plan, placed, mine, team), "source")
     other = background() if background is not None else None
     draft = CheckpointDraft(plan, files, output, destination) if team.rank == 0 else None
     with _discarding(draft):
@@ -149,7 +153,7 @@ def save(
     def finish() -> SaveReport:
         with _discarding(draft):
             with other.step("writing"), regions.writer() as write:
-                total = _write_snapshot(snapshot, write)
+                total = snapshot.write(write)
             with other.step("completing the checkpoint"):
                 if draft is not None:
                     draft.complete()
@@ -253,10 +257,9 @@ class Regions:
             length = len(view) // len(offsets)
             try:
                 descriptor = descriptor_of(path)
-                for number, offset in enumerate(offsets):
-                    write_at(descriptor, view[number * length : (number + 1) * length], offset)
-                    if length >= _WRITEBACK:
-                        start_writeback(descriptor, offset, length)
+                write_runs(descriptor, view, offsets)
+                for offset in offsets if length >= _WRITEBACK else ():
+                    start_writeback(descriptor, offset, length)
             except OSError as error:
                 text = f"writing tensor `{self._names[tensor]}`: {error.strerror or error}"
                 hint = "every rank must see the same file system" if error.errno == errno.ENOENT else None
@@ -282,45 +285,62 @@ class Regions:
 
 
 def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int = BUCKET) -> int:
-    """Write what the moves hold to its regions; the bytes written."""
+    """Write what the moves hold to its regions; the bytes written. Whoever waits for that needs no snapshots."""
+    SNAPSHOT.free()
     total = 0
     for device, placements in planned.by_device():
 
-        def work(slot: Slot, bucket: TransferBucket) -> None:
+        def work(slot: Slot, bucket: TransferBucket) -> int:
             slot.fill_buffer(bucket, regions.places, planned.memories, slot.host)
             slot.wait()
             write(bucket, slot.host, planned.memories)
+            return bucket.moved
 
         slots = [Slot(device, bucket_bytes) for _ in range(worker_count(device))]
         total += run(buckets(regions.places, placements, planned.memories, exact=True, size=bucket_bytes), slots, work)
     return total
 
 
-def _write_snapshot(snapshot: deque[tuple[Slot, TransferBucket, torch.Tensor]], write: Write) -> int:
-    """Write the buckets, and let go of each; the bytes that they are."""
-    total = 0
-    while snapshot:
-        slot, bucket, host = snapshot.popleft()
-        slot.wait()
-        write(bucket, host, ())
-        total += bucket.moved
-    return total
+@dataclass(frozen=True)
+class SavedBuckets:
+    """The final bytes of all buckets in host memory, each with the slot to wait for until it is complete. ``memory``:
+    what is kept for the next one."""
+
+    buckets: Sequence[tuple[Slot, TransferBucket, torch.Tensor]]
+    memory: Sequence[torch.Tensor]
+
+    def write(self, write: Write) -> int:
+        """Write the buckets and give back their memory; the bytes that they are."""
+        for slot, bucket, host in self.buckets:
+            slot.wait()
+            write(bucket, host, ())
+        for memory in self.memory:
+            SNAPSHOT.give_back(memory)
+        return sum(bucket.moved for _, bucket, _ in self.buckets)
 
 
-def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> deque[tuple[Slot, TransferBucket, torch.Tensor]]:
-    """The final bytes of every bucket in host memory; each is complete once its slot has been waited for."""
-    result: deque[tuple[Slot, TransferBucket, torch.Tensor]] = deque()
+def _snapshot(planned: Moves, regions: Regions, bucket_bytes: int) -> SavedBuckets:
+    result: list[tuple[Slot, TransferBucket, torch.Tensor]] = []
+    kept: list[torch.Tensor] = []
     for device, placements in planned.by_device():
+        found = list(buckets(regions.places, placements, planned.memories, exact=True, size=bucket_bytes, direct=False))
+        hosts: Iterator[torch.Tensor]
+        if on_host(device):
+            ends = list(accumulate(aligned(bucket.nbytes) for bucket in found))
+            kept.append(SNAPSHOT.take(max(ends, default=0)))
+            hosts = (kept[-1][end - aligned(bucket.nbytes) : end] for end, bucket in zip(ends, found, strict=True))
+        else:
+            hosts = (host_buffer(bucket.nbytes, device) for bucket in found)
 
-        def work(slot: Slot, bucket: TransferBucket, device: torch.device = device) -> None:
-            host = host_buffer(bucket.nbytes, device)
+        def work(slot: Slot, item: tuple[TransferBucket, torch.Tensor]) -> int:
+            bucket, host = item
             slot.fill_buffer(bucket, regions.places, planned.memories, host)
             result.append((slot, bucket, host))
+            return bucket.moved
 
         slots = [Slot(device, bucket_bytes, hosts=0) for _ in range(worker_count(device))]
-        tasks = buckets(regions.places, placements, planned.memories, exact=True, size=bucket_bytes, direct=False)
-        run(tasks, slots, work)
-    return result
+        run(zip(found, hosts, strict=True), slots, work)
+    return SavedBuckets(result, kept)
 
 
 def owned(placed: Placed, boxes: Sequence[Box]) -> list[tuple[Part, str]]:
@@ -339,6 +359,16 @@ def owned(placed: Placed, boxes: Sequence[Box]) -> list[tuple[Part, str]]:
             part = Part(box, view)
         result.append((part, placed.dtype))
     return result
+
+
+def counted(
+    plan: Plan, placed: Mapping[str, Placed], shares: Mapping[str, Sequence[Box]], team: Team
+) -> dict[str, list[tuple[Part, str]]]:
+    """What this rank stands for, of which every element is on one rank. Raises ``CrosswalkError``, on every rank, for
+    copies of tied parameters that are not equal."""
+    found = {name: owned(placed[name], boxes) for name, boxes in shares.items()}
+    compare_copies(plan, {name: [part for part, _ in parts] for name, parts in found.items()}, team)
+    return found
 
 
 def natural_order(specs: Sequence[TensorSpec]) -> list[int]:

@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -26,6 +26,7 @@ from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import kernels, tasks
 from crosswalk.runtime.files.workers import start_threads
+from crosswalk.runtime.kept import WORKERS
 from crosswalk.runtime.plan.affine import Piece
 from crosswalk.runtime.staging.endings import uninterrupted
 
@@ -35,6 +36,8 @@ from .stretches import GAP, Block, Placement, blocks
 BUCKET = 16 << 20
 #: Where a block begins in a bucket, so that its elements can be viewed with any dtype.
 _ALIGNMENT = 64
+#: What a worker takes: a bucket, or one with what belongs to it.
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ def _add(bucket: TransferBucket, number: int, tensors: Sequence[StoredTensor], b
         position = bucket.nbytes
         bucket.stretches[-1] = last._replace(length=last.length + nbytes)
     else:
-        position = -(-bucket.nbytes // _ALIGNMENT) * _ALIGNMENT
+        position = aligned(bucket.nbytes)
         bucket.stretches.append(Stretch(number, offsets, block.length * width, position))
     bucket.copies += [StridedPiece(number, position, placed) for placed in block.placements]
     bucket.nbytes = position + nbytes
@@ -170,7 +173,8 @@ class Slot:
         """``hosts``: buffers on the host; none for buckets that bring their own, two to fill one from a file while the
         other is on its way to an accelerator. A CPU needs one."""
         count = min(hosts, 1) if on_host(device) else hosts
-        self._hosts = [host_buffer(size, device) for _ in range(count)]
+        self._kept = on_host(device)
+        self._hosts = [WORKERS.take(size) if self._kept else host_buffer(size, device) for _ in range(count)]
         self._events: list[Any] = [None] * max(1, count)
         self._turn = 0
         self._staging: torch.Tensor | None = None
@@ -201,7 +205,10 @@ class Slot:
                 event.synchronize()
 
     def finish(self) -> None:
-        """What the caller puts on its stream from now on happens after the copies of this slot."""
+        """All buckets are done: what the caller puts on its stream from now on happens after the copies of this slot,
+        whose buffers go to those who come next."""
+        while self._kept and self._hosts:
+            WORKERS.give_back(self._hosts.pop())
         if self._stream is not None:
             self._module.current_stream(self._stream.device).wait_stream(self._stream)
 
@@ -238,14 +245,19 @@ class Slot:
             self._events[self._turn] = self._stream.record_event()
 
 
+def aligned(nbytes: int) -> int:
+    """The next place where a block may begin."""
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
 def on_host(device: torch.device) -> bool:
     """Whether the host's threads read and write the memory of the device themselves."""
     return device.type == "cpu"
 
 
 def host_buffer(size: int, device: torch.device) -> torch.Tensor:
-    """Bytes on the host, pinned if they are for an accelerator."""
-    return torch.empty(size, dtype=torch.uint8, pin_memory=not on_host(device))
+    """Pinned bytes on the host, for an accelerator."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 def host_view(tensor: torch.Tensor) -> memoryview:
@@ -269,31 +281,30 @@ def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_
     )
 
 
-def run(todo: Iterable[TransferBucket], slots: Sequence[Slot], work: Callable[[Slot, TransferBucket], None]) -> int:
-    """Let one worker per slot take buckets until there are none; the bytes that they moved to or from files. The first
-    exception stops all and is raised."""
+def run(todo: Iterable[Item], slots: Sequence[Slot], work: Callable[[Slot, Item], int]) -> int:
+    """Let one worker per slot take items until there are none; the sum of what ``work`` returns, the bytes that it
+    moved to or from files. The first exception stops all and is raised."""
     queue, lock = iter(todo), threading.Lock()
     errors: list[BaseException] = []
-    moved = [0]
+    moved = [0] * len(slots)
 
-    def worker(slot: Slot) -> None:
+    def worker(number: int) -> None:
         try:
             with torch.no_grad():
                 while not errors:
                     with lock:
-                        bucket = next(queue, None)
-                        if bucket is None:
-                            return
-                        moved[0] += bucket.moved
-                    work(slot, bucket)
+                        item = next(queue, None)
+                    if item is None:
+                        return
+                    moved[number] += work(slots[number], item)
         except BaseException as error:
             errors.append(error)
 
     with one_torch_thread():
-        threads = [threading.Thread(target=worker, args=(slot,), daemon=True) for slot in slots[1:]]
+        threads = [threading.Thread(target=worker, args=(number,), daemon=True) for number in range(1, len(slots))]
         try:
             start_threads(threads)
-            worker(slots[0])
+            worker(0)
         except CrosswalkError as error:
             errors.append(error)
         with uninterrupted():  # what is tidied up next must not be written to any more
@@ -304,7 +315,7 @@ def run(todo: Iterable[TransferBucket], slots: Sequence[Slot], work: Callable[[S
         raise errors[0]
     for slot in slots:
         slot.finish()
-    return moved[0]
+    return sum(moved)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -19,17 +20,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from comparing import shapes, tensor_differences
+from comparing import tensor_differences
 from golden_cases import load_tensors
 from small_checkpoints import tensors_of
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import crosswalk as cw
-from crosswalk.checkpoints.kinds.torch_dist import arranged, stacked, unstacked
+from crosswalk.checkpoints.kinds.torch_dist import places, stacked, unstacked
 from crosswalk.jobs.formats import catalog
+from crosswalk.runtime.dcp.folder import open_folder
+from crosswalk.runtime.dcp.output import Place
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.convert import EngineOptions
-from crosswalk.runtime.plan.model import TensorSpec, make_plan
+from crosswalk.runtime.plan.model import TensorSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden_megatron" / "folders"
 CASES = ("llama_tp2_padded", "qwen3_moe_ep2")
@@ -86,7 +89,7 @@ def test_from_megatron_to_the_trainer_in_one_pass(run: Path) -> None:
 
 @pytest.mark.parametrize(("run", "name"), [(name, name) for name in CASES], indirect=["run"])
 def test_what_is_written_has_the_entries_that_megatron_writes(run: Path, name: str) -> None:
-    """Names, shapes and every byte, by torch's own reader; megatron-core 0.16.1 loads such folders too."""
+    """Names, shapes and every byte, by torch's own reader; ``with_megatron/folders.py`` loads such folders."""
     shutil.copy(GOLDEN / name / "hf.safetensors", run.parent / "like" / "model.safetensors")
     pad = {"vocab": 64} if "padded" in name else {}
     report = cw.convert(run.parent / "like", run.parent / "made", to="megatron", pad=pad)
@@ -94,6 +97,11 @@ def test_what_is_written_has_the_entries_that_megatron_writes(run: Path, name: s
     made = run.parent / "made"
     assert sorted(os.listdir(made)) == ["latest_checkpointed_iteration.txt", "release", "tokenizer.json"]
     assert tensor_differences(by_torch(made / "release"), by_torch(folder(run))) == []
+    entries, theirs = (open_folder(path).entries for path in (made / "release", folder(run)))
+    assert entries.objects.keys() == theirs.objects.keys()  # states of modules without weights among them
+    for stack in ("decoder.layers.mlp.linear_fc2.weight", "decoder.layers.mlp.experts.experts.linear_fc2.weight"):
+        if stack in entries.tensors:  # each layer and expert is an archive, so that a rank reads what it has
+            assert len(entries.tensors[stack].chunks) == math.prod(entries.tensors[stack].shape[:-2]) > 1
     for place in ("common.pt", None):  # of old versions and of new ones
         common = torch.load(made / "release" / place, weights_only=True) if place else entry(made / "release")
         assert common["checkpoint_version"] == 3.0
@@ -102,6 +110,25 @@ def test_what_is_written_has_the_entries_that_megatron_writes(run: Path, name: s
     assert tensor_differences(tensors_of(run.parent / "back"), load_tensors(GOLDEN / name / "hf.safetensors")) == []
     assert (run.parent / "back" / "tokenizer.json").exists()
     cw.convert(run.parent / "like", made, to="megatron", pad=pad, options=EngineOptions(overwrite=True))
+
+
+@pytest.mark.parametrize("run", CASES[1:], indirect=True)
+def test_the_spec_local_has_the_norm_before_a_router_under_another_name(run: Path) -> None:
+    """As megatron-core 0.19.2 saves a model of it: ``with_megatron/folders.py`` reads and loads such folders."""
+    old, new = "decoder.layers.pre_mlp_layernorm.weight", "decoder.layers.mlp.linear_fc1.layer_norm_weight"
+    state = by_torch(folder(run))
+    state[new] = state.pop(old)
+    about = (folder(run) / "metadata.json").read_bytes()
+    shutil.rmtree(folder(run))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state, checkpoint_id=folder(run), no_dist=True)
+    (folder(run) / "metadata.json").write_bytes(about)
+    out, _ = convert(run)
+    assert tensor_differences(tensors_of(out), load_tensors(GOLDEN / CASES[1] / "hf.safetensors")) == []
+    native = cw.import_config(json.loads((out / "config.json").read_text()), to="megatron")
+    cw.convert(out, run.parent / "made", to="megatron", native_config=native | {"transformer_impl": "local"})
+    assert tensor_differences(by_torch(run.parent / "made" / "release"), state) == []
 
 
 def by_torch(path: Path) -> dict[str, torch.Tensor]:
@@ -159,15 +186,13 @@ def test_layers_that_differ_keep_their_numbers() -> None:
     assert numbered == [(part, False) for part in ["decoder", "layers", "3", "mlp", "fc", "weight"]]
     specs = [TensorSpec(f"decoder.layers.{i}.fc", (2, 3 + i // 2), "F32") for i in range(3)]
     specs += [TensorSpec(f"decoder.layers.{i}.norm", (3,), "F32") for i in range(3)]
-    copies = [(s.name, s.name, (s.elements,), 0, (1,), 0, (1,), 0) for s in specs]
     layout = dataclasses.replace(catalog().layout("megatron"), stacked=NAMES)
-    plan = arranged(make_plan(specs, specs, copies), layout)
-    assert [target.name for target in plan.targets] == sorted(spec.name for spec in specs)
-    alike = [spec for spec in specs if spec.shape != (2, 4)]
-    alike = [spec for spec in alike if not spec.name.startswith("decoder.layers.2.")]
-    plan = arranged(make_plan(alike, alike, [copy for copy in copies if copy[0] in {s.name for s in alike}]), layout)
-    assert shapes(plan.targets) == {"decoder.layers.fc": (2, 2, 3), "decoder.layers.norm": (2, 3)}
-    assert str(plan.verify()) == "bijective"
+    assert places(specs, layout) == {spec.name: Place(spec.name) for spec in specs}
+    alike = [spec for spec in specs if spec.shape != (2, 4) and not spec.name.startswith("decoder.layers.2.")]
+    found = places(alike, layout)
+    for name in ("fc", "norm"):
+        for i in range(2):
+            assert found[f"decoder.layers.{i}.{name}"] == Place(f"decoder.layers.{name}", (i,), (2,))
 
 
 # What is read beside the tensors, and what is refused.

@@ -24,7 +24,7 @@ from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.encodings import KINDS
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
-from crosswalk.runtime.plan.regions import RawRegion, Region
+from crosswalk.runtime.plan.parts import RawRegion, Region
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.ranks import team

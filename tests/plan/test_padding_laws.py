@@ -37,8 +37,8 @@ from crosswalk.runtime import execute
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan.parts import RawRegion, Region
 from crosswalk.runtime.plan.proof import prove
-from crosswalk.runtime.plan.regions import RawRegion, Region
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schema" / "plan.schema.json").read_text())
 Cell = tuple[str, int]
@@ -55,7 +55,7 @@ def halves(random: random.Random, copy: Copy) -> list[Copy]:
         extents = (*copy.extents[:axis], stop - start, *copy.extents[axis + 1 :])
         source = copy.source_offset + start * copy.source_strides[axis]
         target = copy.target_offset + start * copy.target_strides[axis]
-        parts.append(dataclasses.replace(copy, extents=extents, source_offset=source, target_offset=target))
+        parts.append(copy._replace(extents=extents, source_offset=source, target_offset=target))
     return parts
 
 

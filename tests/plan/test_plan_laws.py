@@ -300,17 +300,17 @@ def mutate(random: random.Random, plan: Plan) -> Plan:
         copies.append(copy)
     elif kind == "shift":
         change = {f"{end}_offset": max(0, offset + random.choice([-7, -1, 1, 2, 5]))}
-        copies[index] = dataclasses.replace(copy, **change)
+        copies[index] = copy._replace(**change)
     elif kind == "tensor":
         number = len(plan.sources if end == "source" else plan.targets)
         change = {end: random.randrange(number)}
-        copies[index] = dataclasses.replace(copy, **change)
+        copies[index] = copy._replace(**change)
     elif kind == "exchange":
         # Two copies trade targets: still a bijection when they are alike.
         other_index = random.randrange(len(copies))
         other = copies[other_index]
-        copies[index] = dataclasses.replace(copy, target=other.target, target_offset=other.target_offset)
-        copies[other_index] = dataclasses.replace(other, target=copy.target, target_offset=copy.target_offset)
+        copies[index] = copy._replace(target=other.target, target_offset=other.target_offset)
+        copies[other_index] = other._replace(target=copy.target, target_offset=copy.target_offset)
     elif extents:
         axis, second = random.randrange(len(extents)), random.randrange(len(extents))
         if kind == "swap":
@@ -320,7 +320,7 @@ def mutate(random: random.Random, plan: Plan) -> Plan:
         else:
             strides[axis] = max(0, strides[axis] + random.choice([-1, 1, strides[axis]]))
         change = {"extents": tuple(extents), f"{end}_strides": tuple(strides)}
-        copies[index] = dataclasses.replace(copy, **change)
+        copies[index] = copy._replace(**change)
     return dataclasses.replace(plan, copies=tuple(copies))
 
 

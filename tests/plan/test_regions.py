@@ -12,7 +12,7 @@ import torch
 from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import Exemption, Plan, Rule, TensorSpec, make_plan
-from crosswalk.runtime.plan.regions import Region
+from crosswalk.runtime.plan.parts import Region
 
 RULES = (Rule("m", "weight: weight", "m.yaml:3:1"), Rule("m", "bias: bias", "m.yaml:4:1"))
 

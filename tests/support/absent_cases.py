@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from comparing import tensor_differences
 from native_llama import native_state
-from rank_cases import by_rows
+from rank_cases import by_rows, refusal
 from safetensors.torch import load_file
 
 import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.training import meeting
+from crosswalk.runtime.training.placement import Shards
+
+HEAD = "head.output_weights"
 
 
 def wait_for(path: Path) -> None:
@@ -119,18 +122,22 @@ def large_messages(rank: int, checkpoint: Path, home: Path) -> list[tuple[str, s
     return []
 
 
-def stages(rank: int, checkpoint: Path, home: Path) -> dict[str, Any]:
-    """A pipeline: rank 0 has the embeddings and two layers, rank 1 the rest; one layer is mixed from both."""
-    expected = native_state(checkpoint)
+def _stage(rank: int, checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What a rank of two has of a model: the embeddings and two layers, or the rest."""
     first = ("embeddings", "decoder.0", "decoder.1.")
-    mine = {k: v for k, v in expected.items() if k.startswith(first) == (rank == 0)}
+    return {k: v for k, v in native_state(checkpoint).items() if k.startswith(first) == (rank == 0)}
+
+
+def stages(rank: int, checkpoint: Path, home: Path) -> dict[str, Any]:
+    """A pipeline of which one layer is mixed from both stages."""
+    expected, mine = native_state(checkpoint), _stage(rank, checkpoint)
     shared = "decoder.1.mlp.layer_2.weight"
     half = expected[shared].chunk(2)[rank].clone()
     rows = half.shape[0]
     box = ((rank * rows, (rank + 1) * rows), (0, half.shape[1]))
     state: dict[str, Any] = {name: torch.full_like(tensor, float("nan")) for name, tensor in mine.items()}
     local = torch.full_like(half, float("nan"))
-    state[shared] = crosswalk.runtime.training.placement.Shards(expected[shared].shape, [(box, local)])
+    state[shared] = Shards(expected[shared].shape, [(box, local)])
     loaded = crosswalk.load(checkpoint, state, "llama")
     for name, tensor in mine.items():
         if name != shared:
@@ -145,4 +152,46 @@ def stages(rank: int, checkpoint: Path, home: Path) -> dict[str, Any]:
         "streamed": tensor_differences(streamed, load_file(checkpoint / "model.safetensors")),
         "load": error_of(lambda: crosswalk.load(checkpoint, state, "llama")),
         "save": error_of(lambda: crosswalk.save(state, loaded.config, home / "no", "llama")),
+    }
+
+
+def tied_stages(rank: int, checkpoint: Path, home: Path) -> dict[str, Any]:
+    """A pipeline whose last stage has a copy of the embeddings, cut in two, by every way in and out."""
+    import torch.distributed.checkpoint as dcp
+
+    expected = _stage(rank, checkpoint)
+    rows = native_state(checkpoint)["embeddings.word_embeddings_weight"]
+    cuts = [((0, 30), (0, rows.shape[1])), ((30, rows.shape[0]), (0, rows.shape[1]))]
+
+    def blank() -> tuple[dict[str, Any], list[torch.Tensor]]:
+        state: dict[str, Any] = {name: torch.full_like(tensor, float("nan")) for name, tensor in expected.items()}
+        parts = [torch.full((stop - start, width), float("nan")) for (start, stop), (_, width) in cuts]
+        if rank == 1:
+            state[HEAD] = Shards(tuple(rows.shape), list(zip(cuts, parts, strict=True)))
+        return state, parts
+
+    state, parts = blank()
+    loaded = crosswalk.load(checkpoint, state)
+    wrong = [name for name, tensor in expected.items() if not torch.equal(state[name], tensor)]
+    wrong += [HEAD] * (rank == 1 and not torch.equal(torch.cat(parts), rows))
+    crosswalk.save(state, loaded.config, home / "save", "llama")
+    streamed = dict(itertools.chain.from_iterable(crosswalk.stream(state, loaded.config, "llama", 20_000)))
+
+    whole = {name: torch.full_like(tensor, float("nan")) for name, tensor in expected.items()}
+    if rank == 1:
+        whole[HEAD] = torch.full_like(rows, float("nan"))
+    dcp.load(whole, storage_reader=crosswalk.reader(checkpoint))
+    wrong += [
+        name for name, tensor in (expected | {HEAD: rows}).items() if not torch.equal(whole.get(name, tensor), tensor)
+    ]
+    dcp.save(whole, storage_writer=crosswalk.writer(home / "dcp", loaded.config, "llama"))
+    if rank == 1:
+        parts[1][3, 5] += 1
+        whole[HEAD][33, 5] += 1
+    return {
+        "wrong": wrong,
+        "streamed": tensor_differences(streamed, load_file(checkpoint / "model.safetensors")),
+        "save": error_of(lambda: crosswalk.save(state, loaded.config, home / "no", "llama")),
+        "stream": error_of(lambda: list(crosswalk.stream(state, loaded.config, "llama"))),
+        "dcp": refusal(lambda: dcp.save(whole, storage_writer=crosswalk.writer(home / "no", loaded.config, "llama"))),
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -69,7 +72,7 @@ def on_ranks(rank: int, home: Path, out: Path) -> list[Any]:
     """What is wrong with sharded models, and with two stages of one."""
     moe, tied = "Qwen3MoeForCausalLM", "Gemma3ForCausalLM"
     found = sharded(rank, home / moe, out / "sharded", moe) + sharded(rank, home / tied, out / "tied", tied)
-    return found + stages(rank, home / moe, out / "stages", moe)
+    return found + stages(rank, home / moe, out / "stages", moe) + planned_again(rank)
 
 
 def stages(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
@@ -122,3 +125,31 @@ def sharded(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
             else ["values"]
         )
     return wrong
+
+
+def planned_again(rank: int) -> list[Any]:
+    """What is sent of a sharded model again is planned once; again on all ranks when one has changed; and nothing of it
+    outlives the model."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from crosswalk.jobs import train
+
+    planned: list[int] = []
+    plan = train.ClassExport.plan
+    model = made("LlamaForCausalLM")
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)), ignored_params=set(model.lm_head.parameters()))
+    counts: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.ClassExport, "plan", lambda self, there: planned.append(rank) or plan(self, there))
+        for step in range(3):
+            if step == 2 and rank == 1:
+                model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().t().contiguous().t())
+            found = dict(itertools.chain.from_iterable(crosswalk.stream(model, model.config)))
+            counts.append(len(planned))
+            counts += differences(found, expected)
+    gone = weakref.ref(model)
+    del model, found
+    gc.collect()
+    return [] if counts == [1, 1, 2] and gone() is None else [counts, gone() is None]

@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import absent_cases as cases
+import torch
+from native_llama import LLAMA
+from oracles import make_checkpoint
 from ranks import Failed, run_ranks
 from safetensors.torch import load_file
 
@@ -58,3 +61,23 @@ def test_stages_of_a_pipeline(checkpoint: Path, saved: Path, tmp_path: Path) -> 
             assert (code, "decoder.1.norm_2.weight" in text) in {("live/missing", True), ("tensors/missing", True)}
     for file in saved.iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
+
+
+def test_stages_with_copies_of_a_tied_parameter(tmp_path: Path) -> None:
+    """Each stage fills its own; they are written as one if they are equal, whatever parts they are held in."""
+    source = tmp_path / "hf"
+    make_checkpoint(source, {**LLAMA, "tie_word_embeddings": True})
+    differs = "parameter `head.output_weights` is not equal to `embeddings.word_embeddings_weight`"
+    for result in run_ranks(2, cases.tied_stages, source, tmp_path):
+        assert not isinstance(result, Failed), result.text
+        assert (result["wrong"], result["streamed"]) == ([], [])
+        for name in ("save", "stream"):
+            code, text = result[name]
+            assert (code, differs in text) == ("tie/differs", True), text
+        assert differs in result["dcp"]
+    expected = load_file(source / "model.safetensors")
+    for name in ("save", "dcp"):
+        written = load_file(tmp_path / name / "model.safetensors")
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(written[key], expected[key]) for key in expected)
+    assert not (tmp_path / "no").exists()

@@ -105,16 +105,23 @@ def test_meta_modules_get_memory_and_keep_their_ties(tied: Path) -> None:
     assert model.inverse_frequencies.is_meta
 
 
-def test_a_tied_parameter_shares_the_memory_of_the_other(tied: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["the same", "a copy", "a copy without memory"])
+def test_a_tied_parameter_is_the_other_or_a_copy_of_it(tied: Path, tmp_path: Path, how: str) -> None:
     state = blank(native_state(tied))
-    state["head.output_weights"] = torch.zeros_like(state["embeddings.word_embeddings_weight"])
-    with pytest.raises(CrosswalkError) as error:
-        crosswalk.load(tied, state)
-    assert codes(error) == ["live/unexpected"]
-    state["head.output_weights"] = state["embeddings.word_embeddings_weight"]
+    owner = state["embeddings.word_embeddings_weight"]
+    copy = torch.empty_like(owner, device="meta" if how == "a copy without memory" else "cpu")
+    state["head.output_weights"] = owner if how == "the same" else copy
     config = crosswalk.load(tied, state).config
     assert torch.equal(state["head.output_weights"], native_state(tied)["embeddings.word_embeddings_weight"])
     crosswalk.save(state, config, tmp_path / "out", "llama")
+    if how != "the same":
+        state["head.output_weights"] = -state["head.output_weights"]
+        with pytest.raises(CrosswalkError) as error:
+            crosswalk.save(state, config, tmp_path / "no", "llama")
+        assert codes(error) == ["tie/differs"]
+        del state["embeddings.word_embeddings_weight"]
+        with pytest.raises(CrosswalkError, match="a copy of the one that it is tied to, which must be passed too"):
+            crosswalk.load(tied, state)
     assert_equal(load_file(tmp_path / "out" / "model.safetensors"), load_file(tied / "model.safetensors"))
 
 
@@ -145,7 +152,7 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_changed(checkpoint: Pat
         crosswalk.load(checkpoint, state)
     assert codes(error) == ["live/dtype", "live/missing", "live/shape", "live/unexpected"]
     assert "`decoder.1.norm_2.weight` [48]" in str(error.value)
-    assert "share the memory" not in str(error.value)
+    assert "tied" not in str(error.value)
     assert torch.isnan(state["embeddings.word_embeddings_weight"]).all()
 
 
@@ -229,6 +236,18 @@ def test_the_documentation_names_every_option() -> None:
     for function in (crosswalk.load, crosswalk.save, crosswalk.stream, crosswalk.reader, crosswalk.writer):
         names = set(inspect.signature(function).parameters) - {"hf_dir", "model"}
         assert not [name for name in names if f"`{name}`" not in options], function.__name__
+
+
+def test_the_documentation_names_what_is_not_converted(checkpoint: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    section = text[text.index("## What is not converted") : text.index("## torch.distributed.checkpoint")]
+    for word in ("Optimizer state", "resume", "LoRA", "Pipeline", "Expert parallelism", "Buffers", "FSDP1"):
+        assert word in section
+    state = blank(native_state(checkpoint))
+    lora = "decoder.0.mixer.query.lora_A.default.weight"
+    assert "`lora_A` are refused" in section
+    with pytest.raises(CrosswalkError, match="merge the adapters into the model first"):
+        crosswalk.load(checkpoint, {**state, lora: torch.zeros(2, 48)})
 
 
 @pytest.mark.gpu

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from crosswalk.checkpoints.opened import Opened
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.checkpoint.output import OutputLayout
-from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.plan.model import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,15 @@ class Given:
 @dataclass(frozen=True)
 class Contents:
     """What is written beside the tensors of a trainer: its layout, the complete native config and the type of that,
-    what it is to remember of its origin, and parameters (``ties``) that have the storage of another one."""
+    what it is to remember of its origin, parameters (``ties``) that have the storage of another one, and the tensors
+    that are written (``targets``)."""
 
     layout: Layout
     root: str
     config: Mapping[str, Any]
     origin: Mapping[str, Any] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
+    targets: Sequence[TensorSpec] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Kind:
     that is wrong with one; that of Hugging Face is opened by itself. ``lay_out``: how one is written, with data files
     of so many bytes, None if it is only read. ``every``: whether any layout can be written so, or only one whose
     directories are of this kind. ``twice``: whether parameters that are tied stand in one under each of their names.
-    ``arrange``: from a plan into the layout to one into names of the directory, where they are others.
     """
 
     name: str
@@ -51,4 +52,3 @@ class Kind:
     lay_out: Callable[[Contents, int], OutputLayout] | None
     every: bool = False
     twice: bool = False
-    arrange: Callable[[Plan, Layout], Plan] | None = None

@@ -13,12 +13,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crosswalk.checkpoints.opened import Opened
+from crosswalk.checkpoints.states import left_out, model_names
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_json, shorten
 from crosswalk.runtime.checkpoint.opening import read_inside
@@ -27,18 +28,18 @@ from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.dcp.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
 from crosswalk.runtime.dcp.folder import Folder, is_folder, locate, open_folder
 from crosswalk.runtime.dcp.metadata import METADATA
-from crosswalk.runtime.dcp.output import folder_layout
+from crosswalk.runtime.dcp.output import Place, folder_layout
 from crosswalk.runtime.dcp.parts import slice_of
 from crosswalk.runtime.dcp.pickles import Made, PickleError, Table, read_pickle
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
-from crosswalk.runtime.plan.model import Plan, RawCopy, TensorSpec, make_plan
+from crosswalk.runtime.plan.model import TensorSpec
 
 from .beside import said_of, text_beside
-from .dcp import left_out, model_names
+from .dcp import known_to
 from .kind import Contents, Given, Kind
 
 _LATEST, _ABOUT, _COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.pt"
-_RELEASE = "release"
+_RELEASE, _EXTRA = "release", "_extra_state"
 #: The entry that holds what all ranks have in common, in folders without a file for it.
 _COMMON_ENTRY = re.compile(r"common_state/shard_\d+_\d+")
 #: Stands for a number of a name that is an axis of the tensor in a folder.
@@ -52,7 +53,7 @@ def _recognises(path: Path) -> bool:
 
 
 def _is_legacy(path: Path) -> bool:
-    return path.is_dir() and any(entry.name.startswith("mp_rank_") for entry in os.scandir(path))
+    return path.is_dir() and any(name.startswith("mp_rank_") for name in os.listdir(path))
 
 
 def _open(path: Path, given: Given) -> Opened:
@@ -65,7 +66,7 @@ def _open(path: Path, given: Given) -> Opened:
     said, layout = said_of(path, given)
     folder = open_folder(path)
     common = _common(folder)
-    names, left = model_names(folder.entries.tensors, layout)
+    names, left = model_names(folder.entries.tensors, known_to(layout))
     if not names:
         raise fail("dcp/no-model", "no tensor of this folder is one of a model", Position(str(path / METADATA)))
     found = locate(folder, names)
@@ -171,12 +172,13 @@ def unstacked(name: str, stacked: Mapping[str, str]) -> list[tuple[str, bool]]:
     return result
 
 
-def arranged(plan: Plan, layout: Layout) -> Plan:
-    """The plan into the names of a folder: stacks put together. Layers are one only if all are of one kind."""
-    names = layout.stacked or {}
+def places(targets: Iterable[TensorSpec], layout: Layout) -> dict[str, Place]:
+    """Where in a folder each tensor of a layout is: in a stack of layers, experts or both. Layers are one only if all
+    are of one kind."""
+    targets, names = list(targets), layout.stacked or {}
     while True:
         groups: dict[str, dict[tuple[int, ...], TensorSpec]] = {}
-        for spec in plan.targets:
+        for spec in targets:
             name, index = stacked(spec.name, names)
             groups.setdefault(name, {})[index] = spec
         ragged = next((name for name, group in groups.items() if not _is_full(group.values(), group)), None)
@@ -185,15 +187,20 @@ def arranged(plan: Plan, layout: Layout) -> Plan:
         # The outermost of its axes is that of layers, which differ: they keep their numbers.
         outer = next(before for before, after in names.items() if _AXIS in after and f"{before}." in f"{ragged}.")
         names = {before: after for before, after in names.items() if before != outer}
-    targets, copies = [], list[RawCopy]()
+    found = {}
     for name, group in groups.items():
         axes = tuple(max(column) + 1 for column in zip(*group, strict=True))
-        first = next(iter(group.values()))
-        targets.append(TensorSpec(name, (*axes, *first.shape), first.dtype))
-        for number, index in enumerate(itertools.product(*map(range, axes))):
-            spec = group[index]
-            copies.append((spec.name, name, (spec.elements,), 0, (1,), number * spec.elements, (1,), 0))
-    return plan.compose(make_plan(plan.targets, targets, copies))
+        found |= {spec.name: Place(name, index, axes) for index, spec in group.items()}
+    return found
+
+
+def extra_states(found: Iterable[Place], modules: Collection[str]) -> Iterator[str]:
+    """The entries that a folder has for states of modules beside their weights."""
+    for place in found:
+        module, _, last = place.entry.rpartition(".")
+        if last == "weight" and module.rpartition(".")[2] in modules:
+            index, axes = (".".join(map(str, numbers)) for numbers in (place.index or (0,), place.axes or (1,)))
+            yield f"{module}.{_EXTRA}/shard_{index}_{axes}"
 
 
 def _is_full(specs: Iterable[TensorSpec], indexes: Iterable[tuple[int, ...]]) -> bool:
@@ -251,7 +258,14 @@ def _lay_out(contents: Contents, size: int) -> OutputLayout:
         there |= {_COMMON: saved(common), **text_beside(contents, written)}
         return {_LATEST: _RELEASE.encode(), **{f"{_RELEASE}/{name}": content for name, content in there.items()}}
 
-    return folder_layout(finish, size, objects={"common_state/shard_0_1": saved([common])}, inside=f"{_RELEASE}/")
+    stacks = places(contents.targets, contents.layout)
+    # dist_checkpointing refuses a folder without these, unless told otherwise.
+    empty = saved([torch.empty(0, dtype=torch.uint8)])
+    objects = dict.fromkeys(extra_states(stacks.values(), contents.layout.extra_states or ()), empty)
+    return folder_layout(
+        finish, size, objects={"common_state/shard_0_1": saved([common]), **objects}, inside=f"{_RELEASE}/",
+        stacks=stacks,
+    )  # fmt: skip
 
 
-KIND = Kind("torch_dist", _ABOUT, _recognises, _open, _lay_out, arrange=arranged)
+KIND = Kind("torch_dist", _ABOUT, _recognises, _open, _lay_out)
