@@ -45,9 +45,10 @@ class HuggingFaceCheckpoint:
     notes: tuple[str, ...] = ()
 
 
-def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
+def open_hugging_face(path: Path, unwrap: bool = True) -> HuggingFaceCheckpoint:
     """Open a checkpoint from config.json and headers. ``path``: its directory, or in there the index or the file of
-    tensors that is meant. Raises ``CrosswalkError`` with everything wrong with it."""
+    tensors that is meant. ``unwrap``: names are read without what wrappers put in. Raises ``CrosswalkError`` with
+    everything wrong with it."""
     problems: list[Diagnostic] = []
     meant, path = path, path if path.is_dir() else path.parent
     try:
@@ -64,7 +65,7 @@ def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
     if problems:
         raise CrosswalkError(problems)
     left = folders_left_behind(path)
-    names, wrapped = unwrapped(tensors.tensors)
+    names, wrapped = unwrapped(tensors.tensors) if unwrap else ({}, None)
     if wrapped:
         tensors = tensors.select(names)
     strangers = strangers_left_behind(path)
