@@ -266,8 +266,9 @@ def verify(
 
 @cli.command()
 @click.argument("name", required=False)
+@MAPPINGS
 def formats(name: str | None) -> None:
-    """List the formats; with NAME, its flattened mapping and what replaced what."""
+    """Show which classes go onto which layouts; with NAME, the flattened mapping and what replaced what."""
     from .formats import show_format, show_formats
 
     if name is None:
@@ -360,10 +361,11 @@ def _planned(options: dict[str, Any]) -> dict[str, Any]:
 
 def _asked(options: dict[str, Any]) -> Any:
     """The options of a plan, of commands that only make one."""
-    from crosswalk.jobs.options import Options, native
+    from crosswalk.jobs.options import AskedOptions, options_of
 
     planned = _planned(options)
-    return Options(**native(planned.pop("native_config")), **planned)
+    format, to, dialect, dtype = (planned.pop(name) for name in ("format", "to", "dialect", "dtype"))
+    return options_of(format, to, dialect, dtype, AskedOptions(**planned))  # type: ignore[typeddict-item]
 
 
 def _options(

@@ -21,7 +21,7 @@ Keys = tuple[str, ...]
 def show_native_config(prepared: Prepared) -> None:
     """The native config as YAML, a field a line, each with the line of the mapping that sets it; ``default`` where no
     line speaks of it."""
-    echo(["native config"])
+    echo(["", "native config"])
     echo(aligned(config_rows(prepared.config, set_by(prepared.bound.cases))))
 
 

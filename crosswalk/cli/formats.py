@@ -12,7 +12,8 @@ from crosswalk.compiler.mapping.model import Entry, Fact, Line, MappingFile, Sec
 from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.relations.rules import Carried, FieldRule, OursFact, Rule, TheirsFact, Unused
 from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of, rules_of
-from crosswalk.jobs.formats import catalog, format_named
+from crosswalk.compiler.text.positioned import shorten
+from crosswalk.jobs.formats import DEFAULT_LAYOUT, catalog, format_named
 
 from .lines import aligned, echo, related, short, width, wrapped
 
@@ -20,16 +21,22 @@ Row = tuple[str, str, str]
 
 
 def show_formats() -> None:
-    """Every format with its class, dialects and model files, by layout."""
+    """Which class goes onto which layout, and by which format; and each format with its class, a line each."""
     mappings = [catalog().mapping(name) for name in catalog().formats()]
-    for layout in sorted({str(mapping.layout) for mapping in mappings}):
-        rows = [("format", "model_type", "architecture", "config class", "dialects", "model files")]
-        for mapping in mappings:
-            if mapping.layout == layout:
-                model_type, architecture, class_ = mapping.model_type, mapping.architecture, mapping.config_class
-                names = (mapping.name.removeprefix(f"{layout}_"), model_type or "", architecture or "", class_ or "")
-                rows.append((*names, ", ".join(_dialects(mapping)), ", ".join(mapping.files)))
-        echo([f"layout {layout}", "", *aligned(rows), ""])
+    layouts = sorted({str(mapping.layout) for mapping in mappings}, key=lambda name: (name != DEFAULT_LAYOUT, name))
+    places: dict[str, dict[str, list[str]]] = {}
+    details = dict[tuple[str, ...], None]()
+    for mapping in mappings:
+        name, code = mapping.name.removeprefix(f"{mapping.layout}_"), "its own" if mapping.files else "transformers"
+        architecture = mapping.architecture or name
+        places.setdefault(architecture, {}).setdefault(str(mapping.layout), []).append(name)
+        details[name, mapping.model_type or "", mapping.architecture or "", code] = None
+    matrix = [
+        (architecture, *(", ".join(found.get(layout, ["-"])) for layout in layouts))
+        for architecture, found in sorted(places.items())
+    ]
+    head = ("format", "model_type", "architecture", "model code")
+    echo([*aligned([("layout:", *layouts), *matrix]), "", *aligned([head, *sorted(details)]), ""])
 
 
 def _dialects(mapping: MappingFile) -> list[str]:
@@ -45,6 +52,8 @@ def show_format(name: str) -> None:
     written = ", ".join(dialect.replace("_", "-") for dialect in choose_dialects(compiled, None))
     echo((
         *wrapped(f"{name}: {' <- '.join((name, *reversed(mapping.ancestors)))}", width(), ""),
+        *(() if mapping.config_class is None else (f"class: {mapping.config_class}",)),
+        *wrapped(f"model files: {', '.join(mapping.files)}" if mapping.files else "", width(), ""),
         f"dialects: {', '.join(_dialects(mapping))}",
         f"written without a source: {written}",
     ))  # fmt: skip
@@ -68,8 +77,10 @@ def _section(section: Section, title: str, depth: int) -> Iterator[Row | str]:
     lines: tuple[Line, ...] = (*section.config, *section.sets, *section.tensors)
     for line in lines:
         for old in replaced.get(line.position, ()):
-            yield _row(old, f"{indent}  - ")
-        yield _row(line, f"{indent}  {'+' if line.position in replaced else ' '} ")
+            yield _row(old, f"{indent}  - ", _details(old, line))
+        before = replaced.get(line.position, [])
+        details = _details(line, before[0]) if len(before) == 1 else ""
+        yield _row(line, f"{indent}  {'+' if before else ' '} ", details)
     for check in section.checks:
         yield f"{indent}    {check.severity} unless {check.expression.text}  {short(str(check.position))}"
     for name, case in section.cases.items():
@@ -102,7 +113,26 @@ def _words(section: Section) -> Iterator[tuple[str, str]]:
         yield "tensors", "of the same names"
 
 
-def _row(line: Line, mark: str) -> Row:
+def _details(line: Line, other: Line) -> str:
+    """What an entry says that another of the same key and field does not, which would look the same."""
+    if not (isinstance(line, Entry) and isinstance(other, Entry)) or (line.kind, line.ours) != (other.kind, other.ours):
+        return ""
+    nothing = {"unset": (), "required": False, "read": None, "write": None}
+    texts = []
+    for name in _DETAILS:
+        value = getattr(line, name)
+        if value != getattr(other, name) and value is not nothing.get(name, MISSING):
+            texts.append(f"{name} {_text(value)}")
+    return f" ({shorten(', '.join(texts), _WIDEST)})" if texts else ""
+
+
+#: Most characters of what is said so.
+_WIDEST = 60
+#: What else a line may say of a key and its field.
+_DETAILS = ("default", "otherwise", "omit", "unset", "required", "read", "write")
+
+
+def _row(line: Line, mark: str, details: str = "") -> Row:
     where = short(str(line.position))
     if isinstance(line, Fact):
         return mark, f"{'.'.join(line.ours)}: {_text(line.value)}", where
@@ -110,7 +140,7 @@ def _row(line: Line, mark: str) -> Row:
         return f"{mark}{line.theirs}", ", ".join(".".join(path) for path in line.ours) or "not needed", where
     key = ".".join(line.theirs)
     if line.ours is not None:
-        return f"{mark}{key}", ".".join(line.ours), where
+        return f"{mark}{key}{details}", ".".join(line.ours), where
     values = " or ".join(map(_text, line.values))
     return f"{mark}{key}" + (f": {values}" if values else ""), _ALONE[line.kind], where
 

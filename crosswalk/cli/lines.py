@@ -58,22 +58,20 @@ def wrapped(text: str, limit: int, indent: str) -> list[str]:
 
 
 def related(rows: Iterable[tuple[str, str, str]], arrow: str, limit: int | None = None) -> Iterator[list[str]]:
-    """The lines of each row of left, right and an end, as in a diff: ``left -> right   end``. What one line cannot hold
-    continues on a second, indented one."""
+    """The lines of each row of left, right and an end, as in a diff: ``left -> right   end``, in columns as far as that
+    takes no second line. What one line cannot hold continues on a second, indented one."""
     limit = limit or width()
     cells = [(_cell(left), _cell(right), _cell(end)) for left, right, end in rows]
     ends = max((len(end) for _, _, end in cells), default=0)
-    room = limit - len(arrow) - 3 * len(_GAP) - ends
+    room = limit - len(arrow) - 2 * len(_GAP) - ends
     rights = min(max((len(right) for _, right, _ in cells), default=0), room * 2 // 3)
-    lefts = min(max((len(left) for left, _, _ in cells), default=0), room + len(_GAP) - rights)
+    lefts = min(max((len(left) for left, _, _ in cells), default=0), room - rights)
     for left, right, end in cells:
         between = f" {arrow if right else ' ' * len(arrow)} "
-        above = [left] if left and (len(left) > lefts or len(right) > rights) and (right or end) else []
-        if len(right) <= rights:
-            line = f"{'' if above else left:<{lefts}}{between}{right:<{rights}}"
-        else:
-            line = f"    {arrow} {right}"
-        yield [*above, f"{line}{_GAP}{end:>{ends}}".rstrip()]
+        above = [left] if left and len(left) + len(right) > lefts + rights and (right or end) else []
+        column = min(lefts, lefts + rights - len(right))
+        line = f"{'' if above else left:<{column}}{between}{right}" if column > 0 else f"    {arrow} {right}"
+        yield [*above, f"{line:<{lefts + len(between) + rights}}{_GAP}{end:>{ends}}".rstrip()]
 
 
 def _cell(text: str) -> str:

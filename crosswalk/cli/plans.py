@@ -20,8 +20,9 @@ from crosswalk.runtime.plan.parts import Region
 from .configs import show_native_config
 from .lines import bytes_text, echo, related, short, show_report
 
-#: A number that is a whole part of a name: the place of a layer or an expert. ``1`` in ``norm_1`` is none.
-_PLACE = re.compile(r"(?<![^.])\d+(?![^.])")
+#: The place of a layer or an expert: a number that is a whole part of a name, or that numbers the weights of one module
+#: (``weight0``). ``1`` in ``norm_1`` is none.
+_PLACE = re.compile(r"(?<![^.])\d+(?![^.])|(?<=\.weight)\d+$|(?<=\.bias)\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,6 @@ def show_plan(prepared: Prepared, workers: int | None, verbose: bool = False) ->
     echo((f" {'memory':<11}{bytes_text(peak_memory(threads))} with {threads} workers, whatever the model", ""))
     echo(plan_lines(prepared.plan, prepared.to == "hf", list(prepared.bound.ours), verbose))
     if verbose:
-        echo([""])
         show_native_config(prepared)
 
 

@@ -3,15 +3,13 @@ twice are read, and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.errors import CrosswalkError, system_limits
 from crosswalk.runtime.files.convert import check_ties
 
-from .options import Options, as_path, native
+from .options import AskedOptions, Options, options_of
 from .prepare import Prepared, prepare
 from .report import Report
 
@@ -23,31 +21,13 @@ def check(
     to: str | None = None,
     dialect: str | None = None,
     dtype: str | None = None,
-    *,
-    protect: tuple[str, ...] = (),
-    allow_lossy: bool = False,
-    model_files: str | Path | None = None,
-    pad: Sizes | None = None,
-    truncate: Sizes | None = None,
-    like: str | Path | None = None,
-    keep: str | Iterable[str] = (),
-    take_tied: bool = False,
-    text_only: bool = False,
-    kind: str | None = None,
-    layout: str | None = None,
-    native_config: str | Path | Mapping[str, Any] | None = None,
+    **asked: Unpack[AskedOptions],
 ) -> Report:
     """Everything that a conversion would check before it reads data: the config key by key, every tensor's name and
     shape, and the plan's proof. All options are those of :func:`crosswalk.convert`.
 
     Raises ``CrosswalkError`` with all problems found."""
-    options = Options(
-        format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
-        model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
-        like=as_path(like), keep=keep, take_tied=take_tied, text_only=text_only,
-        kind=kind, layout=layout, **native(native_config),
-    )  # fmt: skip
-    return Report.of(checked(Path(src), options))
+    return Report.of(checked(Path(src), options_of(format, to, dialect, dtype, asked)))
 
 
 def checked(src: Path, options: Options) -> Prepared:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from crosswalk.checkpoints.huggingface import CONFIG
 from crosswalk.checkpoints.kinds.kind import Contents
 from crosswalk.compiler.layout.natives import ties_of
 from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.pipeline import Sizes
 from crosswalk.runtime.errors import system_limits
 from crosswalk.runtime.files.convert import EngineOptions, write_checkpoint
 from crosswalk.runtime.files.workers import Progress
 
-from .options import Options, as_path, native, parse_size
+from .options import AskedOptions, options_of, parse_size
 from .prepare import Prepared, prepare
 from .report import Report
 
@@ -30,20 +28,9 @@ def convert(
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     *,
-    protect: tuple[str, ...] = (),
-    allow_lossy: bool = False,
-    model_files: str | Path | None = None,
-    pad: Sizes | None = None,
-    truncate: Sizes | None = None,
-    like: str | Path | None = None,
-    keep: str | Iterable[str] = (),
-    take_tied: bool = False,
-    text_only: bool = False,
-    kind: str | None = None,
-    layout: str | None = None,
-    native_config: str | Path | Mapping[str, Any] | None = None,
     options: EngineOptions | None = None,
     on_progress: Progress | None = None,
+    **asked: Unpack[AskedOptions],
 ) -> Report:
     """Convert the checkpoint ``src`` into the new directory ``dst``, which appears complete or not at all.
 
@@ -76,14 +63,8 @@ def convert(
 
     Raises ``CrosswalkError`` with all problems found; nothing is left at ``dst`` then.
     """
-    planning = Options(
-        format=format, to=to, dialect=dialect, dtype=dtype, protect=protect, allow_lossy=allow_lossy,
-        model_files=as_path(model_files), pad=pad or {}, truncate=truncate or {},
-        like=as_path(like), keep=keep, take_tied=take_tied, text_only=text_only,
-        kind=kind, layout=layout, **native(native_config),
-    )  # fmt: skip
     destination = Path(dst)
-    prepared = prepare(Path(src), planning)
+    prepared = prepare(Path(src), options_of(format, to, dialect, dtype, asked))
     shard = parse_size(max_shard_size)
     extra = {CONFIG: prepared.text.encode(), **prepared.derived} if prepared.to == "hf" else {}
     assert prepared.kind.lay_out is not None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from crosswalk.compiler.pipeline import PlanOptions
+from crosswalk.compiler.pipeline import PlanOptions, Sizes
 from crosswalk.compiler.text.positioned import shorten
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
@@ -38,6 +38,41 @@ class Options(PlanOptions):
         return None if self.format in (None, "auto") else self.format
 
 
+class AskedOptions(TypedDict, total=False):
+    """What a user may ask of a conversion by name: the keywords of :func:`crosswalk.check` and
+    :func:`crosswalk.convert`. They are said there."""
+
+    protect: tuple[str, ...]
+    allow_lossy: bool
+    model_files: str | Path | None
+    pad: Sizes | None
+    truncate: Sizes | None
+    like: str | Path | None
+    keep: str | Iterable[str]
+    take_tied: bool
+    text_only: bool
+    kind: str | None
+    layout: str | None
+    native_config: str | Path | Mapping[str, Any] | None
+
+
+def options_of(
+    format: str | None, to: str | None, dialect: str | None, dtype: str | None, asked: AskedOptions
+) -> Options:
+    """The options that a user's words are. Raises ``TypeError`` for a keyword that there is not."""
+    known = AskedOptions.__optional_keys__
+    for name in asked:
+        if name not in known:
+            raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known))}")
+    given: dict[str, Any] = dict(asked)
+    given |= {name: as_path(given.get(name)) for name in ("model_files", "like")}
+    given |= {name: given.get(name) or {} for name in ("pad", "truncate")}
+    config = given.pop("native_config", None)
+    in_a_file = not (config is None or isinstance(config, Mapping))
+    given |= {"native_file": Path(config)} if in_a_file else {"native_config": config}
+    return Options(format=format, to=to, dialect=dialect, dtype=dtype, **given)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """The options of Hugging Face files that a training job writes. ``max_shard_size`` in bytes."""
@@ -57,7 +92,7 @@ def check_direction(options: Options, onward: bool = False) -> None:
     if options.to != "hf" and options.truncate:
         text = "axes are truncated on the way to `hf`, and this is a conversion to a layout"
         raise fail("usage/truncate", text, None, "leave out --truncate")
-    if options.to != "hf" and options.like:
+    if options.to != "hf" and options.like and options.layout != "hf":
         text = "an original is given on the way to `hf`, and this is a conversion to a layout"
         raise fail("usage/like", text, None, "leave out --like: all of it is carried along")
 
@@ -108,10 +143,3 @@ def parse_size(text: int | str | None, option: str = "--max-shard-size") -> int:
 def as_path(path: str | Path | None) -> Path | None:
     """A path as users give it; None stays None."""
     return None if path is None else Path(path)
-
-
-def native(given: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options that say a native config: as it is, or the file that it is in."""
-    if given is None or isinstance(given, Mapping):
-        return {"native_config": given}
-    return {"native_file": Path(given)}

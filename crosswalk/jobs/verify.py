@@ -27,7 +27,7 @@ from crosswalk.runtime.files.workers import Progress
 from crosswalk.runtime.plan.algebra import with_sources
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .options import Options, as_path, native
+from .options import AskedOptions, Options, options_of
 from .prepare import Prepared, open_trainer, prepare
 from .report import Report
 
@@ -58,10 +58,10 @@ def verify(
     if kinds[0] is kinds[1] and kinds[0] in (FAST_LLM, HUGGING_FACE):
         what = f"{METADATA} is in both" if kinds[0] is FAST_LLM else f"{METADATA} is in neither"
         raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
-    asked = Options(
-        format=format, allow_lossy=allow_lossy, take_tied=take_tied, like=as_path(like), layout=layout,
-        **native(native_config),
-    )  # fmt: skip
+    said = AskedOptions(
+        allow_lossy=allow_lossy, take_tied=take_tied, like=like, layout=layout, native_config=native_config
+    )
+    asked = options_of(format, None, None, None, said)
     to_trainer = kinds[1] is not HUGGING_FACE
     expected = _native_output(source, target, asked) if to_trainer else _hf_output(source, target, asked)
     prepared, there, kind = expected.prepared, expected.prepared.mapping.layout, expected.prepared.mapping.root.type

@@ -120,6 +120,16 @@ def open_checkpoint(path: Path, index: Mapping[str, str] | None = None) -> Check
         raise fail("source/unreadable", f"cannot be read: {error.strerror or error}", where) from error
 
 
+def tie_differs(tensor: str, of: str) -> Diagnostic:
+    """What is said of a tensor that the config ties to another one, and that is stored with other values."""
+    text = f"tensor `{tensor}` is not equal to `{of}`, which the config ties it to"
+    hint = (
+        "if the model is not tied, say so in config.json (tie_word_embeddings: false); to leave this tensor out, as"
+        " transformers does when it loads the model, pass --take-tied (take_tied=True)"
+    )
+    return Diagnostic("tie/differs", text, None, hint)
+
+
 def _read_index(path: Path) -> Mapping[str, str]:
     where = Position(str(path))
     try:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from crosswalk.runtime.checkpoint.output import (
     stored,
 )
 from crosswalk.runtime.checkpoint.reading import Reader
-from crosswalk.runtime.checkpoint.source import Checkpoint, bind
+from crosswalk.runtime.checkpoint.source import Checkpoint, bind, tie_differs
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
@@ -198,12 +198,6 @@ def _reading_order(lowering: Lowering) -> list[int]:
 
 
 #: What a user can do about tensors that a config ties and that are not equal.
-_TIED_HINT = (
-    "if the model is not tied, say so in config.json (tie_word_embeddings: false); to leave this tensor out, as"
-    " transformers does when it loads the model, pass --take-tied (take_tied=True)"
-)
-
-
 def check_ties(plan: Plan, source: Checkpoint, options: EngineOptions | None = None) -> None:
     """Compare tied duplicates of a checkpoint with what they are tied to, by reading both; nothing else is read.
     Raises ``CrosswalkError`` for every one that differs."""
@@ -215,12 +209,12 @@ def check_ties(plan: Plan, source: Checkpoint, options: EngineOptions | None = N
 def _check_ties(lowering: Lowering, source: Checkpoint, workers: int) -> None:
     """Compare tied duplicates with what they are tied to, byte by byte. Raises for every one that differs."""
     plan, panel = lowering.plan, lowering.panel
-    pairs = {exemption.tensor: exemption.of for exemption in plan.exemptions if exemption.kind == "tied"}
+    pairs = {e.tensor: e.of for e in plan.exemptions if e.kind == "tied" and e.of is not None}
     if not pairs:
         return
     names = list(pairs)
     tied = [lowering.sources[plan.source_index[name]] for name in names]
-    others = [lowering.sources[plan.source_index[of]] for of in pairs.values() if of is not None]
+    others = [lowering.sources[plan.source_index[of]] for of in pairs.values()]
     with (
         contextlib.closing(Reader(names, tied, source.files)) as reader,
         contextlib.closing(Reader(names, others, source.files)) as other,
@@ -229,9 +223,7 @@ def _check_ties(lowering: Lowering, source: Checkpoint, workers: int) -> None:
         sink = CompareSink(other)
         run(whole(tied), names, sink, [Worker(reader, (), (), panel) for _ in range(workers)], 0)
     if sink.differing:
-        labels = [f"`{name}`, tied to `{of}`," for name, of in pairs.items()]
-        found = differences(sink.differing, labels, "tie/differs", "is not equal to what it is tied to")
-        raise CrosswalkError(replace(problem, hint=_TIED_HINT) for problem in found)
+        raise CrosswalkError(tie_differs(*list(pairs.items())[number]) for number in sorted(sink.differing))
 
 
 def _check_apart(source: Checkpoint, destination: Path) -> None:

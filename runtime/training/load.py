@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
-from crosswalk.runtime.checkpoint.source import Checkpoint, bind
+from crosswalk.runtime.checkpoint.source import Checkpoint, bind, tie_differs
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.runs import read_block
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
@@ -219,8 +219,7 @@ def compare_ties(
                     reader.read(number, pair[number].offset + start, memoryview(buffer)[:count])
                 total += 2 * count
                 if one[:count] != other[:count]:
-                    text = f"tensor `{exemption.tensor}` is not equal to `{exemption.of}`, which it is tied to"
-                    problems.append(Diagnostic("tie/differs", text))
+                    problems.append(tie_differs(exemption.tensor, exemption.of))
                     break
     if problems:
         raise CrosswalkError(problems)

@@ -123,32 +123,39 @@ def test_explain_names_sources_and_the_line_of_the_mapping(crosswalk: CommandLin
 
 def test_explain_says_what_is_tied_and_what_is_dropped(crosswalk: CommandLine, tmp_path: Path) -> None:
     source = make(tmp_path / "source", tie_word_embeddings=True)
-    extra = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    edit_tensors(source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"], extra: torch.ones(7)}))
+    extra = ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
+    more = {"lm_head.weight": "model.embed_tokens.weight"}
+    edit_tensors(source, lambda t: t.update({k: t[v] for k, v in more.items()} | {k: torch.ones(7) for k in extra}))
     assert "lm_head.weight is tied: model.embed_tokens.weight" in crosswalk("explain", source, "lm_head.weight").out
-    assert f"{extra} is dropped: not needed" in crosswalk("explain", source, extra).out
+    for name in extra:
+        assert f"{name} is dropped: not needed" in crosswalk("explain", source, name).out
 
 
 def test_formats(crosswalk: CommandLine) -> None:
     out = crosswalk("formats").out
     rows = {row[0]: row for row in lines(out)}
-    assert rows["llama"][1:4] == ["llama", "LlamaForCausalLM", "transformers.LlamaConfig"]
+    assert rows["layout:"] == ["layout:", "fast_llm", "megatron", "torchtitan"]
+    assert rows["LlamaForCausalLM"] == ["LlamaForCausalLM", "llama", "llama", "llama3"]
+    assert rows["GptOssForCausalLM"] == ["GptOssForCausalLM", "-", "gpt_oss", "gpt_oss"]
+    assert rows["llama"] == ["llama", "llama", "LlamaForCausalLM", "transformers"]
+    assert rows["dream"] == ["dream", "dream", "DreamModel", "its", "own"]
     for name in ("mistral", "mixtral", "qwen2", "mtp_llama", "dream", "diffusion_llama"):
         assert rows[name][2].endswith(("ForCausalLM", "Model")), rows[name]
     out = crosswalk("formats", "mixtral").out
     assert out.splitlines()[0] == "mixtral: mixtral <- mistral <- llama <- huggingface"
     rows = lines(out)
-    assert any(
-        row[:4] == ["-", "sliding_window", "->", "window_size"] and row[4][:12] == "mistral.yaml" for row in rows
-    )
-    assert any(
-        row[:4] == ["+", "sliding_window", "->", "window_size"] and row[4][:12] == "mixtral.yaml" for row in rows
-    )
-    assert out.splitlines()[1:3] == [
+    window = [row for row in rows if row[1:2] == ["sliding_window"]]
+    assert [row[0] + " ".join(row[2:-1]) for row in window] == [
+        "-(default 4096) -> window_size",
+        "+(default null) -> window_size",
+    ]
+    assert [row[-1].partition(":")[0] for row in window] == ["mistral.yaml", "mixtral.yaml"]
+    assert out.splitlines()[1:4] == [
+        "class: transformers.MixtralConfig",
         "dialects: transformers-5, transformers-4, in-memory",
         "written without a source: transformers-5, transformers-4",
     ]
-    assert crosswalk("formats", "gemma4").out.splitlines()[1] == "dialects: transformers-5, transformers-5-5"
+    assert crosswalk("formats", "gemma4").out.splitlines()[2] == "dialects: transformers-5, transformers-5-5"
     assert "transformers-5-5" in crosswalk("convert", "--help").out
 
 

@@ -35,8 +35,7 @@ model.layers.{0..1}.mlp.gate_proj.weight          -> decoder.{0..1}.mlp.layer_1.
 model.layers.{0..1}.mlp.up_proj.weight            -> decoder.{0..1}.mlp.layer_1.weight       8.88 kB
 model.layers.{0..1}.mlp.down_proj.weight          -> decoder.{0..1}.mlp.layer_2.weight       8.88 kB
 model.layers.{0..1}.input_layernorm.weight        -> decoder.{0..1}.norm_1.weight              240 B
-model.layers.{0..1}.post_attention_layernorm.weight
-                                                  -> decoder.{0..1}.norm_2.weight              240 B
+model.layers.{0..1}.post_attention_layernorm.weight -> decoder.{0..1}.norm_2.weight            240 B
 model.norm.weight                                 -> head.final_norm.weight                    120 B
 lm_head.weight                                    -> head.output_weights                     8.52 kB
 """
@@ -54,8 +53,7 @@ model.layers.{0..1}.block_sparse_moe.experts.{0..7}.w3.weight
 model.layers.{0..1}.block_sparse_moe.experts.{0..7}.w2.weight
                                                   -> decoder.{0..1}.mlp.layer_2.weight      71.04 kB
 model.layers.{0..1}.input_layernorm.weight        -> decoder.{0..1}.norm_1.weight              240 B
-model.layers.{0..1}.post_attention_layernorm.weight
-                                                  -> decoder.{0..1}.norm_2.weight              240 B
+model.layers.{0..1}.post_attention_layernorm.weight -> decoder.{0..1}.norm_2.weight            240 B
 model.norm.weight                                 -> head.final_norm.weight                    120 B
 lm_head.weight                                    -> head.output_weights                     8.52 kB
 """
@@ -75,6 +73,17 @@ def test_layers_and_experts_of_mixtral_are_folded_and_long_lines_continue(
     crosswalk: CommandLine, tmp_path: Path
 ) -> None:
     assert relations(crosswalk("plan", make(tmp_path / "source", MIXTRAL)).out) == MIXTRAL_PLAN[1:]
+
+
+def test_weights_that_a_module_numbers_are_folded_too(crosswalk: CommandLine, tmp_path: Path) -> None:
+    out = crosswalk("plan", make(tmp_path / "source", MIXTRAL), "--to", "megatron").out
+    found = re.findall(r"experts\.(\S+)\.weight\s+-> \S+\.experts\.(\S+)", out)
+    assert found == [
+        ("{0..7}.w1", "linear_fc1.weight{0..7}"),
+        ("{0..7}.w3", "linear_fc1.weight{0..7}"),
+        ("{0..7}.w2", "linear_fc2.weight{0..7}"),
+    ]
+    assert all(len(line) <= 100 and line == line.rstrip() for line in relations(out).splitlines())
 
 
 def test_export_has_the_hugging_face_side_on_the_left_too(crosswalk: CommandLine, tmp_path: Path) -> None:
