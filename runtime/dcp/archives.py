@@ -163,8 +163,8 @@ def read_tensor(read: ReadPart, length: int) -> StoredStorage:
         raise ArchiveError("its numbers are not little endian")
     try:
         described = read_record(cached, records, "data.pkl", length)
-        read_it = _described if len(described) <= _TAIL else _described.__wrapped__
-        dtype, shape, key, start, elements = read_it(described)
+        found = _known(described) if len(described) <= _TAIL else _described(described)
+        dtype, shape, key, start, elements = found
     except PickleError as error:
         raise ArchiveError(str(error)) from error
     record = records.get(f"data/{key}")
@@ -176,10 +176,13 @@ def read_tensor(read: ReadPart, length: int) -> StoredStorage:
     return StoredStorage(dtype, shape, data_offset(cached, record, length) + start * size_of(dtype))
 
 
-@functools.lru_cache(maxsize=256)
 def _described(data: bytes) -> tuple[str, tuple[int, ...], str, int, int]:
-    """What a pickle says of a tensor, see :func:`_tensor`: the parts that ranks save of one are alike in it."""
+    """What a pickle says of a tensor, see :func:`_tensor`."""
     return _tensor(read_pickle(data, allowed_in_tensors))
+
+
+#: The same of pickles that were read before: the parts that ranks save of a tensor are alike in it.
+_known = functools.lru_cache(maxsize=256)(_described)
 
 
 def _tensor(value: Any) -> tuple[str, tuple[int, ...], str, int, int]:
