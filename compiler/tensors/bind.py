@@ -25,8 +25,8 @@ class Bound:
 
     ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
     if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
-    ``padding``: name -> the elements of a tensor of ours that theirs does not have, as disjoint boxes. ``cases``: what
-    speaks for each object of the native config.
+    ``padding``: name -> the elements of a native tensor that the hf side does not have, as disjoint boxes. ``cases``:
+    what speaks for each object of the native config.
     """
 
     mapping: CompiledMapping
@@ -47,8 +47,8 @@ def bind(
     limit: Limit = WITHOUT_FILES,
 ) -> Bound:
     """Bind a mapping to a complete native config, with the ``cases`` that reading or writing it took. ``lengths``: axes
-    that are shorter on their side; what is beyond is padding (:mod:`~crosswalk.compiler.layout.padded_axes`).
-    ``limit``: of the tensors on their side.
+    that are shorter on the hf side; what is beyond is padding (:mod:`~crosswalk.compiler.layout.padded_axes`).
+    ``limit``: of the tensors on the hf side.
 
     Raises ``CrosswalkError`` if a parameter has no tensor, a tensor has two lines, or there are too many.
     """
@@ -73,7 +73,7 @@ def bind(
 
 
 def _split_ties(natives: Mapping[str, Native], weights: Sequence[Related]) -> tuple[list[Related], dict[str, str]]:
-    """Tensors that are stored, and those of tied parameters with the tensor of theirs that has the storage."""
+    """Tensors that are stored, and those of tied parameters with the hf tensor that has the storage."""
     if all(native.tied_to is None for native in natives.values()):
         return list(weights), {}
     owners = {piece.parameter: r.tensor.name for r in weights for piece in r.tensor.pieces}

@@ -1,4 +1,4 @@
-"""Strided copies between a parameter of ours and a tensor of theirs, and how neighbours become one."""
+"""Strided copies between a native parameter and an hf tensor, and how neighbours become one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .dims import Source
 
 
 class TensorPiece(NamedTuple):
-    """One strided copy between the parameter ``parameter`` of ours and a tensor of theirs. Offsets and strides are in
+    """One strided copy between the native parameter ``parameter`` and an hf tensor. Offsets and strides are in
     elements of the flattened row-major tensors; no extent is 1, and a single element has no extents."""
 
     parameter: str
@@ -26,7 +26,7 @@ class TensorPiece(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor of theirs: its pieces are disjoint and cover it."""
+    """An hf tensor: its pieces are disjoint and cover it."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class Unplaced:
     apart: Mapping[str, int] = field(default_factory=dict)
 
     def placed(self, sizes: AxisTable, given: Mapping[str, int]) -> Iterator[TensorPiece]:
-        """The piece with the indices of some atoms ``given``: one for each tensor of ours that it stands for."""
+        """The piece with the indices of some atoms ``given``: one for each native tensor that it stands for."""
         p = self.piece
         ours_offset = p.ours_offset + sum(step * given[atom] for atom, step in self.steps.items())
         if self.source is None or self.source.template is None:
@@ -70,7 +70,7 @@ def _index(axis: str, sizes: AxisTable, given: Mapping[str, int]) -> int:
 
 
 def piece_of(parameter: str, axes: list[tuple[int, int, int]], ours_offset: int, theirs_offset: int) -> TensorPiece:
-    """``axes`` as merged: (extent, stride of theirs, stride of ours)."""
+    """``axes`` as merged: (extent, hf stride, native stride)."""
     extents, theirs_strides, ours_strides = zip(*axes, strict=True) if axes else ((), (), ())
     return TensorPiece(parameter, extents, ours_offset, ours_strides, theirs_offset, theirs_strides)
 

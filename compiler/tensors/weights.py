@@ -1,7 +1,7 @@
-"""The tensor side of a compiled mapping, for one config: which copies relate the trainer's parameters to theirs.
+"""The tensor side of a compiled mapping, for one config: which copies relate native parameters to hf tensors.
 
 The layout gives the modules and parameters of a config; the structs that reading or writing the config took give the
-names on the other side. Equal layers are lowered once and shared.
+hf names. Equal layers are lowered once and shared.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EMPTY = Template.parse("")
 
 
 class Related(NamedTuple):
-    """A tensor of theirs with the copies that relate it to parameters of ours, and the line that says so. ``encoded``:
+    """An hf tensor with the copies that relate it to native parameters, and the line that says so. ``encoded``:
     the same tensor as it is where it is stored encoded, if its dimensions are others then."""
 
     tensor: Tensor
@@ -50,7 +50,7 @@ class Related(NamedTuple):
 
 @dataclass
 class Weights:
-    """``related``: every tensor of theirs, those of tied parameters included; ``ignored``: names that may be in a file
+    """``related``: every hf tensor, those of tied parameters included; ``ignored``: names that may be in a file
     and are not needed."""
 
     related: list[Related] = field(default_factory=list)
@@ -77,7 +77,7 @@ def relate_weights(
     lengths: Mapping[str, int] = MappingProxyType({}),
     limit: Limit = WITHOUT_FILES,
 ) -> Weights:
-    """The tensors of theirs for the config at ``root``; axes in ``lengths`` are that long on their side. Raises
+    """The hf tensors for the config at ``root``; axes in ``lengths`` are that long on the hf side. Raises
     ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered, or as soon as
     there are more than ``limit`` tensors."""
     weights = Weights()

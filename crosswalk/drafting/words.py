@@ -15,7 +15,7 @@ Place = tuple[str, str]
 
 @dataclass
 class Words:
-    """``keys``: (section, field) -> keys of theirs; ``facts``: (section, field, value) that a format states; ``names``:
+    """``keys``: (section, field) -> hf keys; ``facts``: (section, field, value) that a format states; ``names``:
     (section, parameter) -> names of tensors."""
 
     keys: dict[Place, list[str]] = field(default_factory=dict)

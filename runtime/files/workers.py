@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
@@ -162,49 +163,65 @@ def run(
     """Let the workers consume all tasks. ``on_progress(bytes done, bytes in total, target)`` is called from this thread
     about ten times a second. The first exception, of a worker or of ``on_progress``, stops all workers and is raised.
     """
-    lock, stopped, finished = threading.Lock(), threading.Event(), threading.Event()
-    counts, current = [0] * len(workers), [""]
-    errors: list[BaseException] = []
-    alive = [len(workers)]
-
-    def work(number: int) -> None:
-        try:
-            while not stopped.is_set():
-                with lock:
-                    task = next(tasks, None)
-                if task is None:
-                    break
-                for segment in task:
-                    current[0] = names[segment.target]
-                    for count in sink.take(segment, workers[number]):
-                        counts[number] += count
-                        if stopped.is_set():
-                            return
-        except BaseException as error:
-            errors.append(error)
-            stopped.set()
-        finally:
-            with lock:
-                alive[0] -= 1
-                if not alive[0]:
-                    finished.set()
-
-    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(workers))]
+    crew = _Crew(tasks, names, sink, alive=len(workers), counts=[0] * len(workers))
+    threads = [threading.Thread(target=crew.work, args=each, daemon=True) for each in enumerate(workers)]
     try:
         start_threads(threads)
-        while not finished.wait(_PROGRESS_SECONDS if on_progress else None):
+        while not crew.finished.wait(_PROGRESS_SECONDS if on_progress else None):
             if on_progress:
-                on_progress(done + sum(counts), total, current[0])
+                on_progress(done + sum(crew.counts), total, crew.current)
     finally:
         with uninterrupted():  # what is tidied up next must not be written to any more
-            stopped.set()
+            crew.stopped.set()
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
-    if errors:
-        raise errors[0]
+    if crew.errors:
+        raise crew.errors[0]
     if on_progress:
-        on_progress(done + sum(counts), total, current[0])
+        on_progress(done + sum(crew.counts), total, crew.current)
+
+
+@dataclass
+class _Crew:
+    """What the threads of a run share. ``counts``: the bytes that each has done; ``current``: the last target."""
+
+    tasks: Iterator[Task]
+    names: Sequence[str]
+    sink: Sink
+    alive: int
+    counts: list[int]
+    current: str = ""
+    errors: list[BaseException] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    finished: threading.Event = field(default_factory=threading.Event)
+
+    def work(self, number: int, worker: Worker) -> None:
+        """Take tasks until there are none, or somebody stops."""
+        try:
+            while not self.stopped.is_set():
+                with self.lock:
+                    task = next(self.tasks, None)
+                if task is None:
+                    break
+                self._do(task, number, worker)
+        except BaseException as error:
+            self.errors.append(error)
+            self.stopped.set()
+        finally:
+            with self.lock:
+                self.alive -= 1
+                if not self.alive:
+                    self.finished.set()
+
+    def _do(self, task: Task, number: int, worker: Worker) -> None:
+        for segment in task:
+            self.current = self.names[segment.target]
+            for count in self.sink.take(segment, worker):
+                self.counts[number] += count
+                if self.stopped.is_set():
+                    return
 
 
 def start_threads(threads: Sequence[threading.Thread]) -> None:

@@ -98,8 +98,8 @@ def test_a_tied_pickle_shares_its_bytes(crosswalk: CommandLine, tmp_path: Path) 
 
 
 def as_the_trainer_writes_it(directory: Path) -> None:
-    """Without anything of ours: no origin, no carried files, a config with the sections of a training run, and the
-    state of an optimizer beside the weights."""
+    """Without anything that a conversion adds: no origin, no carried files, a config with the sections of a training
+    run, and the state of an optimizer beside the weights."""
     metadata("metadata", crosswalk=...)(directory)
     metadata("config", distributed={"training_dtype": "float32"}, optimizer={"learning_rate": {"base": 1e-4}})(
         directory
