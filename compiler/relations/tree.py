@@ -63,6 +63,8 @@ class Struct:
 
 @dataclass(frozen=True, slots=True)
 class Case:
+    """A node for one value of the key that tells cases apart."""
+
     value: Any
     node: Struct | CaseNode
 

@@ -122,6 +122,19 @@ def _lines(function: ast.FunctionDef) -> int:
     return lines - ((said.end_lineno or 0) - said.lineno + 1 if said else 0)
 
 
+def test_what_is_public_says_what_it_is() -> None:
+    """Every module, function and class of the product; fields alone may speak for themselves."""
+    silent = []
+    for file in MODULES.values():
+        module = ast.parse(file.read_text())
+        silent += [] if ast.get_docstring(module) else [f"{file}"]
+        for node in module.body:
+            fields = isinstance(node, ast.ClassDef) and all(isinstance(each, ast.AnnAssign) for each in node.body)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not (node.name.startswith("_") or fields):
+                silent += [] if ast.get_docstring(node) else [f"{file}: {node.name}"]
+    assert silent == []
+
+
 def test_a_class_has_its_name_alone() -> None:
     """Among all of the product, and against what a reader knows from Python."""
     nodes = (node for file in MODULES.values() for node in ast.walk(ast.parse(file.read_text())))
