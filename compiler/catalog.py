@@ -40,17 +40,20 @@ def _schema(name: str) -> Mapping[str, Any]:
 
 class Catalog:
     """The mappings and layouts of some folders. ``texts`` gives files by name that are not on disk (for editors and
-    tests); they come first. ``stored`` is what was read of these very folders before, by one that can be relied on."""
+    tests); they come first. ``stored`` is what was read of these very folders before, by one that can be relied on.
+    ``inverses``: whether it is shown that `read` and `write` undo each other, which takes half of the time."""
 
     def __init__(
         self,
         folders: Iterable[Folder] = (),
         texts: Mapping[str, str] | None = None,
         stored: Catalogued | None = None,
+        inverses: bool = True,
     ) -> None:
         self.folders: tuple[Folder, ...] = (*folders, shipped())
         self.texts = dict(texts or {})
         self.stored = stored
+        self.inverses = inverses
         if stored:
             learn(stored.expressions)
         self._documents: dict[str, Map] = {}
@@ -113,7 +116,7 @@ class Catalog:
             if mapping.layout is None:
                 raise fail("mapping/layout", f"mapping `{name}` names no layout", mapping.position, "add `layout:`")
             layout = self.layout(mapping.layout, mapping.place("layout"))
-            compiled = self._compiled[name] = expand(mapping, layout, self.compiled)
+            compiled = self._compiled[name] = expand(mapping, layout, self.compiled, self.inverses)
             for dialect in () if self.stored else compiled.spelled:  # what is stored was compiled once
                 compiled.in_dialect(dialect)
         return self._compiled[name]

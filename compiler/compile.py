@@ -35,13 +35,16 @@ from crosswalk.compiler.tensors.check import check_tensors
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 
-def expand(mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]) -> CompiledMapping:
+def expand(
+    mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping], inverses: bool = True
+) -> CompiledMapping:
     """Check ``mapping`` against ``layout`` and compile it. ``load(name, position)`` gives the mappings of parts.
+    ``inverses``: see :func:`check_config`.
 
     Raises ``CrosswalkError`` with every problem found, but for those of the sections of dialects: such a variant is
     compiled when it is first asked for.
     """
-    compiled = _compiled(mapping, layout, load)
+    compiled = _compiled(mapping, layout, load, inverses)
     spelled = {
         name: functools.cache(functools.partial(_compiled, _in_dialect(mapping, dialect), layout, load))
         for name, dialect in mapping.dialects.items()
@@ -60,7 +63,7 @@ def _in_dialect(mapping: MappingFile, dialect: Dialect) -> MappingFile:
 
 
 def _compiled(
-    mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping]
+    mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping], inverses: bool = True
 ) -> CompiledMapping:
     builder = Builder(mapping, layout, load)
     root = builder.root()
@@ -69,7 +72,7 @@ def _compiled(
     compiled = CompiledMapping(
         mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(claimed_paths(root))
     )
-    problems = (*check_config(compiled), *check_tensors(compiled))
+    problems = (*check_config(compiled, inverses), *check_tensors(compiled))
     if problems:
         raise CrosswalkError(_own_first(mapping, problems))
     return compiled

@@ -9,22 +9,28 @@ from crosswalk.compiler.mapping.model import MappingFile
 
 
 def class_name(wrappers: Iterable[str], name: Any) -> Any:
-    """The name of a class without the one of ``wrappers`` that training put before it; null if nothing is left."""
-    prefix = next((p for p in wrappers if isinstance(name, str) and name.startswith(p)), "")
-    return name[len(prefix) :] or None if prefix else name
+    """The name of a class without those of ``wrappers`` that training put before it; null if nothing is left."""
+    while prefix := next((p for p in wrappers if isinstance(name, str) and name.startswith(p)), ""):
+        name = name[len(prefix) :] or None
+    return name
 
 
 def right_architecture(mapping: MappingFile, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """The config with ``architectures`` as the class of a mapping writes it where it says nothing, or names the class
-    within a wrapper, and a note on that."""
+    """The config with ``architectures`` and ``model_type`` as the class of a mapping writes them where it says nothing,
+    or names the class within a wrapper or in other cases of letters, and a note on each."""
+    right: dict[str, Any] = {}
     said = config.get("architectures", ())
-    if mapping.architecture is None or not (said is None or isinstance(said, list)):
-        return config, []
-    names = [class_name(mapping.wrappers, name) for name in said or ()]
-    if any(name not in (None, mapping.architecture) for name in names) or (said and names == said):
-        return config, []
-    text = f"`architectures` is {said}: read, and written, as {mapping.architecture}".replace("None", "null")
-    return {**config, "architectures": [mapping.architecture]}, [text]
+    if mapping.architecture is not None and (said is None or isinstance(said, list)):
+        names = {str(name).casefold() for given in said or () if (name := class_name(mapping.wrappers, given))}
+        if names <= {mapping.architecture.casefold()} and said not in ((), [mapping.architecture]):
+            right["architectures"] = [mapping.architecture]
+    if mapping.model_types and config.get("model_type", "") is None:
+        right["model_type"] = mapping.model_types[0]
+    notes = []
+    for key, value in right.items():
+        name = value[0] if isinstance(value, list) else value
+        notes.append(f"`{key}` is {config[key]}: read, and written, as {name}".replace("None", "null"))
+    return {**config, **right}, notes
 
 
 def other_head(mapping: MappingFile, config: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.keys import get, put, same_number
 from crosswalk.compiler.relations.tree import (
     Carried,
+    CaseNode,
     CompiledMapping,
     Entries,
     Layers,
@@ -74,7 +75,8 @@ def unknown_keys(mapping: CompiledMapping, config: Mapping[str, Any], keep: Iter
 def _not_understood(mapping: CompiledMapping, unknown: list[Unknown]) -> Diagnostic:
     why = f"mapping `{mapping.name}`, and what the model computes may depend on"
     listed = unknown[:MAX_LISTED]
-    names = shlex.quote(",".join(shorten(".".join(one.path)) for one in listed))
+    whole = ",".join(".".join(one.path) for one in listed)
+    names = shlex.quote(whole if len(whole) < 2000 else ",".join(shorten(".".join(one.path)) for one in listed))
     if len(unknown) == 1:
         message = f"{unknown[0]} has no counterpart in {why} it"
         near = f"{unknown[0].near} " if unknown[0].near else ""
@@ -119,10 +121,11 @@ def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath)
     checked = {node.theirs for node in nodes_of(mapping.root) if isinstance(node, (Nullable, Entries))}
     checked |= {node.overrides for node in nodes_of(mapping.root) if isinstance(node, Layers) and node.overrides}
     parts = {node.part.theirs: node for node in nodes_of(mapping.root) if isinstance(node, PartNode)}
+    undecided = set(_undecided(mapping, data))
     for path, value in _unclaimed(data, (), claims, parts):
         written = (*where, *as_written(mapping, config, path))
         if not claims.match(path, claims.prefixes):
-            if len(path) > 1 or not _is_empty(value):
+            if path[:-1] not in undecided and (len(path) > 1 or not _is_empty(value)):
                 yield Unknown(written, value, partial(_absent, data, path[:-1], claims))
         elif not claims.match(path, checked):  # else importing reports it, with the rule
             message = f"`{'.'.join(written)}` must be an object, it is {_shown(value)}"
@@ -141,6 +144,16 @@ def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath)
 def _absent(data: Mapping[str, Any], at: KeyPath, claims: _Claims) -> list[str]:
     """The keys of the object at a path that rules speak of and that are not there."""
     return [name for name in claims.siblings(at) if get(data, (*at, name)) is MISSING]
+
+
+def _undecided(mapping: CompiledMapping, data: Mapping[str, Any]) -> Iterator[KeyPath]:
+    """Objects inside of a config that say to be of a kind that there is not, which importing reports: of the keys of
+    such an object nothing can be said."""
+    for node in nodes_of(mapping.root):
+        if isinstance(node, CaseNode) and len(node.key) > 1:
+            value = get(data, node.key)
+            if isinstance(value, str) and not any(case.value == value for case in node.cases):
+                yield node.key[:-1]
 
 
 def _features(

@@ -183,7 +183,7 @@ class AxisSizes(Mapping[str, "int | tuple[str, ...]"]):
     def __iter__(self) -> Iterator[str]:
         scope: Scope | None = self.scope
         while scope is not None:
-            yield from scope.kind.axes
+            yield from (*scope.axis_names, *scope.kind.axes)
             scope = scope.parent
 
     def __len__(self) -> int:

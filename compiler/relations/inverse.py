@@ -7,7 +7,6 @@ logarithms, and conditions between them. Two such functions that are the same at
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,7 +187,7 @@ def _values(rule: FieldRule, generator: random.Random) -> list[Any] | None:
     if rule.field.kind == "list" or rule.field.of not in ("int", "float"):
         return None
     draw = _drawn_int if rule.field.of == "int" else _drawn_float
-    drawn = (draw(generator) for _ in itertools.repeat(None, _DRAWS))
+    drawn = (draw(generator) * (1 if number % 4 else -1) for number in range(_DRAWS))  # misfits are left out
     return nulls + [number for number in drawn if misfit(rule.field, number) is None]
 
 
@@ -268,9 +267,13 @@ class _DrawnKeys:
         raise fail("config/missing-key", f"nothing says what `{'.'.join(path)}` can be")
 
     def _like(self, default: Any) -> Any:
-        """Something of the kind of a default. Numbers in a list are layers, others are small: they count."""
+        """Something of the kind of a default. Numbers in a list are layers, others are small: they count. A list of
+        other things has as many, each of its kind, and texts that are in it."""
         if isinstance(default, list):
-            return [index for index in range(self.count) if self.generator.random() < 0.4]
+            if not any(isinstance(item, str | list) for item in default):
+                return [index for index in range(self.count) if self.generator.random() < 0.4]
+            texts = [item for item in default if isinstance(item, str)]
+            return [self.generator.choice(texts) if isinstance(item, str) else self._like(item) for item in default]
         if isinstance(default, bool):
             return self.generator.random() < 0.5
         if isinstance(default, int):

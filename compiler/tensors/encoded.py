@@ -62,7 +62,7 @@ def read_encodings(
     read = Read(left, {spec.name: spec for spec in specs})
     for declared in mapping.encodings.values():
         said = config.get(declared.key)
-        if said is None:
+        if said is None or said == {}:
             for case in declared.cases.values():
                 _undeclared(declared, case, read, dtype)
             continue

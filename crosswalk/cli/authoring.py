@@ -48,7 +48,7 @@ def show(proof: Proof) -> None:
         if proof.tried[name]:
             found = sum(1 for finding in proof.findings if CODES.get(finding.code) == name)
             rows.append((str(proof.tried[name]), str(found), what))
-    echo([f"{proof.format}: held against {proof.reference} in a tiny model", "", *aligned(rows), ""])
+    echo([f"{proof.format}: held against {proof.reference} in a tiny model", *proof.notes, "", *aligned(rows), ""])
     if proof.findings:
         click.echo(render(proof.findings))
         click.echo()

@@ -13,6 +13,7 @@ from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders
 from crosswalk.runtime.errors import Position, fail
 
 from .classes import Known
+from .computing import compute_alike
 from .draft import Draft
 from .fit import Fit, Fitting
 from .keys import relate_keys, state_defaults
@@ -36,8 +37,9 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     known = Known.of(written, str(file))
     config, shapes = _tensors(path, written, known)
     places = folders()
-    catalog = Catalog(places, stored=stored(places))
-    fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes)
+    catalog = Catalog(places, stored=stored(places), inverses=False)  # those of shipped files are proved
+    asked = (known.subject.keys(), known.matters) if known is not None else ()
+    fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes, *asked)
     excluded = set(without)
     words = words_of(catalog, DEFAULT_LAYOUT, excluded)
     header: dict[str, Any] = {"architecture": architecture, "model_type": config["model_type"]}
@@ -50,8 +52,18 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     draft, fit = relate_keys(fitting, draft, fit, known)
     if known is not None and fit.compiled is not None:
         draft, fit = state_defaults(fitting, draft, fit, known)
+        draft, fit = compute_alike(fitting, draft, fit, words, known.subject)
     _ask(draft, fit)
+    text = _unmapped(catalog).get(config["model_type"])
+    if text is not None and draft.open:
+        draft.open.insert(0, f"such a model has {text}: what of it the trainer lacks has to be refused")
     return draft
+
+
+def _unmapped(catalog: Catalog) -> Mapping[str, str]:
+    """What is known of model types without a mapping."""
+    known = [catalog.mapping(name).unmapped for name in catalog.formats()]
+    return {name: text for one in known for name, text in one.items()}
 
 
 def _formats(catalog: Catalog, without: set[str]) -> list[str]:

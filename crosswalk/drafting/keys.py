@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from crosswalk.compiler.layout.model import ConfigType, Field
@@ -23,10 +24,10 @@ _LIKE, _LIKE_STATED = 0.5, 0.3
 def relate_keys(fitting: Fitting, draft: Draft, fit: Fit, known: Known | None) -> tuple[Draft, Fit]:
     """Relate the keys that are left to fields of like names, the likest first; keep those that mean nothing to the
     class, and ask about the rest."""
-    while (best := max(_pairs(fitting, draft, fit), default=None)) is not None:
+    while (best := max(_pairs(fitting, fit), default=None)) is not None:
         _, key, section, name = best
         changed = draft.copy()
-        for kind, other in [(section, name), *_stated_alike(draft, name, fitting.config[key])]:
+        for kind, other in [(section, name), *_stated_alike(fit, name, fitting.config[key])]:
             changed.sections.get(kind, {}).get("sets", {}).pop(other, None)
             changed.put(kind, "config", key, other, "by its name")
         found = fitting.of(changed)
@@ -40,6 +41,8 @@ def relate_keys(fitting: Fitting, draft: Draft, fit: Fit, known: Known | None) -
             draft.keeps.append(key)
         elif value is not None and not isinstance(value, dict):
             question = "the class computes something else at other values" if known else "what does it change"
+            if isinstance(value, list) and len(value) in fitting.counts:
+                question += f", perhaps the kind of each layer (`each: {key}`, docs/language.md, 7)"
             note = f"? `{key}`: {question}; relate it to a field, or leave it, so that they are refused"
             draft.put("base_model", "config", key, _fixed(key, value, known), note)
     return draft, fitting.of(draft)
@@ -48,30 +51,31 @@ def relate_keys(fitting: Fitting, draft: Draft, fit: Fit, known: Known | None) -
 def _fixed(key: str, value: Any, known: Known | None) -> dict[str, Any]:
     """The line that refuses other values; it is written where the class would take another."""
     taken = known.defaults([key]) if known else {}
-    if key not in taken:
+    if key not in taken or isinstance(value, list):
         return {"only": value}
     return {"const": value} if taken[key] == value else {"const": value, "default": taken[key]}
 
 
-def _stated_alike(draft: Draft, name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Other sections that state the same field at the same value: the key speaks for them too."""
-    for section, parts in draft.sections.items():
-        if parts.get("sets", {}).get(name) is value and isinstance(value, bool):
-            yield section, name
+def _stated_alike(fit: Fit, name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Sections that state a field at this value: the key speaks for all of them."""
+    assert fit.compiled is not None
+    for section in fit.compiled.source.sections.values():
+        if isinstance(value, bool) and any(fact.ours == (name,) and fact.value is value for fact in section.sets):
+            yield section.name, name
 
 
-def _pairs(fitting: Fitting, draft: Draft, fit: Fit) -> Iterator[tuple[float, str, str, str]]:
+def _pairs(fitting: Fitting, fit: Fit) -> Iterator[tuple[float, str, str, str]]:
     """Keys with the fields that they may be: how like they are, the key, the section, and the field."""
     if fit.compiled is None:
         return
     for kind, name, declared in _open_fields(fitting, fit):
-        stated = draft.sections.get(kind.name, {}).get("sets", {}).get(name)
-        for key in fit.unknown:
+        for key in (*fit.unknown, *filter(fitting.matters, fit.unsaid)):
             value = fitting.config[key]
             if value is None or misfit(declared, value) or isinstance(value, bool) != (declared.of == "bool"):
                 continue
             likest = max(likeness(name, key), likeness(f"{kind.name}.{name}", key))
-            if likest >= (_LIKE_STATED if stated is value else _LIKE):
+            stated = any(section == kind.name for section, _ in _stated_alike(fit, name, value))
+            if likest >= (_LIKE_STATED if stated else _LIKE):
                 yield likest, key, kind.name, name
 
 
@@ -99,10 +103,10 @@ def state_defaults(fitting: Fitting, draft: Draft, fit: Fit, known: Known) -> tu
             if entry is None or (entry.ours is None and name != "Sequence"):
                 continue
             if entry.read is not None or entry.write is not None or entry.cases:
-                asked = (
-                    f"`{key}`: the class takes {shown(value)} where it is absent, and {entry.position} something else"
+                at = f"{Path(entry.position.file).name}:{entry.position.line}"
+                draft.open.append(
+                    f"`{key}`: the class takes {shown(value)} where it is absent, and {at} something else"
                 )
-                draft.open.append(asked)
                 continue
             right = {"is": ".".join(entry.ours)} if entry.ours else {}
             draft.put(name, "config", key, {**right, "default": value})

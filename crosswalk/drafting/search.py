@@ -49,15 +49,15 @@ def fit_tensors(fitting: Fitting, draft: Draft, fit: Fit, words: Words) -> tuple
 
 def _state_facts(fitting: Fitting, draft: Draft, fit: Fit, words: Words) -> tuple[Draft, Fit]:
     """Try every fact, then state those that help, the best first, as long as they do."""
-    gains = {fact: fit.cost - _stated(fitting, draft, words, *fact)[1].cost for fact in _facts(fit, words)}
+    gains = {fact: fit.cost - stated(fitting, draft, words, *fact)[1].cost for fact in facts_of(fit, words)}
     for fact in sorted((fact for fact, gain in gains.items() if gain > 0), key=lambda fact: -gains[fact]):
-        changed, found = _stated(fitting, draft, words, *fact)
+        changed, found = stated(fitting, draft, words, *fact)
         if found.cost < fit.cost:
             draft, fit = changed, found
     return draft, fit
 
 
-def _facts(fit: Fit, words: Words) -> Iterator[tuple[str, str, Any]]:
+def facts_of(fit: Fit, words: Words) -> Iterator[tuple[str, str, Any]]:
     """What shipped mappings state of types that this one reaches, and the other values that may stand there."""
     if fit.compiled is None:
         return
@@ -80,7 +80,7 @@ def _others(layout: Layout, value: Any, usual: Container[Any]) -> Iterator[Any]:
             yield from (n for n in family.types if n != value and (n in usual or n == family.default))
 
 
-def _stated(fitting: Fitting, draft: Draft, words: Words, section: str, name: str, value: Any) -> tuple[Draft, Fit]:
+def stated(fitting: Fitting, draft: Draft, words: Words, section: str, name: str, value: Any) -> tuple[Draft, Fit]:
     """A draft with one fact more, and with what the type that it brings in needs."""
     changed = draft.copy()
     changed.put(section, "sets", name, value)

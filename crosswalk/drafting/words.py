@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.catalog import Catalog
-from crosswalk.compiler.mapping.model import Section
+from crosswalk.compiler.mapping.model import Section, TensorEntry
+from crosswalk.compiler.notation.axes import format_terms
 from crosswalk.compiler.notation.expressions import Expression
 
 Place = tuple[str, str]
@@ -16,11 +17,12 @@ Place = tuple[str, str]
 @dataclass
 class Words:
     """``keys``: (section, field) -> hf keys; ``facts``: (section, field, value) that a format states; ``names``:
-    (section, parameter) -> names of tensors."""
+    (section, parameter) -> names of tensors; ``orders``: sections with their lines that say in which order axes are."""
 
     keys: dict[Place, list[str]] = field(default_factory=dict)
     facts: list[tuple[str, str, Any]] = field(default_factory=list)
     names: dict[Place, list[str]] = field(default_factory=dict)
+    orders: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def key_of(self, section: str, field_name: str) -> list[str]:
         """Keys that hold a field in this section, then those in any."""
@@ -62,9 +64,17 @@ def _collect(words: Words, name: str, section: Section) -> None:
         found = (name, ".".join(fact.ours), fact.value)
         if isinstance(fact.value, (str, bool)) and not isinstance(fact.value, Expression) and found not in words.facts:
             words.facts.append(found)
+    order = {str(line.theirs): _right(line) for line in section.tensors if line.dims is not None and not line.types}
+    if order and (name, order) not in words.orders:
+        words.orders.append((name, order))
     for line in section.tensors:
         if len(line.ours) == 1 and line.dims is None and line.types is None:
             _add(words.names, (name, ".".join(line.ours[0])), str(line.theirs))
+
+
+def _right(line: TensorEntry) -> dict[str, Any]:
+    ours = [".".join(path) for path in line.ours]
+    return {"is": ours[0] if len(ours) == 1 else ours, "axes": format_terms(line.dims or ())}
 
 
 def _add(table: dict[Place, list[str]], place: Place, word: str) -> None:

@@ -69,7 +69,8 @@ def _undetected(
     """Which formats of other layouts there are, or what the model has that no format of this layout has."""
     kind = config.get("model_type")
     known = [m for m in mappings if m.layout == layout]
-    others = [m for m in mappings if m.layout != layout and (kind in m.model_types or m.architecture in architectures)]
+    classes = [] if any(m.architecture in architectures for m in known) else architectures
+    others = [m for m in mappings if m.layout != layout and (kind in m.model_types or m.architecture in classes)]
     described = {name: text for m in mappings for name, text in m.unmapped.items()}
     text = f"no format fits this config.json ({_said(config, architectures)}) in layout `{layout}`"
     hint = f"there are {', '.join(f'{m.name} ({m.model_type})' for m in known)}"
@@ -77,6 +78,8 @@ def _undetected(
         names = " or ".join(f"`{m.name}`" for m in towers)
         text += f": it has other towers beside one of text, which is {names}"
         hint = FLAG
+    elif like := [name for m in known for name in m.model_types if name.casefold() == str(kind).casefold()]:
+        hint = f"did you mean `{like[0]}`?"
     elif others:
         lacks = described.get(kind) if isinstance(kind, str) else None
         text += f", which lacks what `{kind}` has: {lacks}" if lacks else ""

@@ -130,7 +130,7 @@ def decoded_config(
     right = dict(right_architecture(mapping.source, read.stored.config)[0])
     if any(config.get(key) is not None for key in config.keys() - right.keys()):
         state_dtype(right, dtype)
-    elif right.get("architectures") == config.get("architectures"):
+    elif all(right.get(key) == config.get(key) for key in ("architectures", "model_type")):
         return text, config
     return config_bytes(right).decode(), right
 

@@ -222,7 +222,7 @@ def inputs(native: Mapping[str, Any], count: int) -> tuple[torch.Tensor, Sequenc
 
 def _notes(native: Mapping[str, Any], count: int) -> Iterator[str]:
     """What the inputs did not reach."""
-    windows = sorted(set(_windows(native["decoder"])))
+    windows = sorted(set(windows_of(native["decoder"])))
     large = [window for window in windows if window >= count]
     if large:
         few = f"{count} tokens do not reach the window of {', '.join(map(str, large))}"
@@ -231,10 +231,10 @@ def _notes(native: Mapping[str, Any], count: int) -> Iterator[str]:
         yield "the config does not say which token stands for an image: the vision encoder was not run"
 
 
-def _windows(value: Any) -> Iterator[int]:
+def windows_of(value: Any) -> Iterator[int]:
     """Every ``window_size`` in a config."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key == "window_size" and inner is not None:
                 yield inner
-            yield from _windows(inner)
+            yield from windows_of(inner)

@@ -23,7 +23,7 @@ SIZES: dict[str, int] = {
     "moe_intermediate_size": 29, "shared_expert_intermediate_size": 37, "shared_intermediate_size": 37,
     "num_experts": 5, "num_local_experts": 5, "n_routed_experts": 5, "moe_num_experts": 5,
     "num_experts_per_tok": 2, "top_k_experts": 2, "num_experts_per_token": 2, "moe_topk": 2,
-    "sliding_window": 5, "attention_window_size": 5,
+    "sliding_window": 5, "attention_window_size": 5, "window_size": 5, "attention_window": 5,
     "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 7, "linear_value_head_dim": 5,
     "first_k_dense_replace": 1,
     "patch_size": 4, "image_size": 32,

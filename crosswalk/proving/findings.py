@@ -36,12 +36,15 @@ CODES = {
 @dataclass
 class Proof:
     """``format`` and class (``reference``); ``tried``: check of ``CHECKS`` -> how many times; ``findings``: what is
-    wrong, each where the mapping says it."""
+    wrong, each where the mapping says it; ``notes``: in what the tiny model is another than that of the config."""
 
     format: str
     reference: str
     tried: Counter[str] = field(default_factory=Counter)
     findings: list[Diagnostic] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _lines: set[tuple[str, Position]] = field(default_factory=set)
+    _said: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def holds(self) -> bool:
@@ -49,12 +52,22 @@ class Proof:
         return all(found.severity != "error" for found in self.findings)
 
     def note(
-        self, code: str, message: str, position: Position, hint: str | None = None, severity: str = "error"
+        self,
+        code: str,
+        message: str,
+        position: Position,
+        hint: str | None = None,
+        severity: str = "error",
+        how: str = "",
     ) -> None:
-        """Add a finding, unless one of its code is on its line already."""
-        known = {(found.code, found.position) for found in self.findings if position.line > 1}
-        if (code, position) not in known:
-            self.findings.append(Diagnostic(code, message, position, hint, severity))
+        """Add a finding, unless one of its code is on its line already, or one that says the same of another model;
+        ``how``: of which model, where it is not the tiny one."""
+        if ((code, position) in self._lines and position.line > 1) or (code, message) in self._said:
+            return
+        self._lines.add((code, position))
+        self._said.add((code, message))
+        text = f"{message}, of the model with {how}" if how else message
+        self.findings.append(Diagnostic(code, text, position, hint, severity))
 
 
 def dotted(path: Path) -> str:

@@ -11,8 +11,8 @@ from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError
 
 from .findings import Proof, dotted, shown
-from .reading import Config, Native, differences, line_of_key, native_of, values_at
-from .subject import Behaviour, Subject
+from .reading import Config, Native, differences, line_of_key, native_of, same_name, values_at
+from .subject import ROUNDED, Behaviour, Subject
 from .values import Path, changed, leaves, others, without
 
 #: Values of a key that are tried, of those that class takes.
@@ -71,7 +71,8 @@ def check_changed(
     for switch in switches:
         for path in idle:
             if _at(switch.config, path) == _at(subject.base, path):
-                accepted += _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
+                found = _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
+                accepted += [one for one in found if one.behaviour is not switch.behaviour]
     return accepted
 
 
@@ -94,7 +95,7 @@ def _changes(
             continue
         proof.tried["changed"] += 1
         done += 1
-        same = behaviour.same(base.behaviour)
+        same = behaviour.same(base.behaviour, ROUNDED if same_name(mapping, path, value, other) else 0.0)
         native = native_of(mapping, config)
         if not isinstance(native, CrosswalkError):
             severity = "warning" if behaviour.evaluates_as(base.behaviour) else "error"

@@ -13,19 +13,19 @@ from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders, format_named
-from crosswalk.models.comparison import inputs
+from crosswalk.models.comparison import inputs, windows_of
 from crosswalk.runtime.errors import CrosswalkError, fail
 
-from .findings import Proof, dotted
+from .findings import Proof, dotted, shown
 from .keys import Accepted, check_changed, check_left_out
 from .models import check_exported, check_logits, check_names, check_native, dialects_to_read
-from .reading import differences, native_of
+from .reading import Native, differences, native_of, without_loss
 from .subject import Subject
 from .values import Path as Keys
-from .values import leaves
+from .values import changed, leaves
 
-#: Tokens that a tiny model is run on: more than its window.
-_TOKENS = 19
+#: Tokens that a tiny model is run on, more than its window where that is short; and most of them.
+_TOKENS, _MOST = 19, 600
 #: Most models of changed configs that are saved, and run beside the reference; most native fields that are drawn.
 _MODELS, _FIELDS = 24, 40
 #: Keys of a file, not of a model.
@@ -55,16 +55,31 @@ def prove(
         text = f"the reference is that of layout `{DEFAULT_LAYOUT}`, not of `{compiled.layout.name}`"
         raise fail("usage/prove", text, None, "leave out --logits")
     subject = Subject.of(parse_config(read_config_text(file), file), str(file))
-    native = native_of(compiled, subject.base)
-    if isinstance(native, CrosswalkError):
-        raise native
+    native, notes = _exact(compiled, subject)
     subject.tokens, subject.images = _inputs(native)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the models are too small for more
     try:
-        return _prove(compiled, subject, native, logits, keys, random.Random(seed))
+        proof = Proof(compiled.name, subject.name, notes=notes)
+        _prove(compiled, subject, native, logits, keys, random.Random(seed), proof)
     finally:
         torch.set_num_threads(threads)
+    return proof
+
+
+def _exact(mapping: CompiledMapping, subject: Subject) -> tuple[Native, list[str]]:
+    """The native config of the tiny model, and what had to be changed in that for nothing to be lost. Raises
+    ``CrosswalkError`` where the mapping refuses it."""
+    native, notes = native_of(mapping, subject.base), []
+    if isinstance(native, CrosswalkError):
+        refused = native
+        for path, (value, kept) in without_loss(mapping, subject.base, refused).items():
+            subject.base = changed(subject.base, path, kept)
+            notes.append(f"`{dotted(path)}` is {shown(kept)} in the tiny model, as {shown(value)} loses something")
+        native = native_of(mapping, subject.base) if notes else refused
+        if isinstance(native, CrosswalkError):
+            raise native
+    return native, notes
 
 
 def compiled_mapping(mapping: str | Path) -> CompiledMapping:
@@ -82,12 +97,13 @@ def _prove(
     logits: bool,
     keys: int | Iterable[str] | None,
     draw: random.Random,
-) -> Proof:
+    proof: Proof,
+) -> None:
     behaviour = subject.behaviour(subject.base)
     if behaviour is None:
         subject.trace(subject.model(subject.base))  # says why
         raise AssertionError("a model that could not be run can be run")
-    base, proof = Accepted(subject.base, native, behaviour), Proof(mapping.name, subject.name)
+    base = Accepted(subject.base, native, behaviour)
     names = tuple(keys) if isinstance(keys, Iterable) else None
     stated, every = (
         _chosen([path for path, _ in leaves(config) if path[-1] not in _APART], names, keys, draw)
@@ -111,7 +127,6 @@ def _prove(
         fields = [path for path in fields if path in apart]
     count = keys if isinstance(keys, int) else _FIELDS
     check_native(mapping, subject, base, draw.sample(fields, min(count, len(fields))), proof)
-    return proof
 
 
 def _chosen(paths: list[Keys], names: Sequence[str] | None, keys: Any, draw: random.Random) -> list[Keys]:
@@ -123,5 +138,5 @@ def _chosen(paths: list[Keys], names: Sequence[str] | None, keys: Any, draw: ran
 def _inputs(native: Any) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """Tokens, and an image if the model takes one; of other layouts tokens that any vocabulary has."""
     if "embeddings" in native:
-        return inputs(native, _TOKENS)
+        return inputs(native, min(max([_TOKENS, *(window + 2 for window in windows_of(native["decoder"]))]), _MOST))
     return torch.arange(_TOKENS) * 7 % 53, ()

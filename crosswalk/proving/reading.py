@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,11 +11,12 @@ from crosswalk.compiler.config.taken import related_training
 from crosswalk.compiler.layout.differences import Difference, differing
 from crosswalk.compiler.layout.scope import Scope, as_stored
 from crosswalk.compiler.pipeline import PlanOptions, export_model, import_model
-from crosswalk.compiler.relations.rules import FieldRule, OursFact
+from crosswalk.compiler.relations.inverse import ROUNDING
+from crosswalk.compiler.relations.rules import FieldRule, OursFact, TheirsFact
 from crosswalk.compiler.relations.tree import CaseNode, CompiledMapping, Layers, Nullable, PartNode, nodes_of, rules_of
 from crosswalk.runtime.errors import CrosswalkError, Position
 
-from .values import Path
+from .values import Path, leaves
 
 Config = Mapping[str, Any]
 Native = Mapping[str, Any]
@@ -42,6 +44,18 @@ def differences(mapping: CompiledMapping, first: Native, second: Native, trained
     layout, kind = mapping.layout, mapping.root.type
     one, other = (Scope(layout, kind, as_stored(layout, kind, native)) for native in (first, second))
     return list(differing(one, other, related_training(mapping) if trained else ()))
+
+
+def rounds(mapping: CompiledMapping) -> bool:
+    """Whether a line of a mapping says that what it writes is read as it was but for rounding."""
+    return any(isinstance(rule, FieldRule) and rule.rounded for rule in rules_of(mapping.root))
+
+
+def only_rounded(mapping: CompiledMapping, difference: Difference) -> bool:
+    """Whether a difference is no more than what such a line allows."""
+    if not difference.floats or not rounds(mapping):
+        return False
+    return math.isclose(float(difference.first), float(difference.second), rel_tol=ROUNDING)
 
 
 def line_of_key(mapping: CompiledMapping, path: Path) -> Position:
@@ -85,6 +99,34 @@ def values_at(mapping: CompiledMapping, path: Path) -> list[Any]:
         if isinstance(rule, FieldRule) and rule.table and any(_matches(place, path) for place in rule.places()):
             found += [row.theirs for row in rule.table if not row.lossy]
     return found
+
+
+def same_name(mapping: CompiledMapping, path: Path, one: Any, other: Any) -> bool:
+    """Whether two texts at a key are names of the same, such as `gelu_new` and `gelu_pytorch_tanh`."""
+    return isinstance(one, str) and other in list(_kept(mapping, path, one))
+
+
+def without_loss(mapping: CompiledMapping, config: Config, refused: CrosswalkError) -> dict[Path, tuple[Any, Any]]:
+    """Where a config is refused for nothing but what would be lost: the keys that lose, each with its value and with
+    the one that the trainer computes. Empty where it is refused for anything else."""
+    lost = dict(leaves(config))
+    found: dict[Path, tuple[Any, Any]] = {}
+    for problem in refused.diagnostics:
+        value = lost.get(problem.path)
+        kept = next(_kept(mapping, problem.path, value), None) if problem.code == "config/lossy" else None
+        if kept is None:
+            return {}
+        found[problem.path] = value, kept
+    return found
+
+
+def _kept(mapping: CompiledMapping, path: Path, value: Any) -> Iterator[Any]:
+    for rule in rules_of(mapping.root):
+        if isinstance(rule, FieldRule) and rule.table and any(_matches(place, path) for place in rule.places()):
+            ours = [row.ours for row in rule.table if row.theirs == value]
+            yield from (row.theirs for row in rule.table if row.ours in ours and not row.lossy)
+        elif isinstance(rule, TheirsFact) and rule.lossy is not None and _matches(rule.theirs, path):
+            yield from rule.values
 
 
 def line_of_field(mapping: CompiledMapping, path: Path) -> Position:

@@ -6,11 +6,8 @@ be applied once, to the version before.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from crosswalk.runtime.errors import fail
+from crosswalk.runtime.publishing.checksums import digest_of
 from crosswalk.runtime.publishing.delta import Delta
-
-_CHECKSUMS = ("adler32", "sha256", "xxh3-128")
 
 
 def slime(delta: Delta, folder: str | Path, version: int, checksum: str = "adler32") -> Path | None:
@@ -61,7 +57,7 @@ def skyrl(delta: Delta, folder: str | Path, version: int, checksum: str = "xxh3-
 
 def _encoded(delta: Delta, checksum: str) -> dict[str, tuple[torch.Tensor, dict[str, Any]]] | None:
     """Of each tensor that has changed its compressed difference, and what is said of it; None but on rank 0."""
-    digest, compress = _checksum(checksum), _package("zstandard").ZstdCompressor(level=1).compress
+    digest, compress = digest_of(checksum), _package("zstandard").ZstdCompressor(level=1).compress
     result = {}
     for name, shape, dtype, now, before in delta.replaced(to=0):
         new, old = (tensor.cpu().contiguous().view(-1).view(torch.uint8) for tensor in (now, before))
@@ -83,17 +79,6 @@ def _written(target: Path, name: str, found: Any, sums: dict[str, str], last: st
     unfinished = target / f".{last}"
     unfinished.write_text(json.dumps(content))
     return unfinished.rename(target / last).parent
-
-
-def _checksum(name: str) -> Callable[[bytes], str]:
-    if name == "adler32":
-        return lambda data: f"{zlib.adler32(data):08x}"
-    if name == "sha256":
-        return lambda data: hashlib.sha256(data).hexdigest()
-    if name == "xxh3-128":
-        xxhash = _package("xxhash")
-        return lambda data: str(xxhash.xxh3_128(data).hexdigest())
-    raise fail("publisher/checksum", f"there is no checksum `{name}`", None, f"one of {', '.join(_CHECKSUMS)}")
 
 
 def _package(name: str) -> Any:

@@ -10,23 +10,36 @@ import torch
 
 from crosswalk.runtime.publishing.delta import Delta
 from crosswalk.runtime.publishing.publisher import Publisher
+from crosswalk.runtime.publishing.shards import Chunks
 
 
 def source(publisher: Publisher, *, to: int | None = None) -> Any:
-    """A ``WeightSource`` for the trainer's engines that take whole tensors. Every rank passes its own to
-    ``trainer_init``. ``to``: the one rank that needs the tensors, where only one sends them, as with NCCL (0); with IPC
-    and RDT all do."""
-    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+    """A ``WeightSource`` for the trainer's engines. Every rank passes its own to ``trainer_init``; the ranks of the
+    publisher are those of the trainer. ``to``: the one rank that needs whole tensors, where only one sends them, as
+    with NCCL (0); with IPC and RDT all do. M2N takes what each rank has: its chunk of a tensor that is cut regularly,
+    and a gathered tensor otherwise."""
+    from vllm.distributed.weight_transfer.base import ParamMeta, Replicate, Shard, WeightSource
 
     class PublishedWeights(WeightSource):  # type: ignore[misc]
         @cached_property
         def metadata(self) -> list[Any]:
             """The same list at each sync, so that receivers are told once."""
-            return [ParamMeta(name, dtype, shape) for name, dtype, shape in publisher.metadata]
+            return [ParamMeta(*one, **self._placed(publisher.chunks[one.name])) for one in publisher.metadata]
+
+        def _placed(self, way: Chunks | None) -> dict[str, Any]:
+            if way is None:
+                return {}
+            places: list[Any] = [Replicate(), Replicate()]
+            places[way.axis] = Shard(way.dim)
+            ranks = tuple(range(publisher.team.size))
+            return {"owners": ranks, "mesh_shape": way.mesh, "placements": tuple(places)}
 
         def iter_full(self) -> Iterator[tuple[str, torch.Tensor]]:
             for bucket in publisher.buckets(to=to):
                 yield from bucket
+
+        def iter_local(self) -> Iterator[tuple[str, torch.Tensor]]:
+            return publisher.local()
 
     return PublishedWeights()
 

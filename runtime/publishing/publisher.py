@@ -19,13 +19,14 @@ from crosswalk.runtime.training.parameters import Model
 from crosswalk.runtime.training.ranks import Table, Team, share_out, table
 from crosswalk.runtime.training.save import counted
 
+from .checksums import bytes_of, digest_of
 from .current import Current
 from .exchange import Ranks, exchange
 from .locate import Located, locate, readers
 from .order import in_buckets, publishing_order
 from .pieces import Strided
 from .recipes import Recipe, Way, fill, pack, received, viewed
-from .shards import ShardRegion, regions
+from .shards import Chunks, ShardRegion, chunks, regions
 
 NamedTensor = tuple[str, torch.Tensor]
 
@@ -154,13 +155,43 @@ class Publisher:
         """What each rank has of each tensor, as boxes: the same on all ranks, without a word between them."""
         return regions(self.plan, self.tables, self.targets)
 
+    @functools.cached_property
+    def chunks(self) -> dict[str, Chunks | None]:
+        """How each tensor is cut over the ranks, where each has one regular chunk of it; the same on all ranks."""
+        found = self.shards()
+        return {one.name: chunks(one.shape, found[one.name], self.team.size) for one in self.metadata}
+
+    def local(self) -> Iterator[NamedTensor]:
+        """Each tensor as the chunk of it that this rank has (:attr:`chunks`), cast, and whole where it is not cut so.
+        A collective."""
+        self.begin("local")
+        held, way = self.shards(), self.way(None)
+        for targets in self.bucketed:
+            cut = [target for target in targets if self.chunks[self.plan.targets[target].name] is not None]
+            recipe = way.recipe([target for target in targets if target not in set(cut)])
+            whole = dict(self._named(recipe, self._made(recipe, None)))
+            for one in (self._published(target) for target in targets):
+                yield one.name, whole[one.name] if one.name in whole else self._chunk(one, held[one.name] or ())
+
+    def _chunk(self, one: Published, held: Sequence[ShardRegion]) -> torch.Tensor:
+        mine = next((region for region in held if region.rank == self.team.rank), None)
+        if mine is None:
+            way = self.chunks[one.name]
+            assert way is not None
+            sizes = [stop - start for start, stop in way.box(one.shape, self.team.rank)]
+            return torch.empty(sizes, dtype=one.dtype, device=self.current.device)
+        parts = self.current.placed[mine.parameter].parts
+        part = next(part.tensor for part in parts if part.box == mine.held).detach().contiguous()
+        sizes = [stop - start for start, stop in mine.box]
+        return part.as_strided(sizes, mine.strides, part.storage_offset() + mine.offset).to(one.dtype)
+
     def checksums(self, algorithm: str = "sha256") -> dict[str, str]:
-        """By tensor, the digest (of ``hashlib``) of its bytes as they are published, on every rank; each is made by the
-        rank whose share it is in. A collective."""
-        mine = {}
-        for name, tensor in self.share().items():
-            flat = tensor.cpu().contiguous().view(-1).view(torch.uint8)
-            mine[name] = hashlib.new(algorithm, flat.numpy().tobytes()).hexdigest()
+        """By tensor, the digest of its bytes as they are published, on every rank; each is made by the rank whose share
+        it is in. ``algorithm``: ``xxh3-128``, or a name of ``hashlib``. A collective.
+
+        Raises ``CrosswalkError`` (``publisher/checksum``) for another algorithm."""
+        digest = digest_of(algorithm)
+        mine = {name: digest(bytes_of(tensor)) for name, tensor in self.share().items()}
         found = self.team.gather("comparing checksums", mine)
         return {one.name: next(theirs[one.name] for theirs in found if one.name in theirs) for one in self.metadata}
 

@@ -45,6 +45,42 @@ def regions(plan: Plan, tables: Sequence[Table], targets: Sequence[int]) -> dict
     return result
 
 
+class Chunks(NamedTuple):
+    """A tensor cut along ``dim`` as ``torch.chunk`` cuts it, over ranks that are a row-major ``mesh`` of two axes:
+    along ``axis`` of it each has the chunk of its number, along the other all have the same."""
+
+    mesh: tuple[int, int]
+    axis: int
+    dim: int
+
+    def box(self, shape: Sequence[int], rank: int) -> Box:
+        """What a rank has, which may be nothing."""
+        number = divmod(rank, self.mesh[1])[self.axis]
+        size = shape[self.dim]
+        step = -(-size // self.mesh[self.axis])
+        start, stop = min(number * step, size), min((number + 1) * step, size)
+        return tuple((start, stop) if dim == self.dim else (0, n) for dim, n in enumerate(shape))
+
+
+def chunks(shape: Sequence[int], held: Sequence[ShardRegion] | None, size: int) -> Chunks | None:
+    """How a tensor is cut over all of ``size`` ranks; None if it is not, or in another way."""
+    if held is None or len(held) > size or size == 1:
+        return None
+    found = {region.rank: region.box for region in held}
+    ways = (
+        Chunks((size // count, count) if axis else (count, size // count), axis, dim)
+        for count in range(size, 1, -1)
+        if size % count == 0
+        for axis in (1, 0)
+        for dim in range(len(shape))
+    )
+    for way in ways:
+        boxes = {rank: way.box(shape, rank) for rank in range(size)}
+        if len(found) == len(held) and found == {r: box for r, box in boxes.items() if all(a < b for a, b in box)}:
+            return way
+    return None
+
+
 def _box(shape: Sequence[int], piece: Piece) -> tuple[Box, tuple[int, ...]] | None:
     """The box of a tensor that a piece is, and the strides of its dimensions on the other end; None if it is none."""
     axes = {stride: (extent, other) for extent, stride, other in piece.axes}

@@ -123,10 +123,12 @@ def test_explain_names_sources_and_the_line_of_the_mapping(crosswalk: CommandLin
 
 def test_explain_says_what_is_tied_and_what_is_dropped(crosswalk: CommandLine, tmp_path: Path) -> None:
     source = make(tmp_path / "source", tie_word_embeddings=True)
-    extra = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    edit_tensors(source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"], extra: torch.ones(7)}))
+    extra = ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
+    more = {"lm_head.weight": "model.embed_tokens.weight"}
+    edit_tensors(source, lambda t: t.update({k: t[v] for k, v in more.items()} | {k: torch.ones(7) for k in extra}))
     assert "lm_head.weight is tied: model.embed_tokens.weight" in crosswalk("explain", source, "lm_head.weight").out
-    assert f"{extra} is dropped: not needed" in crosswalk("explain", source, extra).out
+    for name in extra:
+        assert f"{name} is dropped: not needed" in crosswalk("explain", source, name).out
 
 
 def test_formats(crosswalk: CommandLine) -> None:

@@ -136,6 +136,39 @@ def test_a_key_of_apriel2_left_out_means_what_its_class_says(name: str, key: str
         assert normalized(crosswalk.import_config(exported, case.format), case.format) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("attention", "causal", False),
+        ("kda", "normalization", {"epsilon": 2e-05, "activation": "sigmoid"}),
+        ("stochastic", "sampling_weights", {"attn": 2.0}),
+        ("stochastic", "main_mixer_name", "gdn"),
+    ],
+)
+def test_what_the_class_of_apriel2_reads_is_kept(name: str, key: str, value: Any) -> None:
+    case = CASES["apriel2_stochastic"]
+    config, objects = _apriel2()
+    objects[name][key] = value
+    if key == "sampling_weights":
+        objects[name]["sampling_strategy"] = "weighted"
+    exported = crosswalk.export_config(crosswalk.import_config(config, case.format), case.format)
+    mixer = exported["decoder"]["block"]["mixer"]
+    found = {inner["type"]: inner for inner in mixer["mixers"].values()} | {"stochastic": mixer}
+    assert found[name][key] == value
+
+
+def test_the_adapter_of_apriel2_has_biases_and_the_exact_gelu_where_it_says_nothing() -> None:
+    """As its class makes it; the trainer computes the other gelu."""
+    case = CASES["apriel2_mm_fixed"]
+    config = case.hf_config()
+    for key in ("add_linear_biases", "activation"):
+        del config["vision_encoder"]["adapter"][key]
+    with pytest.raises(CrosswalkError, match="the tanh approximation of gelu"):
+        crosswalk.import_config(config, case.format)
+    adapter = crosswalk.import_config(config, case.format, allow_lossy=True)["vision_encoder"]["adapter"]
+    assert (adapter["add_linear_biases"], adapter["activation"]) == (True, "gelu")
+
+
 def test_a_decoder_that_is_absent_is_refused() -> None:
     """The class fills in blocks with rotary embeddings of a type that it does not know, and makes no model of them."""
     case = CASES["apriel2_attention"]

@@ -300,6 +300,22 @@ def test_architectures_that_say_nothing_or_name_a_wrapper(
     assert config_of(tmp_path / "back")["architectures"] == ["LlamaForCausalLM"]
 
 
+@pytest.mark.parametrize("name", ["FSDPFSDPLlamaForCausalLM", "PeftModelForCausalLM", "LLaMAForCausalLM", None])
+def test_names_of_the_class_that_mean_the_same(name: str | None) -> None:
+    plain = crosswalk.import_config(LLAMA)
+    assert crosswalk.import_config(LLAMA | {"architectures": [name]}) == plain
+    assert crosswalk.import_config(LLAMA | {"architectures": [name], "model_type": None}, "llama") == plain
+
+
+def test_a_null_model_type_is_absent(command: CommandLine, tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    edit_config(source, lambda config: config.update(model_type=None))
+    ran = command("convert", source, tmp_path / "native")
+    assert "`model_type` is null: read, and written, as llama" in ran.out
+    assert command("convert", tmp_path / "native", tmp_path / "back").code == 0
+    assert config_of(tmp_path / "back")["model_type"] == "llama"
+
+
 @pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "FSDPMistralForCausalLM", "LlamaForCausalLMEagle3"])
 def test_another_class_is_refused(name: str) -> None:
     for format in (None, "llama"):
@@ -325,3 +341,39 @@ def test_the_features_of_a_type_that_nobody_knows_are_those_of_its_keys() -> Non
 def test_the_first_release_of_dream_is_read() -> None:
     for name in ("dream", "Dream"):
         assert detect_format({"model_type": name}).name == "dream"
+
+
+# ---- one message, that helps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "linear", "factor": 2.0, "finetuned": True},
+        {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0], "factor": 2.0},
+        {"type": "mrope", "mrope_section": [16, 24, 24]},
+    ],
+    ids=lambda scaling: str(scaling),
+)
+def test_of_an_object_of_a_kind_that_there_is_not_only_the_kind_is_said(scaling: dict[str, Any]) -> None:
+    key = "type" if "type" in scaling else "rope_type"
+    (said,) = refusals({**LLAMA, "rope_parameters": None, "rope_theta": 1e4, "rope_scaling": scaling})
+    assert said == f"`rope_parameters.rope_type` must be one of default, llama3, yarn; it is {scaling[key]!r} | None"
+
+
+@pytest.mark.parametrize(("kind", "near"), [("LLaMA", "llama"), ("Mistral", "mistral"), ("llama2", "llama")])
+def test_a_model_type_that_is_nearly_one_is_named(kind: str, near: str) -> None:
+    (said,) = refusals(LLAMA | {"model_type": kind})
+    assert f"(model_type {kind!r}" in said
+    assert said.endswith(f"did you mean `{near}`?")
+
+
+def test_an_empty_quantisation_is_none() -> None:
+    assert crosswalk.import_config(LLAMA | {"quantization_config": {}}) == crosswalk.import_config(LLAMA)
+
+
+def test_the_flag_names_long_keys_in_full() -> None:
+    key = "k" * 300
+    (said,) = refusals(LLAMA | {key: 1})
+    assert f"--keep {key} " in said
+    assert crosswalk.import_config(LLAMA | {key: 1}, keep=key)

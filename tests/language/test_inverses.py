@@ -109,6 +109,13 @@ def test_a_pair_that_does_not_undo_itself_is_refused(name: str) -> None:
     assert (found.position.file, found.position.line) == ("test.yaml", 5)
 
 
+def test_a_sign_that_is_lost_is_refused_where_the_field_may_have_one() -> None:
+    entry = "w: {is: router_input_scale, default: 1.0, read: = value if value > 0 else 0 - value}"
+    with pytest.raises(CrosswalkError, match=r"-\d\S+ would be written as -\d\S+, which is not read as that"):
+        compiled(entry, "moe", "mixtral")
+    assert compiled(entry.replace("router_input_scale", "softmax_scale_power"))
+
+
 def test_a_key_that_several_objects_write_must_be_the_same() -> None:
     mapping = Catalog().compiled("granite")
     native, _ = import_config(mapping, {"model_type": "granite"})

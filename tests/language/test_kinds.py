@@ -154,6 +154,16 @@ def test_what_is_not_written_back_is_refused(each: str, config: str, words: str)
     assert words in found.message
 
 
+def test_lists_within_lists_are_tried_as_such() -> None:
+    each = "= (turns[0][0] * turns[0][1])[layer]"
+    keys = '    turns: {default: [[[dense, moe], 12]], write: "= [[kinds, 1]]"}\n'
+    mapping = compiled(each, keys)
+    found = BASE | MOE | {"turns": [[["moe", "moe", "dense"], 2]], "num_hidden_layers": 5}
+    assert mlps(import_config(mapping, found)[0]) == "mmdmm"
+    with pytest.raises(CrosswalkError, match="do not undo each other"):
+        compiled(each, keys.replace("[[kinds, 1]]", "[[kinds[:1], 9]]"))
+
+
 def test_names_in_the_expression_are_looked_up() -> None:
     with pytest.raises(CrosswalkError, match="no rule speaks of a key `layers`"):
         compiled("= 'dense' if layers < first_k else 'moe'", FORMS["first"][1])

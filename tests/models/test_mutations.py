@@ -307,6 +307,8 @@ def _survives(name: str, mutant: Mutant) -> bool:
 
 _RESTATED = "says again what the file that it extends says"
 _ABSENT = "says what an absent key means: see test_class_defaults.py"
+_CLASS = "what only the class of the format writes: see test_class_defaults.py"
+_REFUSED = "says which value is no matter: see test_refusals.py"
 _DEFAULT = "says the default of the trainer, which silence means as well"
 
 #: Mutants that mean the same, or that other tests catch, each with the reason.
@@ -314,12 +316,14 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "llama": {
         "drop attention.tensors.rotary_emb.inv_freq": "a tensor that need not be there: see test_plan.py",
         "rename attention.tensors.rotary_emb.inv_freq": "a tensor that need not be there: see test_plan.py",
+        "drop base_model.tensors.model.rotary_emb.inv_freq": "a tensor that need not be there: see test_cli.py",
+        "rename base_model.tensors.model.rotary_emb.inv_freq": "a tensor that need not be there: see test_cli.py",
         "drop Sequence.config.num_hidden_layers": _ABSENT,
     },
     "mistral": {"drop mlp.config.intermediate_size": _ABSENT},
     "dream": {"drop base_model.config.vocab_size": _ABSENT},
     "huggingface": {"drop enums.activation.gelu": "only says why it is refused: see test_bad_configs.py"},
-    "mixtral": {"drop moe.sets.routing": _DEFAULT},
+    "mixtral": {"drop moe.sets.routing": _DEFAULT, "drop rms_norm.config.rms_norm_eps": _ABSENT},
     "qwen2": {
         "drop Sequence.count": _RESTATED,
         "drop Sequence.kinds.full_attention.attention.sets.window_size": _DEFAULT,
@@ -332,7 +336,11 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "drop Rotary.by": "the kind meant without a rope_type is the same model",
         "drop Rotary.cases.default.config.rope_theta": _RESTATED,
     },
-    "apriel2_vision": {"drop Rotary.by": _RESTATED},
+    "apriel2_vision": {
+        "drop Rotary.by": _RESTATED,
+        "drop vision_encoder.config.adapter.add_linear_biases": _ABSENT,
+        "drop vision_encoder.config.adapter.activation": _ABSENT,
+    },
     "apriel_hybrid_ssm": {
         "drop Sequence.count": _RESTATED,
         "drop Sequence.kinds.t.block.sets.mixer": _RESTATED,
@@ -350,6 +358,22 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "rename attention.config.rope_parameters": "the kinds relate it each for itself",
     },
     "apriel2_text": {
+        "drop block.config.normalization.epsilon": _ABSENT,
+        **{
+            f"{change} {line}": _CLASS
+            for change in ("drop", "rename")
+            for line in (
+                "attention.config.causal",
+                "kda.config.normalization.activation",
+                "stochastic.config.sampling_weights",
+            )
+        },
+        **{
+            f"{change} {line}": _REFUSED
+            for change in ("drop", "rename")
+            for line in ("attention.config.cross_document_attention", "gdn.config.convolution_layer.activation")
+        },
+        "swap attention.config.causal with cross_document_attention": _CLASS,
         "drop dialects.transformers_4": "its keys are refused in either case",
         "rename dialects.transformers_4": "its keys are refused in either case",
     },

@@ -65,6 +65,20 @@ FORMS = {
 }
 
 
+def test_norms_of_heads_are_reordered_as_the_channels_that_they_scale() -> None:
+    axes = FORMS["both at once"][0]
+    theirs, ours = converted(
+        compiled(
+            f'    q_proj: {{is: query, axes: "(head {axes}) hidden"}}\n'
+            f'    q_norm.weight: {{is: query_norm.weight, axes: "{axes}"}}\n',
+            f"{CUTS}  sets: {{query_norm: rms_norm}}\n",
+        )
+    )
+    expected = ours_of(theirs[f"{NAME}.q_norm.weight"], *FORMS["both at once"][1])
+    assert torch.equal(ours["decoder.0.mixer.query_norm.weight"], expected)
+    assert not torch.equal(expected, theirs[f"{NAME}.q_norm.weight"])
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_channels_are_where_the_pattern_says(name: str) -> None:
     axes, (turned, passed) = FORMS[name]

@@ -158,6 +158,36 @@ def test_what_is_refused_though_the_class_takes_it_is_a_warning(tmp_path: Path) 
     assert proof.holds
 
 
+@pytest.mark.parametrize(
+    ("model", "key", "values"),
+    [("granite", "residual_multiplier", {}), ("gpt2", "activation_function", {"activation_function": "gelu_new"})],
+)
+def test_what_is_computed_in_another_way_but_for_rounding_is_no_finding(
+    model: str, key: str, values: dict[str, str], tmp_path: Path
+) -> None:
+    config_file(tmp_path, model).write_text(json.dumps(EVERY[model] | values))
+    proof = crosswalk.prove(model, tmp_path, keys=[key])
+    assert not proof.findings, [str(found) for found in proof.findings]
+    assert proof.tried["exported"] > 1
+
+
+def test_a_config_that_would_lose_something_is_proved_at_what_the_trainer_computes(tmp_path: Path) -> None:
+    config_file(tmp_path, "starcoder2").write_text(json.dumps(EVERY["starcoder2"] | {"hidden_act": "gelu"}))
+    proof = crosswalk.prove("starcoder2", tmp_path, keys=["hidden_act"])
+    assert proof.notes == ['`hidden_act` is "gelu_pytorch_tanh" in the tiny model, as "gelu" loses something']
+    assert proof.holds
+
+
+def test_what_is_wrong_with_every_model_is_said_once(tmp_path: Path) -> None:
+    text = (MAPPINGS / "qwen3.yaml").read_text()
+    stated = "  sets: {query_norm: rms_norm, key_norm: rms_norm"
+    (tmp_path / "qwen3.yaml").write_text(text.replace(stated, stated + ", dense_layer.bias.enabled: true"))
+    config_file(tmp_path, "qwen3").write_text(json.dumps(EVERY["qwen3"] | {"attention_bias": False}))
+    proof = crosswalk.prove(tmp_path / "qwen3.yaml", tmp_path, keys=["vocab_size"])
+    messages = [found.message.partition(", of the model")[0] for found in proof.findings]
+    assert len(messages) == len(set(messages)) > 0
+
+
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 

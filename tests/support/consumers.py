@@ -26,6 +26,18 @@ class ParamMeta:
     dtype: torch.dtype
     shape: tuple[int, ...]
     owners: tuple[int, ...] | None = field(default=None, kw_only=True)
+    mesh_shape: tuple[int, ...] | None = field(default=None, kw_only=True)
+    placements: tuple[Any, ...] | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Replicate:
+    pass
+
+
+@dataclass(frozen=True)
+class Shard:
+    dim: int
 
 
 class WeightSource:
@@ -90,7 +102,9 @@ def install(patch: pytest.MonkeyPatch) -> None:
     """Let the stand-ins be imported as the packages."""
     modules: dict[str, dict[str, Any]] = {
         "vllm": {}, "vllm.distributed": {}, "vllm.distributed.weight_transfer": {},
-        "vllm.distributed.weight_transfer.base": {"ParamMeta": ParamMeta, "WeightSource": WeightSource},
+        "vllm.distributed.weight_transfer.base": {
+            "ParamMeta": ParamMeta, "WeightSource": WeightSource, "Replicate": Replicate, "Shard": Shard
+        },
         "vllm.distributed.weight_transfer.sparse_nccl_engine": {"SparseWeightPatch": SparseWeightPatch},
         "sglang": {}, "sglang.srt": {}, "sglang.srt.weight_sync": {},
         "sglang.srt.weight_sync.tensor_bucket": {"FlattenedTensorMetadata": FlattenedTensorMetadata},

@@ -115,10 +115,34 @@ def all_ways(rank: int, checkpoint: Path, state: dict[str, Any], loaded: Any) ->
         wrong.append("shares overlap")
     wrong += differences({name: tensor for share in shares for name, tensor in share.items()}, expected)
     wrong += wrong_regions(publisher, state, expected, rank)
+    wrong += wrong_chunks(publisher, expected, rank)
     sums = publisher.checksums()
     wrong += [n for n, t in expected.items() if sums[n] != hashlib.sha256(t.numpy().tobytes()).hexdigest()]
     held = sum(part.nbytes for value in state.values() for part in local(value))
-    return {"wrong": wrong, "bytes": counts, "model": sum(t.nbytes for t in expected.values()), "held": held}
+    cut = sum(way is not None for way in publisher.chunks.values())
+    return {
+        "wrong": wrong,
+        "chunks": cut,
+        "bytes": counts,
+        "model": sum(t.nbytes for t in expected.values()),
+        "held": held,
+    }
+
+
+def wrong_chunks(publisher: Any, expected: dict[str, torch.Tensor], rank: int) -> list[Any]:
+    """What this rank has not as its metadata says: the chunk that torch cuts for its place in the mesh, or all."""
+    wrong: list[Any] = []
+    pairs = list(publisher.local())
+    if [name for name, _ in pairs] != [one.name for one in publisher.metadata]:
+        wrong.append("local order")
+    for name, tensor in pairs:
+        way, whole = publisher.chunks[name], expected[name]
+        if way is not None:
+            place = divmod(rank, way.mesh[1])[way.axis]
+            empty = whole.narrow(way.dim, 0, 0)
+            whole = dict(enumerate(whole.chunk(way.mesh[way.axis], way.dim))).get(place, empty)
+        wrong += [] if torch.equal(tensor, whole) else [("chunk", name, way)]
+    return wrong
 
 
 def wrong_regions(publisher: Any, state: dict[str, Any], expected: dict[str, torch.Tensor], rank: int) -> list[Any]:

@@ -137,7 +137,7 @@ def test_folders_of_changes(
         state["head.final_norm.weight"][version] += 1
         assert (len(changed) > 10) == (version == 1)
     with pytest.raises(CrosswalkError) as caught:
-        write(publisher.delta(snapshot), tmp_path / "out", 4, "md5")
+        write(publisher.delta(snapshot), tmp_path / "out", 4, "crc32")
     assert [d.code for d in caught.value.diagnostics] == ["publisher/checksum"]
 
 

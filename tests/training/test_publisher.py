@@ -51,6 +51,8 @@ def test_every_way_to_publish_gives_the_checkpoint(mixtral: Path) -> None:
         found = [ranks[kind] for ranks in every]
         for result in found:
             assert result["wrong"] == [], kind
+        if kind in ("rows", "hybrid"):
+            assert found[0]["chunks"] > 10
         received = [result["bytes"][0] for result in found]
         assert received == [found[0]["model"] - found[0]["held"], 0, 0, 0], kind
         assert all(result["bytes"][1] <= result["held"] for result in found), kind
