@@ -16,7 +16,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .config.coverage import kept_names, left_to_the_class, restore_kept, unknown_keys
-from .config.dialects import choose_dialects, dialects_of, mapping_of_names, of_config, without_stale_versions
+from .config.dialects import choose_dialects, dialect_of_names, dialects_of, of_config, without_stale_versions
 from .config.dtypes import main_dtype, state_dtype, stated_dtype
 from .config.origin import Origin
 from .config.read import import_config
@@ -27,6 +27,7 @@ from .layout.limit import Limit
 from .layout.padded_axes import length, padded, resized, truncated
 from .layout.scope import Scope, as_stored, normalize
 from .layout.variants import Shapes, fitting
+from .mapping.model import Dialect
 from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
 from .tensors.compare import check_stored
@@ -96,7 +97,8 @@ class ConfigRead:
 
 @dataclass(frozen=True)
 class Imported:
-    """The way to a layout. ``config``: native, complete, with padding; ``lengths``: what padded axes were before."""
+    """The way to a layout. ``config``: native, complete, with padding; ``lengths``: what padded axes were before;
+    ``dialect``: the one that the names of the tensors are in, None for the newest."""
 
     mapping: CompiledMapping
     read: ConfigRead
@@ -104,6 +106,7 @@ class Imported:
     lengths: Sizes
     bound: Bound
     plan: Plan
+    dialect: Dialect | None
 
 
 @dataclass(frozen=True)
@@ -138,26 +141,31 @@ def import_checkpoint(
     Raises ``CrosswalkError`` with every problem of the config, of the tensors, and of the options.
     """
     dtype = check_dtype(options.dtype)
+    dialect: Dialect | None = None
     if tensors is not None:
         tensors = list(tensors)
-        mapping = mapping_of_names(mapping, (tensor.name for tensor in tensors))
+        if mapping.spelled:
+            dialect = dialect_of_names(mapping, (tensor.name for tensor in tensors))
+            mapping = mapping.in_dialect(dialect.name if dialect else None)
     read = read_config(mapping, config, tensors, options.allow_lossy, places, options.keep)
+    found = read.stored if tensors is not None else None
     problems = list(read.problems)
     try:
         native, cases, lengths = _to_fill(mapping, read, options)
         with at(places.tensors):
-            bound = bind(mapping, native, cases, lengths, Limit.of(read.stored.names if tensors is not None else None))
-            found = read.stored if tensors is not None else None
+            bound = bind(mapping, native, cases, lengths, Limit.of(found.names if found is not None else None))
+            if found is not None and (found.encodings or not mapping.spelled):
+                dialect = dialect_of_names(mapping, found.specs)
             plan = plan_import(
                 bound, found.specs if found else None, dtype, stated_dtype(config), options.protect,
-                found.encodings if found else (), found.unused if found else {}, options.take_tied,
+                found.encodings if found else (), found.unused if found else {}, options.take_tied, dialect,
             )  # fmt: skip
     except CrosswalkError as error:
         problems += error.diagnostics
     if problems:
         raise CrosswalkError(problems)
     check_protected(options.protect, plan)
-    return Imported(mapping, read, native, lengths, bound, plan)
+    return Imported(mapping, read, native, lengths, bound, plan, dialect)
 
 
 def import_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:

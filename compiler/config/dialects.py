@@ -273,12 +273,6 @@ def dialect_of_names(mapping: CompiledMapping, names: Iterable[str]) -> Dialect 
     return None
 
 
-def mapping_of_names(mapping: CompiledMapping, names: Iterable[str]) -> CompiledMapping:
-    """The mapping as it is for files with tensors of these names."""
-    dialect = dialect_of_names(mapping, names) if mapping.spelled else None
-    return mapping.in_dialect(dialect.name if dialect else None)
-
-
 def _lines(mapping: CompiledMapping, dialect: Dialect) -> tuple[Callable[[str], object], Callable[[str], object]]:
     """Whether a name is one that a line of the sections of a dialect gives, and the mapping's own do not; and whether
     one that a line gives which such a line stands for."""

@@ -3,12 +3,14 @@
 An axis is cut wherever a pattern has it: in every branch of a sum for itself, in a product for every index of what
 stands left of it, and where an axis that is made of it is written (``group`` in ``head``), unless that one is cut
 itself. A module may call an axis by a name of its own (``width``), and an axis may be defined as another one (``output:
-hidden``): each of its names means it.
+hidden``): each of its names means it. ``NAME[0]`` is no axis, but the first dimension of the parameters whose names end
+so, cut whatever is in it.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,6 +27,8 @@ from .scope import Scope
 
 #: Axis -> which shard of it, counted from 0, of how many.
 AxisShards = Mapping[str, tuple[int, int]]
+#: A dimension of parameters in the place of an axis.
+_DIMENSION = re.compile(r"(?P<name>[^\[\]]+)\[(?P<number>\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class _Cutter:
 
     def __init__(self, scope: Scope, axes: AxisShards) -> None:
         self.scope, self.axes = scope, axes
+        found = ((key, _DIMENSION.fullmatch(key)) for key in axes)
+        self.dimensions = [(key, f".{match['name']}", int(match["number"])) for key, match in found if match]
         self.sizes = AxisSizes(scope)
         self.cut: dict[str, None] = {}
         self.used: set[str] = set()
@@ -103,7 +109,7 @@ class _Cutter:
         """The tensors of a parameter that are held: the name on the rank, the name in the whole model, and what."""
         self.cut = {}
         shape = ours_shape(present.pattern, self.sizes)
-        intervals = tuple(tuple(self.intervals(dim)) for dim in present.pattern.dims)
+        intervals = tuple(tuple(self.dimension(present, number, shape[number])) for number in range(len(shape)))
         cut = tuple(self.cut)
         numbers = [[n for begin, end in self.axis(axis) for n in range(begin, end)] for axis in present.axes]
         self.used |= self.cut.keys()
@@ -113,6 +119,14 @@ class _Cutter:
                 for side in (0, 1)
             )
             yield local, name, Held(str(name), present.pattern, shape, intervals, cut)
+
+    def dimension(self, present: Present, number: int, size: int) -> list[Interval]:
+        """What is held of a dimension: a part of it as it stands, or what the cuts of its axes leave."""
+        for key, name, wanted in self.dimensions:
+            if number == wanted and f".{present.name}".endswith(name):
+                self.cut[key] = None
+                return chunk(joined([(0, size)]), *self.axes[key])
+        return self.intervals(present.pattern.dims[number])
 
     def axes_of(self, present: Present) -> Iterator[str]:
         """The names of all axes of a parameter."""

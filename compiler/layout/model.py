@@ -147,7 +147,8 @@ class Layout:
     file: str = field(compare=False)
     directory: str = "safetensors"  # the kind that the trainer keeps its checkpoints in
     stacked: Mapping[str, str] | None = None  # parts of names there -> parts of names here
-    extra_states: Sequence[str] = ()  # modules that have one there
+    extra_states: Sequence[str] | None = None  # modules that have one there
+    saved: Mapping[str, Mapping[str, str]] | None = None  # training fields -> value here -> value there
 
     def type_of(self, name: str) -> ConfigType | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
@@ -202,9 +203,9 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        kind, names, states = map(self.document.get, ("directory", "stacked", "extra_states"))
-        rest = self.document.position.file, kind or "safetensors", names, tuple(states or ())
-        made = Layout(self.document["layout"], self.document["root"], self.enums, types, families, *rest)
+        doc, words = self.document, ("directory", "stacked", "extra_states", "saved")
+        rest = {word: doc[word] for word in words if word in doc}
+        made = Layout(doc["layout"], doc["root"], self.enums, types, families, doc.position.file, **rest)
         self.problems += (*_unpaddable(made), *_unnameable(made))
         return made
 
@@ -271,8 +272,7 @@ class _Reader:
         else:
             raise fail("layout/type", f"field `{name}`: there is no type, family or enum `{of}`", position)
         default: Any = MISSING
-        if match["default"] is not None:
-            text_default = match["default"]
+        if (text_default := match["default"]) is not None:
             default = json.loads(text_default) if text_default[:1] in "[{" else scalar_of(text_default)
         arguments = {}
         for item in filter(None, (match["arguments"] or "").split(",")):

@@ -21,7 +21,8 @@ from .model import ConfigType, Field, Layout
 from .modules import AxisSizes, parameters, walk
 from .scope import Scope, normalize
 
-Shapes = Mapping[str, tuple[int, ...]]
+#: Parameters by name; None where nothing is known of one but its name.
+Shapes = Mapping[str, "tuple[int, ...] | None"]
 
 
 class StoredChoice(NamedTuple):
@@ -63,6 +64,12 @@ def variants(layout: Layout, kind: ConfigType, config: Mapping[str, Any]) -> Ite
         changed = _changed(layout, kind, config, paths, value)
         if changed is not None and changed != config:
             yield changed
+
+
+def in_directory(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the values of fields that name parameters as directories of the trainer do."""
+    tables = layout.saved or {}
+    return {key: tables[key].get(value, value) if key in tables else value for key, value in config.items()}
 
 
 def choices(root: Scope) -> Iterator[StoredChoice]:
@@ -120,7 +127,7 @@ def _distance(
     layout: Layout, kind: ConfigType, found: Shapes, part: bool, config: Mapping[str, Any]
 ) -> tuple[int, int]:
     expected = shapes(Scope(layout, kind, config))
-    wrong = sum(expected.get(name) != shape for name, shape in found.items())
+    wrong = sum(name not in expected or shape not in (None, expected[name]) for name, shape in found.items())
     missing = sum(name not in found for name in expected)
     return (wrong, missing) if part else (wrong + missing, 0)
 

@@ -56,7 +56,7 @@ class Advice:
 
 def other_prefix(expected: Collection[str], found: Collection[str], who: str) -> Diagnostic | None:
     """What is to be said if hardly any name is right, and most would be with a prefix more, or one less."""
-    if len(set(expected) & set(found)) * 4 > len(expected) or len(expected) < 2:
+    if sum(name in found for name in expected) * 4 > len(expected) or len(expected) < 2:
         return None
     for prefix in _candidates(expected, found):
         taken = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from crosswalk.compiler.config.dialects import rename
 from crosswalk.compiler.config.taken import Cases
 from crosswalk.compiler.layout.cells import Box
 from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit
@@ -16,7 +17,8 @@ from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-from .weights import Related, relate_weights
+from .pieces import Related, Repeated
+from .weights import relate_weights
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,34 @@ class Bound:
     theirs: Mapping[str, tuple[int, ...]]
     duplicates: Mapping[str, str]
     ignored: Mapping[str, TensorEntry]
-    related: Sequence[Related] = field(repr=False)
+    groups: Sequence[Repeated] = field(repr=False)
     padding: Mapping[str, Sequence[Box]] = field(default_factory=dict)
     cases: Cases = field(default_factory=dict, repr=False)
+
+    def renamed(self, moves: Sequence[tuple[str, str]]) -> Bound:
+        """The same with prefixes of their names replaced: pairs of old and new."""
+        if not moves:
+            return self
+
+        def new(name: str) -> str:
+            return rename(name, moves)
+
+        return replace(
+            self,
+            theirs={new(name): shape for name, shape in self.theirs.items()},
+            duplicates={new(name): new(owner) for name, owner in self.duplicates.items()},
+            ignored={new(name): line for name, line in self.ignored.items()},
+            groups=[_renamed(group, moves) for group in self.groups],
+        )
+
+    def lines(self) -> dict[str, TensorEntry]:
+        """The line of every hf tensor that is stored."""
+        return {
+            theirs + entry.tensor.name: entry.line
+            for group in self.groups
+            for _, theirs in group.places
+            for entry in group.related
+        }
 
 
 def bind(
@@ -55,35 +82,72 @@ def bind(
     scope = Scope(mapping.layout, mapping.root.type, native)
     natives = natives_of(scope, lengths, Limit(found=limit.found))
     weights = relate_weights(mapping.layout, scope, cases, lengths, limit)
-    related, duplicates = _split_ties(natives, weights.related)
-    theirs: dict[str, tuple[int, ...]] = {}
-    problems = []
-    for entry in related:
-        if entry.tensor.name in theirs:
-            problems.append(
-                Diagnostic("plan/name-twice", f"two rules make the tensor `{entry.tensor.name}`", entry.line.position)
-            )
-        theirs[entry.tensor.name] = entry.tensor.shape
-    if problems:
-        raise CrosswalkError(problems)
+    groups, duplicates = _without_tied(natives, weights.groups)
+    theirs = _shapes(groups)
     stored = {name: native for name, native in natives.items() if native.tied_to is None}
     shapes = {name: native.shape for name, native in stored.items()}
     padding = {name: native.padding for name, native in stored.items() if native.padding}
-    return Bound(mapping, shapes, theirs, duplicates, weights.ignored, related, padding, cases)
+    return Bound(mapping, shapes, theirs, duplicates, weights.ignored, groups, padding, cases)
 
 
-def _split_ties(natives: Mapping[str, Native], weights: Sequence[Related]) -> tuple[list[Related], dict[str, str]]:
+def _renamed(group: Repeated, moves: Sequence[tuple[str, str]]) -> Repeated:
+    """A module that a prefix ends in, or below, has names that change in more than what they begin with."""
+    if any(f"{old}.".startswith(theirs) for _, theirs in group.places for old, _ in moves):
+        return Repeated(
+            [
+                entry._replace(
+                    tensor=entry.tensor._replace(name=rename(entry.tensor.name, moves)),
+                    encoded=entry.encoded and entry.encoded._replace(name=rename(entry.encoded.name, moves)),
+                )
+                for entry in group.alone
+            ]
+        )
+    return Repeated(group.related, [(ours, rename(theirs, moves)) for ours, theirs in group.places])
+
+
+def _shapes(groups: Sequence[Repeated]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every hf tensor. Raises ``CrosswalkError`` for each that two rules make."""
+    result: dict[str, tuple[int, ...]] = {}
+    for group in groups:
+        shapes = [(entry.tensor.name, entry.tensor.shape) for entry in group.related]
+        for _, theirs in group.places:
+            result.update([(theirs + name, shape) for name, shape in shapes])
+    if len(result) == sum(len(group.related) * len(group.places) for group in groups):
+        return result
+    found: set[str] = set()
+    problems = []
+    for name, line in ((entry.tensor.name, entry.line) for group in groups for entry in group.alone):
+        if name in found:
+            problems.append(Diagnostic("plan/name-twice", f"two rules make the tensor `{name}`", line.position))
+        found.add(name)
+    raise CrosswalkError(problems)
+
+
+def _without_tied(
+    natives: Mapping[str, Native], groups: Sequence[Repeated]
+) -> tuple[Sequence[Repeated], dict[str, str]]:
     """Tensors that are stored, and those of tied parameters with the hf tensor that has the storage."""
-    if all(native.tied_to is None for native in natives.values()):
-        return list(weights), {}
-    owners = {piece.parameter: r.tensor.name for r in weights for piece in r.tensor.pieces}
-    related, duplicates = [], {}
-    for entry in weights:
-        ties = {natives[piece.parameter].tied_to for piece in entry.tensor.pieces}
-        if ties == {None} or not ties:
-            related.append(entry)
-        else:
-            (owner,) = ties
-            assert owner is not None
-            duplicates[entry.tensor.name] = owners[owner]
-    return related, duplicates
+    ties = {name: native.tied_to for name, native in natives.items() if native.tied_to is not None}
+    if not ties:
+        return groups, {}
+    owners: dict[str, str] = {}
+    tied: list[tuple[str, str]] = []
+    result: list[Repeated] = []
+    concerned = (*ties, *ties.values())
+    for group in groups:
+        if not any(name.startswith(ours) for ours, _ in group.places for name in concerned):
+            result.append(group)
+            continue
+        alone = list(group.alone)
+        owners |= {piece.parameter: entry.tensor.name for entry in alone for piece in entry.tensor.pieces}
+        pairs = [(entry, _owner(entry, ties)) for entry in alone]
+        tied += [(entry.tensor.name, owner) for entry, owner in pairs if owner is not None]
+        result.append(Repeated([entry for entry, owner in pairs if owner is None]))
+    return result, {name: owners[of] for name, of in tied}
+
+
+def _owner(entry: Related, ties: Mapping[str, str]) -> str | None:
+    """The native parameter that an hf tensor is a copy of."""
+    found = {ties.get(piece.parameter) for piece in entry.tensor.pieces} or {None}
+    (owner,) = found
+    return owner

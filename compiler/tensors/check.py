@@ -49,12 +49,12 @@ def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
     for model in _Models(mapping).all():
         scope = Scope(mapping.layout, mapping.root.type, model.config, pending=model.pending, assumes=True)
         try:
-            related = relate_weights(mapping.layout, scope, model.chosen).related
+            groups = relate_weights(mapping.layout, scope, model.chosen).groups
         except CrosswalkError as error:
             found += (problem for problem in error.diagnostics if problem.code != "mapping/one-sided")
             continue
         seen: dict[str, TensorEntry] = {}
-        for entry in related:
+        for entry in (entry for group in groups for entry in group.alone):
             line = seen.setdefault(entry.tensor.name, entry.line)
             if line is not entry.line:
                 message = f"the tensor `{entry.tensor.name}` is already named at {line.position}"

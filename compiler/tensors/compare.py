@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Container, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from crosswalk.compiler.layout.limit import Limit
@@ -21,7 +20,7 @@ from .advice import of_adapter, other_prefix
 from .quantised import looks_quantised, quantised_marks
 
 _Shapes = Mapping[str, tuple[int, ...]]
-_Lines = Mapping[str, TensorEntry]
+_Lines = Callable[[], Mapping[str, TensorEntry]]
 #: Among so many names a missing one is looked for that is spelt otherwise.
 _CLOSE = 5_000
 
@@ -41,12 +40,12 @@ def compare_tensors(
     found: Mapping[str, TensorSpec],
     who: str,
     unexpected_hint: str,
-    lines: _Lines = MappingProxyType({}),
+    lines: _Lines = dict,
     ignored: Container[str] = (),
     mapping: MappingFile | None = None,
 ) -> None:
-    """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is. ``lines``: the
-    rule of each tensor, if there is one. ``mapping``: of files that may be quantised.
+    """Every tensor is there, with its shape and of floats (unless ``ignored``), and nothing else is. ``lines``
+    finds the rule of each tensor that has one. ``mapping``: of files that may be quantised.
 
     Raises ``CrosswalkError`` with all differences, layers folded.
     """
@@ -94,8 +93,9 @@ def _names(
 def _forms(
     expected: _Shapes, found: Mapping[str, TensorSpec], lines: _Lines, ignored: Container[str]
 ) -> Iterator[Diagnostic]:
-    wrong = [name for name, shape in expected.items() if name in found and found[name].shape != shape]
-    no_floats = [n for n in expected if n in found and n not in ignored and found[n].dtype not in FLOATS]
+    pairs = [(name, shape, spec) for name, shape in expected.items() if (spec := found.get(name)) is not None]
+    wrong = [name for name, shape, spec in pairs if spec.shape != shape]
+    no_floats = [name for name, _, spec in pairs if spec.dtype not in FLOATS and name not in ignored]
     for pattern, names in fold(wrong, lambda name: (found[name].shape, expected[name])):
         shapes = f"{list(found[names[0]].shape)} in the file, {list(expected[names[0]])} by the config"
         yield Diagnostic("tensors/shape", f"tensor `{pattern}` is {shapes}", rule=_rule(lines, names[0]))
@@ -109,4 +109,5 @@ def _forms(
 
 
 def _rule(lines: _Lines, name: str) -> Position | None:
-    return lines[name].position if name in lines else None
+    line = lines().get(name)
+    return line.position if line is not None else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from crosswalk.compiler.layout.cells import AxisTable, atom_size, atoms_of
+from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.runtime.plan.model import merge_axes
 
 from .dims import Source
@@ -31,6 +32,44 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     pieces: tuple[TensorPiece, ...]
+
+
+class Related(NamedTuple):
+    """An hf tensor with the copies that relate it to native parameters, and the line that says so. ``encoded``:
+    the same tensor as it is where it is stored encoded, if its dimensions are others then."""
+
+    tensor: Tensor
+    line: TensorEntry
+    mapping: str
+    encoded: Tensor | None = None
+
+    def at(self, ours: str, theirs: str) -> Related:
+        """The same in a module whose names begin with these."""
+        encoded = None if self.encoded is None else _prefixed(self.encoded, ours, theirs)
+        return Related(_prefixed(self.tensor, ours, theirs), self.line, self.mapping, encoded)
+
+
+def _prefixed(tensor: Tensor, ours: str, theirs: str) -> Tensor:
+    name, shape, pieces = tensor
+    return Tensor(theirs + name, shape, tuple([TensorPiece(ours + piece.parameter, *piece[1:]) for piece in pieces]))
+
+
+class Repeated(NamedTuple):
+    """What is alike in several modules, written once: ``related`` with the names below a module, and for each module
+    what its names begin with, native those and hf those."""
+
+    related: Sequence[Related]
+    places: Sequence[tuple[str, str]] = (("", ""),)
+
+    @property
+    def alone(self) -> Iterator[Related]:
+        """The tensors of all modules, each by itself."""
+        return (related.at(*place) for place in self.places for related in self.related)
+
+    def below(self, places: Sequence[tuple[str, str]]) -> Repeated:
+        """The same in all modules that begin with ``places``."""
+        every = [(ours + own, theirs + other) for ours, theirs in places for own, other in self.places]
+        return Repeated(self.related, every)
 
 
 @dataclass(frozen=True, slots=True)

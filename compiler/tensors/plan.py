@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from crosswalk.compiler.config.dialects import dialect_of_names, rename
+from crosswalk.compiler.mapping.model import Dialect
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.algebra import with_sources
-from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, RawRegion, Rule, TensorSpec, make_plan
 
 from .bind import Bound
 from .compare import compare_tensors
+from .pieces import Repeated
 
 Direction = Literal["import", "export"]
 
@@ -31,83 +32,77 @@ def plan_import(
     encodings: Sequence[Encoding] = (),
     unused: Mapping[str, str] = MappingProxyType({}),
     take_tied: bool = False,
+    dialect: Dialect | None = None,
 ) -> Plan:
-    """The plan from Hugging Face tensors to the trainer's. ``files``: what the checkpoint holds, from its headers;
-    without it, every tensor has ``default_dtype``. ``dtype`` casts all float tensors but those that ``protect`` names.
-    ``encodings``: how some of ``files`` are stored; they are decoded to ``dtype`` at once. ``unused``: names in
-    ``files`` that are not needed, and why. ``take_tied``: leave stored duplicates of tied tensors out, unread.
+    """The plan from Hugging Face tensors to the trainer's. ``files``: what the checkpoint holds, from its headers, with
+    names in the ``dialect``; without it, every tensor has ``default_dtype``. ``dtype`` casts all float tensors but
+    those that ``protect`` names. ``encodings``: how some of ``files`` are stored; they are decoded to ``dtype`` at
+    once. ``unused``: names in ``files`` that are not needed, and why. ``take_tied``: leave stored duplicates of tied
+    tensors out, unread.
 
     Raises ``CrosswalkError`` listing every missing, unexpected and misshapen tensor.
     """
-    moves: tuple[tuple[str, str], ...] = ()
     if files is not None:
-        dialect = dialect_of_names(bound.mapping, files)
-        moves = tuple((new, old) for old, new in dialect.tensors) if dialect else ()
-    names = _renamed((*bound.theirs, *bound.duplicates, *bound.ignored), moves)
-    bound = _as_encoded(bound, names, encodings)
+        bound = bound.renamed([(new, old) for old, new in dialect.tensors] if dialect else ())
+    bound = _as_encoded(bound, encodings)
     exemptions: list[Exemption] = []
-    sources: dict[str, TensorSpec] = {}
     if files is None:
-        sources = {names[name]: TensorSpec(names[name], shape, default_dtype) for name, shape in bound.theirs.items()}
+        sources = {name: TensorSpec(name, shape, default_dtype) for name, shape in bound.theirs.items()}
     else:
         sources = dict(files)
-        expected = {names[name]: shape for name, shape in bound.theirs.items()}
+        beside: dict[str, tuple[int, ...]] = {}
         for name, owner in bound.duplicates.items():
-            if names[name] in files:
-                left = Exemption("dropped", names[name], None, f"tied to `{names[owner]}`, which counts")
-                exemptions.append(left if take_tied else Exemption("tied", names[name], names[owner]))
-                expected[names[name]] = bound.theirs[owner]
-        dropped = {names[name]: f"not needed ({line.position})" for name, line in bound.ignored.items()} | dict(unused)
+            if name in files:
+                left = Exemption("dropped", name, None, f"tied to `{owner}`, which counts")
+                exemptions.append(left if take_tied else Exemption("tied", name, owner))
+                beside[name] = bound.theirs[owner]
+        dropped = {name: f"not needed ({line.position})" for name, line in bound.ignored.items()} | dict(unused)
         for name, reason in dropped.items():
             if name in files:
                 exemptions.append(Exemption("dropped", name, None, reason))
-                expected[name] = files[name].shape
-        if dtype is not None:
-            sources |= _decoded(bound, names, sources, encodings, dtype, protect)
-        lines = {names[entry.tensor.name]: entry.line for entry in bound.related}
+                beside[name] = files[name].shape
+        expected = {**bound.theirs, **beside} if beside else bound.theirs
+        if dtype is not None and encodings:
+            sources |= _decoded(bound, sources, encodings, dtype, protect)
         hint = "another format may have it (--format); a mapping that should have it needs a line under `tensors:`"
-        compare_tensors(expected, files, f"mapping `{bound.mapping.name}`", hint, lines, dropped, bound.mapping.source)
-    feeding: dict[str, dict[str, None]] = {name: {} for name in bound.ours}
-    for entry in bound.related:
-        for piece in entry.tensor.pieces:
-            feeding[piece.parameter][sources[names[entry.tensor.name]].dtype] = None
-    made = ((name, shape, [*feeding[name]] or [default_dtype]) for name, shape in bound.ours.items())
-    targets = _targets(made, dtype, protect)
-    return _assemble(bound, names, list(sources.values()), targets, exemptions, "import", files is None, encodings)
+        who = f"mapping `{bound.mapping.name}`"
+        compare_tensors(expected, files, who, hint, bound.lines, dropped, bound.mapping.source)
+    parts = _Parts.of(bound)
+    targets = _targets(bound.ours.items(), parts.copies, sources.values(), dtype, default_dtype, protect)
+    made = (list(sources.values()), targets, parts.copies, parts.rules, exemptions)
+    return make_plan(*made, _metadata(bound, "import", files is None), parts.padding, (), encodings)
 
 
-def _renamed(names: Iterable[str], moves: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The names as a dialect writes them."""
-    return {name: rename(name, moves) if moves else name for name in names}
-
-
-def _as_encoded(bound: Bound, names: Mapping[str, str], encodings: Sequence[Encoding]) -> Bound:
+def _as_encoded(bound: Bound, encodings: Sequence[Encoding]) -> Bound:
     """The same with the dimensions that encoded tensors have where they differ."""
-    if not encodings:
+    if not encodings or all(entry.encoded is None for group in bound.groups for entry in group.related):
         return bound
-    encoded = {encoding.tensor for encoding in encodings}
-    related = [
-        entry._replace(tensor=entry.encoded)
-        if entry.encoded is not None and names[entry.tensor.name] in encoded
-        else entry
-        for entry in bound.related
-    ]
-    theirs = {**bound.theirs, **{entry.tensor.name: entry.tensor.shape for entry in related}}
-    return dataclasses.replace(bound, related=related, theirs=theirs)
+    stored = {encoding.tensor for encoding in encodings}
+    groups: list[Repeated] = []
+    theirs = dict(bound.theirs)
+    for group in bound.groups:
+        if all(entry.encoded is None for entry in group.related):
+            groups.append(group)
+            continue
+        related = []
+        for entry in group.alone:
+            if entry.encoded is not None and entry.tensor.name in stored:
+                entry = entry._replace(tensor=entry.encoded)
+                theirs[entry.tensor.name] = entry.tensor.shape
+            related.append(entry)
+        groups.append(Repeated(related))
+    return dataclasses.replace(bound, groups=groups, theirs=theirs)
 
 
 def _decoded(
-    bound: Bound,
-    names: Mapping[str, str],
-    sources: Mapping[str, TensorSpec],
-    encodings: Sequence[Encoding],
-    dtype: str,
-    protect: Sequence[str],
+    bound: Bound, sources: Mapping[str, TensorSpec], encodings: Sequence[Encoding], dtype: str, protect: Sequence[str]
 ) -> dict[str, TensorSpec]:
     """The encoded sources, decoded to ``dtype``; as they are where all that is made of them is protected. A duplicate
     is decoded to the dtype of the tensor that it is compared with."""
-    made = {names[entry.tensor.name]: {p.parameter for p in entry.tensor.pieces} for entry in bound.related}
-    owners = {names[name]: names[owner] for name, owner in bound.duplicates.items()}
+    made: dict[str, set[str]] = {}
+    for theirs, ours, *_ in _Parts.of(bound).copies:
+        made.setdefault(theirs, set()).add(ours)
+    owners = bound.duplicates
     encoded = {e.tensor for e in encodings}
     decoded = {
         name: dataclasses.replace(sources[name], dtype=dtype)
@@ -131,73 +126,80 @@ def plan_export(
 ) -> Plan:
     """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``files``: as ``check_stored``
     found them right; ``tensor_dialect``: names as that dialect writes them."""
-    moves: tuple[tuple[str, str], ...] = ()
     if tensor_dialect is not None:
-        moves = tuple((new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors)
-    names = _renamed(bound.theirs, moves)
+        bound = bound.renamed([(new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors])
     if files is None:
         sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.ours.items()]
     else:
         sources = list(files.values())
-    dtypes = {tensor.name: tensor.dtype for tensor in sources}
-    made = (
-        (names[t.name], t.shape, [dtypes[piece.parameter] for piece in t.pieces] or [default_dtype])
-        for t in (entry.tensor for entry in bound.related)
-    )
-    targets = _targets(made, dtype, protect)
-    return _assemble(bound, names, sources, targets, [], "export", files is None)
+    parts = _Parts.of(bound)
+    copies = [(ours, theirs, e, o, s, at, strides, rule) for theirs, ours, e, at, strides, o, s, rule in parts.copies]
+    targets = _targets(bound.theirs.items(), copies, sources, dtype, default_dtype, protect)
+    metadata = _metadata(bound, "export", files is None)
+    return make_plan(sources, targets, copies, parts.rules, (), metadata, (), parts.padding)
 
 
-def _assemble(
-    bound: Bound,
-    names: Mapping[str, str],
-    sources: list[TensorSpec],
-    targets: list[TensorSpec],
-    exemptions: list[Exemption],
-    direction: Direction,
-    assumed: bool,
-    encodings: Sequence[Encoding] = (),
-) -> Plan:
-    rules: dict[Position, int] = {}
-    numbers: dict[int, int] = {}  # by the identity of lines, which many tensors share
-    listed: list[Rule] = []
-    copies: list[RawCopy] = []
-    lines: dict[str, int] = {}
-    for tensor, line, mapping, _ in bound.related:
-        index = numbers.get(id(line), -1)
-        if index < 0:
-            index = numbers[id(line)] = rules.setdefault(line.position, len(listed))
-            if index == len(listed):
-                listed.append(Rule(mapping, str(line), str(line.position)))
-        name = names[tensor.name]
-        for ours, extents, at, strides, their_at, their_strides in tensor.pieces:
-            lines.setdefault(ours, index)
-            if direction == "import":
-                copies.append((name, ours, extents, their_at, their_strides, at, strides, index))
-            else:
-                copies.append((ours, name, extents, at, strides, their_at, their_strides, index))
-    metadata = {"mapping": bound.mapping.name, "layout": bound.mapping.layout.name, "direction": direction}
-    if assumed:
-        metadata["dtypes"] = "assumed"  # from the config: the tensors may have others
-    padding = [(name, *box, lines[name]) for name, boxes in bound.padding.items() for box in boxes]
-    padded, truncated = (padding, []) if direction == "import" else ([], padding)
-    return make_plan(sources, targets, copies, listed, exemptions, metadata, padded, truncated, encodings)
+class _Parts(NamedTuple):
+    """What a plan does in one direction or the other: ``copies``, as to the trainer, the ``rules`` that they come from,
+    and the ``padding`` of native tensors."""
+
+    copies: list[RawCopy]
+    rules: list[Rule]
+    padding: list[RawRegion]
+
+    @staticmethod
+    def of(bound: Bound) -> _Parts:
+        numbers: dict[Position, int] = {}
+        rules: list[Rule] = []
+        copies: list[RawCopy] = []
+        for group in bound.groups:
+            forms = []
+            for tensor, line, mapping, _ in group.related:
+                rule = numbers.setdefault(line.position, len(rules))
+                if rule == len(rules):
+                    rules.append(Rule(mapping, str(line), str(line.position)))
+                for ours, extents, at, strides, their_at, their_strides in tensor.pieces:
+                    forms.append((tensor.name, ours, (extents, their_at, their_strides, at, strides, rule)))
+            for ours, theirs in group.places:
+                copies += [(theirs + name, ours + parameter, *form) for name, parameter, form in forms]
+        lines: dict[str, int] = {}
+        for copy in copies if bound.padding else ():
+            lines.setdefault(copy[1], copy[-1])
+        return _Parts(
+            copies, rules, [(name, *box, lines[name]) for name, boxes in bound.padding.items() for box in boxes]
+        )
+
+
+def _metadata(bound: Bound, direction: Direction, assumed: bool) -> dict[str, str]:
+    """``assumed``: the dtypes are from the config, and tensors may have others."""
+    named = {"mapping": bound.mapping.name, "layout": bound.mapping.layout.name, "direction": direction}
+    return named | {"dtypes": "assumed"} if assumed else named
 
 
 def _targets(
-    made: Iterable[tuple[str, tuple[int, ...], Sequence[str]]], dtype: str | None, protect: Sequence[str]
+    shapes: Iterable[tuple[str, tuple[int, ...]]],
+    copies: Sequence[RawCopy],
+    sources: Iterable[TensorSpec],
+    dtype: str | None,
+    default_dtype: str,
+    protect: Sequence[str],
 ) -> list[TensorSpec]:
-    """The tensors ``made`` (name, shape, dtypes of what they are made from), each of the dtype asked for, or else of
-    the one among its own that holds all the others exactly."""
+    """The tensors to make, each of the dtype asked for, or else of the one among those it is made from that holds all
+    the others exactly; of the default if it is made from nothing."""
+    dtypes = {tensor.name: tensor.dtype for tensor in sources}
+    feeding: dict[str, list[str]] = {}
+    for name, found in dict.fromkeys([(copy[1], dtypes[copy[0]]) for copy in copies]):
+        feeding.setdefault(name, []).append(found)
     targets: list[TensorSpec] = []
     mixed: dict[tuple[str, ...], list[str]] = {}
-    for name, shape, feeding in made:
+    for name, shape in shapes:
         if dtype is not None and not protects(protect, name):
             targets.append(TensorSpec(name, shape, dtype))
             continue
-        widest = next((w for w in feeding if all(cast_is_exact(other, w) for other in feeding)), None)
+        among = feeding.get(name, [default_dtype])
+        widest = next((w for w in among if all(cast_is_exact(other, w) for other in among)), None)
         if widest is None:
-            mixed.setdefault(tuple(sorted(set(feeding))), []).append(name)
+            mixed.setdefault(tuple(sorted(among)), []).append(name)
         else:
             targets.append(TensorSpec(name, shape, widest))
     if mixed:

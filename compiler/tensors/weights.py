@@ -1,7 +1,7 @@
 """The tensor side of a compiled mapping, for one config: which copies relate native parameters to hf tensors.
 
 The layout gives the modules and parameters of a config; the structs that reading or writing the config took give the
-hf names. Equal layers are lowered once and shared.
+hf names. Equal layers are lowered once, and stay one where they are related.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
 
 from crosswalk.compiler.config.taken import Cases, Chosen
 from crosswalk.compiler.layout.cells import AxisTable, PartedAxis
@@ -33,29 +32,32 @@ from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.relations.tree import alternatives
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
-from .lower import Source, Tensor, TensorPiece, lower
+from .lower import Source, Tensor, lower
+from .pieces import Related, Repeated
 
 EMPTY = Template.parse("")
 
 
-class Related(NamedTuple):
-    """An hf tensor with the copies that relate it to native parameters, and the line that says so. ``encoded``:
-    the same tensor as it is where it is stored encoded, if its dimensions are others then."""
-
-    tensor: Tensor
-    line: TensorEntry
-    mapping: str
-    encoded: Tensor | None = None
-
-
 @dataclass
 class Weights:
-    """``related``: every hf tensor, those of tied parameters included; ``ignored``: names that may be in a file
-    and are not needed."""
+    """``groups``: every hf tensor, those of tied parameters included, ``number`` in all; ``ignored``: names that
+    may be in a file and are not needed."""
 
-    related: list[Related] = field(default_factory=list)
+    groups: list[Repeated] = field(default_factory=list)
+    number: int = 0
     ignored: dict[str, TensorEntry] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
+
+    def add(self, related: list[Related]) -> None:
+        """Tensors that are not repeated."""
+        self.groups.append(Repeated(related))
+        self.number += len(related)
+
+    def repeat(self, below: Weights, places: Sequence[tuple[str, str]]) -> None:
+        """What is ``below`` a module, in all modules whose names begin with ``places``; counted before."""
+        self.groups += [group.below(places) for group in below.groups]
+        self.ignored |= {theirs + name: line for _, theirs in places for name, line in below.ignored.items()}
+        self.problems += below.problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +171,12 @@ class _Walk:
             for c in claims
             if all(len(path) > len(own) and path[: len(own)] == own for path in c.ours)
         )
-        cache: dict[KeyPath, Weights] = {}
+        repeated: dict[KeyPath, tuple[Weights, list[tuple[str, str]]]] = {}
         for values, inner in instances(scope, child):
-            if len(out.related) > self.limit.most:
+            if out.number > self.limit.most:
                 called = exact.theirs if exact is not None else join(default or ours, name)
                 number = sum(number for number, _ in alike(scope, child))
-                self.limit.check(len(out.related), number, str(called))
+                self.limit.check(out.number, number, str(called))
             if exact is not None:
                 prefix: Template | None = exact.theirs.render(values)
             else:
@@ -184,11 +186,15 @@ class _Walk:
                 filled = tuple(replace(c, theirs=c.theirs.render(values)) for c in deeper)
                 self.module(inner, join(ours, name.render(values)), prefix, filled, out, around)
                 continue
-            if inner.path not in cache:
-                cache[inner.path] = Weights()
+            if inner.path not in repeated:
+                repeated[inner.path] = Weights(), []
                 below = None if prefix is None else EMPTY
-                self.module(inner, EMPTY, below, (), cache[inner.path], around)
-            _add_prefixed(out, cache[inner.path], str(join(ours, name.render(values))), prefix)
+                self.module(inner, EMPTY, below, (), repeated[inner.path][0], around)
+            one, places = repeated[inner.path]
+            places.append((f"{join(ours, name.render(values))}.", "" if prefix is None else f"{prefix}."))
+            out.number += one.number
+        for one, places in repeated.values():
+            out.repeat(one, places)
 
     # ---- parameters -------------------------------------------------------------------------------------------------
 
@@ -260,7 +266,7 @@ class _Walk:
         is_bias = suffix != "" and not any(source.pattern.inputs for source in sources)
         line = claim.line
         number = names_of(template, sizes)
-        self.limit.check(len(out.related) + number, number, str(template), line.position)
+        self.limit.check(out.number + number, number, str(template), line.position)
         ways = [(line.dims, line.dims_at)] + ([(line.encoded, line.encoded_at)] if line.encoded is not None else [])
         found: list[dict[str, Tensor]] = []
         for dims, at in ways:
@@ -283,7 +289,7 @@ class _Walk:
             found.append({tensor.name: tensor for tensor in tensors})
         mapping = claim.chosen.mapping.name if claim.chosen else ""
         encoded: dict[str, Tensor] = found[-1] if len(found) > 1 else {}
-        out.related += [Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()]
+        out.add([Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()])
 
     def position(self, scope: Scope, here: list[Chosen]) -> Position:
         return here[0].struct.position if here else scope.kind.position
@@ -347,22 +353,4 @@ def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
         f" which this config has only {', '.join(members)}",
         claim.line.position,
         "either all parts of a fused tensor have it, or none",
-    )
-
-
-def _add_prefixed(out: Weights, below: Weights, ours: str, theirs: Template | None) -> None:
-    """Put the prefixes of one layer in front of the names of a shared result."""
-    prefix = "" if theirs is None else f"{theirs}."
-    for tensor, line, mapping, stored in below.related:
-        encoded = None if stored is None else _prefixed(stored, ours, prefix)
-        out.related.append(Related(_prefixed(tensor, ours, prefix), line, mapping, encoded))
-    for name, line in below.ignored.items():
-        out.ignored[prefix + name] = line
-    out.problems += below.problems
-
-
-def _prefixed(tensor: Tensor, ours: str, prefix: str) -> Tensor:
-    name, shape, pieces = tensor
-    return Tensor(
-        prefix + name, shape, tuple([TensorPiece(f"{ours}.{piece.parameter}", *piece[1:]) for piece in pieces])
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from crosswalk.runtime.checkpoint.choosing import dangling, is_adapter, is_unfin
 from crosswalk.runtime.checkpoint.header import parse_json
 from crosswalk.runtime.checkpoint.opening import leads_out, open_regular, read_inside
 from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
+from crosswalk.runtime.dcp.folder import is_folder, locate, open_folder
+from crosswalk.runtime.dcp.sharded import is_sharded, open_sharded
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .states import counted, known_to_hugging_face, left_out, model_names
 from .wrappers import unwrapped
 
 CONFIG = "config.json"
@@ -35,7 +38,8 @@ CARRIED_FOLDERS = ("additional_chat_templates",)
 @dataclass(frozen=True)
 class HuggingFaceCheckpoint:
     """``text`` is config.json as it is in the file; ``files`` are the small files that are carried along, by name.
-    ``notes`` say what else lies in the directory, and is left."""
+    ``notes`` say what else lies in the directory, and is left; ``parts``: whether the tensors are stored in parts, as
+    torch.distributed.checkpoint saves them."""
 
     path: Path
     text: str
@@ -43,23 +47,28 @@ class HuggingFaceCheckpoint:
     files: Mapping[str, Path]
     tensors: Checkpoint
     notes: tuple[str, ...] = ()
+    parts: bool = False
 
 
-def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
+def open_hugging_face(path: Path, like: Path | None = None) -> HuggingFaceCheckpoint:
     """Open a checkpoint from config.json and headers. ``path``: its directory, or in there the index or the file of
-    tensors that is meant. Raises ``CrosswalkError`` with everything wrong with it."""
+    tensors that is meant; ``like``: another directory, which has what is not in this one: config.json, and the files
+    that are carried along. Raises ``CrosswalkError`` with everything wrong with it."""
     problems: list[Diagnostic] = []
     meant, path = path, path if path.is_dir() else path.parent
+    parts = meant.is_dir() and is_in_parts(meant)
+    home = path if like is None or (path / CONFIG).is_file() else like
     try:
-        text = read_config_text(path / CONFIG)
-        config = parse_config(text, path / CONFIG)
+        text = read_config_text(home / CONFIG)
+        config = parse_config(text, home / CONFIG)
+    except CrosswalkError as error:
+        hint = "pass --layout hf, and --like DIR with the Hugging Face directory that the model came from"
+        problems += [replace(d, hint=hint) if parts else d for d in error.diagnostics]
+    try:
+        tensors = open_parts(meant) if parts else open_checkpoint(meant)
     except CrosswalkError as error:
         problems += error.diagnostics
-    try:
-        tensors = open_checkpoint(meant)
-    except CrosswalkError as error:
-        problems += error.diagnostics
-    carried = carried_files(path)
+    carried = carried_files(home)
     problems += _not_fetched(carried)
     if problems:
         raise CrosswalkError(problems)
@@ -71,7 +80,24 @@ def open_hugging_face(path: Path) -> HuggingFaceCheckpoint:
     folders = f"folders are not carried along: {', '.join(left)}" if left else None
     links = f"links that lead elsewhere and special files are left out: {', '.join(strangers)}" if strangers else None
     notes = tuple(note for note in (*tensors.notes, wrapped, folders, links) if note)
-    return HuggingFaceCheckpoint(path, text, config, carried, tensors, notes)
+    return HuggingFaceCheckpoint(home, text, config, carried, tensors, notes, parts)
+
+
+def is_in_parts(path: Path) -> bool:
+    """Whether torch.distributed.checkpoint saved a directory: as its own folder, or as safetensors files of parts."""
+    return is_folder(path) or is_sharded(path)
+
+
+def open_parts(path: Path) -> Checkpoint:
+    """The tensors of a model in a directory of such a kind, under names of Hugging Face. Raises ``CrosswalkError``."""
+    if not is_folder(path):
+        return open_sharded(path)
+    folder = open_folder(path)
+    names, left = model_names(folder.entries.tensors, known_to_hugging_face)
+    if not names:
+        text = f"no tensor of this folder is one of a model: {counted(left)}"
+        raise fail("dcp/no-model", text, Position(str(path)), "name the folder that holds the model")
+    return replace(locate(folder, names), notes=left_out(left, folder.entries.objects))
 
 
 def _not_fetched(files: Mapping[str, Path]) -> list[Diagnostic]:

@@ -268,7 +268,7 @@ def verify(
 @click.argument("name", required=False)
 @MAPPINGS
 def formats(name: str | None) -> None:
-    """List the formats; with NAME, its flattened mapping and what replaced what."""
+    """Show which classes go onto which layouts; with NAME, the flattened mapping and what replaced what."""
     from .formats import show_format, show_formats
 
     if name is None:

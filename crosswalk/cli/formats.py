@@ -13,7 +13,7 @@ from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.relations.rules import Carried, FieldRule, OursFact, Rule, TheirsFact, Unused
 from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of, rules_of
 from crosswalk.compiler.text.positioned import shorten
-from crosswalk.jobs.formats import catalog, format_named
+from crosswalk.jobs.formats import DEFAULT_LAYOUT, catalog, format_named
 
 from .lines import aligned, echo, related, short, width, wrapped
 
@@ -21,15 +21,22 @@ Row = tuple[str, str, str]
 
 
 def show_formats() -> None:
-    """Every format with its class, a line each, by layout."""
+    """Which class goes onto which layout, and by which format; and each format with its class, a line each."""
     mappings = [catalog().mapping(name) for name in catalog().formats()]
-    for layout in sorted({str(mapping.layout) for mapping in mappings}):
-        rows = [("format", "model_type", "architecture", "model code")]
-        for mapping in mappings:
-            if mapping.layout == layout:
-                name, code = mapping.name.removeprefix(f"{layout}_"), "its own" if mapping.files else "transformers"
-                rows.append((name, mapping.model_type or "", mapping.architecture or "", code))
-        echo([f"layout {layout}", "", *aligned(rows), ""])
+    layouts = sorted({str(mapping.layout) for mapping in mappings}, key=lambda name: (name != DEFAULT_LAYOUT, name))
+    places: dict[str, dict[str, list[str]]] = {}
+    details = dict[tuple[str, ...], None]()
+    for mapping in mappings:
+        name, code = mapping.name.removeprefix(f"{mapping.layout}_"), "its own" if mapping.files else "transformers"
+        architecture = mapping.architecture or name
+        places.setdefault(architecture, {}).setdefault(str(mapping.layout), []).append(name)
+        details[name, mapping.model_type or "", mapping.architecture or "", code] = None
+    matrix = [
+        (architecture, *(", ".join(found.get(layout, ["-"])) for layout in layouts))
+        for architecture, found in sorted(places.items())
+    ]
+    head = ("format", "model_type", "architecture", "model code")
+    echo([*aligned([("layout:", *layouts), *matrix]), "", *aligned([head, *sorted(details)]), ""])
 
 
 def _dialects(mapping: MappingFile) -> list[str]:

@@ -170,7 +170,7 @@ def name_tensors(fitting: Fitting, draft: Draft, fit: Fit) -> tuple[Draft, Fit]:
     """Where one tensor of the file has the shape of one that is missing, beside it: it has that name."""
     if fit.bound is None:
         return draft, fit
-    lines = {fold(related.tensor.name): related.line for related in fit.bound.related}
+    lines = {fold(name): line for name, line in fit.bound.lines().items()}
     for missing, shape in fit.missing.items():
         line = lines.get(missing)
         group, _, leaf = missing.rpartition(".")

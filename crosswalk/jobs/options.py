@@ -92,7 +92,7 @@ def check_direction(options: Options, onward: bool = False) -> None:
     if options.to != "hf" and options.truncate:
         text = "axes are truncated on the way to `hf`, and this is a conversion to a layout"
         raise fail("usage/truncate", text, None, "leave out --truncate")
-    if options.to != "hf" and options.like:
+    if options.to != "hf" and options.like and options.layout != "hf":
         text = "an original is given on the way to `hf`, and this is a conversion to a layout"
         raise fail("usage/like", text, None, "leave out --like: all of it is carried along")
 

@@ -43,12 +43,11 @@ def record(imported: Imported, text: str, files: Mapping[str, Path], text_only: 
     """What a native checkpoint remembers. ``text``: the config.json that belongs to its tensors as they are decoded;
     ``text_only``: whether it was a tower of another model."""
     mapping, plan, kind = imported.mapping, imported.plan, imported.mapping.root.type
-    tensors = dialect_of_names(mapping, (tensor.name for tensor in plan.sources))
     sizes = {axis: {"from": size, "to": length(kind, imported.config, axis)} for axis, size in imported.lengths.items()}
     return {
         "format": short_name(mapping),
         "config": text,
-        "tensor_dialect": tensors.name if tensors else None,
+        "tensor_dialect": imported.dialect.name if imported.dialect else None,
         "dtype": main_dtype(plan.sources),
         "lossy": bool(imported.read.taken.lossy),
         "plan": plan.digest,

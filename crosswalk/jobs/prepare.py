@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes, open_hugging_face
+from crosswalk.checkpoints.huggingface import (
+    CONFIG,
+    HuggingFaceCheckpoint,
+    config_bytes,
+    is_in_parts,
+    open_hugging_face,
+    parse_config,
+)
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.kinds.beside import read as read_config_file
 from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of, kind_to_write
@@ -25,6 +33,7 @@ from crosswalk.compiler.layout.model import ConfigType
 from crosswalk.compiler.layout.natives import copies_in
 from crosswalk.compiler.layout.padded_axes import length, padding_notes, resized
 from crosswalk.compiler.layout.scope import normalize
+from crosswalk.compiler.layout.variants import in_directory
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.notation.axes import Axis
 from crosswalk.compiler.pipeline import (
@@ -89,6 +98,9 @@ def prepare(source: Path, options: Options) -> Prepared:
     kind = kind_of(source, options.layout)
     if kind is HUGGING_FACE:
         require_checkpoint(source)
+        whole = options.layout == "hf" and options.to in (None, "hf") and source.is_dir() and is_in_parts(source)
+        if whole:
+            return _prepare_whole(source, options)
         return _prepare_import(source, replace(options, to=options.to or DEFAULT_LAYOUT))
     options = replace(options, to=options.to or "hf")
     check_direction(options, onward=options.to != "hf")
@@ -125,7 +137,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     require_checkpoint(path)
     if options.named_format is not None:
         format_named(options.named_format, options.to)
-    checkpoint = open_hugging_face(path)
+    checkpoint = open_hugging_face(path, options.like if options.layout == "hf" else None)
     path, text = checkpoint.path, checkpoint.text
     root: tuple[str, ...] = ()
     if options.text_only:
@@ -154,6 +166,9 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
                    "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
     if options.native_file is not None:
         options = replace(options, native_config=read_config_file(options.native_file).config)
+    layout = catalog().layout(options.to or DEFAULT_LAYOUT)
+    if options.native_config is not None and kind_to_write(options.kind, layout).name == layout.directory:
+        options = replace(options, native_config=in_directory(layout, options.native_config))
     checkpoint, imported = open_import(path, replace(options, stored=True))
     mapping = imported.mapping
     text, _ = decoded_config(
@@ -166,6 +181,28 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
         origin=record(imported, text, checkpoint.files, options.text_only),
         kind=kind_to_write(options.kind, mapping.layout),
     )  # fmt: skip
+
+
+def _prepare_whole(path: Path, options: Options) -> Prepared:
+    """From the parts that torch.distributed.checkpoint saved under names of Hugging Face to whole tensors: there and
+    back again by way of a layout, so that what is written is what its class has."""
+    there = _prepare_import(path, replace(options, to=_layout_for(path, options)))
+    whole = there.plan.compose(there.plan.inverse())
+    return replace(
+        there, to="hf", plan=whole, kind=kind_to_write(options.kind, None), config=there.config, origin={},
+        derived=derived_files(there.mapping.source, parse_config(there.text, path / CONFIG), there.files),
+    )  # fmt: skip
+
+
+def _layout_for(path: Path, options: Options) -> str:
+    """A layout that has a format for a checkpoint: the default one if it has. Raises ``CrosswalkError``."""
+    checkpoint = open_hugging_face(path, options.like)
+    named = None if options.named_format is None else format_named(options.named_format, None).layout.name
+    layouts = sorted({catalog().mapping(name).layout or "" for name in catalog().formats()})
+    for layout in (named,) if named else (DEFAULT_LAYOUT, *layouts):
+        with suppress(CrosswalkError):
+            return chosen_format(options.format, checkpoint.config, checkpoint.tensors.specs(), layout).layout.name
+    return DEFAULT_LAYOUT
 
 
 def _notes(imported: Imported, options: Options) -> tuple[str, ...]:

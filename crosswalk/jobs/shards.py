@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from crosswalk.compiler.layout.axis_shards import Held, held_parameters
 from crosswalk.compiler.layout.scope import Scope, normalize
+from crosswalk.compiler.layout.variants import fitting
 from crosswalk.compiler.notation.axes import axes_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, system_limits
 from crosswalk.runtime.folding import fold
@@ -40,24 +41,28 @@ def shards(
     in the same order. Where an axis is written that is made of others, as ``head`` is of ``group`` and ``per_group``,
     it is cut by itself if it is in ``axes``, else by those of the others that are. Parameters without these axes are
     whole on this rank. An axis in the name of a parameter (``experts.weight{expert}``) is cut as well: the rank's
-    tensors are numbered from 0, and get the names that they have in the whole model. To shard a part of a model
-    otherwise, call this for each part of its state.
+    tensors are numbered from 0, and get the names that they have in the whole model. ``NAME[0]`` in the place of an
+    axis is the first dimension of the parameters whose names end so, cut whatever is in it: rows that a trainer shards
+    evenly. To shard a part of a model otherwise, call this for each part of its state.
 
     A ``DTensor`` and ``Shards`` say themselves what they hold, and stay as they are; so do names that are not the
     layout's. A ``DTensor`` of local shards (FSDP over tensor parallelism by hand) has no global shape and is not
     supported: make it one ``DTensor`` over both meshes. ``root`` is the type of the config, such as ``base_model`` or
     ``multimodal_model``, by default that of the layout.
 
+    Fields of ``training`` that decide how parameters are stored are as the names in ``model`` show them.
+
     Raises ``CrosswalkError`` with every axis that shards no parameter of the config; or with every tensor that has
     another shape than the axes make it.
     """
-    found = catalog().layout(layout)
+    found, state = catalog().layout(layout), collect(model)
     config = normalize(found, native_config, root)
-    whole = Scope(found, found.types[root or found.root], config)
+    kind = found.types[root or found.root]
+    # What the axes leave of a parameter is not known yet: names alone show how the model stores its parameters.
+    whole = Scope(found, kind, fitting(found, kind, config, dict.fromkeys(state), part=True))
     held = held_parameters(whole, axes)
     result: dict[str, torch.Tensor | Shards] = {}
     wrong: dict[str, tuple[Held, tuple[int, ...]]] = {}
-    state = collect(model)
     others = {name for name in state if name not in held}
     for name, value in state.items():
         mine = held.get(name)

@@ -6,6 +6,7 @@ and its pickle at the start, as data (see :mod:`.pickles`).
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable
@@ -161,8 +162,9 @@ def read_tensor(read: ReadPart, length: int) -> StoredStorage:
     if "byteorder" in records and read_record(cached, records, "byteorder", length) != b"little":
         raise ArchiveError("its numbers are not little endian")
     try:
-        value = read_pickle(read_record(cached, records, "data.pkl", length), allowed_in_tensors)
-        dtype, shape, key, start, elements = _tensor(value)
+        described = read_record(cached, records, "data.pkl", length)
+        read_it = _described if len(described) <= _TAIL else _described.__wrapped__
+        dtype, shape, key, start, elements = read_it(described)
     except PickleError as error:
         raise ArchiveError(str(error)) from error
     record = records.get(f"data/{key}")
@@ -172,6 +174,12 @@ def read_tensor(read: ReadPart, length: int) -> StoredStorage:
     if record.size != elements or end > record.size:
         raise ArchiveError("its tensor has more elements than are stored")
     return StoredStorage(dtype, shape, data_offset(cached, record, length) + start * size_of(dtype))
+
+
+@functools.lru_cache(maxsize=256)
+def _described(data: bytes) -> tuple[str, tuple[int, ...], str, int, int]:
+    """What a pickle says of a tensor, see :func:`_tensor`: the parts that ranks save of one are alike in it."""
+    return _tensor(read_pickle(data, allowed_in_tensors))
 
 
 def _tensor(value: Any) -> tuple[str, tuple[int, ...], str, int, int]:

@@ -32,7 +32,7 @@ class Folder:
     def read_object(self, name: str) -> tuple[ReadPart, int]:
         """How to read an entry that is no tensor, and how many bytes it has. Raises ``CrosswalkError``."""
         item = self.entries.objects[name]
-        path = _inside(self.path, item.file)
+        path = inside(self.path, item.file)
         where = Position(str(path))
         try:
             descriptor = open_regular(path)
@@ -80,7 +80,7 @@ def locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
     places: dict[Item, int] = {}
     for file, parts in _by_file(wanted).items():
         try:
-            path = _inside(folder.path, file)
+            path = inside(folder.path, file)
             with _opened(path) as (read, status):
                 files[path] = SourceFile.of(status, {})
                 for entry, index in parts:
@@ -90,7 +90,7 @@ def locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
             problems += error.diagnostics
     if problems:
         raise CrosswalkError(limited(problems, where))
-    tensors = {names[entry.name]: _stored(folder.path, entry, places) for entry in wanted}
+    tensors = {names[entry.name]: stored_in_parts(folder.path, entry, places) for entry in wanted}
     return Checkpoint(folder.path, tensors, files)
 
 
@@ -106,7 +106,7 @@ def _by_file(entries: Iterable[StoredEntry]) -> dict[str, list[tuple[StoredEntry
     return found
 
 
-def _inside(directory: Path, file: str) -> Path:
+def inside(directory: Path, file: str) -> Path:
     """The path of a file of a folder. Raises unless it is there, and in there."""
     path = directory / file
     link = dangling(path)
@@ -153,7 +153,7 @@ def _start(read: ReadPart, size: int, entry: StoredEntry, index: int, path: Path
     return found.offset
 
 
-def _stored(directory: Path, entry: StoredEntry, places: Mapping[Item, int]) -> StoredTensor:
+def stored_in_parts(directory: Path, entry: StoredEntry, places: Mapping[Item, int]) -> StoredTensor:
     """Where a tensor lies: in one place, or in its parts."""
     assert entry.dtype is not None
     nbytes = math.prod(entry.shape) * size_of(entry.dtype)

@@ -186,7 +186,7 @@ def _index(value: Any) -> tuple[str, tuple[int, ...] | None] | None:
 def _item(value: Any) -> Item | None:
     fields = value.fields() if _is(value, "_StorageInfo") else {}
     file, offset, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
-    if isinstance(file, str) and _natural(offset) and _natural(length):
+    if isinstance(file, str) and is_natural(offset) and is_natural(length):
         return Item(file, offset, length)
     return None
 
@@ -197,10 +197,11 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
         value = value.arguments[0] if len(value.arguments) == 1 else None
         if isinstance(value, list):
             value = tuple(value)
-    return value if isinstance(value, tuple) and all(map(_natural, value)) else None
+    return value if isinstance(value, tuple) and all(map(is_natural, value)) else None
 
 
-def _natural(value: Any) -> TypeGuard[int]:
+def is_natural(value: Any) -> TypeGuard[int]:
+    """Whether a value is a number of elements or bytes, as files may have them."""
     return type(value) is int and 0 <= value < 1 << 62
 
 

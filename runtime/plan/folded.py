@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import eq, mul
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ _FEWEST = 4
 _MOST_VARIABLES = 9
 #: A number in a name: not one with zeros before it, which would come back without them.
 _NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![0-9])")
+_DIGITS = re.compile(r"([0-9]+)")
 _HOLE = re.compile(r"\{([0-9]{1,2})(?:\+([0-9]{1,9}))?\}")
 
 Entry = list[Any]
@@ -32,47 +33,79 @@ class _Member(NamedTuple):
 
     numbers: tuple[int, ...]
     growing: tuple[int, ...]
-    entry: Entry
+    entry: Sequence[Any]
 
 
-def fold(entries: Sequence[Entry], growing: Sequence[int] = ()) -> list[Entry]:
+#: What is between the numbers in the texts of an item, and the numbers.
+_Parted = tuple[object, tuple[int, ...]]
+
+
+class Patterns(dict[str, _Parted]):
+    """The patterns of texts that were met, as names are in several entries."""
+
+    def __missing__(self, text: str) -> _Parted:
+        parts = _DIGITS.split(text)
+        if any(len(number) > 9 or (number[0] == "0" and number != "0") for number in parts[1::2]):
+            found = tuple(_NUMBER.split(text)), tuple(map(int, _NUMBER.findall(text)))
+        else:
+            found = tuple(parts[::2]), tuple(map(int, parts[1::2]))
+        self[text] = found
+        return found
+
+
+def fold(
+    entries: Sequence[Sequence[Any]], growing: Sequence[int] = (), texts: Patterns | None = None
+) -> list[Sequence[Any]]:
     """The entries, those that can be folded as one each, where the first of them was. No text may have a brace in it.
-    ``growing``: the items of an entry that are numbers which may grow with those in its texts."""
+    ``growing``: the items of an entry that are numbers which may grow with those in its texts; ``texts``: what was met
+    in other entries before."""
+    texts = Patterns() if texts is None else texts
     groups: dict[object, list[_Member]] = {}
-    known: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+    shared: dict[int, _Parted] = {}  # of items that are one object in many entries
+    still = [number for number in range(len(entries[0]) if entries else 0) if number not in growing]
     for entry in entries:
-        pattern, numbers = _parted(entry, growing, known)
-        groups.setdefault(pattern, []).append(_Member(numbers, tuple(entry[item] for item in growing), entry))
+        patterns: list[object] = []
+        numbers: tuple[int, ...] = ()
+        for number in still:
+            value = entry[number]
+            if type(value) is str:
+                pattern, more = texts[value]
+                numbers += more
+            else:
+                found = shared.get(id(value))
+                if found is None:
+                    found = shared[id(value)] = _parted(value, texts)
+                pattern, more = found
+                numbers += more
+            patterns.append(pattern)
+        groups.setdefault(tuple(patterns), []).append(_Member(numbers, tuple([entry[n] for n in growing]), entry))
     return [folded for members in groups.values() for folded in _folded(members, growing)]
 
 
-def _parted(
-    value: Any, apart: Sequence[int], known: dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
-) -> tuple[object, tuple[int, ...]]:
-    """What is between the numbers in the texts of an entry, without the items that stand ``apart``, and the numbers."""
+def _parted(value: Any, texts: Patterns) -> _Parted:
+    """The pattern of an item, and the numbers in its texts."""
     if isinstance(value, str):
-        if value not in known:
-            known[value] = tuple(_NUMBER.split(value)), tuple(map(int, _NUMBER.findall(value)))
-        return known[value]
-    if not isinstance(value, list):
+        return texts[value]
+    if not isinstance(value, list | tuple):
         return (type(value), value), ()
-    parts = [_parted(item, (), known) for number, item in enumerate(value) if number not in apart]
+    parts = [_parted(item, texts) for item in value]
     return tuple(pattern for pattern, _ in parts), tuple(itertools.chain.from_iterable(n for _, n in parts))
 
 
-def _folded(members: list[_Member], growing: Sequence[int]) -> Iterator[Entry]:
+def _folded(members: list[_Member], growing: Sequence[int]) -> Iterator[Sequence[Any]]:
     """Members of one pattern as one entry, or as some for each value of a column of numbers."""
     one = None
     if len(members) >= _FEWEST:
-        columns = [dict.fromkeys(column) for column in zip(*(member.numbers for member in members), strict=True)]
+        columns = list(zip(*(member.numbers for member in members), strict=True))
         one = _as_one(members, columns, growing)
-        apart = min((values for values in columns if len(values) > 1), key=len, default={})
+        different = [dict.fromkeys(column) for column in columns]
+        apart = min((values for values in different if len(values) > 1), key=len, default={})
     if one is not None:
         yield one
     elif len(members) < _FEWEST or len(apart) in (0, len(members)):
         yield from (member.entry for member in members)
     else:
-        column = columns.index(apart)
+        column = different.index(apart)
         parts: dict[int, list[_Member]] = {value: [] for value in apart}
         for member in members:
             parts[member.numbers[column]].append(member)
@@ -80,51 +113,57 @@ def _folded(members: list[_Member], growing: Sequence[int]) -> Iterator[Entry]:
             yield from _folded(some, growing)
 
 
-def _as_one(members: list[_Member], columns: Sequence[Iterable[int]], growing: Sequence[int]) -> Entry | None:
+def _as_one(members: list[_Member], columns: Sequence[Sequence[int]], growing: Sequence[int]) -> Entry | None:
     """One entry for all, if their numbers are all combinations of some ranges, in which the others grow evenly.
-    ``columns``: the different numbers at each place of the texts."""
-    variables: list[int] = []  # the columns that count for themselves
+    ``columns``: the numbers at each place of the texts."""
+    variables: list[Sequence[int]] = []  # the columns that count for themselves
     terms: list[tuple[int, int] | int] = []  # of each column: a constant, or a variable and what is added
-    for number, values in enumerate(columns):
-        first, *others = values
-        if not others:
-            terms.append(first)
+    for column in columns:
+        if len(set(column)) == 1:
+            terms.append(column[0])
             continue
-        same = (_beside(members, number, chosen) for chosen in variables)
+        same = (_beside(column, chosen) for chosen in variables)
         found = next(((variable, plus) for variable, plus in enumerate(same) if plus is not None), None)
         terms.append(found or (len(variables), 0))
         if found is None:
-            variables.append(number)
-    ranges = [_range(sorted(columns[c])) for c in variables]
+            variables.append(column)
+    ranges = [_range(sorted(set(column))) for column in variables]
     if not ranges or None in ranges or len(ranges) > _MOST_VARIABLES:
         return None
     spans = [span for span in ranges if span is not None]
     if math.prod(map(len, spans)) != len(members):
         return None
-    by_place = {tuple(member.numbers[c] for c in variables): member for member in members}
+    by_place = dict(zip(zip(*variables, strict=True), members, strict=True))
     if len(by_place) != len(members):
         return None
-    begin = by_place[tuple(span[0] for span in spans)]
-    steps = [[0] * len(spans) for _ in growing]
-    for variable in range(len(spans)):
-        after = by_place[tuple(other[number == variable] for number, other in enumerate(spans))]
-        for item, step in enumerate(steps):
-            step[variable] = after.growing[item] - begin.growing[item]
-    indices = itertools.product(*(range(len(span)) for span in spans))
-    for index, place in zip(indices, itertools.product(*spans), strict=True):
-        for item, step in enumerate(steps):
-            if by_place[place].growing[item] != begin.growing[item] + sum(map(mul, index, step)):
-                return None
+    ordered = [by_place[place] for place in itertools.product(*spans)]
+    begin, steps = ordered[0], []
+    for item in range(len(growing)):
+        numbers = [member.growing[item] for member in ordered]
+        steps.append(_steps(numbers, list(map(len, spans))))
+        if numbers != [numbers[0] + sum(more) for more in itertools.product(*_multiples(steps[-1], spans))]:
+            return None
     holes = iter(terms)
     entry = [item if number in growing else _with_holes(item, holes) for number, item in enumerate(begin.entry)]
     said = [[span[0], span[-1]] if span.step == 1 else [span[0], span[-1], span.step] for span in spans]
     return [*entry, {"for": said, **({"steps": steps} if any(map(any, steps)) else {})}]
 
 
-def _beside(members: list[_Member], column: int, other: int) -> int | None:
+def _steps(numbers: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """By how much a number grows along each variable, of which the last goes round first."""
+    apart = [math.prod(lengths[variable + 1 :]) for variable in range(len(lengths))]
+    return [numbers[distance] - numbers[0] for distance in apart]
+
+
+def _multiples(steps: Sequence[int], spans: Sequence[range]) -> list[list[int]]:
+    """What each variable adds, for all its values."""
+    return [[step * index for index in range(len(span))] for step, span in zip(steps, spans, strict=True)]
+
+
+def _beside(column: Sequence[int], other: Sequence[int]) -> int | None:
     """By how much a column is more than another, if that is the same everywhere."""
-    plus = members[0].numbers[column] - members[0].numbers[other]
-    return plus if plus >= 0 and all(m.numbers[column] - m.numbers[other] == plus for m in members) else None
+    plus = column[0] - other[0]
+    return plus if plus >= 0 and {a - b for a, b in zip(column, other, strict=True)} == {plus} else None
 
 
 def _range(numbers: Sequence[int]) -> range | None:
@@ -134,7 +173,7 @@ def _range(numbers: Sequence[int]) -> range | None:
 
 
 def _with_holes(value: Any, holes: Iterator[tuple[int, int] | int]) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_with_holes(item, holes) for item in value]
     if not isinstance(value, str):
         return value

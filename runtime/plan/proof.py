@@ -138,7 +138,7 @@ def _check_numbers(plan: PlanParts, found: _Found) -> None:
         for number, copy in enumerate(plan.copies):
             found.add("copy", number, _check_copy(plan, number, copy))
     for number, (copy, form) in enumerate(zip(plan.copies, found.forms, strict=True)):
-        if form in found.ends:
+        if form in found.ends or number in found.wrong["copy"]:
             continue
         problem = _check_form(plan, number, copy)
         found.add("copy", number, problem)

@@ -13,7 +13,7 @@ from typing import Any
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import fail
 
-from .folded import fold, unfold
+from .folded import Patterns, fold, unfold
 from .form import check_form
 from .parts import AnyPlan, Copy, Encoding, Exemption, PlanParts, Region, Rule, TensorSpec
 
@@ -38,7 +38,7 @@ def write(plan: PlanParts, folded: bool = True) -> str:
 
 
 def _lines(value: Any) -> str:
-    return "[" + ",\n".join(map(_json, value)) + "]" if isinstance(value, list) and value else _json(value)
+    return "[" + ",\n".join(map(_json, value)) + "]" if isinstance(value, list | tuple) and value else _json(value)
 
 
 def _order(copy: Copy) -> tuple[int, int, int, int]:
@@ -58,11 +58,12 @@ def _can_fold(plan: PlanParts) -> bool:
 
 def _fold(document: dict[str, Any], sources: list[str], targets: list[str]) -> dict[str, list[Any]]:
     """The parts that can be folded. A folded copy has the names of tensors in place of their numbers."""
-    named = [[sources[source], targets[target], *rest] for source, target, *rest in document["copies"]]
-    plain = dict(zip(map(id, named), document["copies"], strict=True))
-    copies = [plain.get(id(entry), entry) for entry in fold(named, _OFFSETS)]
-    parts = {key: fold(document[key]) for key in ("sources", "targets", "encodings") if key in document}
-    return parts | {"copies": copies}
+    copies: tuple[Copy, ...] = document["copies"]
+    named = [(sources[copy[0]], targets[copy[1]], *copy[2:]) for copy in copies]
+    plain = dict(zip(map(id, named), copies, strict=True))
+    texts = Patterns()
+    parts = {key: fold(document[key], texts=texts) for key in ("sources", "targets", "encodings") if key in document}
+    return parts | {"copies": [plain.get(id(entry), entry) for entry in fold(named, _OFFSETS, texts)]}
 
 
 def _unfold(document: dict[str, Any]) -> dict[str, Any]:
@@ -157,19 +158,7 @@ def _encode(plan: PlanParts) -> dict[str, Any]:
         "crosswalk_plan": VERSION,
         "sources": [_encode_tensor(tensor) for tensor in plan.sources],
         "targets": [_encode_tensor(tensor) for tensor in plan.targets],
-        "copies": [
-            [
-                c.source,
-                c.target,
-                list(c.extents),
-                c.source_offset,
-                list(c.source_strides),
-                c.target_offset,
-                list(c.target_strides),
-                c.rule,
-            ]
-            for c in plan.copies
-        ],
+        "copies": plan.copies,
         "rules": [list(dataclasses.astuple(rule)) for rule in plan.rules],
         "exemptions": [list(dataclasses.astuple(exemption)) for exemption in plan.exemptions],
         "metadata": dict(plan.metadata),
@@ -180,8 +169,8 @@ def _encode(plan: PlanParts) -> dict[str, Any]:
     }
 
 
-def _encode_tensor(tensor: TensorSpec) -> list[Any]:
-    return [tensor.name, list(tensor.shape), tensor.dtype]
+def _encode_tensor(tensor: TensorSpec) -> tuple[str, tuple[int, ...], str]:
+    return tensor.name, tensor.shape, tensor.dtype
 
 
 def _decode_tensor(name: str, shape: list[int], dtype: str) -> TensorSpec:

@@ -134,6 +134,9 @@ def test_explain_says_what_is_tied_and_what_is_dropped(crosswalk: CommandLine, t
 def test_formats(crosswalk: CommandLine) -> None:
     out = crosswalk("formats").out
     rows = {row[0]: row for row in lines(out)}
+    assert rows["layout:"] == ["layout:", "fast_llm", "megatron", "torchtitan"]
+    assert rows["LlamaForCausalLM"] == ["LlamaForCausalLM", "llama", "llama", "llama3"]
+    assert rows["GptOssForCausalLM"] == ["GptOssForCausalLM", "-", "gpt_oss", "gpt_oss"]
     assert rows["llama"] == ["llama", "llama", "LlamaForCausalLM", "transformers"]
     assert rows["dream"] == ["dream", "dream", "DreamModel", "its", "own"]
     for name in ("mistral", "mixtral", "qwen2", "mtp_llama", "dream", "diffusion_llama"):

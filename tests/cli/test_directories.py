@@ -19,12 +19,9 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from comparing import tensor_differences
 from golden_cases import load_tensors
-from ranks import Failed, run_ranks
 from safetensors.torch import save_file
 from small_checkpoints import LLAMA, CommandLine, assert_refused, contents, make, tensors_of
-from titan_cases import FORMATS, hugging_face, read, tensors
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from titan_cases import FORMATS, hugging_face, state_dict, tensors
 
 import crosswalk as cw
 from crosswalk.runtime.errors import CrosswalkError
@@ -45,14 +42,6 @@ def by_torch(folder: Path, like: Tensors) -> Tensors:
         warnings.simplefilter("ignore")  # torch says that it is not distributed
         dcp.load(state, checkpoint_id=folder, no_dist=True)
     return state
-
-
-def state_dict(name: str) -> Tensors:
-    """That of the model in torchtitan: a tied tensor is in it under both of its names."""
-    found = {key: value for key, value in tensors(name, "titan").items() if ".wqkv" not in key}
-    if read(name)["hf_config"]["tie_word_embeddings"]:
-        found["lm_head.weight"] = found["tok_embeddings.weight"]
-    return found
 
 
 @pytest.fixture
@@ -83,7 +72,11 @@ def test_to_torchtitan_and_back(source: Path, name: str, tmp_path: Path) -> None
     assert cw.verify(tmp_path / "titan", tmp_path / "back").targets == back.targets
 
 
-@every_case
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [(name, name) for name in ("llama3_separate_tied", "qwen3_moe", "deepseek_v3_mtp", "gpt_oss")],
+    indirect=["source"],
+)
 def test_as_safetensors_and_from_kind_to_kind(source: Path, name: str, tmp_path: Path) -> None:
     cw.convert(source, tmp_path / "files", to="torchtitan", kind="safetensors")
     stored = tensors_of(tmp_path / "files")
@@ -94,56 +87,6 @@ def test_as_safetensors_and_from_kind_to_kind(source: Path, name: str, tmp_path:
     cw.verify(tmp_path / "files", tmp_path / "folder")
     cw.convert(tmp_path / "folder", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(source)
-
-
-def save_training(rank: int, path: Path, model: Tensors) -> None:
-    """A state of training as a trainer saves it, sharded over two ranks."""
-    mesh = init_device_mesh("cpu", (2,))
-    placed = {
-        name: distribute_tensor(tensor, mesh, [Shard(0) if tensor.dim() > 1 else Replicate()])
-        for name, tensor in model.items()
-    }
-    state: dict[str, Any] = {
-        **placed, "train_state": torch.zeros(3), "dataloader": {"dp_rank_0": b"x"}, "lr_scheduler": {"last_epoch": 7},
-        **{f"optimizer.state.{name}.exp_avg": tensor for name, tensor in placed.items()},
-    }  # fmt: skip
-    dcp.save(state, checkpoint_id=path / "step-7")
-    dcp.save({"model": placed, "optim": {"lr": 0.5}}, checkpoint_id=path / "nested")
-
-
-@pytest.mark.parametrize("name", ["qwen3_separate_tied"])
-def test_what_a_trainer_saved_needs_its_config(name: str, tmp_path: Path, crosswalk: CommandLine) -> None:
-    original, saved = hugging_face(name, tmp_path / "hf"), tmp_path / "step-7"
-    failed = [found for found in run_ranks(2, save_training, tmp_path, state_dict(name)) if isinstance(found, Failed)]
-    assert not failed, failed[0].text
-    ran = crosswalk("convert", str(saved), str(tmp_path / "out"))
-    assert_refused(ran, "no crosswalk.yaml here", "[usage/layout]", code=2)
-    assert "pass --layout NAME" in ran.err
-    ran = crosswalk("convert", str(saved), str(tmp_path / "out"), "--layout", "torchtitan", "--format", "qwen3")
-    assert_refused(ran, "nothing here says the config", code=2)
-    assert "pass --native-config FILE, or --like DIR" in ran.err
-    config = cw.import_config(read(name)["hf_config"], to="torchtitan")
-    (tmp_path / "native.json").write_text(json.dumps(config))
-    (tmp_path / "native.yaml").write_text(yaml.safe_dump(config))
-    for number, options in enumerate(
-        (
-            ("--native-config", str(tmp_path / "native.json"), "--format", "qwen3"),
-            ("--native-config", str(tmp_path / "native.yaml"), "--format", "qwen3"),
-            ("--like", str(original)),
-        )
-    ):
-        for folder in (saved, tmp_path / "nested"):
-            out = tmp_path / f"out-{number}-{folder.name}"
-            ran = crosswalk("convert", str(folder), str(out), "--layout", "torchtitan", *options)
-            assert ran.code == 0, ran.err
-            assert tensor_differences(tensors_of(out), tensors(name, "hf")) == []
-            assert crosswalk("verify", str(folder), str(out), "--layout", "torchtitan", *options).code == 0
-    report = cw.check(saved, layout="torchtitan", like=original)
-    text = " ".join(report.notes)
-    assert "tensors: `optimizer.*`" in text
-    assert "`train_state`" in text
-    assert "`dataloader.*`" in text
-    assert (out / "config.json").read_bytes() == (original / "config.json").read_bytes()
 
 
 def test_tied_tensors_of_a_folder_are_compared(tmp_path: Path) -> None:

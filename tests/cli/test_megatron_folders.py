@@ -112,6 +112,25 @@ def test_what_is_written_has_the_entries_that_megatron_writes(run: Path, name: s
     cw.convert(run.parent / "like", made, to="megatron", pad=pad, options=EngineOptions(overwrite=True))
 
 
+@pytest.mark.parametrize("run", CASES[1:], indirect=True)
+def test_the_spec_local_has_the_norm_before_a_router_under_another_name(run: Path) -> None:
+    """As megatron-core 0.19.2 saves a model of it: ``with_megatron/folders.py`` reads and loads such folders."""
+    old, new = "decoder.layers.pre_mlp_layernorm.weight", "decoder.layers.mlp.linear_fc1.layer_norm_weight"
+    state = by_torch(folder(run))
+    state[new] = state.pop(old)
+    about = (folder(run) / "metadata.json").read_bytes()
+    shutil.rmtree(folder(run))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state, checkpoint_id=folder(run), no_dist=True)
+    (folder(run) / "metadata.json").write_bytes(about)
+    out, _ = convert(run)
+    assert tensor_differences(tensors_of(out), load_tensors(GOLDEN / CASES[1] / "hf.safetensors")) == []
+    native = cw.import_config(json.loads((out / "config.json").read_text()), to="megatron")
+    cw.convert(out, run.parent / "made", to="megatron", native_config=native | {"transformer_impl": "local"})
+    assert tensor_differences(by_torch(run.parent / "made" / "release"), state) == []
+
+
 def by_torch(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a folder that torch's own reader finds."""
     described = dcp.FileSystemReader(path).read_metadata().state_dict_metadata

@@ -7,10 +7,12 @@ from typing import Any
 
 import oracles
 import pytest
+import torch
 from comparing import shapes
 from megatron_cases import GOLDEN, flat, format_of, read
 
 import crosswalk
+from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
 
 
@@ -113,6 +115,41 @@ def test_experts_behind_groups_of_heads() -> None:
     assert crosswalk.import_config(written, to="megatron") == native
     with pytest.raises(CrosswalkError, match="29 is not a multiple of 14"):
         crosswalk.export_config(native | {"moe_shared_expert_intermediate_size": 29}, "megatron_glm4_moe")
+
+
+def test_norms_with_weights_that_are_added_to_one() -> None:
+    """Gemma: both have the weights without the one, so they are copies. What it computes is compared by
+    ``with_megatron/check.py``."""
+    config = {
+        "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "vocab_size": 61, "hidden_size": 36,
+        "intermediate_size": 38, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "head_dim": 10, "hidden_act": "gelu", "hidden_activation": None,
+    }  # fmt: skip
+    native = crosswalk.import_config(config, to="megatron")
+    found = flat(native)
+    assert (found["activation_func"], found["layernorm_zero_centered_gamma"]) == ("fast_gelu", True)
+    assert (found["share_embeddings_and_output_weights"], found["rotary_base"]) == (True, 10000.0)
+    written = crosswalk.export_config(native, "megatron_gemma")
+    assert written["hidden_act"] == "gelu_pytorch_tanh"  # as the class says it, which reads `gelu` as this
+    assert crosswalk.import_config(written, to="megatron") == native
+    plan = crosswalk.compile_plan(config, to="megatron")
+    assert plan.metadata["mapping"] == "megatron_gemma"
+    assert shapes(plan.sources) == oracles.names_and_shapes(written)
+    norms = {name: torch.randn(shape) for name, shape in shapes(plan.sources).items() if "norm" in name}
+    rest = {name: torch.zeros(shape) for name, shape in shapes(plan.sources).items() if "norm" not in name}
+    made = dict(execute(plan, norms | rest))
+    for name, place in (
+        ("input_layernorm", "self_attention.linear_qkv"),
+        ("post_attention_layernorm", "mlp.linear_fc1"),
+    ):
+        ours = made[f"decoder.layers.1.{place}.layer_norm_weight"]
+        assert torch.equal(ours, norms[f"model.layers.1.{name}.weight"].to(ours.dtype))
+    for field in ("layernorm_zero_centered_gamma", "scale_embeddings"):
+        with pytest.raises(CrosswalkError, match=field):
+            crosswalk.export_config(native | {field: False}, "megatron_gemma")
+    for key, value in (("hidden_act", "silu"), ("hidden_activation", "gelu"), ("use_bidirectional_attention", True)):
+        with pytest.raises(CrosswalkError, match=key):
+            crosswalk.import_config(config | {key: value}, to="megatron")
 
 
 RELEASED = {"deepseek-ai--DeepSeek-V3": "deepseek_v3", "rtp_GLM-4.5": "glm4_moe", "Qwen--Qwen3-235B-A22B": "qwen3_moe"}

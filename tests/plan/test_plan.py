@@ -152,6 +152,7 @@ def test_empty_tensors_and_scalars() -> None:
         ({"target_offset": 1}, "plan/bounds"),
         ({"source_strides": (2,)}, "plan/bounds"),
         ({"extents": (2, 3), "source_strides": (2, 1), "target_strides": (2, 1)}, "plan/axes"),
+        ({"source": "a", "extents": (5, 1)}, "plan/number"),
     ],
 )
 def test_a_malformed_copy_is_one_problem(change: dict[str, Any], code: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from real_configs import GPT2
 
 from crosswalk.compiler.catalog import Catalog
+from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.config.read import import_config
 from crosswalk.compiler.config.write import export_config
 from crosswalk.compiler.relations.tree import CompiledMapping
@@ -97,7 +98,8 @@ def test_files_of_the_first_release_are_read(gpt2: CompiledMapping) -> None:
     shapes = oracles.names_and_shapes(GPT2["tied"])
     files = {name.removeprefix("transformer."): shape for name, shape in shapes.items()}
     files |= {f"h.{layer}.attn.bias": (1, 1, 37, 37) for layer in range(3)}
-    plan = plan_import(bind(gpt2, native, taken.cases), {n: TensorSpec(n, shape, "F32") for n, shape in files.items()})
+    specs = {name: TensorSpec(name, shape, "F32") for name, shape in files.items()}
+    plan = plan_import(bind(gpt2, native, taken.cases), specs, dialect=dialect_of_names(gpt2, specs))
     assert {exemption.tensor for exemption in plan.exemptions} == {f"h.{layer}.attn.bias" for layer in range(3)}
     assert plan.verify()
 

@@ -48,6 +48,7 @@ LIMITS = {
     "gemma3_text": 95,
     "megatron_llama": 85,
     "megatron_mistral": 30,
+    "megatron_gemma": 40,
     "megatron_qwen2": 45,
     "megatron_qwen3": 30,
     "megatron_mixtral": 35,

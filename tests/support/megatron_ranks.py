@@ -17,7 +17,6 @@ from shard_cases import DENSE, EXPERTS
 
 import crosswalk
 from crosswalk.runtime import execute
-from crosswalk.runtime.training.placement import Shards
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,15 +45,9 @@ def tensor_parallel(name: str, tensor: torch.Tensor, rank: int, size: int) -> to
 def groups_of_heads(rank: int, checkpoint: Path, out: Path) -> None:
     """Four ranks, of which two share a group of heads: each has an even part of the rows of ``linear_qkv``."""
     expected = {name: tensor_parallel(name, value, rank, 4) for name, value in whole(checkpoint).items()}
-    axes = {"head": (rank, 4), "ffn": (rank, 4), "vocab": (rank, 4)}
+    axes = {"head": (rank, 4), "linear_qkv.weight[0]": (rank, 4), "ffn": (rank, 4), "vocab": (rank, 4)}
     local = _blank(expected)
-    rows = {name: value for name, value in local.items() if name.endswith("linear_qkv.weight")}
-    state: dict[str, Any] = dict(_sharded({k: v for k, v in local.items() if k not in rows}, checkpoint, axes))
-    for name, value in rows.items():
-        count, width = value.shape
-        box = (((rank * count, (rank + 1) * count),), ((0, width),))
-        state[name] = Shards.of_intervals((4 * count, width), box, value)
-    _through(checkpoint, out, "megatron_llama", state, local, expected)
+    _through(checkpoint, out, "megatron_llama", _sharded(local, checkpoint, axes), local, expected)
 
 
 def stages(rank: int, checkpoint: Path, out: Path) -> None:

@@ -98,3 +98,11 @@ def live(name: str) -> Tensors:
     """The parameters of the model with fused queries, keys and values, as its own class has them."""
     separate = {key: value for key, value in tensors(name, "titan").items() if ".qkv_linear." not in key}
     return separate | tensors(name, "fused")
+
+
+def state_dict(name: str) -> Tensors:
+    """That of the model in torchtitan: a tied tensor is in it under both of its names."""
+    found = {key: value for key, value in tensors(name, "titan").items() if ".wqkv" not in key}
+    if read(name)["hf_config"]["tie_word_embeddings"]:
+        found["lm_head.weight"] = found["tok_embeddings.weight"]
+    return found

@@ -88,7 +88,13 @@ class Rank:
         """The axes of the layout that Megatron's parallelism cuts."""
         rank, experts = parallel_state.get_tensor_model_parallel_rank(), self.native["num_moe_experts"]
         found = {"vocab": (rank, self.tp)}
-        found["head" if self.native["multi_latent_attention"] else "group"] = rank, self.tp
+        if self.native["multi_latent_attention"]:
+            rows = ("linear_q_down_proj.weight[0]", "linear_kv_down_proj.weight[0]")
+            found |= dict.fromkeys(("head", *rows), (rank, self.tp))
+        elif self.native["num_query_groups"] % self.tp:
+            found |= dict.fromkeys(("head", "linear_qkv.weight[0]"), (rank, self.tp))
+        else:
+            found["group"] = rank, self.tp
         kinds = self.native["layers"].get("blocks", {"": self.native["layers"].get("block")}).values()
         if not all(kind["moe"] for kind in kinds):
             found["ffn"] = rank, self.tp
@@ -122,7 +128,7 @@ class Rank:
 def one(folder: Path, sizes: dict[str, int], native: dict[str, Any]) -> None:
     """What every rank does in one run."""
     first, second = Rank(native, sizes), Rank(native, sizes)
-    there = dist_checkpointing.load(first.sharded(True), str(folder / "run" / "release"))
+    there = dist_checkpointing.load(first.sharded(not as_local(native)), str(folder / "run" / "release"))
     missing = first.model.load_state_dict(there["model"], strict=False)
     assert not missing.unexpected_keys, missing
     state = second.state()
@@ -165,11 +171,19 @@ def prepare(folder: Path, name: str, sizes: dict[str, int]) -> dict[str, Any]:
     source = original(*{**CASES, **MORE}[name])
     source.save_pretrained(folder / "hf")
     multiple = 2 * sizes.get("tp", 1)
-    crosswalk.convert(folder / "hf", folder / "run", to="megatron", pad={"vocab": multiple})
     (folder / "saved").mkdir()
     (folder / "saved" / "latest_checkpointed_iteration.txt").write_text("3")
     native = crosswalk.import_config(json.loads((folder / "hf" / "config.json").read_text()), to="megatron")
-    return native | {"vocab_size": -(-native["vocab_size"] // multiple) * multiple}
+    native["vocab_size"] = -(-native["vocab_size"] // multiple) * multiple
+    given = native | {"transformer_impl": "local"} if as_local(native) else None
+    crosswalk.convert(folder / "hf", folder / "run", to="megatron", pad={"vocab": multiple}, native_config=given)
+    return native
+
+
+def as_local(native: dict[str, Any]) -> bool:
+    """Whether a folder has the names of the spec ``local``, those of which in latent attention are too many to rename
+    here; others have those of Transformer Engine."""
+    return bool(native["multi_latent_attention"])
 
 
 def compare(folder: Path) -> None:

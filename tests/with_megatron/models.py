@@ -18,6 +18,7 @@ logging.disable(logging.WARNING)
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
+from megatron.core.activations import fast_gelu  # noqa: E402
 from megatron.core.fusions.fused_bias_geglu import quick_gelu  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import (  # noqa: E402
@@ -32,7 +33,12 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from megatron_config import flat  # noqa: E402
 
-FUNCTIONS = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "quick_gelu": quick_gelu}
+FUNCTIONS = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "quick_gelu": quick_gelu,
+    "fast_gelu": fast_gelu,
+}
 SIZES: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 36, "intermediate_size": 38, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2, "eos_token_id": None,
@@ -51,6 +57,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         {"tie_word_embeddings": True, "rope_parameters": LLAMA3, "head_dim": 14},
     ),
+    "gemma": ("Gemma", {"head_dim": 10, "tie_word_embeddings": True}),
+    "gemma, not tied": ("Gemma", {"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": False}),
     "llama, all biases, linear rotary": (
         "Llama",
         {
@@ -133,6 +141,7 @@ def gpt(native: dict[str, Any], **settings: Any) -> GPTModel:
         "use_cpu_initialization": True,
         "perform_initialization": False,
         "gradient_accumulation_fusion": False,
+        "layernorm_zero_centered_gamma": False,  # norms of torch cannot: see ``add_one``
     } | settings
     config = kind(**fields)
     for key in rope:
@@ -141,7 +150,7 @@ def gpt(native: dict[str, Any], **settings: Any) -> GPTModel:
     last = parallel_state.is_pipeline_last_stage()
     spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False)
     further = get_gpt_mtp_block_spec(config, spec, False) if config.mtp_num_layers and last else None
-    return GPTModel(
+    model = GPTModel(
         config,
         spec,
         native["vocab_size"],
@@ -154,6 +163,20 @@ def gpt(native: dict[str, Any], **settings: Any) -> GPTModel:
         rope_scaling_factor=rope["rope_scaling_factor"],
         seq_len_interpolation_factor=rope["seq_len_interpolation_factor"],
     ).eval()
+    if native["layernorm_zero_centered_gamma"]:
+        add_one(model)
+    if native["scale_embeddings"] and model.pre_process:  # as Megatron-Bridge's class for Gemma does
+        model.embedding.register_forward_hook(lambda module, given, found: found * config.hidden_size**0.5)
+    return model
+
+
+def add_one(model: GPTModel) -> None:
+    """Let norms compute with their weights and one, as those of Transformer Engine do."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.RMSNorm):
+            module.forward = lambda x, of=module: torch.nn.functional.rms_norm(
+                x, of.normalized_shape, of.weight + 1, of.eps
+            )
 
 
 class Here(TorchFunctionMode):

@@ -85,7 +85,8 @@ def said_of(path: Path, given: Given) -> tuple[Said, Layout]:
     name = given.layout or said.layout
     if name is None:
         text = f"there is no {NAME} here that says of which layout these tensors are"
-        raise fail("usage/layout", text, Position(str(path)), "pass --layout NAME (in Python: layout=)")
+        hint = "pass --layout NAME (in Python: layout=): hf for names of Hugging Face"
+        raise fail("usage/layout", text, Position(str(path)), hint)
     if said.layout not in (None, name):
         text = f"this is said to be of layout `{said.layout}`, not `{name}`"
         raise fail("usage/layout", text, Position(str(said.file)), "leave out --layout")

@@ -17,13 +17,16 @@ _BY_NAME = {kind.name: kind for kind in OF_TRAINERS}
 
 
 def kind_of(path: Path, layout: str | None = None) -> Kind:
-    """The kind of a directory. One that shows none is of Hugging Face; or, if the user says of which ``layout`` it is,
-    nothing but safetensors files. Raises ``CrosswalkError`` for one that may not be read."""
+    """The kind of a directory. One that shows none is of Hugging Face, as is every one of which the user says so; or,
+    if another ``layout`` is said, nothing but safetensors files. Raises ``CrosswalkError`` for one that may not be
+    read."""
+    if layout == HUGGING_FACE.name:
+        return HUGGING_FACE
     try:
         shown = next((kind for kind in OF_TRAINERS if kind.recognises(path)), HUGGING_FACE)
     except PermissionError as error:
         raise fail("source/unreadable", f"cannot be read: {error.strerror}", Position(str(path))) from error
-    return safetensors.KIND if shown is HUGGING_FACE and layout not in (None, "hf") else shown
+    return safetensors.KIND if shown is HUGGING_FACE and layout is not None else shown
 
 
 def kind_to_write(name: str | None, layout: Layout | None) -> Kind:

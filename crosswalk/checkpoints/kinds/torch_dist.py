@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from crosswalk.checkpoints.opened import Opened
+from crosswalk.checkpoints.states import left_out, model_names
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_json, shorten
 from crosswalk.runtime.checkpoint.opening import read_inside
@@ -34,7 +35,7 @@ from crosswalk.runtime.errors import CrosswalkError, Position, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .beside import said_of, text_beside
-from .dcp import left_out, model_names
+from .dcp import known_to
 from .kind import Contents, Given, Kind
 
 _LATEST, _ABOUT, _COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.pt"
@@ -65,7 +66,7 @@ def _open(path: Path, given: Given) -> Opened:
     said, layout = said_of(path, given)
     folder = open_folder(path)
     common = _common(folder)
-    names, left = model_names(folder.entries.tensors, layout)
+    names, left = model_names(folder.entries.tensors, known_to(layout))
     if not names:
         raise fail("dcp/no-model", "no tensor of this folder is one of a model", Position(str(path / METADATA)))
     found = locate(folder, names)
@@ -260,7 +261,7 @@ def _lay_out(contents: Contents, size: int) -> OutputLayout:
     stacks = places(contents.targets, contents.layout)
     # dist_checkpointing refuses a folder without these, unless told otherwise.
     empty = saved([torch.empty(0, dtype=torch.uint8)])
-    objects = dict.fromkeys(extra_states(stacks.values(), contents.layout.extra_states), empty)
+    objects = dict.fromkeys(extra_states(stacks.values(), contents.layout.extra_states or ()), empty)
     return folder_layout(
         finish, size, objects={"common_state/shard_0_1": saved([common]), **objects}, inside=f"{_RELEASE}/",
         stacks=stacks,
