@@ -14,7 +14,7 @@ ORDER = (
     "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
     "crosswalk.runtime.background",
     "crosswalk.runtime.kept",
-    "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint", "crosswalk.runtime.dcp",
+    "crosswalk.runtime.plan", "crosswalk.runtime.torch_files", "crosswalk.runtime.checkpoint", "crosswalk.runtime.dcp",
     "crosswalk.runtime.staging", "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
     "crosswalk.runtime.publishing",
     "crosswalk.reference.parts", "crosswalk.reference.mixers", "crosswalk.reference.mlps", "crosswalk.reference",
