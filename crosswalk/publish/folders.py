@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from crosswalk.runtime.errors import fail
 from crosswalk.runtime.publishing.checksums import digest_of
 from crosswalk.runtime.publishing.delta import Delta
+from crosswalk.runtime.staging.directory import Staging, write_file
+from crosswalk.runtime.staging.stale import owner
 
 
 def slime(delta: Delta, folder: str | Path, version: int, checksum: str = "adler32") -> Path | None:
@@ -72,13 +74,21 @@ def _encoded(delta: Delta, checksum: str) -> dict[str, tuple[torch.Tensor, dict[
 
 
 def _written(target: Path, name: str, found: Any, sums: dict[str, str], last: str, content: Any) -> Path:
-    """The folder; what receivers look for appears last."""
-    target.mkdir(parents=True)
+    """The folder, which appears whole. Raises ``CrosswalkError``, and leaves nothing, if it is there already or cannot
+    be written."""
+    files = {last: json.dumps(content).encode()}
     if found:
-        save_file({key: tensor for key, (tensor, _) in found.items()}, target / name, metadata=sums)
-    unfinished = target / f".{last}"
-    unfinished.write_text(json.dumps(content))
-    return unfinished.rename(target / last).parent
+        files[name] = save({key: tensor for key, (tensor, _) in found.items()}, metadata=sums)
+    staging = Staging(target, {"owner": owner(), "files": list(files)}, files, overwrite=False, resume=False)
+    try:
+        with staging.errors("written"):
+            for file, data in files.items():
+                write_file(staging, file, data)
+        staging.commit()
+    except BaseException:
+        staging.abandon()
+        raise
+    return target
 
 
 def _package(name: str) -> Any:

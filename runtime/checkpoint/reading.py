@@ -70,21 +70,18 @@ class Reader:
         finally:
             self._descriptors.release(path)
 
-    def read_runs(
-        self, source: int, offset: int, starts: Iterable[int], count: int, width: int, view: memoryview
-    ) -> None:
-        """Fill ``view`` with runs of ``count`` elements of ``width`` bytes, one after the other."""
-        size = count * width
+    def read_runs(self, source: int, starts: Iterable[int], length: int, view: memoryview) -> None:
+        """Fill ``view`` with runs of ``length`` bytes, one after the other, that start at these bytes of the file."""
         place = 0
         stored = self.tensors[source]
         if isinstance(stored.content, ContentOfRuns):
-            begins = (offset - stored.offset + start * width for start in starts)
-            stored.content.fill_runs(begins, size, view, functools.partial(self._read, source))
+            begins = (start - stored.offset for start in starts)
+            stored.content.fill_runs(begins, length, view, functools.partial(self._read, source))
             return
         if stored.content is not None:
             for start in starts:
-                self.read(source, offset + start * width, view[place : place + size])
-                place += size
+                self.read(source, start, view[place : place + length])
+                place += length
             return
         with self.opened(source) as descriptor:
             if source not in self._advised:
@@ -95,10 +92,10 @@ class Reader:
             preadv = os.preadv
             try:
                 for start in starts:
-                    part = view[place : place + size]
-                    if preadv(descriptor, (part,), offset + start * width) != size:
-                        self.read(source, offset + start * width, part)
-                    place += size
+                    part = view[place : place + length]
+                    if preadv(descriptor, (part,), start) != length:
+                        self.read(source, start, part)
+                    place += length
             except OSError as error:
                 raise self._failed(source, stored.file, error.strerror or str(error)) from error
 

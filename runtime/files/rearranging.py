@@ -40,13 +40,6 @@ def move(source: memoryview, target: memoryview, width: int, piece: TaskPiece) -
         transpose(reading[index], writing[index])
 
 
-def pick(source: memoryview, target: memoryview, count: int, step: int, length: int) -> None:
-    """Copy the first ``length`` of every ``step`` bytes of the source, ``count`` times, and leave the rest out."""
-    np.copyto(
-        _elements(target, 1, (count, length), 0, (length, 1)), _elements(source, 1, (count, length), 0, (step, 1))
-    )
-
-
 def _elements(buffer: memoryview, width: int, extents: Sequence[int], offset: int, strides: Sequence[int]) -> Array:
     """A view of a buffer, which must hold it; offset and strides count elements. Integers keep all their bits."""
     steps = tuple(stride * width for stride in strides)

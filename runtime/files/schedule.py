@@ -15,17 +15,13 @@ from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.plan.model import Copy, Plan
 
-from .tasks import Panel, Range, Segment, SourceBlock, StridedRuns, Stripe, Task, TaskPiece, consecutive
+from .runs import LONGEST_TOGETHER, MIB, SEEK, SourceBlock, StridedRuns
+from .tasks import Panel, Range, Segment, Stripe, Task, TaskPiece, consecutive
 
-MIB = 1 << 20
 #: Bytes of output in one task.
 TASK = 8 * MIB
 #: A strided copy moves as ranges if its contiguous runs have at least this many bytes on average.
 RANGE_RUN = 32 << 10
-#: Reading this many bytes takes as long as one system call: closer runs are read together with what is between them.
-SEEK = 16 << 10
-#: Runs of more than this many times ``SEEK`` are worth a call each, however close they stand.
-_LONGEST_TOGETHER = 4
 #: The smallest panel, which stays in a core's second-level cache.
 SMALLEST_PANEL = 1 * MIB
 #: Bytes of a panel that are rearranged and written together.
@@ -153,8 +149,9 @@ class Lowering:
             runs, strides, together = stage(box, share * math.prod(box.extents) // width, SEEK // width)
             together &= self.sources[box.source].content is None  # what is made takes longer to make than to call for
             staged.append(box._replace(source=len(blocks), source_offset=0, source_strides=strides))
+            runs = in_file(runs, self.sources[box.source].offset, width)
             blocks.append(SourceBlock(box.source, runs, at, together))
-            at += runs.number * runs.length * width
+            at += runs.nbytes
         step = whole_steps(boxes, STRIPE // itemsize, length)
         stripes = []
         for begin in range(0, length, step):
@@ -284,7 +281,7 @@ def stage(box: TaskPiece, limit: int, seek: int) -> tuple[StridedRuns, tuple[int
         longer = stretch + (extent - 1) * step
         close = longer <= extent * (stretch + seek)
         if not close or longer * (total // (useful * extent)) > limit:
-            together = close and stretch <= _LONGEST_TOGETHER * seek
+            together = close and stretch <= LONGEST_TOGETHER * seek
             break
         stretch, useful, inner, strides[axis] = longer, useful * extent, inner + 1, step
     size = stretch
@@ -293,6 +290,12 @@ def stage(box: TaskPiece, limit: int, seek: int) -> tuple[StridedRuns, tuple[int
         size *= box.extents[axis]
     axes = tuple((box.extents[axis], box.source_strides[axis]) for axis in reversed(order[inner:]))
     return StridedRuns(box.source_offset, stretch, axes), tuple(strides), together
+
+
+def in_file(runs: StridedRuns, offset: int, width: int) -> StridedRuns:
+    """Runs of elements of a tensor as bytes of the file, where it begins at ``offset``."""
+    axes = tuple((extent, step * width) for extent, step in runs.axes)
+    return StridedRuns(offset + runs.start * width, runs.length * width, axes)
 
 
 def run_length(piece: TaskPiece) -> int:

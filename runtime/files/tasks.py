@@ -7,10 +7,10 @@ Every target tensor is written as *operations*, each of which makes the bytes th
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from .runs import SourceBlock
 
 
 class TaskPiece(NamedTuple):
@@ -35,40 +35,6 @@ class Range(NamedTuple):
     source: int
     offset: int
     nbytes: int
-
-
-class StridedRuns(NamedTuple):
-    """Runs of ``length`` elements each, the first at ``start``, one for each index over ``axes``: ``(extent, step)``,
-    outermost first."""
-
-    start: int
-    length: int
-    axes: tuple[tuple[int, int], ...]
-
-    @property
-    def number(self) -> int:
-        return math.prod(extent for extent, _ in self.axes)
-
-    def starts(self) -> Iterator[int]:
-        """Where each run begins. There can be many: they are never listed."""
-        if not self.axes:
-            yield self.start
-            return
-        *outer, (extent, step) = self.axes
-        for offsets in itertools.product(*(range(0, n * s, s) for n, s in outer)):
-            begin = self.start + sum(offsets)
-            yield from range(begin, begin + extent * step, step)
-
-
-class SourceBlock(NamedTuple):
-    """Parts of a source tensor, and where a worker keeps them: ``runs`` in elements of the tensor, to stand one after
-    the other from byte ``at`` of its staging buffer. ``together``: runs along the innermost axis stand so close that
-    reading what is between them, and leaving it out of the buffer, is faster than a call for each."""
-
-    source: int
-    runs: StridedRuns
-    at: int
-    together: bool
 
 
 class Stripe(NamedTuple):

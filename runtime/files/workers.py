@@ -19,11 +19,10 @@ from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import TensorSpec
 from crosswalk.runtime.staging.endings import uninterrupted
 
-from .schedule import MIB, SMALLEST_PANEL, STRIPE, TASK
-from .tasks import Panel, Range, Segment, SourceBlock, StridedRuns, Task, TaskPiece, consecutive
+from .runs import MIB, STEP, read_block
+from .schedule import SMALLEST_PANEL, STRIPE, TASK
+from .tasks import Panel, Range, Segment, Task, TaskPiece, consecutive
 
-#: Bytes that a range is copied by; they stay in a core's cache between reading and writing.
-STEP = 1 * MIB
 #: Bytes that a worker reads at a time for a panel: a transpose of a wide matrix reads runs of ``PANEL / rows`` bytes.
 PANEL = 32 * MIB
 #: What a worker needs besides its buffers: tiles of a transpose, ``decoding.SCRATCH``, and the allocator's slack.
@@ -100,9 +99,8 @@ class Worker:
         dtype = self._targets[target].dtype
         staged = []
         for block in panel.blocks:
-            block_dtype = self._sources[block.source].dtype
-            self._stage(block, size_of(block_dtype), staging[block.at :])
-            staged.append((staging[block.at :], block_dtype))
+            read_block(self.reader, block, staging[block.at :], self.step)
+            staged.append((staging[block.at :], self._sources[block.source].dtype))
         for stripe in panel.stripes:
             for piece in stripe.moves:
                 self._move(*staged[piece.source], output, dtype, piece)
@@ -119,29 +117,6 @@ class Worker:
         from .kernels import move_between
 
         move_between(source, source_dtype, target, target_dtype, piece)
-
-    def _stage(self, block: SourceBlock, width: int, view: memoryview) -> None:
-        offset, (start, length, axes) = self.reader.tensors[block.source].offset, block.runs
-        if not axes:
-            self.reader.read(block.source, offset + start * width, view[: length * width])
-        elif not block.together:
-            self.reader.read_runs(block.source, offset, block.runs.starts(), length, width, view)
-        else:
-            extent, step = axes[-1]
-            for first in StridedRuns(start, length, axes[:-1]).starts():
-                at = offset + first * width
-                self._pick(block.source, at, extent, step * width, length * width, view)
-                view = view[extent * length * width :]
-
-    def _pick(self, source: int, offset: int, count: int, step: int, length: int, view: memoryview) -> None:
-        """Fill ``view`` with the first ``length`` of every ``step`` bytes, ``count`` times, reading all."""
-        from .rearranging import pick
-
-        rows = STEP // step
-        for row in range(0, count, rows):
-            now = min(rows, count - row)
-            self.reader.read(source, offset + row * step, self.step[: (now - 1) * step + length])
-            pick(self.step, view[row * length :], now, step, length)
 
 
 class Sink(Protocol):

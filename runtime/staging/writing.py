@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,11 +25,11 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def write_runs(descriptor: int, view: memoryview, offsets: Sequence[int]) -> None:
-    """Write a view in runs of equal length, one after the other, each from its offset of the file on. There can be ten
-    thousands of them, so a call that takes all it is given costs no more than that call."""
-    length, pwrite = len(view) // len(offsets), os.pwrite
-    for begin, offset in zip(range(0, len(view), length), offsets, strict=True):
+def write_runs(descriptor: int, view: memoryview, offsets: Iterable[int], length: int) -> None:
+    """Write a view in runs of ``length`` bytes, one after the other, each from its offset of the file on. There can be
+    ten thousands of them, so one that is taken whole costs no more than the call."""
+    pwrite, begin = os.pwrite, 0
+    for offset in offsets:
         run = view[begin : begin + length]
         try:
             count = pwrite(descriptor, run, offset)
@@ -37,6 +37,7 @@ def write_runs(descriptor: int, view: memoryview, offsets: Sequence[int]) -> Non
             count = 0
         if count < length:
             write_at(descriptor, run[count:], offset + count)
+        begin += length
 
 
 def set_size(descriptor: int, nbytes: int) -> None:

@@ -22,6 +22,7 @@ from crosswalk.runtime.checkpoint.source import Checkpoint, bind, tie_differs
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.files.runs import read_block
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .moves import Moves, moves
@@ -181,15 +182,12 @@ def _reading(
         for direct in bucket.direct:
             flat = memories[direct.memory].flat
             reader.read(direct.tensor, direct.offset, host_view(flat[direct.start : direct.start + direct.nbytes]))
-        if not bucket.stretches:
+        if not bucket.blocks:
             return bucket.moved
         slot.turn()
         view = host_view(slot.host)
-        for tensor, offsets, length, position in bucket.stretches:
-            if len(offsets) == 1:
-                reader.read(tensor, offsets[0], view[position : position + length])
-            else:
-                reader.read_runs(tensor, 0, offsets, length, 1, view[position:])
+        for block in bucket.blocks:
+            read_block(reader, block, view[block.at :], slot.step)
         slot.fill_tensors(bucket, stored, memories)
         return bucket.moved
 

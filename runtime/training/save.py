@@ -34,6 +34,7 @@ from crosswalk.runtime.checkpoint.output import (
     stored,
 )
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.files.runs import StridedRuns
 from crosswalk.runtime.files.sinks import start_writeback
 from crosswalk.runtime.kept import SNAPSHOT
 from crosswalk.runtime.plan.algebra import Box
@@ -251,15 +252,13 @@ class Regions:
                     descriptors[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 return descriptors[path]
 
-        def write_region(tensor: int, offsets: Sequence[int], view: memoryview) -> None:
-            """Equal stretches of a tensor, which stand one after the other in ``view``."""
+        def write_region(tensor: int, runs: StridedRuns, view: memoryview) -> None:
             path = self.places[tensor].file
-            length = len(view) // len(offsets)
             try:
                 descriptor = descriptor_of(path)
-                write_runs(descriptor, view, offsets)
-                for offset in offsets if length >= _WRITEBACK else ():
-                    start_writeback(descriptor, offset, length)
+                write_runs(descriptor, view, runs.starts(), runs.length)
+                for offset in runs.starts() if runs.length >= _WRITEBACK else ():
+                    start_writeback(descriptor, offset, runs.length)
             except OSError as error:
                 text = f"writing tensor `{self._names[tensor]}`: {error.strerror or error}"
                 hint = "every rank must see the same file system" if error.errno == errno.ENOENT else None
@@ -267,10 +266,11 @@ class Regions:
 
         def write(bucket: TransferBucket, host: torch.Tensor, memories: Sequence[Memory]) -> None:
             view = host_view(host)
-            for tensor, offsets, length, position in bucket.stretches:
-                write_region(tensor, offsets, view[position : position + len(offsets) * length])
+            for block in bucket.blocks:
+                write_region(block.source, block.runs, view[block.at : block.at + block.runs.nbytes])
             for tensor, offset, memory, start, nbytes in bucket.direct:
-                write_region(tensor, (offset,), host_view(memories[memory].flat[start : start + nbytes]))
+                runs = StridedRuns(offset, nbytes, ())
+                write_region(tensor, runs, host_view(memories[memory].flat[start : start + nbytes]))
 
         try:
             yield write

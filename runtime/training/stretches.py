@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from crosswalk.runtime.files.runs import LONGEST_TOGETHER, SEEK
 from crosswalk.runtime.plan.affine import Axis, Piece, clip, span
 
-#: Reading this many bytes takes as long as one system call, so shorter holes are read along.
-GAP = 16 << 10
+#: Shorter holes are read along.
+GAP = SEEK
 #: Most bytes read for every byte that is needed.
 WASTE = 4
 
@@ -27,12 +28,14 @@ class Placement(NamedTuple):
 
 class Block(NamedTuple):
     """Elements ``start`` to ``start + length`` of a tensor in a file, again at every step of the axes ``outer``
-    (extent, stride). Put one after the other they are the buffer that the ``here`` ends of ``placements`` count in."""
+    (extent, stride). Put one after the other they are the buffer that the ``here`` ends of ``placements`` count in.
+    ``together``: along the last of these axes they stand so close that what is between them is read, and left out."""
 
     start: int
     length: int
     outer: tuple[tuple[int, int], ...]
     placements: tuple[Placement, ...]
+    together: bool = False
 
     @property
     def elements(self) -> int:
@@ -65,6 +68,20 @@ def blocks(placements: Iterable[Placement], limit: int, gap: int, exact: bool) -
         else:
             for part in _split(block, limit):
                 yield from blocks(part, limit, gap, exact)
+
+
+def without_holes(block: Block, gap: int) -> Iterator[Block]:
+    """The same as blocks whose holes are read and left out of the buffer, where they are all alike, as between columns
+    of a matrix; else the block as it is."""
+    axes = block.placements[0].piece.axes
+    outer = axes[: len(axes) - _fold(axes, 0)]
+    regular = len(block.placements) == 1 and block.needed != block.elements
+    if not regular or (len(outer) > 1 and outer[-1][0] * outer[-1][1] < LONGEST_TOGETHER * gap):
+        yield block
+        return
+    for part in blocks(_original(block), block.elements, 0, True):
+        close = bool(part.outer) and part.outer[-1][1] - part.length <= gap
+        yield part._replace(together=close and part.length <= LONGEST_TOGETHER * gap)
 
 
 def _grouped(placements: Sequence[Placement], gap: int) -> Iterator[Block]:

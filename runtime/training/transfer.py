@@ -1,6 +1,6 @@
 """Moving bytes between files and tensors, bucket by bucket, on any device.
 
-A bucket is what fits a buffer: stretches of files, and the strided copies between the buffer and tensors. Each worker
+A bucket is what fits a buffer: runs of files, and the strided copies between the buffer and tensors. Each worker
 owns a slot: a host buffer. When the tensors are on an accelerator it is pinned, there may be two that take turns, and
 a buffer and a stream on the device, where all element work happens, belong to the slot too. While one worker reads or
 writes, the copies of another are under way; nobody waits for the device as a whole. On a CPU the same code runs without
@@ -25,12 +25,14 @@ from crosswalk.runtime.checkpoint.zeros import Zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import kernels, tasks
+from crosswalk.runtime.files.runs import STEP, SourceBlock, StridedRuns
+from crosswalk.runtime.files.schedule import in_file
 from crosswalk.runtime.files.workers import start_threads
 from crosswalk.runtime.kept import WORKERS
 from crosswalk.runtime.plan.affine import Piece
 from crosswalk.runtime.staging.endings import uninterrupted
 
-from .stretches import GAP, Block, Placement, blocks
+from .stretches import GAP, Block, Placement, blocks, without_holes
 
 #: Bytes of a bucket.
 BUCKET = 16 << 20
@@ -54,16 +56,6 @@ class Memory:
         return Memory(flat, dtype)
 
 
-class Stretch(NamedTuple):
-    """``length`` bytes at each of ``offsets`` of the file that holds tensor ``tensor``; in the buffer they stand one
-    after the other from byte ``position`` on."""
-
-    tensor: int
-    offsets: Sequence[int]
-    length: int
-    position: int
-
-
 class Direct(NamedTuple):
     """Bytes that stand together in a file and in a tensor, and need no buffer."""
 
@@ -84,10 +76,11 @@ class StridedPiece(NamedTuple):
 
 @dataclass(slots=True)
 class TransferBucket:
-    """What moves at once; ``nbytes`` of the buffer are used. ``zeros`` are bytes that no file holds."""
+    """What moves at once; ``nbytes`` of the buffer are used. ``blocks`` are read into it, or written from it; ``zeros``
+    are bytes that no file holds."""
 
     nbytes: int = 0
-    stretches: list[Stretch] = field(default_factory=list)
+    blocks: list[SourceBlock] = field(default_factory=list)
     copies: list[StridedPiece] = field(default_factory=list)
     direct: list[Direct] = field(default_factory=list)
     direct_bytes: int = 0
@@ -96,7 +89,7 @@ class TransferBucket:
     @property
     def moved(self) -> int:
         """Bytes read from or written to files."""
-        return sum(s.length * len(s.offsets) for s in self.stretches) + self.direct_bytes - self.zeros
+        return sum(block.bytes_read for block in self.blocks) + self.direct_bytes - self.zeros
 
 
 def buckets(
@@ -109,26 +102,29 @@ def buckets(
     direct: bool = True,
 ) -> Iterator[TransferBucket]:
     """Buckets of at most ``size`` bytes that move the pieces between ``tensors`` and ``memories``, in the order of the
-    files. ``exact``: stretches hold nothing but the pieces, as they must to be written. ``direct``: bytes that stand
+    files. ``exact``: blocks hold nothing but the pieces, as they must to be written. ``direct``: bytes that stand
     together on both ends may bypass the buffer (if the memory is on a CPU)."""
     bucket = TransferBucket()
     for number in sorted(placements, key=lambda n: (str(tensors[n].file), tensors[n].offset)):
         stored = tensors[number]
         width = size_of(stored.dtype)
-        for block in blocks(placements[number], max(1, size // width), GAP // width, exact):
+        found = blocks(placements[number], max(1, size // width), GAP // width, exact)
+        if not exact and stored.content is None:
+            found = (part for block in found for part in without_holes(block, GAP // width))
+        for block in found:
             nbytes = block.elements * width
             if bucket.nbytes + nbytes + _ALIGNMENT > size or bucket.direct_bytes >= size:
                 yield bucket
                 bucket = TransferBucket()
             if isinstance(stored.content, Zeros):
                 bucket.zeros += nbytes
-            found = _direct(number, stored, block, memories) if direct else None
-            if found is not None:
-                bucket.direct.append(found)
+            beside = _direct(number, stored, block, memories) if direct else None
+            if beside is not None:
+                bucket.direct.append(beside)
                 bucket.direct_bytes += nbytes
                 continue
             _add(bucket, number, tensors, block)
-    if bucket.stretches or bucket.direct:
+    if bucket.blocks or bucket.direct:
         yield bucket
 
 
@@ -147,21 +143,22 @@ def _add(bucket: TransferBucket, number: int, tensors: Sequence[StoredTensor], b
     stored = tensors[number]
     width = size_of(stored.dtype)
     nbytes = block.elements * width
-    offsets = [stored.offset + start * width for start in block.runs()]
-    last = bucket.stretches[-1] if bucket.stretches else None
+    runs = in_file(StridedRuns(block.start, block.length, block.outer), stored.offset, width)
+    last = bucket.blocks[-1] if bucket.blocks else None
     if (
         last is not None
-        and tensors[last.tensor].content is stored.content is None
-        and tensors[last.tensor].file == stored.file
-        and len(last.offsets) == len(offsets) == 1
-        and last.offsets[0] + last.length == offsets[0]
+        and tensors[last.source].content is stored.content is None
+        and tensors[last.source].file == stored.file
+        and last.runs.axes == runs.axes == ()
+        and last.runs.start + last.runs.length == runs.start
         and bucket.nbytes % width == 0
     ):
         position = bucket.nbytes
-        bucket.stretches[-1] = last._replace(length=last.length + nbytes)
+        longer = last.runs._replace(length=last.runs.length + nbytes)
+        bucket.blocks[-1] = last._replace(runs=longer)
     else:
         position = aligned(bucket.nbytes)
-        bucket.stretches.append(Stretch(number, offsets, block.length * width, position))
+        bucket.blocks.append(SourceBlock(number, runs, position, block.together and stored.content is None))
     bucket.copies += [StridedPiece(number, position, placed) for placed in block.placements]
     bucket.nbytes = position + nbytes
 
@@ -177,6 +174,7 @@ class Slot:
         self._hosts = [WORKERS.take(size) if self._kept else host_buffer(size, device) for _ in range(count)]
         self._events: list[Any] = [None] * max(1, count)
         self._turn = 0
+        self._step: memoryview | None = None
         self._staging: torch.Tensor | None = None
         self._stream: Any = None
         if not on_host(device):
@@ -191,6 +189,13 @@ class Slot:
     def host(self) -> torch.Tensor:
         """The host buffer whose turn it is."""
         return self._hosts[self._turn]
+
+    @property
+    def step(self) -> memoryview:
+        """What is read passes through it where not all of it is kept."""
+        if self._step is None:
+            self._step = memoryview(bytearray(STEP))
+        return self._step
 
     def turn(self) -> None:
         """The turn of the next host buffer, once no copy needs what is in it."""

@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from golden_cases import CASES
+from random_checkpoints import write_checkpoint as write_files
 from safetensors.torch import save_file
 
+import crosswalk
+from crosswalk.publish import folders
 from crosswalk.runtime.checkpoint.output import hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.errors import CrosswalkError
@@ -188,6 +192,55 @@ def test_one_call_that_fails(
     assert {"pwrite", "ftruncate", "fsync", "rename", "open", "mkdir", "_exchange"} <= hit
     assert failed == 0 if kind == "short" else failed > 9
     assert complete > 9 or kind in ("ENOSPC", "EIO")
+
+
+def changes(destination: Path) -> object:
+    """A folder of what has changed, as a publisher writes it."""
+    packed = {"a": (torch.arange(300, dtype=torch.uint8), {})}
+    return folders._written(destination, "payload.safetensors", packed, {}, "manifest.json", {"version": 7})
+
+
+@pytest.mark.parametrize("kind", ["short", "ENOSPC"])
+@pytest.mark.parametrize("path", ["dcp", "megatron", "changes"])
+def test_other_folders_are_whole_or_not_there(
+    path: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample of the calls of what writes folders of torch, of Megatron-core, and of changes."""
+    if path != "changes":
+        write_files(tmp_path / "source", CASES["llama_gqa"].hf_config(), CASES["llama_gqa"].hf_tensors())
+    asked: dict[str, Any] = {"dcp": {"kind": "dcp"}, "megatron": {"to": "megatron"}}.get(path, {})
+
+    def write(destination: Path) -> object:
+        if path == "changes":
+            return changes(destination)
+        return crosswalk.convert(tmp_path / "source", destination, options=EngineOptions(workers=1), **asked)
+
+    faults = Faults(monkeypatch)
+    write(tmp_path / "expected")
+    expected = content(tmp_path / "expected")
+    total = faults.calls
+    for number in range(1, total + 1, 3 if path == "changes" else 19):
+        faults.arm(kind, number)
+        try:
+            write(tmp_path / "out")
+        except CrosswalkError:
+            assert not (tmp_path / "out").exists()
+            assert kind != "short", (number, faults.hit)
+        else:
+            assert content(tmp_path / "out") == expected, (number, faults.hit)
+        hit = faults.hit
+        faults.arm("none", -1)
+        for left in {found.name for found in tmp_path.iterdir()} - {"source", "expected"}:
+            assert left == "out" or hit in ("unlink", "rmdir"), (number, hit)  # what cannot be removed stays, hidden
+            shutil.rmtree(tmp_path / left)
+
+
+def test_a_folder_of_changes_that_is_there_is_refused(tmp_path: Path) -> None:
+    changes(tmp_path / "weight_v000007")
+    before = content(tmp_path)
+    with pytest.raises(CrosswalkError, match="the destination exists and is not empty"):
+        changes(tmp_path / "weight_v000007")
+    assert content(tmp_path) == before
 
 
 def test_a_file_that_is_not_what_was_written_is_not_put_in_place(

@@ -1,4 +1,5 @@
-"""Released forms on Megatron-core: DeepSeek's FP8, and the MXFP4 of gpt-oss, whose experts are parameters each."""
+"""Released forms on Megatron-core, whose experts are parameters each, and on torchtitan: DeepSeek's FP8, and the MXFP4
+of gpt-oss."""
 
 from __future__ import annotations
 
@@ -36,13 +37,13 @@ def written(path: Path, tensors: Tensors, config: dict[str, Any]) -> Path:
     return path
 
 
-def loaded(path: Path) -> Tensors:
-    """What a live model of Megatron has after loading."""
+def loaded(path: Path, layout: str = "megatron") -> Tensors:
+    """What a live model has after loading."""
     config = json.loads((path / "config.json").read_text())
     config.pop("quantization_config", None)
-    plan = crosswalk.compile_plan(config, to="megatron")
+    plan = crosswalk.compile_plan(config, to=layout)
     state = {spec.name: torch.full(spec.shape, torch.nan) for spec in plan.targets}
-    crosswalk.load(path, state, layout="megatron")
+    crosswalk.load(path, state, layout=layout)
     return state
 
 
@@ -54,7 +55,8 @@ def test_deepseek_in_fp8(tmp_path: Path) -> None:
     path = fp8_checkpoint(
         tmp_path / "plain", tmp_path / "fp8", chosen=lambda name, _: "proj" in name, decoded=torch.bfloat16
     )
-    assert tensor_differences(loaded(path), loaded(path.with_name("fp8-decoded"))) == []
+    for layout in ("megatron", "torchtitan"):
+        assert tensor_differences(loaded(path, layout), loaded(path.with_name("fp8-decoded"), layout)) == []
 
 
 @pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="the names of transformers 5")
@@ -76,8 +78,10 @@ def test_experts_of_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
         floats[name] = convert_moe_packed_tensors(blocks, scales)
         assert floats[name].shape == shape
     said = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
-    found = loaded(written(tmp_path / "mxfp4", tensors, GPT_OSS | {"quantization_config": said}))
-    assert tensor_differences(found, loaded(written(tmp_path / "plain", floats, GPT_OSS))) == []
+    encoded = written(tmp_path / "mxfp4", tensors, GPT_OSS | {"quantization_config": said})
+    found, plain = loaded(encoded), written(tmp_path / "plain", floats, GPT_OSS)
+    assert tensor_differences(found, loaded(plain)) == []
+    assert tensor_differences(loaded(encoded, "torchtitan"), loaded(plain, "torchtitan")) == []
     for expert in range(5):
         fused = floats["model.layers.1.mlp.experts.gate_up_proj"][expert].float().T
         expected = torch.cat([fused[0::2], fused[1::2]])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.affine import Piece
 from crosswalk.runtime.training.placement import Shards, place, subtract
-from crosswalk.runtime.training.stretches import WASTE, Placement, blocks
+from crosswalk.runtime.training.stretches import WASTE, Placement, blocks, without_holes
 
 
 def codes(error: pytest.ExceptionInfo[CrosswalkError]) -> list[str]:
@@ -49,12 +49,16 @@ def elements(piece: Piece) -> list[tuple[int, int]]:
     ]
 
 
-@given(grid=grids(), limit=st.integers(1, 40), gap=st.integers(0, 9), exact=st.booleans())
-def test_blocks_move_every_element_once(grid: tuple[int, list[Piece]], limit: int, gap: int, exact: bool) -> None:
+@given(grid=grids(), limit=st.integers(1, 40), gap=st.integers(0, 9), exact=st.booleans(), kept=st.booleans())
+def test_blocks_move_every_element_once(
+    grid: tuple[int, list[Piece]], limit: int, gap: int, exact: bool, kept: bool
+) -> None:
     size, pieces = grid
     wanted = sorted(itertools.chain.from_iterable(elements(piece) for piece in pieces))
     found = []
-    for block in blocks([Placement(3, piece) for piece in pieces], limit, gap, exact):
+    made = blocks([Placement(3, piece) for piece in pieces], limit, gap, exact)
+    for block in made if kept else itertools.chain.from_iterable(without_holes(block, gap) for block in made):
+        assert not block.together or 0 < block.outer[-1][1] - block.length <= gap
         assert block.elements <= limit
         assert block.elements <= WASTE * block.needed
         buffer = [start + i for start in block.runs() for i in range(block.length)]
