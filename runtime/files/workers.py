@@ -6,10 +6,10 @@ A worker owns a few buffers, used again for every task, so that memory is bounde
 
 from __future__ import annotations
 
+import functools
 import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
@@ -17,8 +17,8 @@ from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import TensorSpec
-from crosswalk.runtime.staging.endings import uninterrupted
 
+from .pool import work_through
 from .runs import MIB, STEP, read_block
 from .schedule import SMALLEST_PANEL, STRIPE, TASK
 from .tasks import Panel, Range, Segment, Task, TaskPiece, consecutive
@@ -29,7 +29,6 @@ PANEL = 32 * MIB
 _SLACK = 8 * MIB
 #: What they need together: the tasks being made, and the self-test of the kernels.
 _SHARED = 16 * MIB
-_PROGRESS_SECONDS = 0.1
 
 Progress = Callable[[int, int, str], None]
 
@@ -138,76 +137,24 @@ def run(
     """Let the workers consume all tasks. ``on_progress(bytes done, bytes in total, target)`` is called from this thread
     about ten times a second. The first exception, of a worker or of ``on_progress``, stops all workers and is raised.
     """
-    crew = _Crew(tasks, names, sink, alive=len(workers), counts=[0] * len(workers))
-    threads = [threading.Thread(target=crew.work, args=each, daemon=True) for each in enumerate(workers)]
-    try:
-        start_threads(threads)
-        while not crew.finished.wait(_PROGRESS_SECONDS if on_progress else None):
-            if on_progress:
-                on_progress(done + sum(crew.counts), total, crew.current)
-    finally:
-        with uninterrupted():  # what is tidied up next must not be written to any more
-            crew.stopped.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-    if crew.errors:
-        raise crew.errors[0]
-    if on_progress:
-        on_progress(done + sum(crew.counts), total, crew.current)
+    stopped = threading.Event()
+    counts, current = [0] * len(workers), [""]
 
-
-@dataclass
-class _Crew:
-    """What the threads of a run share. ``counts``: the bytes that each has done; ``current``: the last target."""
-
-    tasks: Iterator[Task]
-    names: Sequence[str]
-    sink: Sink
-    alive: int
-    counts: list[int]
-    current: str = ""
-    errors: list[BaseException] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stopped: threading.Event = field(default_factory=threading.Event)
-    finished: threading.Event = field(default_factory=threading.Event)
-
-    def work(self, number: int, worker: Worker) -> None:
-        """Take tasks until there are none, or somebody stops."""
-        try:
-            while not self.stopped.is_set():
-                with self.lock:
-                    task = next(self.tasks, None)
-                if task is None:
-                    break
-                self._do(task, number, worker)
-        except BaseException as error:
-            self.errors.append(error)
-            self.stopped.set()
-        finally:
-            with self.lock:
-                self.alive -= 1
-                if not self.alive:
-                    self.finished.set()
-
-    def _do(self, task: Task, number: int, worker: Worker) -> None:
+    def consume(number: int, task: Task) -> None:
         for segment in task:
-            self.current = self.names[segment.target]
-            for count in self.sink.take(segment, worker):
-                self.counts[number] += count
-                if self.stopped.is_set():
+            current[0] = names[segment.target]
+            for count in sink.take(segment, workers[number]):
+                counts[number] += count
+                if stopped.is_set():
                     return
 
+    def watch() -> None:
+        if on_progress:
+            on_progress(done + sum(counts), total, current[0])
 
-def start_threads(threads: Sequence[threading.Thread]) -> None:
-    """Start them all. Raises ``CrosswalkError`` if the system gives this process no more; those before it then run."""
-    for number, thread in enumerate(threads):
-        try:
-            thread.start()
-        except RuntimeError as error:
-            text = f"the system gives this process {number} of the {len(threads)} threads it needs: {error}"
-            hint = "ask for fewer workers, or raise the limit of processes"
-            raise fail("options/workers", text, None, hint) from error
+    each = [functools.partial(consume, number) for number in range(len(workers))]
+    work_through(tasks, each, stopped, watch=watch if on_progress else None)
+    watch()
 
 
 def whole(tensors: Sequence[StoredTensor], in_parts: bool = True) -> Iterator[Task]:
