@@ -30,9 +30,9 @@ def flat(native: Mapping[str, Any]) -> dict[str, Any]:
     experts, windows = ([int(block[name]) for block in each] for name in ("moe", "windowed"))
     fields = {key: value for key, value in native.items() if key not in ELSEWHERE} | native["rope"]
     fields |= {"num_layers": len(each), "mtp_num_layers": native["mtp_num_layers"] or None}
-    fields["moe_layer_freq"] = experts if 0 < sum(experts) < len(experts) else 1
+    fields["moe_layer_freq"] = 1 if all(experts) or native["num_moe_experts"] is None else experts
     fields["window_size"] = None if native["window_size"] is None else (native["window_size"], 0)
-    fields["window_attn_skip_freq"] = windows if 0 < sum(windows) < len(windows) else None
+    fields["window_attn_skip_freq"] = None if all(windows) or native["window_size"] is None else windows
     return fields
 
 

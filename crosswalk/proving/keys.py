@@ -86,13 +86,17 @@ def _turned(one: Accepted, base: Config) -> bool:
 def _changes(
     mapping: CompiledMapping, subject: Subject, base: Accepted, path: Path, value: Any, proof: Proof
 ) -> Iterator[Accepted]:
-    """The changes of one key that both accept; what is wrong with them is noted."""
+    """The changes of one key that both accept, null among them; what is wrong with them is noted."""
     done = 0
-    for other in others(value, values_at(mapping, path)):
+    for other in (*others(value, values_at(mapping, path)), None):
+        if value is None if other is None else done >= _VALUES:
+            continue
         config = changed(base.config, path, other)
         behaviour = subject.behaviour(config)
         if behaviour is None:
             continue
+        if other is None and behaviour.shapes != base.behaviour.shapes:
+            continue  # a null that means another size does not fit the tensors, and is refused with them
         proof.tried["changed"] += 1
         done += 1
         same = behaviour.same(base.behaviour, ROUNDED if same_name(mapping, path, value, other) else 0.0)
@@ -102,8 +106,6 @@ def _changes(
             _judge(mapping, base, path, other, None if same else severity, native, proof)
             how = f"`{dotted(path)}` = {shown(other)}" + (f" and {base.how}" if base.how else "")
             yield Accepted(config, native, base.behaviour if same else behaviour, how)
-        if done == _VALUES:
-            return
 
 
 def _judge(

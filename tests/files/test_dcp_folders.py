@@ -262,9 +262,17 @@ def set_chunk(metadata: Any, **fields: Any) -> None:
         setattr(chunk, name, torch.Size(value))
 
 
+def set_size(metadata: Any, *sizes: int) -> None:
+    """Another size of a tensor, and of its one chunk."""
+    metadata.state_dict_metadata["rows"].size = torch.Size(sizes)
+    set_chunk(metadata, sizes=sizes)
+
+
 @pytest.mark.parametrize(
     ("edit", "code"),
     [
+        (lambda m: set_size(m, 1 << 59, 7), "dcp/differs"),
+        (lambda m: set_size(m, 1 << 62, 7), "dcp/metadata"),
         (lambda m: set_chunk(m, sizes=(12, 7)), "dcp/parts"),
         (lambda m: set_chunk(m, sizes=(14, 7)), "dcp/metadata"),
         (lambda m: set_chunk(m, offsets=(1, 0), sizes=(12, 7)), "dcp/metadata"),

@@ -65,6 +65,20 @@ def test_fields_there_and_back(name: str) -> None:
     assert example().flat(crosswalk.normalize_native(there, layout="megatron")) == example().flat(native)
 
 
+def test_no_layer_of_some_kind_is_said() -> None:
+    """A model of Megatron has experts, and a window, on every layer unless told otherwise."""
+    config = recorded("deepseek_v3")[0]
+    dense = crosswalk.import_config(config | {"first_k_dense_replace": 99}, to="megatron")
+    assert example().flat(dense)["moe_layer_freq"] == [0] * config["num_hidden_layers"]
+    config = recorded("gpt_oss")[0]
+    full = ["full_attention"] * config["num_hidden_layers"]
+    seen = crosswalk.import_config(config | {"layer_types": full}, to="megatron")
+    assert example().flat(seen)["window_attn_skip_freq"] == [0] * len(full)
+    for native in (dense, seen):
+        there = example().native_of(example().flat(native))
+        assert example().flat(crosswalk.normalize_native(there, layout="megatron")) == example().flat(native)
+
+
 def test_a_window_that_looks_ahead() -> None:
     with pytest.raises(ValueError, match="earlier positions alone"):
         example().native_of(recorded("gpt_oss")[1] | {"window_size": [3, 1]})

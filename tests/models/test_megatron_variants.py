@@ -85,6 +85,17 @@ def test_one_of_the_two_scales_of_yarn_means_nothing_to_transformers(mscale: dic
         crosswalk.import_config(config, to="megatron")
 
 
+@pytest.mark.parametrize(("name", "key"), [("mixtral", {}), ("gpt_oss", {}), ("qwen3_moe", {"norm_topk_prob": True})])
+def test_a_single_expert_is_chosen_among_all(name: str, key: dict[str, Any]) -> None:
+    """megatron-core refuses to build such a model."""
+    config = read(name)["hf_config"] | {"num_experts_per_tok": 1}
+    config.pop("experts_per_token", None)
+    with pytest.raises(CrosswalkError, match="a single expert only among scores of all"):
+        crosswalk.import_config(config | key, to="megatron")
+    if key:
+        crosswalk.import_config(config | {"norm_topk_prob": False}, to="megatron")
+
+
 @pytest.mark.parametrize("dense", [0, 1, 3, 5])
 def test_the_first_layers_are_dense(dense: int) -> None:
     """As many as the class makes dense, none too many."""

@@ -87,6 +87,24 @@ def ministral3(**keys: Any) -> Config:
     return _config("Ministral3ForCausalLM", "ministral3", head_dim=10, rms_norm_eps=3e-6, **(rope | keys))
 
 
+def glm4(**keys: Any) -> Config:
+    rope = _rope(partial_rotary_factor=0.4)
+    return _config("Glm4ForCausalLM", "glm4", head_dim=20, rms_norm_eps=3e-6, **(rope | keys))
+
+
+def exaone4(**keys: Any) -> Config:
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    return _config("Exaone4ForCausalLM", "exaone4", rms_norm_eps=3e-6, sliding_window=5, layer_types=kinds, **keys)
+
+
+def ernie4_5(**keys: Any) -> Config:
+    return _config("Ernie4_5ForCausalLM", "ernie4_5", head_dim=10, rms_norm_eps=3e-6, **keys)
+
+
+def arcee(**keys: Any) -> Config:
+    return _config("ArceeForCausalLM", "arcee", rms_norm_eps=3e-6, head_dim=6, **keys)
+
+
 def gpt2(**keys: Any) -> Config:
     base = {"n_embd": 36, "n_head": 6, "n_layer": 3, "n_positions": 37, "vocab_size": 89, "layer_norm_epsilon": 3e-6}
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
@@ -121,6 +139,10 @@ CONFIGS: dict[str, Config] = {
     "gpt2-own-head": gpt2(tie_word_embeddings=False, n_inner=55, activation_function="relu"),
     "helium": helium(),
     "helium-bias-tied": helium(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "glm4": glm4(attention_bias=True),
+    "exaone4": exaone4(),
+    "ernie4_5": ernie4_5(use_bias=True, tie_word_embeddings=True),
+    "arcee": arcee(mlp_bias=True),
     "gemma3_text": gemma3_text(tie_word_embeddings=True),
     "gemma3_text-capped": gemma3_text(final_logit_softcapping=30.0, query_pre_attn_scalar=10, attention_bias=True),
 }

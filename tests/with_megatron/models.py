@@ -196,6 +196,7 @@ def run_on_a_cpu(**sizes: int) -> None:
     CudaRNGStatesTracker.fork = lambda self, name="": contextlib.nullcontext()
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda device=None: None
+    torch.Tensor.cuda = lambda self, *args, **options: self
     attention = dot_product_attention.DotProductAttention
     before = attention.__init__
 
