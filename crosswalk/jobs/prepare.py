@@ -98,7 +98,7 @@ def prepare(source: Path, options: Options) -> Prepared:
     kind = kind_of(source, options.layout)
     if kind is HUGGING_FACE:
         require_checkpoint(source)
-        whole = options.layout == "hf" and options.to in (None, "hf") and source.is_dir() and is_in_parts(source)
+        whole = options.layout == "hf" and options.to in (None, "hf") and is_in_parts(source)
         if whole:
             return _prepare_whole(source, options)
         return _prepare_import(source, replace(options, to=options.to or DEFAULT_LAYOUT))
@@ -143,7 +143,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     if options.text_only:
         checkpoint, root = text_tower(checkpoint, _mappings(options))
     specs = checkpoint.tensors.specs()
-    places = _places(path / CONFIG, text, path, root)
+    places = _places(path / CONFIG, text, checkpoint.tensors.path, root)
     with read_from(path / CONFIG, text, root):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
     return checkpoint, import_checkpoint(mapping, checkpoint.config, specs, options, places)
