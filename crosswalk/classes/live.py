@@ -83,6 +83,19 @@ def inner_model(model: Model) -> Any:
     return inner
 
 
+def refuse_wrapped(model: Model) -> None:
+    """Raise ``CrosswalkError`` (``class/wrapped``) for a module with a model of transformers somewhere in it, where
+    nothing says what else it is."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is None or not isinstance(model, torch.nn.Module):
+        return
+    for path, module in model.named_modules():
+        if isinstance(module, modeling.PreTrainedModel):
+            text = f"`{type(model).__name__}` is a wrapper of `{type(module).__name__}`, at `{path}`"
+            hint = "merge adapters into it, if it has any (merge_and_unload()), and pass the model itself"
+            raise fail("class/wrapped", text, None, hint)
+
+
 def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
     """Raise ``CrosswalkError`` (``class/option``) with every option that is given and says how a layout is mapped."""
     problems = [
