@@ -1,6 +1,6 @@
 """Loading into and saving from sharded models, as ratios to plain reads and writes of the same bytes in the same round.
 
-    python benchmarks/live.py [--directory /dev/shm] [--ranks 1 2 4] [--rounds 5] [--layers 6]
+    python benchmarks/live.py [--directory /dev/shm] [--ranks 1 2 4] [--rounds 5] [--layers 6] [--hidden 2048]
 
 A Llama in bf16 with random weights is loaded into, and saved from, parameters sharded by rows over the ranks: those of
 the fast_llm layout, of which a sixth is transposed on the way, and those of the live class of transformers under
@@ -40,12 +40,12 @@ STEP = 1 << 20
 Times = tuple[float, float]
 
 
-def make_checkpoint(path: Path, layers: int) -> None:
+def make_checkpoint(path: Path, layers: int, hidden: int = 2048) -> None:
     import transformers
 
     config = transformers.LlamaConfig(
-        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=64,
+        vocab_size=32000, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=hidden // 32,
     )  # fmt: skip
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
@@ -149,8 +149,11 @@ class Rank:
 
     def save(self, what: Any, given: Any, blocking: bool, name: str) -> None:
         import crosswalk
+        from crosswalk.runtime import kept
 
         out = self.fresh("saved")
+        if blocking:
+            kept.SNAPSHOT.free()  # what saves in the background have kept: freeing it is not a part of this save
 
         def action() -> None:
             done = crosswalk.save(what, given, out, blocking=blocking)
@@ -257,9 +260,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=2048, help="hidden size")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        make_checkpoint(Path(directory) / "hf", arguments.layers)
+        make_checkpoint(Path(directory) / "hf", arguments.layers, arguments.hidden)
         write_shapes(Path(directory))
         results = multiprocessing.get_context("spawn").SimpleQueue()
         for size in arguments.ranks:

@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 COLOURS = {
     "crosswalk": "#1f6f8b",
     "crosswalk model": "#1f6f8b",
+    "crosswalk without torch": "#5b97ab",
     "crosswalk, no checksum": "#99a8b2",
     "torch by hand": "#e07a5f",
     "transformers": "#e07a5f",

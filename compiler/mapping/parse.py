@@ -89,8 +89,9 @@ def parse_mapping(name: str, document: Map, load_base: Callable[[str, Position],
         tower_of={
             **base.tower_of,
             **{
-                kind: Tower(_path(body["config"]), tuple(body["tensors"].items()), body.get("default"))
+                name: Tower(_path(body["config"]), tuple(body["tensors"].items()), body.get("default"))
                 for kind, body in document.get("tower_of", {}).items()
+                for name in (kind, *body.get("also", ()))
             },
         },
         elsewhere=tuple(document.get("elsewhere", base.elsewhere)),

@@ -19,9 +19,12 @@ from .huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
 FLAG = "pass --text-only (in Python: text_only=True) to convert the text tower alone"
 
 
-def formats_of_tower(mappings: Iterable[MappingFile], kind: Any) -> list[MappingFile]:
-    """Those that may be the text tower of a model of the ``model_type`` ``kind``."""
-    return [mapping for mapping in mappings if kind in tuple(mapping.tower_of)]
+def formats_of_tower(mappings: Iterable[MappingFile], config: Mapping[str, Any]) -> list[MappingFile]:
+    """Those that the text tower of a model is of, by the ``model_type`` of the tower; or, if none is, that it may be
+    of."""
+    kind = config.get("model_type")
+    known = [mapping for mapping in mappings if kind in tuple(mapping.tower_of)]
+    return [m for m in known if _kind(config, m.tower_of[str(kind)]) in m.model_types] or known
 
 
 def text_tower(
@@ -34,9 +37,8 @@ def text_tower(
     where = Position(str(checkpoint.path / CONFIG))
     kind = str(checkpoint.config.get("model_type"))
     asked = list(mappings)
-    known = formats_of_tower(asked, kind)
-    fitting = [m for m in known if _kind(checkpoint, m.tower_of[kind]) in m.model_types]
-    mapping = next(iter(fitting or known), None)
+    fitting = formats_of_tower(asked, checkpoint.config)
+    mapping = next(iter(fitting), None)
     if mapping is None:
         listed = ", ".join(mapping.name for mapping in asked)
         text = f"model_type {kind!r} is no model of which one of these formats would be the text tower: {listed}"
@@ -51,7 +53,7 @@ def text_tower(
     config |= {key: value for key, value in inner.items() if key not in config or value is not None}
     if config.get("model_type") is None:
         config["model_type"] = tower.default
-    if len(fitting) == 1 and mapping.architecture is not None:
+    if len(fitting) == 1 and mapping.architecture is not None and config["model_type"] in mapping.model_types:
         config["architectures"] = [mapping.architecture]  # a tower names no class, or that of the whole
     names = {name: rename(name, tower.tensors) for name in checkpoint.tensors.tensors if _is_in(name, tower)}
     note = _left_behind(checkpoint, {tower.config[0], "model_type", "architectures", *stored}, names)
@@ -61,9 +63,9 @@ def text_tower(
     return taken, tower.config
 
 
-def _kind(checkpoint: HuggingFaceCheckpoint, tower: Tower) -> Any:
+def _kind(config: Mapping[str, Any], tower: Tower) -> Any:
     """The ``model_type`` of the tower."""
-    found = get(checkpoint.config, (*tower.config, "model_type"))
+    found = get(config, (*tower.config, "model_type"))
     return tower.default if found in (MISSING, None) else found
 
 

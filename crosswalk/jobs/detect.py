@@ -74,7 +74,7 @@ def _undetected(
     described = {name: text for m in mappings for name, text in m.unmapped.items()}
     text = f"no format fits this config.json ({_said(config, architectures)}) in layout `{layout}`"
     hint = f"there are {', '.join(f'{m.name} ({m.model_type})' for m in known)}"
-    if towers := formats_of_tower(known, kind):
+    if towers := formats_of_tower(known, config):
         names = " or ".join(f"`{m.name}`" for m in towers)
         text += f": it has other towers beside one of text, which is {names}"
         hint = FLAG

@@ -6,6 +6,8 @@ A worker owns a few buffers, used again for every task, so that memory is bounde
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +18,8 @@ from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import fail
 from crosswalk.runtime.plan.model import TensorSpec
-from crosswalk.runtime.staging.endings import uninterrupted
 
+from .pool import work_through
 from .runs import MIB, STEP, read_block
 from .schedule import SMALLEST_PANEL, STRIPE, TASK
 from .tasks import Panel, Range, Segment, Task, TaskPiece, consecutive
@@ -28,7 +30,6 @@ PANEL = 32 * MIB
 _SLACK = 8 * MIB
 #: What they need together: the tasks being made, and the self-test of the kernels.
 _SHARED = 16 * MIB
-_PROGRESS_SECONDS = 0.1
 
 Progress = Callable[[int, int, str], None]
 
@@ -137,60 +138,24 @@ def run(
     """Let the workers consume all tasks. ``on_progress(bytes done, bytes in total, target)`` is called from this thread
     about ten times a second. The first exception, of a worker or of ``on_progress``, stops all workers and is raised.
     """
-    lock, stopped, finished = threading.Lock(), threading.Event(), threading.Event()
+    stopped = threading.Event()
     counts, current = [0] * len(workers), [""]
-    errors: list[BaseException] = []
-    alive = [len(workers)]
 
-    def work(number: int) -> None:
-        try:
-            while not stopped.is_set():
-                with lock:
-                    task = next(tasks, None)
-                if task is None:
-                    break
-                for segment in task:
-                    current[0] = names[segment.target]
-                    for count in sink.take(segment, workers[number]):
-                        counts[number] += count
-                        if stopped.is_set():
-                            return
-        except BaseException as error:
-            errors.append(error)
-            stopped.set()
-        finally:
-            with lock:
-                alive[0] -= 1
-                if not alive[0]:
-                    finished.set()
+    def consume(number: int, task: Task) -> None:
+        for segment in task:
+            current[0] = names[segment.target]
+            for count in sink.take(segment, workers[number]):
+                counts[number] += count
+                if stopped.is_set():
+                    return
 
-    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(workers))]
-    try:
-        start_threads(threads)
-        while not finished.wait(_PROGRESS_SECONDS if on_progress else None):
-            if on_progress:
-                on_progress(done + sum(counts), total, current[0])
-    finally:
-        with uninterrupted():  # what is tidied up next must not be written to any more
-            stopped.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-    if errors:
-        raise errors[0]
-    if on_progress:
-        on_progress(done + sum(counts), total, current[0])
+    def watch() -> None:
+        if on_progress:
+            on_progress(done + sum(counts), total, current[0])
 
-
-def start_threads(threads: Sequence[threading.Thread]) -> None:
-    """Start them all. Raises ``CrosswalkError`` if the system gives this process no more; those before it then run."""
-    for number, thread in enumerate(threads):
-        try:
-            thread.start()
-        except RuntimeError as error:
-            text = f"the system gives this process {number} of the {len(threads)} threads it needs: {error}"
-            hint = "ask for fewer workers, or raise the limit of processes"
-            raise fail("options/workers", text, None, hint) from error
+    each = [functools.partial(consume, number) for number in range(len(workers))]
+    work_through(tasks, each, stopped, watch=watch if on_progress else None)
+    watch()
 
 
 def whole(tensors: Sequence[StoredTensor], in_parts: bool = True) -> Iterator[Task]:
@@ -200,6 +165,19 @@ def whole(tensors: Sequence[StoredTensor], in_parts: bool = True) -> Iterator[Ta
         for start in range(0, stored.nbytes, size):
             stop = min(start + size, stored.nbytes)
             yield [consecutive(target, start, stop - start, [Range(target, stored.offset + start, stop - start)])]
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """The workers are the parallelism: torch must not start a pool for each."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _anonymous(nbytes: int) -> mmap.mmap:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import threading
@@ -23,14 +24,12 @@ import torch
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.zeros import Zeros
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import kernels, tasks
+from crosswalk.runtime.files.pool import work_through
 from crosswalk.runtime.files.runs import STEP, SourceBlock, StridedRuns
 from crosswalk.runtime.files.schedule import in_file
-from crosswalk.runtime.files.workers import start_threads
 from crosswalk.runtime.kept import WORKERS
 from crosswalk.runtime.plan.affine import Piece
-from crosswalk.runtime.staging.endings import uninterrupted
 
 from .stretches import GAP, Block, Placement, blocks, without_holes
 
@@ -289,35 +288,15 @@ def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_
 def run(todo: Iterable[Item], slots: Sequence[Slot], work: Callable[[Slot, Item], int]) -> int:
     """Let one worker per slot take items until there are none; the sum of what ``work`` returns, the bytes that it
     moved to or from files. The first exception stops all and is raised."""
-    queue, lock = iter(todo), threading.Lock()
-    errors: list[BaseException] = []
     moved = [0] * len(slots)
 
-    def worker(number: int) -> None:
-        try:
-            with torch.no_grad():
-                while not errors:
-                    with lock:
-                        item = next(queue, None)
-                    if item is None:
-                        return
-                    moved[number] += work(slots[number], item)
-        except BaseException as error:
-            errors.append(error)
+    def take(number: int, item: Item) -> None:
+        with torch.no_grad():  # of this thread
+            moved[number] += work(slots[number], item)
 
     with one_torch_thread():
-        threads = [threading.Thread(target=worker, args=(number,), daemon=True) for number in range(1, len(slots))]
-        try:
-            start_threads(threads)
-            worker(0)
-        except CrosswalkError as error:
-            errors.append(error)
-        with uninterrupted():  # what is tidied up next must not be written to any more
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-    if errors:
-        raise errors[0]
+        each = [functools.partial(take, number) for number in range(len(slots))]
+        work_through(iter(todo), each, threading.Event(), here=True)
     for slot in slots:
         slot.finish()
     return sum(moved)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from family_cases import CONFIGS as FAMILIES
 from small_checkpoints import LLAMA, LLAVA, CommandLine, config_of, edit_config, make, refuse
 from transformers import GenerationConfig, PretrainedConfig
 
@@ -377,3 +378,13 @@ def test_the_flag_names_long_keys_in_full() -> None:
     (said,) = refusals(LLAMA | {key: 1})
     assert f"--keep {key} " in said
     assert crosswalk.import_config(LLAMA | {key: 1}, keep=key)
+
+
+def test_keys_of_released_models_that_their_classes_do_not_look_at() -> None:
+    """StarCoder2 15B, and SmolLM3 3B."""
+    starcoder, smollm = FAMILIES["starcoder2"], FAMILIES["smollm3"]
+    stated = {"mlp_type": "default", "norm_type": "layer_norm"}
+    assert crosswalk.import_config(starcoder | stated) == crosswalk.import_config(starcoder)
+    (said,) = refusals(starcoder | {"norm_type": "rms_norm"})
+    assert "`norm_type`" in said
+    assert crosswalk.import_config(smollm | {"max_window_layers": 28}) == crosswalk.import_config(smollm)

@@ -185,3 +185,33 @@ def test_the_text_of_a_llava_without_a_model_type_is_that_of_the_class(tmp_path:
     save_file(case.hf_tensors(), source / "model.safetensors")
     report = crosswalk.check(source, text_only=True)
     assert report.format == "llama"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text"),
+    [("mistral3", "Mistral3", "mistral"), ("llava_next", "LlavaNext", "llama"), ("smolvlm", "SmolVLM", "llama")],
+)
+def test_models_that_hold_a_text_model_of_several_kinds(kind: str, name: str, text: str, tmp_path: Path) -> None:
+    """As their classes write them: the text model computes the same alone."""
+    if not hasattr(transformers, f"{name}Config"):
+        pytest.skip(f"this transformers has no {name}")
+    inner = {key: LLAVA["text_config"][key] for key in (*_SIZES, "head_dim")} | {"model_type": text}
+    tower = {"mistral3": "pixtral", "llava_next": "clip_vision_model", "smolvlm": "smolvlm_vision"}[kind]
+    vision = {"model_type": tower, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 32, "patch_size": 8}  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(text_config=inner, vision_config=vision, tie_word_embeddings=False)
+    torch.manual_seed(7)
+    whole = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    with pytest.raises(CrosswalkError, match=f"one of text, which is `{text}`") as caught:
+        crosswalk.check(tmp_path / "whole")
+    assert "--text-only" in str(caught.value)
+    assert crosswalk.convert(tmp_path / "whole", tmp_path / "native", text_only=True).format == text
+    crosswalk.convert(tmp_path / "native", tmp_path / "back")
+    alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    tokens = torch.tensor([[3, 1, 4, 15, 9, 26]])
+    assert torch.equal(alone(tokens).logits, whole(input_ids=tokens).logits)
+
+
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads")  # fmt: skip

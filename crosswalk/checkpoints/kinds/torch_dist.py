@@ -25,14 +25,14 @@ from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_
 from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.output import OutputLayout, Written
 from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.dcp.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
 from crosswalk.runtime.dcp.folder import Folder, is_folder, locate, open_folder
 from crosswalk.runtime.dcp.metadata import METADATA
 from crosswalk.runtime.dcp.output import Place, folder_layout
 from crosswalk.runtime.dcp.parts import slice_of
-from crosswalk.runtime.dcp.pickles import Made, PickleError, Table, read_pickle
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.torch_files.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
+from crosswalk.runtime.torch_files.pickles import Made, PickleError, Table, read_pickle
 
 from .beside import said_of, text_beside
 from .dcp import known_to
