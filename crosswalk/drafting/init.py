@@ -38,8 +38,9 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     config, shapes = _tensors(path, written, known)
     places = folders()
     catalog = Catalog(places, stored=stored(places), inverses=False)  # those of shipped files are proved
-    asked = (known.subject.keys(), known.matters) if known is not None else ()
-    fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes, *asked)
+    fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes)
+    if known is not None:
+        fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes, known.subject.keys(), known.matters)
     excluded = set(without)
     words = words_of(catalog, DEFAULT_LAYOUT, excluded)
     header: dict[str, Any] = {"architecture": architecture, "model_type": config["model_type"]}
