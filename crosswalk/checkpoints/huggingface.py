@@ -116,6 +116,8 @@ def _not_fetched(files: Mapping[str, Path]) -> list[Diagnostic]:
 
 
 def read_config_text(file: Path) -> str:
+    """The text of a config.json. Raises ``CrosswalkError`` for a file that cannot be read, or is too large to be
+    one."""
     try:
         if (link := dangling(file)) is not None:
             raise CrosswalkError(link)
@@ -133,6 +135,7 @@ def read_config_text(file: Path) -> str:
 
 
 def parse_config(text: str, file: Path) -> dict[str, Any]:
+    """The object in the text of a config.json. Raises ``CrosswalkError`` at the place of what is no JSON."""
     try:
         config = parse_json(text.encode(), file, constants=True)
     except CrosswalkError as error:

@@ -19,8 +19,7 @@ from crosswalk.checkpoints.huggingface import (
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.kinds.beside import read as read_config_file
-from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of, kind_to_write
-from crosswalk.checkpoints.kinds.fast_llm import KIND as FAST_LLM
+from crosswalk.checkpoints.kinds.every import BY_NAME, HUGGING_FACE, kind_of, kind_to_write
 from crosswalk.checkpoints.kinds.kind import Given, Kind
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import require_checkpoint
@@ -241,7 +240,7 @@ def _way_out(opened: Opened, options: Options) -> _Way:
     )
     specs = {spec.name: spec for spec in opened.tensors.specs()}
     copies: dict[str, str] = {}
-    if opened.kind != FAST_LLM.name:  # its loader takes nothing else than what its metadata says
+    if not BY_NAME[opened.kind].exact:
         with at(places.config):
             config = _as_saved(opened, mapping.root.type, normalize(layout, config, mapping.root.type.name), specs)
             copies = copies_in(layout, mapping.root.type, config, specs, Limit.of(specs))

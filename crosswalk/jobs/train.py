@@ -21,6 +21,7 @@ from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.classes.live import (
     ClassExport,
     ClassOrigin,
+    Exporting,
     LiveClass,
     inner_model,
     live_class,
@@ -372,9 +373,9 @@ class Export:
         return Output(layout, made, carried, written.overwrite, exported.defaults)
 
 
-def export_of(given: Config | Loaded | Any, options: Options, output: OutputOptions, model: Model | None = None) -> Any:
-    """The way from what was loaded, or from a config alone, to the files: an :class:`Export`; or a ``ClassExport``, if
-    the ``model`` is one of transformers."""
+def export_of(given: Config | Loaded, options: Options, output: OutputOptions, model: Model | None = None) -> Exporting:
+    """The way from what was loaded, or from a config alone, to the files; by its class, if the ``model`` is one of
+    transformers."""
     loaded = given if isinstance(given, Loaded) else None
     kind = live_class(model) if model is not None else None
     if kind is not None:

@@ -283,4 +283,5 @@ def run_length(piece: TaskPiece) -> int:
 
 
 def dot(index: Iterable[int], strides: Iterable[int]) -> int:
+    """The offset of an index: the sum of each number times its stride."""
     return sum(i * stride for i, stride in zip(index, strides, strict=False))
