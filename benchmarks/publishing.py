@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch.distributed.tensor import DTensor
 
 SIZES: dict[str, Any] = {
     "vocab_size": 4096, "hidden_size": 1024, "intermediate_size": 1536, "moe_intermediate_size": 768,
@@ -41,15 +42,11 @@ def timed(action: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - started, used
 
 
-def worker(rank: int, size: int, directory: str, rounds: int, layers: int, results: Any) -> None:
-    torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=600)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/{size}", rank=rank, world_size=size, timeout=limit)
+def sharded(size: int, layers: int) -> torch.nn.Module:
+    """A model of transformers, whole in one process or in the shards of several."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    import crosswalk
 
     torch.manual_seed(0)
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, num_hidden_layers=layers)).to(torch.bfloat16)
@@ -58,49 +55,74 @@ def worker(rank: int, size: int, directory: str, rounds: int, layers: int, resul
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    parameters = [parameter.detach() for parameter in model.parameters()]
-    made = timed(lambda: results_of.update(publisher=crosswalk.publisher(model, model.config)))
-    publisher = results_of["publisher"]
-    nbytes = sum(one.nbytes for one in publisher.metadata)
-    kept = [torch.ones(one.shape, dtype=one.dtype) for one in publisher.metadata]
-    snapshot = publisher.snapshot()
-    local: list[Any] = [value.to_local() if size > 1 else value for value in parameters]  # type: ignore[attr-defined]
-    touched = [torch.ones_like(tensor) for tensor in local]
-    times: dict[str, list[tuple[float, float]]] = {}
+    return model
 
-    def dense() -> None:
-        place = 0
-        for bucket in publisher.buckets(to=0):
+
+class Job:
+    """One rank of a run: its model, and what is done with it in every round."""
+
+    def __init__(self, size: int, layers: int) -> None:
+        import crosswalk
+
+        model: Any = sharded(size, layers)
+        self.parameters = [parameter.detach() for parameter in model.parameters()]
+        self.local = [value.to_local() if isinstance(value, DTensor) else value for value in self.parameters]
+        started = time.perf_counter()
+        self.publisher = crosswalk.publisher(model, model.config)
+        self.made = time.perf_counter() - started
+        self.snapshot = self.publisher.snapshot()
+        self.kept = [torch.ones(one.shape, dtype=one.dtype) for one in self.publisher.metadata] if size == 1 else []
+        self.touched = [torch.ones_like(tensor) for tensor in self.local]
+        self.changed = 0
+
+    def publish(self) -> None:
+        """All tensors to the first rank; alone, which has them already, they are copied."""
+        kept = iter(self.kept)
+        for bucket in self.publisher.buckets(to=0):
             for _, tensor in bucket:
-                if size == 1:
-                    kept[place].copy_(tensor)
-                place += 1
+                if self.kept:
+                    next(kept).copy_(tensor)
 
-    def change() -> None:
-        for tensor in local:
+    def gather(self) -> None:
+        """As a trainer does by itself."""
+        for value in self.parameters:
+            if isinstance(value, DTensor):
+                value.full_tensor()
+
+    def change(self) -> None:
+        for tensor in self.local:
             count = int(tensor.numel() * DENSITY)
             tensor.view(-1)[torch.randint(tensor.numel(), (max(1, count),))] += 1
 
-    def delta() -> None:
-        found = publisher.delta(snapshot)
-        results_of["changed"] = sum(patch.values.numel() for patch in found.patches(to=0))
+    def delta(self) -> None:
+        found = self.publisher.delta(self.snapshot)
+        self.changed = sum(patch.values.numel() for patch in found.patches(to=0))
         found.commit()
 
+    def copy(self) -> None:
+        for one, other in zip(self.touched, self.local, strict=True):
+            one.copy_(other)
+
+
+def worker(rank: int, size: int, directory: str, rounds: int, layers: int, results: Any) -> None:
+    torch.set_num_threads(1)
+    limit = datetime.timedelta(seconds=600)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/{size}", rank=rank, world_size=size, timeout=limit)
+    job = Job(size, layers)
+    actions = {"publish to=0": job.publish, "full_tensor": job.gather, "delta to=0": job.delta}
+    actions |= {"copy of the shard": job.copy}
+    if size == 1:
+        del actions["full_tensor"]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for _ in range(rounds + 1):
-        times.setdefault("publish to=0", []).append(timed(dense))
-        if size > 1:
-            times.setdefault("full_tensor", []).append(timed(lambda: [p.full_tensor() for p in parameters]))  # type: ignore[attr-defined]
-        change()
-        times.setdefault("delta to=0", []).append(timed(delta))
-        times.setdefault("copy of the shard", []).append(
-            timed(lambda: [a.copy_(b) for a, b in zip(touched, local, strict=True)])
-        )
+        for name, action in actions.items():
+            if name == "delta to=0":
+                job.change()
+            times[name].append(timed(action))
     if rank == 0:
-        results.put((size, nbytes, made, {name: found[1:] for name, found in times.items()}, results_of["changed"]))
+        nbytes = sum(one.nbytes for one in job.publisher.metadata)
+        results.put((size, nbytes, job.made, {name: found[1:] for name, found in times.items()}, job.changed))
     dist.destroy_process_group()
-
-
-results_of: dict[str, Any] = {}
 
 
 def main() -> None:
@@ -118,7 +140,7 @@ def main() -> None:
         cpu = {name: statistics.median(used for _, used in found) for name, found in times.items()}
         plain = "full_tensor" if ranks > 1 else "copy of the shard"
         print(json.dumps({
-            "ranks": ranks, "GB": round(nbytes / 1e9, 2), "publisher made, s": round(made[0], 2),
+            "ranks": ranks, "GB": round(nbytes / 1e9, 2), "publisher made, s": round(made, 2),
             "publish / plain": round(middle[plain] / middle["publish to=0"], 2),
             "publish GB/s": round(nbytes / middle["publish to=0"] / 1e9, 2),
             "publish CPU s": round(cpu["publish to=0"], 3), "plain CPU s": round(cpu[plain], 3),

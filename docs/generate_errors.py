@@ -10,6 +10,8 @@ import tomllib
 from itertools import groupby
 from pathlib import Path
 
+from pages import write_or_check
+
 HERE = Path(__file__).parent
 CODES = HERE.parent / "runtime" / "error_codes.toml"
 INTRODUCTION = """\
@@ -36,17 +38,5 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str]) -> int:
-    """Write docs/errors.md, or say whether it is up to date."""
-    target = HERE / "errors.md"
-    text = render()
-    if "--check" in arguments:
-        same = target.is_file() and target.read_text(encoding="utf-8") == text
-        print(f"{target}: {'up to date' if same else 'run python docs/generate_errors.py'}")
-        return 0 if same else 1
-    target.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(HERE / "errors.md", render(), sys.argv[1:]))

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pages import write_or_check
+
 from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
@@ -59,7 +61,7 @@ def render() -> str:
     lines += ["", "## Names", ""]
     for enum, table in found.mapping("huggingface").enums.items():
         rows = "; ".join(f"{_value(r.theirs)}: `{r.ours}`{f' (lossy: {r.lossy})' if r.lossy else ''}" for r in table)
-        lines.append(f"**{enum}**, theirs and the trainer's; of several for one the first is written: {rows}.")
+        lines.append(f"**{enum}**, hf and native; of several for one the first is written: {rows}.")
     for name in formats:
         lines += ["", f"## {name}", "", *_format(found.compiled(name), notes["formats"].get(name, Map()))]
     lines += ["", "# Parts", "", notes["parts"].strip()]
@@ -213,17 +215,8 @@ def _tables(mapping: CompiledMapping) -> tuple[Table, Table, Table, dict[str, li
     keys, fields, tensors, checks = Table(), Table(), Table(), Table()
     silent: dict[str, list[str]] = {}
     for node, where in _walk(mapping.root, ()):
-        if isinstance(node, CaseNode):
-            _add(keys, _choice(node), where)
-        elif isinstance(node, Layers):
-            for row in _layers(node):
-                _add(keys, row, where)
-        elif isinstance(node, PartNode):
-            names = " or ".join(f"[{part.name}](#{part.name})" for part in node.mappings)
-            ours = f"`{_dotted(node.ours)}`" if node.ours else "the model itself"
-            prefix = f"tensors `{node.part.tensors}.*`" if node.part.tensors else ""
-            absent = "null" if node.part.optional else "error"
-            _add(keys, (f"`{_dotted(node.part.theirs)}`", f"{ours}, as {names}", absent, prefix, ""), where)
+        for row in _of_node(node):
+            _add(keys, row, where)
         title = _title(node)
         for rule in node.rules if isinstance(node, (Struct, Layers)) else ():
             if isinstance(rule, Unused):
@@ -235,14 +228,31 @@ def _tables(mapping: CompiledMapping) -> tuple[Table, Table, Table, dict[str, li
                 _add(checks, (title, f"`{rule.expression.text}`", what), where)
             elif rule.theirs != ("model_type",) and not (isinstance(rule, Carried) and rule.theirs in common):
                 _add(keys, _key(rule), where)
-        if isinstance(node, Struct):
-            for line in node.section.tensors:
-                _add(tensors, (title, *_tensor(line)), where)
-            if node.section.same_names:
-                _add(tensors, (title, "all others", "of the same name", ""), where)
-            elif node.section.name and not node.section.has_tensors and node.type.parameters:
-                _add(tensors, (title, "all", "of the same name", ""), where)
+        for row in _of_tensors(node) if isinstance(node, Struct) else ():
+            _add(tensors, (title, *row), where)
     return keys, fields, tensors, silent, checks
+
+
+def _of_node(node: Node) -> Iterator[Row]:
+    """What is said of keys by a choice, a sequence of layers or a part."""
+    if isinstance(node, CaseNode):
+        yield _choice(node)
+    elif isinstance(node, Layers):
+        yield from _layers(node)
+    elif isinstance(node, PartNode):
+        names = " or ".join(f"[{part.name}](#{part.name})" for part in node.mappings)
+        ours = f"`{_dotted(node.ours)}`" if node.ours else "the model itself"
+        prefix = f"tensors `{node.part.tensors}.*`" if node.part.tensors else ""
+        absent = "null" if node.part.optional else "error"
+        yield f"`{_dotted(node.part.theirs)}`", f"{ours}, as {names}", absent, prefix, ""
+
+
+def _of_tensors(node: Struct) -> Iterator[Row]:
+    yield from map(_tensor, node.section.tensors)
+    if node.section.same_names:
+        yield "all others", "of the same name", ""
+    elif node.section.name and not node.section.has_tensors and node.type.parameters:
+        yield "all", "of the same name", ""
 
 
 def _add(table: Table, row: Row, where: Where) -> None:
@@ -352,17 +362,5 @@ def _value(value: Any) -> str:
     return f"`{value}`"
 
 
-def main(arguments: list[str]) -> int:
-    """Write docs/formats.md, or say whether it is up to date."""
-    target = HERE / "formats.md"
-    text = render()
-    if "--check" in arguments:
-        same = target.is_file() and target.read_text(encoding="utf-8") == text
-        print(f"{target}: {'up to date' if same else 'run python docs/generate_formats.py'}")
-        return 0 if same else 1
-    target.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(HERE / "formats.md", render(), sys.argv[1:]))

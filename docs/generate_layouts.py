@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pages import write_or_check
+
 from crosswalk.compiler.layout.model import MISSING, ConfigType, Field
 from crosswalk.jobs.formats import catalog
 from crosswalk.reference.formulas import FORMULAS, SILENT_FIELDS, SILENT_TYPES
@@ -139,18 +141,5 @@ def _default(field: Field) -> str:
     return json.dumps(field.default)
 
 
-def main(arguments: list[str]) -> int:
-    """Write docs/layouts/fast_llm.md, or say whether it is up to date."""
-    target = HERE / f"{LAYOUT}.md"
-    text = render()
-    if "--check" in arguments:
-        same = target.is_file() and target.read_text(encoding="utf-8") == text
-        print(f"{target}: {'up to date' if same else 'run python docs/generate_layouts.py'}")
-        return 0 if same else 1
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(HERE / f"{LAYOUT}.md", render(), sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Keys of theirs that follow from others: evaluated when all others are there, each after those that it names."""
+"""Hf keys that follow from others: evaluated when all others are there, each after those that it names."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _value(mapping: CompiledMapping, config: Mapping[str, Any], one: Computed, b
 
 
 def _solved(mapping: CompiledMapping, config: Mapping[str, Any], one: Computed, found: Any, before: Any) -> Any:
-    """The value of theirs near ``found`` that is read as the field; MISSING if there is none."""
+    """The hf value near ``found`` that is read as the field; MISSING if there is none."""
     rule: FieldRule = one.rule
 
     def read(candidate: Any) -> Any:

@@ -18,7 +18,7 @@ from crosswalk.compiler.relations.keys import Names, get, layer_index, put, same
 from crosswalk.compiler.relations.tree import CompiledMapping, Layers, PartNode, nodes_of, part_mapping
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
-_OTHER = "write another one with --dialect; `crosswalk formats` lists them"
+_OTHER = "write another one with --dialect; `crosswalk formats NAME` lists them"
 
 
 def read_dialects(

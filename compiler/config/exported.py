@@ -19,7 +19,7 @@ from .taken import Taking
 @dataclass
 class Attempt(ObjectDraft):
     """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
-    record of what speaks for the objects of ours. ``otherwise``: the origin has other values of computed keys."""
+    record of what speaks for the native objects. ``otherwise``: the origin has other values of computed keys."""
 
     overrides: dict[KeyPath, Any] = field(default_factory=dict)
     effective: dict[tuple[str, KeyPath], Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def differing_kinds(node: Layers, names: Names, kinds: list[Any]) -> list[Diagno
 def none_fits(
     failed: list[tuple[str, list[Diagnostic]]], path: KeyPath, rule: Position, called: str = ""
 ) -> list[Diagnostic]:
-    """Problems that stand in the way of every candidate for the object at a path of ours, or the first of each."""
+    """Problems that stand in the way of every candidate for the object at a native path, or the first of each."""
     common = [p for p in failed[0][1] if all(p in problems for _, problems in failed[1:])]
     if common:
         return common

@@ -16,7 +16,7 @@ from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, Node, 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The struct that speaks for an object of ours; ``tensors`` is the tensor prefix of the part that it is in."""
+    """The struct that speaks for a native object; ``tensors`` is the tensor prefix of the part that it is in."""
 
     struct: Struct
     mapping: CompiledMapping

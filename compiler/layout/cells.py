@@ -83,6 +83,7 @@ def atoms_of(axis: str, sizes: AxisTable, _within: tuple[str, ...] = ()) -> tupl
 
 
 def atom_size(atom: str, sizes: AxisTable) -> int:
+    """The size of an axis that is made of no others; primes, which tell repeated ones apart, do not count."""
     size = sizes[atom.rstrip("'")]
     assert isinstance(size, int)
     return size

@@ -1,7 +1,6 @@
 """A layout: the trainer's config types and the parameters that a config gives rise to, as frozen data.
 
-``load_layout`` reads a layout document (``mappings/layouts/*.yaml``) once; everything else only consumes the model.
-What a layout says about one config (effective values, axis sizes, parameter names) is in :mod:`.scope`.
+``load_layout`` reads a layout document (``mappings/layouts/*.yaml``); what it says of one config is in :mod:`.scope`.
 """
 
 from __future__ import annotations
@@ -138,6 +137,8 @@ class Family:
 
 @dataclass(frozen=True)
 class Layout:
+    """A layout: its types and families, the type of its root, and how its trainer keeps checkpoints."""
+
     name: str
     root: str
     enums: Mapping[str, tuple[str, ...]]
@@ -393,8 +394,7 @@ def _unnameable(layout: Layout) -> Iterator[Diagnostic]:
                     continue
                 message = f"`{parameter.name}` of type `{kind}` cannot have `{{{axis}}}` in its name: {reason}"
                 yield Diagnostic("layout/hole", message, parameter.name.position, hint)
-            holes = sorted(map(str, parameter.name.holes))
             for name, _ in parameter.called:
-                if sorted(map(str, name.holes)) != holes:
+                if sorted(map(str, name.holes)) != sorted(map(str, parameter.name.holes)):
                     message = f"`{name}` must have the holes of `{parameter.name}`, which it is another name of"
                     yield Diagnostic("layout/hole", message, name.position)

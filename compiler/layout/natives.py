@@ -19,7 +19,7 @@ from .scope import Scope, normalize
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """A parameter of the trainer; ``tied_to`` is the one that has the storage. ``padding``: the elements that theirs
+    """A parameter of the trainer; ``tied_to`` is the one that has the storage. ``padding``: the elements that hf
     does not have, as disjoint boxes."""
 
     name: str

@@ -1,4 +1,4 @@
-"""Axes that may be longer on our side than on theirs, because what is beyond means nothing: padding.
+"""Axes that may be longer on the native side than on the hf side, because what is beyond means nothing: padding.
 
 A layout says which (``pads``). The size of such an axis is one field of the native config, so that another size is
 another value of that field, on whichever side, and all else follows from the axis.

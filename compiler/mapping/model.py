@@ -110,6 +110,8 @@ class CutLine:
 
 @dataclass(frozen=True, slots=True)
 class CheckEntry:
+    """One line of ``checks``: a condition, and what is said where it does not hold."""
+
     expression: Expression
     message: str
     severity: str
@@ -214,6 +216,8 @@ class Encodings:
 
 @dataclass(frozen=True, slots=True)
 class EnumRow:
+    """One line of an enum: the hf value, the native value, and what is lost where they are not quite the same."""
+
     theirs: Any
     ours: Any
     lossy: str | None

@@ -21,6 +21,8 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 @dataclass(frozen=True, slots=True)
 class Axis:
+    """A dimension, or a part of one, by the name of an axis."""
+
     name: str
 
 
@@ -31,6 +33,8 @@ class One:
 
 @dataclass(frozen=True, slots=True)
 class Product:
+    """Axes in one dimension, ``(group per_group)``: the last one runs fastest."""
+
     terms: tuple[Term, ...]
 
 

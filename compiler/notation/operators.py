@@ -32,6 +32,8 @@ class ExpressionProblem(Exception):
 
 
 def number(value: Any) -> Any:
+    """The value, if it is a number of a size that is kept exactly. Raises ``ExpressionProblem``, as all functions
+    here do."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ExpressionProblem(f"expected a number, found {show(value)}")
     if not (-(2**63) < value < 2**63 if isinstance(value, int) else math.isfinite(value)):
@@ -46,10 +48,12 @@ def _whole(value: Any) -> int:
 
 
 def arithmetic(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A function of two numbers that gives a number."""
     return lambda a, b: number(function(number(a), number(b)))
 
 
 def add(a: Any, b: Any) -> Any:
+    """The sum of numbers, or lists one after the other."""
     if isinstance(a, list) and isinstance(b, list):
         _limit(_size(a) + _size(b))
         return [*a, *b]
@@ -57,6 +61,7 @@ def add(a: Any, b: Any) -> Any:
 
 
 def multiply(a: Any, b: Any) -> Any:
+    """The product of numbers, or a list so many times."""
     if isinstance(b, list):
         a, b = b, a
     if isinstance(a, list):
@@ -66,6 +71,7 @@ def multiply(a: Any, b: Any) -> Any:
 
 
 def divide(a: Any, b: Any) -> Any:
+    """The quotient; of whole numbers only where one is a multiple of the other, and whole then."""
     if isinstance(number(a), int) and isinstance(number(b), int):
         if b == 0:
             raise ZeroDivisionError
@@ -76,6 +82,7 @@ def divide(a: Any, b: Any) -> Any:
 
 
 def power(a: Any, b: Any) -> Any:
+    """A number to a bounded power."""
     if abs(number(b)) > MAX_EXPONENT:
         raise ExpressionProblem(f"the exponent is beyond {MAX_EXPONENT}")
     result = number(a) ** b
@@ -101,6 +108,7 @@ def _ordered(function: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]
 
 
 def contained(a: Any, b: Any) -> bool:
+    """Whether a list has a value, or an object a key."""
     if isinstance(b, dict):
         return isinstance(a, str) and a in b
     return any(equal(a, item) for item in _a_list(b))
@@ -113,6 +121,7 @@ def _a_list(value: Any) -> list[Any]:
 
 
 def item(container: Any, key: Any) -> Any:
+    """The value under a key of an object, or at an index of a list."""
     if isinstance(container, dict):
         if not isinstance(key, str) or key not in container:
             raise ExpressionProblem(f"there is no key {show(key)}")
@@ -121,36 +130,44 @@ def item(container: Any, key: Any) -> Any:
 
 
 def slice_list(container: Any, start: Any, stop: Any, step: Any) -> Any:
+    """A part of a list, as Python slices it."""
     return _a_list(container)[slice(*(None if bound is None else _whole(bound) for bound in (start, stop, step)))]
 
 
 def extreme(function: Callable[[Iterable[Any]], Any]) -> Callable[..., Any]:
+    """``min`` or ``max`` of a list, or of the arguments."""
     return lambda *values: function([number(value) for value in (_a_list(values[0]) if len(values) == 1 else values)])
 
 
 def length(value: Any) -> int:
+    """The number of items of a list or keys of an object."""
     return len(value if isinstance(value, dict) else _a_list(value))
 
 
 def find(values: Any, value: Any, default: Any) -> Any:
+    """The first index of a value in a list, or else ``default``."""
     return next((index for index, item in enumerate(_a_list(values)) if equal(item, value)), default)
 
 
 def first(value: Any) -> Any:
+    """The first item of a list that is not empty."""
     if not length(value):
         raise ExpressionProblem("it is empty")
     return next(iter(value))
 
 
 def logarithm(value: Any) -> float:
+    """The natural logarithm of a number."""
     return math.log(number(value))
 
 
 def exponential(value: Any) -> float:
+    """e to the power of a number."""
     return math.exp(number(value))
 
 
 def rounded(value: Any) -> int:
+    """The nearest whole number; the even one of two."""
     whole: int = round(number(value))
     return whole
 
@@ -161,6 +178,7 @@ def indices(values: Any, value: Any) -> list[int]:
 
 
 def bounded(value: Any) -> Any:
+    """The value, if it has no more items than a result may have."""
     _limit(_size(value))
     return value
 
@@ -183,6 +201,7 @@ def _size(value: Any) -> int:
 
 
 def show(value: Any) -> str:
+    """A value as a message has it."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     try:
@@ -192,6 +211,7 @@ def show(value: Any) -> str:
 
 
 def ceil_div(a: Any, b: Any) -> int:
+    """The quotient of two whole numbers, rounded up."""
     return -(-_whole(a) // _whole(b))
 
 

@@ -51,7 +51,7 @@ from .tree import (
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where an object is on both sides, which sections hold there, and what enclosing sections say of its inside.
-    ``typed``: its type is stated by a fact of ours."""
+    ``typed``: its type is stated by a native fact."""
 
     ours: KeyPath
     theirs: KeyPath

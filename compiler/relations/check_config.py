@@ -77,7 +77,7 @@ def _check_values(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 
 
 def _check_keys(mapping: CompiledMapping) -> Iterator[Diagnostic]:
-    """Every name in an expression over theirs is a key that some rule speaks of."""
+    """Every name in an expression over the hf side is a key that some rule speaks of."""
     known = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
     replaced = {
         (*node.theirs, *pair.old.theirs): pair
@@ -116,7 +116,7 @@ def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position, t
 
 
 def _check_fields(mapping: CompiledMapping) -> Iterator[Diagnostic]:
-    """Every name in an expression over ours is a field or an axis; ``config.`` and ``root_config.`` are keys."""
+    """Every name in an expression over native fields is one or an axis; ``config.`` and ``root_config.`` are keys."""
     layout = mapping.layout
     axes = {name for kind in layout.all_types() for name in (*kind.axes, *kind.takes)}
     roots = [mapping.root.type, *(layout.types[name] for name in layout.roots().values())]
@@ -192,8 +192,8 @@ def types_of(field: Field, layout: Layout) -> list[ConfigType]:
 def _with_types(
     node: Node, types: Mapping[KeyPath, list[ConfigType]], layout: Layout
 ) -> Iterator[tuple[Rule, Expression, list[ConfigType]]]:
-    """The rules with an expression over ours, each with the possible types of the object whose fields its names are.
-    ``types`` are those of the objects around ``node``, up to the layer or dict entry that it is in."""
+    """The rules with an expression over native fields, each with the possible types of the object whose fields its
+    names are. ``types`` are those of the objects around ``node``, up to the layer or dict entry that it is in."""
     match node:
         case Struct():
             inside = {**types, node.ours: [node.type]}

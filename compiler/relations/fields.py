@@ -21,6 +21,7 @@ def below(scope: Scope, path: KeyPath, raw: bool = False) -> Any:
 
 
 def object_at(scope: Scope, path: KeyPath) -> Scope:
+    """The native object at a path, which there is."""
     result = below(scope, path)
     assert isinstance(result, Scope)
     return result
@@ -38,6 +39,7 @@ def is_default(scope: Scope, path: KeyPath, declared: Field, default: Any) -> bo
 
 
 def shown(value: Any) -> str:
+    """A native value as a message has it; of an object its type and what differs from the defaults."""
     if isinstance(value, Scope):
         settings = {
             name: value.config[name]

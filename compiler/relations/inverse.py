@@ -1,4 +1,4 @@
-"""``read`` and ``write`` of one entry: that they undo each other, and which value of theirs a value of ours is.
+"""``read`` and ``write`` of one entry: that they undo each other, and which hf value a native value is.
 
 A number is related by arithmetic that the value goes through on every way: sums, products, powers, reciprocals,
 logarithms, and conditions between them. Two such functions that are the same at many drawn points are the same, so
@@ -53,7 +53,7 @@ def check_inverses(mapping: CompiledMapping) -> Iterator[Diagnostic]:
 
 
 def _kinds_lost(mapping: CompiledMapping, node: Layers, each: Expression) -> str | None:
-    """A list of kinds that keys of theirs can say and that is not written as such; None if there is none."""
+    """A list of kinds that hf keys can say and that is not written as such; None if there is none."""
     generator, tried, failure = random.Random(0), 0, ""
     rules = {rule.theirs: rule for rule in rules_of(mapping.root) if isinstance(rule, Carried)}
     for count in (1 + number % 8 for number in range(_DRAWS)):
@@ -83,7 +83,7 @@ def _kinds_lost(mapping: CompiledMapping, node: Layers, each: Expression) -> str
 
 
 def solve(rule: FieldRule, value: Any, found: Any, before: Any, read: Callable[[Any], Any]) -> tuple[Any, bool] | None:
-    """The value of theirs that ``read`` turns into ``value``, and whether exactly so; None if there is none near
+    """The hf value that ``read`` turns into ``value``, and whether exactly so; None if there is none near
     ``found``, which is what ``write`` gives. ``before``: what the key was, if that is known."""
     close: list[Any] = []
     for candidate in _candidates(found, rule.default, before):
@@ -99,7 +99,7 @@ def solve(rule: FieldRule, value: Any, found: Any, before: Any, read: Callable[[
 
 
 def _candidates(found: Any, like: Any, before: Any) -> Iterator[Any]:
-    """The values of theirs that ``found`` may stand for, since arithmetic rounds: ``before``, whole numbers where
+    """The hf values that ``found`` may stand for, since arithmetic rounds: ``before``, whole numbers where
     ``like`` is one, the shortest decimals, and ``found`` itself."""
     if before is not None:
         yield before
@@ -145,7 +145,7 @@ def _unproved(mapping: CompiledMapping, rule: FieldRule) -> str | None:
 
 
 def _written(rule: FieldRule, keys: _DrawnKeys, value: Any) -> tuple[Any, Any]:
-    """A value of ours, and what is written for it. Where there is nothing (a number that is no multiple), such a config
+    """A native value, and what is written for it. Where there is nothing (a number that is no multiple), such a config
     is refused on export, and the value that is read from this one is tried in its place."""
     at = rule.theirs[:-1]
     try:
@@ -178,7 +178,7 @@ def _mentions(tree: Any) -> bool:
 
 
 def _values(rule: FieldRule, generator: random.Random) -> list[Any] | None:
-    """Values of the field as theirs holds them: all, or many. None where they are of a kind that cannot be drawn."""
+    """Values of the field as hf holds them: all, or many. None where they are of a kind that cannot be drawn."""
     nulls = [None] * 8 if rule.field.nullable and not rule.required else []
     if rule.table is not None:
         return nulls + list(dict.fromkeys(row.theirs for row in rule.table if not row.lossy)) * 4

@@ -50,6 +50,7 @@ def theirs_rule(line: Entry, theirs: KeyPath) -> Rule:
 
 
 def check_rules(section: Section, ours: KeyPath, theirs: KeyPath) -> list[Rule]:
+    """The rules of ``checks`` of a section, about the objects at two paths."""
     return [CheckRule(c.expression, c.message, c.severity, ours, theirs, c.position) for c in section.checks]
 
 

@@ -26,7 +26,7 @@ class _Rule:
     __slots__ = ()
 
     def places(self) -> tuple[KeyPath, ...]:
-        """The places of theirs that the rule speaks of."""
+        """The hf places that the rule speaks of."""
         return ()
 
     def over_theirs(self) -> tuple[Any, ...]:
@@ -34,14 +34,14 @@ class _Rule:
         return ()
 
     def over_ours(self) -> Expression | None:
-        """Its expression over fields of ours."""
+        """Its expression over native fields."""
         return None
 
     def read(self, at: Reading) -> None:
-        """Give fields of ours their values. Raises ``CrosswalkError``, without a position where that is the rule's."""
+        """Give native fields their values. Raises ``CrosswalkError``, without a position where that is the rule's."""
 
     def write(self, at: Writing) -> None:
-        """Write places of theirs; what does not fit is among the problems of the draft."""
+        """Write hf places; what does not fit is among the problems of the draft."""
 
     def check(self, layout: Layout) -> Iterator[Diagnostic]:
         """What is wrong with it in every config."""
@@ -104,7 +104,7 @@ class FieldRule(_Rule):
         return value
 
     def translated(self, value: Any) -> Any:
-        """A value of theirs as one of ours, where nothing is wrong with it; null for one that the table lacks."""
+        """An hf value as a native one, where nothing is wrong with it; null for one that the table lacks."""
         if self.table is None or value is None:
             return widened(self.field, value)
         return next((row.ours for row in self.table if same_number(row.theirs, value)), None)
@@ -220,7 +220,7 @@ class TheirsFact(_Rule):
             return
         wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
         message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {value!r}"
-        message += f": {at.because}" if at.because else ""
+        message += f": that class has {at.because}" if at.because else ""
         hint = self.why or "the trainer has nothing that would hold it"
         raise fail("config/unsupported", message, None, hint)
 
@@ -327,7 +327,7 @@ class Unused(_Rule):
 
 @dataclass(frozen=True, slots=True)
 class CheckRule(_Rule):
-    """A condition over fields of the object at ``scope``; names with ``config.`` and ``root_config.`` are theirs."""
+    """A condition over fields of the object at ``scope``; names with ``config.`` and ``root_config.`` are keys."""
 
     expression: Expression
     message: str

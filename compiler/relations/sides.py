@@ -28,7 +28,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """A value that is computed from other fields of ours, as soon as these are there."""
+    """A value that is computed from other native fields, as soon as these are there."""
 
     value: Expression
     at: KeyPath
@@ -38,9 +38,9 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An object of theirs to read (``names``), and the object of ours at ``anchor`` that it becomes (``out``).
+    """An hf object to read (``names``), and the native object at ``anchor`` that it becomes (``out``).
     ``otherwise``: absent keys mean what a rule says under that word; ``because``: why facts do not hold here;
-    ``written``: a path of theirs -> where that is in the file."""
+    ``written``: an hf path -> where that is in the file."""
 
     names: Names
     out: dict[str, Any]
@@ -52,11 +52,11 @@ class Reading:
     written: Callable[[KeyPath], KeyPath] = tuple
 
     def get(self, theirs: KeyPath) -> Any:
-        """The value at a path of theirs; MISSING if there is none."""
+        """The value at an hf path; MISSING if there is none."""
         return get(self.names.data, fill(theirs, self.names.holes))
 
     def key(self, theirs: KeyPath) -> str:
-        """A path of theirs as it is shown."""
+        """An hf path as it is shown."""
         return ".".join(fill(theirs, self.names.holes))
 
     def set(self, ours: KeyPath, value: Any, position: Position) -> None:
@@ -69,7 +69,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A value of theirs that follows from other keys and from ``value``, that of the field (MISSING: there is none).
+    """An hf value that follows from other keys and from ``value``, that of the field (MISSING: there is none).
     Without an expression it is the value that is read as that of the field. ``special``: names that are no keys."""
 
     place: KeyPath
@@ -88,7 +88,7 @@ class Computed:
 
 @dataclass
 class ObjectDraft:
-    """What one attempt to write an object has written: places of theirs. ``computed`` and ``checks`` wait until all
+    """What one attempt to write an object has written: hf places. ``computed`` and ``checks`` wait until all
     keys are there."""
 
     values: dict[KeyPath, tuple[Any, Position]] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class ObjectDraft:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A condition that waits for the keys of theirs; ``layer`` is what differs in the layer that it is about."""
+    """A condition that waits for the hf keys; ``layer`` is what differs in the layer that it is about."""
 
     run: Callable[[Names], list[Diagnostic]]
     holes: Mapping[str, str]
@@ -125,7 +125,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """An object of ours to write (``scope``, at ``anchor``), and what is written of it (``out``). ``special`` names are
+    """A native object to write (``scope``, at ``anchor``), and what is written of it (``out``). ``special`` names are
     no keys in its expressions."""
 
     scope: Scope
@@ -136,11 +136,11 @@ class Writing:
     special: Mapping[str, Any] = field(default_factory=dict)
 
     def where(self, ours: KeyPath) -> str:
-        """A path of ours as it is shown."""
+        """A native path as it is shown."""
         return ".".join((*self.anchor, *ours))
 
     def put(self, rule: Any, theirs: KeyPath, value: Any) -> None:
-        """Write a place of theirs, for a rule; an expression is evaluated when all keys are there."""
+        """Write an hf place, for a rule; an expression is evaluated when all keys are there."""
         path = fill(theirs, self.holes)
         if isinstance(value, Expression):
             self.out.computed.append(Computed(path, rule, value, self.holes, special=self.special))

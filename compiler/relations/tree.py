@@ -49,7 +49,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """An object of a fixed type: its rules and what is below it. ``typed``: its type is stated by a fact of ours."""
+    """An object of a fixed type: its rules and what is below it. ``typed``: its type is stated by a native fact."""
 
     type: ConfigType
     ours: KeyPath
@@ -63,13 +63,15 @@ class Struct:
 
 @dataclass(frozen=True, slots=True)
 class Case:
+    """A node for one value of the key that tells cases apart."""
+
     value: Any
     node: Struct | CaseNode
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A case that cannot be converted: the value of theirs, the type of ours, and why."""
+    """A case that cannot be converted: the hf value, the native type, and why."""
 
     value: Any
     type: str
@@ -78,7 +80,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class CaseNode:
-    """One of several nodes for the object at ``ours``, told apart by the key ``key`` of theirs."""
+    """One of several nodes for the object at ``ours``, told apart by the hf key ``key``."""
 
     key: KeyPath
     default: Any
@@ -95,7 +97,7 @@ class CaseNode:
 
 @dataclass(frozen=True, slots=True)
 class Nullable:
-    """The object at ``ours`` may be null, as may the one at ``theirs``; ``default`` is meant when theirs is absent."""
+    """The object at ``ours`` may be null, as may the one at ``theirs``; ``default`` is meant when the key is absent."""
 
     ours: KeyPath
     theirs: KeyPath
@@ -140,7 +142,7 @@ class Layers:
         return self.each if isinstance(self.each, tuple) else None
 
     def listed(self, names: Names, count: int) -> Any:
-        """The kinds of the layers as theirs says, which may be nonsense. Raises ``CrosswalkError``."""
+        """The kinds of the layers as hf says, which may be nonsense. Raises ``CrosswalkError``."""
         if isinstance(self.each, Expression):
             return [names.evaluate(self.each, self.theirs, layer=index) for index in range(count)]
         assert self.each is not None
@@ -234,7 +236,7 @@ def rules_of(node: Node) -> Iterator[Rule]:
 
 
 def claimed_paths(root: OneOf) -> set[KeyPath]:
-    """Every path of theirs that some rule speaks of, holes included."""
+    """Every hf path that some rule speaks of, holes included."""
     result = {place for rule in rules_of(root) for place in rule.places()}
     for node in nodes_of(root):
         if isinstance(node, CaseNode):

@@ -15,7 +15,7 @@ from crosswalk.compiler.layout.natives import Native, natives_of
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 from .pieces import Related, Repeated
 from .weights import relate_weights
@@ -27,8 +27,8 @@ class Bound:
 
     ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
     if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
-    ``padding``: name -> the elements of a tensor of ours that theirs does not have, as disjoint boxes. ``cases``: what
-    speaks for each object of the native config.
+    ``padding``: name -> the elements of a native tensor that the hf side does not have, as disjoint boxes. ``cases``:
+    what speaks for each object of the native config.
     """
 
     mapping: CompiledMapping
@@ -57,7 +57,7 @@ class Bound:
         )
 
     def lines(self) -> dict[str, TensorEntry]:
-        """The line of every tensor of theirs that is stored."""
+        """The line of every hf tensor that is stored."""
         return {
             theirs + entry.tensor.name: entry.line
             for group in self.groups
@@ -74,8 +74,8 @@ def bind(
     limit: Limit = WITHOUT_FILES,
 ) -> Bound:
     """Bind a mapping to a complete native config, with the ``cases`` that reading or writing it took. ``lengths``: axes
-    that are shorter on their side; what is beyond is padding (:mod:`~crosswalk.compiler.layout.padded_axes`).
-    ``limit``: of the tensors on their side.
+    that are shorter on the hf side; what is beyond is padding (:mod:`~crosswalk.compiler.layout.padded_axes`).
+    ``limit``: of the tensors on the hf side.
 
     Raises ``CrosswalkError`` if a parameter has no tensor, a tensor has two lines, or there are too many.
     """
@@ -106,7 +106,7 @@ def _renamed(group: Repeated, moves: Sequence[tuple[str, str]]) -> Repeated:
 
 
 def _shapes(groups: Sequence[Repeated]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of theirs. Raises ``CrosswalkError`` for each that two rules make."""
+    """Name and shape of every hf tensor. Raises ``CrosswalkError`` for each that two rules make."""
     result: dict[str, tuple[int, ...]] = {}
     for group in groups:
         shapes = [(entry.tensor.name, entry.tensor.shape) for entry in group.related]
@@ -126,7 +126,7 @@ def _shapes(groups: Sequence[Repeated]) -> dict[str, tuple[int, ...]]:
 def _without_tied(
     natives: Mapping[str, Native], groups: Sequence[Repeated]
 ) -> tuple[Sequence[Repeated], dict[str, str]]:
-    """Tensors that are stored, and those of tied parameters with the tensor of theirs that has the storage."""
+    """Tensors that are stored, and those of tied parameters with the hf tensor that has the storage."""
     ties = {name: native.tied_to for name, native in natives.items() if native.tied_to is not None}
     if not ties:
         return groups, {}
@@ -147,7 +147,12 @@ def _without_tied(
 
 
 def _owner(entry: Related, ties: Mapping[str, str]) -> str | None:
-    """The parameter of ours that a tensor of theirs is a copy of."""
-    found = {ties.get(piece.parameter) for piece in entry.tensor.pieces} or {None}
-    (owner,) = found
+    """The native parameter that an hf tensor is a copy of. Raises ``CrosswalkError`` if only a part of it is."""
+    found = {piece.parameter: ties.get(piece.parameter) for piece in entry.tensor.pieces}
+    owners = set(found.values()) or {None}
+    if len(owners) > 1:
+        tied = " and ".join(f"`{name}` (tied to `{owner}`)" for name, owner in found.items() if owner is not None)
+        message = f"`{entry.tensor.name}` is to hold {' and '.join(found)}, of which {tied} has no storage of its own"
+        raise fail("mapping/one-sided", message, entry.line.position, "write a line for each")
+    (owner,) = owners
     return owner

@@ -186,7 +186,7 @@ def _check_holes(path: KeyPath, layout: Layout, line: TensorEntry) -> Iterator[D
 
 @dataclass
 class _Model:
-    """An object of ours: what is known of it, which of its fields are not, and the structs that speak for its objects.
+    """A native object: what is known of it, which of its fields are not, and the structs that speak for its objects.
     Paths start at the object."""
 
     config: dict[str, Any] = field(default_factory=dict)

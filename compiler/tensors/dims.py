@@ -1,4 +1,4 @@
-"""The dimensions of a tensor of theirs, over atoms: as a mapping writes them, or as they follow from the layout."""
+"""The dimensions of an hf tensor, over atoms: as a mapping writes them, or as they follow from the layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from crosswalk.compiler.notation.templates import Template
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A parameter of ours, by its name relative to whatever the caller iterates, and its resolved pattern. ``axes`` are
+    """A native parameter, by its name relative to whatever the caller iterates, and its resolved pattern. ``axes`` are
     in the name, and ``template`` is that name: it is one tensor for each of their indices, and what is said of its
     dimensions is said of the one tensor that has these axes in front."""
 

@@ -58,7 +58,7 @@ def lower(
     lengths: AxisTable | None = None,
     cuts: Sequence[PartedAxis] = (),
 ) -> list[Tensor]:
-    """The tensors of theirs that ``template`` names, with the pieces of ``parameters`` that they consist of.
+    """The hf tensors that ``template`` names, with the pieces of ``parameters`` that they consist of.
 
     The holes of the template are axes and choices of labels; indices and keys are filled in by the caller. Without
     ``dims``, a tensor has the dimensions of the layout, outputs first (inputs first if ``transposed``; as stored for a
@@ -245,7 +245,7 @@ def _default_dims(request: _Request, members: list[_Member], gone: Gone, transpo
 def _match(
     request: _Request, members: list[_Member], tree: tuple[Term, ...], named_atoms: frozenset[str]
 ) -> list[Unplaced]:
-    """Pair the cells of ours and of theirs one to one, over the same atoms."""
+    """Pair the cells of both sides one to one, over the same atoms."""
     try:
         theirs = cells_of(tree, request.lengths)
     except CrosswalkError as error:

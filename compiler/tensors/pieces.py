@@ -1,4 +1,4 @@
-"""Strided copies between a parameter of ours and a tensor of theirs, and how neighbours become one."""
+"""Strided copies between a native parameter and an hf tensor, and how neighbours become one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .dims import Source
 
 
 class TensorPiece(NamedTuple):
-    """One strided copy between the parameter ``parameter`` of ours and a tensor of theirs. Offsets and strides are in
+    """One strided copy between the native parameter ``parameter`` and an hf tensor. Offsets and strides are in
     elements of the flattened row-major tensors; no extent is 1, and a single element has no extents."""
 
     parameter: str
@@ -27,7 +27,7 @@ class TensorPiece(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor of theirs: its pieces are disjoint and cover it."""
+    """An hf tensor: its pieces are disjoint and cover it."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Tensor(NamedTuple):
 
 
 class Related(NamedTuple):
-    """A tensor of theirs with the copies that relate it to parameters of ours, and the line that says so. ``encoded``:
+    """An hf tensor with the copies that relate it to native parameters, and the line that says so. ``encoded``:
     the same tensor as it is where it is stored encoded, if its dimensions are others then."""
 
     tensor: Tensor
@@ -56,7 +56,7 @@ def _prefixed(tensor: Tensor, ours: str, theirs: str) -> Tensor:
 
 class Repeated(NamedTuple):
     """What is alike in several modules, written once: ``related`` with the names below a module, and for each module
-    what its names begin with, those of ours and those of theirs."""
+    what its names begin with, native those and hf those."""
 
     related: Sequence[Related]
     places: Sequence[tuple[str, str]] = (("", ""),)
@@ -85,7 +85,7 @@ class Unplaced:
     apart: Mapping[str, int] = field(default_factory=dict)
 
     def placed(self, sizes: AxisTable, given: Mapping[str, int]) -> Iterator[TensorPiece]:
-        """The piece with the indices of some atoms ``given``: one for each tensor of ours that it stands for."""
+        """The piece with the indices of some atoms ``given``: one for each native tensor that it stands for."""
         p = self.piece
         ours_offset = p.ours_offset + sum(step * given[atom] for atom, step in self.steps.items())
         if self.source is None or self.source.template is None:
@@ -109,7 +109,7 @@ def _index(axis: str, sizes: AxisTable, given: Mapping[str, int]) -> int:
 
 
 def piece_of(parameter: str, axes: list[tuple[int, int, int]], ours_offset: int, theirs_offset: int) -> TensorPiece:
-    """``axes`` as merged: (extent, stride of theirs, stride of ours)."""
+    """``axes`` as merged: (extent, hf stride, native stride)."""
     extents, theirs_strides, ours_strides = zip(*axes, strict=True) if axes else ((), (), ())
     return TensorPiece(parameter, extents, ours_offset, ours_strides, theirs_offset, theirs_strides)
 

@@ -141,7 +141,7 @@ def plan_export(
 
 class _Parts(NamedTuple):
     """What a plan does in one direction or the other: ``copies``, as to the trainer, the ``rules`` that they come from,
-    and the ``padding`` of tensors of ours."""
+    and the ``padding`` of native tensors."""
 
     copies: list[RawCopy]
     rules: list[Rule]

@@ -1,7 +1,7 @@
-"""The tensor side of a compiled mapping, for one config: which copies relate the trainer's parameters to theirs.
+"""The tensor side of a compiled mapping, for one config: which copies relate native parameters to hf tensors.
 
 The layout gives the modules and parameters of a config; the structs that reading or writing the config took give the
-names on the other side. Equal layers are lowered once, and stay one where they are related.
+hf names. Equal layers are lowered once, and stay one where they are related.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EMPTY = Template.parse("")
 
 @dataclass
 class Weights:
-    """``groups``: every tensor of theirs, those of tied parameters included, ``number`` in all; ``ignored``: names that
+    """``groups``: every hf tensor, those of tied parameters included, ``number`` in all; ``ignored``: names that
     may be in a file and are not needed."""
 
     groups: list[Repeated] = field(default_factory=list)
@@ -79,7 +79,7 @@ def relate_weights(
     lengths: Mapping[str, int] = MappingProxyType({}),
     limit: Limit = WITHOUT_FILES,
 ) -> Weights:
-    """The tensors of theirs for the config at ``root``; axes in ``lengths`` are that long on their side. Raises
+    """The hf tensors for the config at ``root``; axes in ``lengths`` are that long on the hf side. Raises
     ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered, or as soon as
     there are more than ``limit`` tensors."""
     weights = Weights()

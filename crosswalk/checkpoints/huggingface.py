@@ -38,8 +38,7 @@ CARRIED_FOLDERS = ("additional_chat_templates",)
 @dataclass(frozen=True)
 class HuggingFaceCheckpoint:
     """``text`` is config.json as it is in the file; ``files`` are the small files that are carried along, by name.
-    ``notes`` say what else lies in the directory, and is left; ``parts``: whether the tensors are stored in parts, as
-    torch.distributed.checkpoint saves them."""
+    ``notes`` say what else lies in the directory, and is left; ``path`` is where config.json was found."""
 
     path: Path
     text: str
@@ -47,7 +46,6 @@ class HuggingFaceCheckpoint:
     files: Mapping[str, Path]
     tensors: Checkpoint
     notes: tuple[str, ...] = ()
-    parts: bool = False
 
 
 def open_hugging_face(path: Path, like: Path | None = None, unwrap: bool = True) -> HuggingFaceCheckpoint:
@@ -57,7 +55,7 @@ def open_hugging_face(path: Path, like: Path | None = None, unwrap: bool = True)
     everything wrong with it."""
     problems: list[Diagnostic] = []
     meant, path = path, path if path.is_dir() else path.parent
-    parts = meant.is_dir() and is_in_parts(meant)
+    parts = is_in_parts(meant)
     home = path if like is None or (path / CONFIG).is_file() else like
     try:
         text = read_config_text(home / CONFIG)
@@ -81,12 +79,15 @@ def open_hugging_face(path: Path, like: Path | None = None, unwrap: bool = True)
     folders = f"folders are not carried along: {', '.join(left)}" if left else None
     links = f"links that lead elsewhere and special files are left out: {', '.join(strangers)}" if strangers else None
     notes = tuple(note for note in (*tensors.notes, wrapped, folders, links) if note)
-    return HuggingFaceCheckpoint(home, text, config, carried, tensors, notes, parts)
+    return HuggingFaceCheckpoint(home, text, config, carried, tensors, notes)
 
 
 def is_in_parts(path: Path) -> bool:
     """Whether torch.distributed.checkpoint saved a directory: as its own folder, or as safetensors files of parts."""
-    return is_folder(path) or is_sharded(path)
+    try:
+        return path.is_dir() and (is_folder(path) or is_sharded(path))
+    except OSError:  # opening it says what is the matter
+        return False
 
 
 def open_parts(path: Path) -> Checkpoint:
@@ -115,6 +116,8 @@ def _not_fetched(files: Mapping[str, Path]) -> list[Diagnostic]:
 
 
 def read_config_text(file: Path) -> str:
+    """The text of a config.json. Raises ``CrosswalkError`` for a file that cannot be read, or is too large to be
+    one."""
     try:
         if (link := dangling(file)) is not None:
             raise CrosswalkError(link)
@@ -132,6 +135,7 @@ def read_config_text(file: Path) -> str:
 
 
 def parse_config(text: str, file: Path) -> dict[str, Any]:
+    """The object in the text of a config.json. Raises ``CrosswalkError`` at the place of what is no JSON."""
     try:
         config = parse_json(text.encode(), file, constants=True)
     except CrosswalkError as error:
@@ -165,7 +169,10 @@ def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> 
     """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code."""
     if not path.is_dir():
         raise fail("files/not-a-directory", "there is no such directory", Position(str(path)))
-    candidates = {file.name: file for file in sorted(path.iterdir())}
+    try:
+        candidates = {file.name: file for file in sorted(path.iterdir())}
+    except PermissionError as error:
+        raise fail("source/unreadable", f"cannot be read: {error.strerror}", Position(str(path))) from error
     for folder in CARRIED_FOLDERS:
         if (path / folder).is_dir():
             candidates |= {f"{folder}/{file.name}": file for file in sorted((path / folder).iterdir())}

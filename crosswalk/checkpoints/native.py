@@ -31,6 +31,7 @@ _CONFIG, _ORIGIN = ("config", "base_model"), ("metadata", "crosswalk")
 
 
 def is_native(path: Path) -> bool:
+    """Whether a directory is a checkpoint of Fast-LLM: its metadata.yaml is there."""
     return (path / METADATA).is_file()
 
 

@@ -40,10 +40,12 @@ Wanted = tuple[tuple[str, ...], str, Callable[[Any], bool]]
 
 
 def is_text(value: Any) -> bool:
+    """Whether a value of a document is text."""
     return isinstance(value, str)
 
 
 def is_mapping(value: Any) -> bool:
+    """Whether a value of a document is a mapping of keys."""
     return isinstance(value, Mapping)
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
@@ -100,10 +101,14 @@ def converting(model: Any) -> Iterator[None]:
 
 
 def kept_alias(patterns: Sequence[str], aliases: Sequence[str]) -> str:
-    """Under which of the names of one tied tensor the class saves it; see :func:`tied_patterns`."""
+    """Under which of the names of one tied tensor the class saves it; see :func:`tied_patterns`. Raises
+    ``CrosswalkError`` (``class/shared``) for what the class does not know to be tied, and does not save either."""
     if len(aliases) == 1:
         return aliases[0]
     kept = [name for name in sorted(aliases) if not any(re.search(pattern, name) for pattern in patterns)]
+    if len(kept) > 1:
+        text = f"`{kept[0]}` and `{kept[1]}` are one tensor in memory, and the class knows nothing of that"
+        raise fail("class/shared", text, None, "give each memory of its own: a clone")
     return kept[0] if kept else sorted(aliases)[-1]
 
 
@@ -121,13 +126,29 @@ def ignored(model: Any, attribute: str, name: str) -> bool:
     return any(re.search(pattern, name) for pattern in getattr(model, attribute, None) or ())
 
 
+def _packed(model: Any) -> list[str]:
+    """What a state dict has that are no numbers as they stand: objects, bytes as parameters, and kinds of tensors that
+    compute something when they are looked at."""
+    plain = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, DTensor}
+    entries = model.state_dict(keep_vars=True).items()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [
+        name
+        for name, value in entries
+        if not name.endswith("_extra_state")
+        and (type(value) not in plain or (name in parameters and value.dtype in (torch.int8, torch.uint8)))
+    ]
+
+
 def refused(model: Any) -> list[Diagnostic]:
     """Why a model cannot be read or filled as it is."""
     problems = []
     name = type(model).__name__
     quantised = getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False)
-    if quantised:
-        text = f"the parameters of `{name}` are quantised: they are no tensors of its checkpoint"
+    packed = _packed(model)
+    if quantised or packed:
+        where = f" (`{packed[0]}`)" if packed else ""
+        text = f"the parameters of `{name}` are quantised: they are no tensors of its checkpoint{where}"
         problems.append(Diagnostic("class/quantised", text, None, "load the model without quantisation"))
     adapted = any(".base_layer." in key for key, _ in model.named_parameters())
     if adapted or getattr(model, "_hf_peft_config_loaded", False):

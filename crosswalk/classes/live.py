@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -83,6 +83,19 @@ def inner_model(model: Model) -> Any:
     return inner
 
 
+def refuse_wrapped(model: Model) -> None:
+    """Raise ``CrosswalkError`` (``class/wrapped``) for a module with a model of transformers somewhere in it, where
+    nothing says what else it is."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is None or not isinstance(model, torch.nn.Module):
+        return
+    for path, module in model.named_modules():
+        if isinstance(module, modeling.PreTrainedModel):
+            text = f"`{type(model).__name__}` is a wrapper of `{type(module).__name__}`, at `{path}`"
+            hint = "merge adapters into it, if it has any (merge_and_unload()), and pass the model itself"
+            raise fail("class/wrapped", text, None, hint)
+
+
 def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
     """Raise ``CrosswalkError`` (``class/option``) with every option that is given and says how a layout is mapped."""
     problems = [
@@ -107,7 +120,7 @@ def _rules_of(model: Any, base: type) -> Any:
     kind = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
     config = model.config.to_dict()
     made, twin = _twins.get(model, (None, None))
-    if made != config:
+    if twin is None or made != config:
         with converting(model), torch.device("meta"):
             twin = kind(copy.deepcopy(model.config))
         _twins[model] = config, twin
@@ -166,6 +179,26 @@ class ClassExported:
     plan: Plan
 
 
+class Exporting(Protocol):
+    """The way from a live model to files: by a format, or by the rules of its class."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What all ranks have to ask alike."""
+
+    def plan(self, specs: Mapping[str, TensorSpec], /) -> Any:
+        """The way of these parameters: with a ``plan``, and for :meth:`output`."""
+
+    def output(self, exported: Any, /) -> Output:
+        """The files beside the tensors."""
+
+    def writing(self, written: Any, /) -> Exporting:
+        """The same with other files (``OutputOptions``)."""
+
+    def __call__(self, specs: Mapping[str, TensorSpec], /) -> tuple[Plan, Output]:
+        """The plan and the files."""
+
+
 @dataclass(frozen=True)
 class ClassExport:
     """From a live model of a class to a plan, and to the files beside the tensors."""
@@ -186,6 +219,10 @@ class ClassExport:
         check_published(memory.values(), self.dtype)
         loaded = self.origin.plan if self.origin is not None else None
         return ClassExported(export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded))
+
+    def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
+        exported = self.plan(specs)
+        return exported.plan, self.output(exported)
 
     def writing(self, written: Any) -> ClassExport:
         """The same with other files (``OutputOptions``)."""

@@ -46,11 +46,11 @@ class KnownNumbers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracing(TorchDispatchMode):
     """Inside of it, tensors made by :meth:`root` are followed."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._roots: dict[int, str] = {}
         self._made: dict[int, list[Moved]] = {}
         self._kept: list[torch.Tensor] = []

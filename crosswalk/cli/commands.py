@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -365,7 +365,7 @@ def _asked(options: dict[str, Any]) -> Any:
 
     planned = _planned(options)
     format, to, dialect, dtype = (planned.pop(name) for name in ("format", "to", "dialect", "dtype"))
-    return options_of(format, to, dialect, dtype, AskedOptions(**planned))  # type: ignore[typeddict-item]
+    return options_of(format, to, dialect, dtype, cast("AskedOptions", planned))
 
 
 def _options(

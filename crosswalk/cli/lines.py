@@ -83,6 +83,7 @@ _INDENT = 11
 
 
 def bytes_text(count: int) -> str:
+    """A number of bytes as people write it, in powers of 1000."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:

@@ -114,4 +114,5 @@ def folded(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def fold(name: str) -> str:
+    """A name with ``#`` in the place of every index."""
     return _NUMBER.sub("#", name)

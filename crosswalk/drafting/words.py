@@ -16,7 +16,7 @@ Place = tuple[str, str]
 
 @dataclass
 class Words:
-    """``keys``: (section, field) -> keys of theirs; ``facts``: (section, field, value) that a format states; ``names``:
+    """``keys``: (section, field) -> hf keys; ``facts``: (section, field, value) that a format states; ``names``:
     (section, parameter) -> names of tensors; ``orders``: sections with their lines that say in which order axes are."""
 
     keys: dict[Place, list[str]] = field(default_factory=dict)

@@ -61,8 +61,8 @@ def export_config(
     truncate: Sizes | None = None,
 ) -> dict[str, Any]:
     """The Hugging Face config of a native base-model config. ``dialect``: ``transformers-4``, ``transformers-5``, or
-    several joined by commas; by default what the format prefers, see ``crosswalk formats``. ``truncate``: axis -> its
-    size without padding.
+    several joined by commas; by default what the format prefers, see ``crosswalk formats NAME``. ``truncate``: axis ->
+    its size without padding.
 
     Raises ``CrosswalkError`` with every field that the format cannot hold.
     """

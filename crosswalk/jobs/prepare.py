@@ -19,8 +19,7 @@ from crosswalk.checkpoints.huggingface import (
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
 from crosswalk.checkpoints.kinds.beside import read as read_config_file
-from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of, kind_to_write
-from crosswalk.checkpoints.kinds.fast_llm import KIND as FAST_LLM
+from crosswalk.checkpoints.kinds.every import BY_NAME, HUGGING_FACE, kind_of, kind_to_write
 from crosswalk.checkpoints.kinds.kind import Given, Kind
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import require_checkpoint
@@ -98,7 +97,7 @@ def prepare(source: Path, options: Options) -> Prepared:
     kind = kind_of(source, options.layout)
     if kind is HUGGING_FACE:
         require_checkpoint(source)
-        whole = options.layout == "hf" and options.to in (None, "hf") and source.is_dir() and is_in_parts(source)
+        whole = options.layout == "hf" and options.to in (None, "hf") and is_in_parts(source)
         if whole:
             return _prepare_whole(source, options)
         return _prepare_import(source, replace(options, to=options.to or DEFAULT_LAYOUT))
@@ -143,7 +142,7 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     if options.text_only:
         checkpoint, root = text_tower(checkpoint, _mappings(options))
     specs = checkpoint.tensors.specs()
-    places = _places(path / CONFIG, text, path, root)
+    places = _places(path / CONFIG, text, checkpoint.tensors.path, root)
     with read_from(path / CONFIG, text, root):
         mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
     return checkpoint, import_checkpoint(mapping, checkpoint.config, specs, options, places)
@@ -241,7 +240,7 @@ def _way_out(opened: Opened, options: Options) -> _Way:
     )
     specs = {spec.name: spec for spec in opened.tensors.specs()}
     copies: dict[str, str] = {}
-    if opened.kind != FAST_LLM.name:  # its loader takes nothing else than what its metadata says
+    if not BY_NAME[opened.kind].exact:
         with at(places.config):
             config = _as_saved(opened, mapping.root.type, normalize(layout, config, mapping.root.type.name), specs)
             copies = copies_in(layout, mapping.root.type, config, specs, Limit.of(specs))

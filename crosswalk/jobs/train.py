@@ -21,12 +21,14 @@ from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.classes.live import (
     ClassExport,
     ClassOrigin,
+    Exporting,
     LiveClass,
     inner_model,
     live_class,
     read_class,
     recompute,
     refuse_options,
+    refuse_wrapped,
 )
 from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.natives import copies_in, ties_of
@@ -118,6 +120,8 @@ def load(
             checkpoint, found = read_class(kind, Path(hf_dir), there, allow_lossy)
             step.agree |= {"format": kind.name, "config": checkpoint.config}
         else:
+            if format is None and layout is None:
+                refuse_wrapped(model)
             options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
                               native_config=native_config, keep=keep, take_tied=take_tied, text_only=text_only,
                               parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
@@ -369,9 +373,9 @@ class Export:
         return Output(layout, made, carried, written.overwrite, exported.defaults)
 
 
-def export_of(given: Config | Loaded | Any, options: Options, output: OutputOptions, model: Model | None = None) -> Any:
-    """The way from what was loaded, or from a config alone, to the files: an :class:`Export`; or a ``ClassExport``, if
-    the ``model`` is one of transformers."""
+def export_of(given: Config | Loaded, options: Options, output: OutputOptions, model: Model | None = None) -> Exporting:
+    """The way from what was loaded, or from a config alone, to the files; by its class, if the ``model`` is one of
+    transformers."""
     loaded = given if isinstance(given, Loaded) else None
     kind = live_class(model) if model is not None else None
     if kind is not None:
@@ -384,6 +388,8 @@ def export_of(given: Config | Loaded | Any, options: Options, output: OutputOpti
     config: Config = given.config if isinstance(given, Loaded) else given
     name = options.named_format or (loaded.format if loaded is not None else None)
     if name is None:
+        if model is not None:
+            refuse_wrapped(model)
         text = "a native config does not say which format to write"
         raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
     known = loaded.origin if loaded is not None and isinstance(loaded.origin, Origin) else None

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from crosswalk.checkpoints.huggingface import CONFIG, open_hugging_face
 from crosswalk.checkpoints.key_positions import locator, read_from
 from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of
-from crosswalk.checkpoints.kinds.fast_llm import KIND as FAST_LLM
-from crosswalk.checkpoints.native import METADATA, require_checkpoint
+from crosswalk.checkpoints.native import require_checkpoint
 from crosswalk.checkpoints.opened import Opened
 from crosswalk.compiler.config.dialects import dialect_of_names
 from crosswalk.compiler.layout.differences import differing
@@ -55,9 +54,9 @@ def verify(
     for path in (source, target):
         require_checkpoint(path)
     kinds = kind_of(source, layout), kind_of(target)
-    if kinds[0] is kinds[1] and kinds[0] in (FAST_LLM, HUGGING_FACE):
-        what = f"{METADATA} is in both" if kinds[0] is FAST_LLM else f"{METADATA} is in neither"
-        raise fail("verify/kind", f"`{source}` and `{target}` are checkpoints of the same kind: {what}")
+    if kinds[0] is kinds[1] and not kinds[0].every:
+        what = f"`{source}` and `{target}` are checkpoints of the same kind: {kinds[0].mark} is in both"
+        raise fail("verify/kind", what)
     said = AskedOptions(
         allow_lossy=allow_lossy, take_tied=take_tied, like=like, layout=layout, native_config=native_config
     )

@@ -63,6 +63,7 @@ class Picture:
 
 
 def columns_of(spec: TensorSpec) -> int:
+    """The elements of one row, if all but the first dimension are one."""
     return math.prod(spec.shape[1:])
 
 

@@ -71,6 +71,7 @@ class Proof:
 
 
 def dotted(path: Path) -> str:
+    """A path of keys as it is written."""
     return ".".join(path)
 
 

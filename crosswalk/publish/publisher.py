@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from crosswalk.classes.live import Exporting
 from crosswalk.compiler.pipeline import Sizes
 from crosswalk.compiler.tensors.plan import check_dtype
 from crosswalk.jobs.options import Options, OutputOptions, as_path, parse_size
@@ -81,7 +82,7 @@ class ModelPublisher(Publisher):
     def __init__(
         self,
         model: Model,
-        export: Any,
+        export: Exporting,
         exported: Any,
         elsewhere: Mapping[str, TensorSpec],
         only: set[str] | None,
@@ -114,8 +115,7 @@ class ModelPublisher(Publisher):
         self.begin("save")
         with self.team.step("planning the checkpoint"):
             written = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
-            way: Any = self._export.writing(written)
-            output = way.output(self._exported)
+            output = self._export.writing(written).output(self._exported)
         background = None if blocking else (lambda: team(self._group, self._timeout, "background"))
         return saving.save(
             self.plan, self._model, Path(hf_dir), self.team, background, output, elsewhere=self._elsewhere

@@ -20,7 +20,7 @@ def source(publisher: Publisher, *, to: int | None = None) -> Any:
     and a gathered tensor otherwise."""
     from vllm.distributed.weight_transfer.base import ParamMeta, Replicate, Shard, WeightSource
 
-    class PublishedWeights(WeightSource):  # type: ignore[misc]
+    class PublishedWeights(WeightSource):
         @cached_property
         def metadata(self) -> list[Any]:
             """The same list at each sync, so that receivers are told once."""

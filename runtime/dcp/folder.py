@@ -16,8 +16,8 @@ from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.checkpoint.zeros import Zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.torch_files.archives import ArchiveError, ReadPart, read_tensor
 
-from .archives import ArchiveError, ReadPart, read_tensor
 from .metadata import METADATA, Item, StoredEntries, StoredEntry, read_metadata
 from .parts import Parts, pieces_of, uncovered
 

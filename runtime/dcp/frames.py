@@ -14,9 +14,8 @@ from typing import Any
 
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.plan.model import TensorSpec
-
-from .archives import CENTRAL, END, END_64, LIMIT, LOCAL, LOCATOR_64, STORAGES, row_major
-from .pickles import Persistent
+from crosswalk.runtime.torch_files.archives import CENTRAL, END, END_64, LIMIT, LOCAL, LOCATOR_64, STORAGES, row_major
+from crosswalk.runtime.torch_files.pickles import Persistent
 
 #: Tensors begin at multiples of this in their archives, as torch has them.
 ALIGNMENT = 64

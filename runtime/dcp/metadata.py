@@ -12,8 +12,7 @@ from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import is_plain
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
-
-from .pickles import Global, Made, PickleError, Table, read_pickle
+from crosswalk.runtime.torch_files.pickles import Global, Made, PickleError, Table, read_pickle
 
 METADATA = ".metadata"
 #: Largest file of metadata that is read, in bytes.

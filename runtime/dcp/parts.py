@@ -12,8 +12,8 @@ from pathlib import Path
 from crosswalk.runtime.checkpoint.header import ReadFile, StoredTensor
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.plan.affine import Piece, clip, make_piece, tiling_faults
+from crosswalk.runtime.torch_files.archives import row_major
 
-from .archives import row_major
 from .metadata import StoredEntry
 
 #: Bytes of a part that are read at a time where its rows do not stand together in the tensor. A worker of the engine

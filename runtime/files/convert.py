@@ -23,7 +23,7 @@ from crosswalk.runtime.checkpoint.output import (
     stored,
 )
 from crosswalk.runtime.checkpoint.reading import Reader
-from crosswalk.runtime.checkpoint.source import Checkpoint, bind, tie_differs
+from crosswalk.runtime.checkpoint.source import Checkpoint, bind
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
@@ -35,7 +35,8 @@ from crosswalk.runtime.staging.writing import set_size, sync, write_at
 from .schedule import Lowering
 from .sinks import CompareSink, HashSink, WriteSink, differences
 from .tasks import Task
-from .workers import Progress, Sink, Worker, fit_memory, peak_memory, run, whole
+from .ties import compare_ties
+from .workers import Progress, Sink, Worker, fit_memory, one_torch_thread, peak_memory, run, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def write_checkpoint(
     files = lay_out(plan.targets, _reading_order(lowering), layout, lowering.sources)
     check_names([file.name for file in files], extra, carried)
     _check_apart(source, destination)
-    _check_ties(lowering, source, workers)
+    compare_ties(lowering.plan, lowering.sources, source, workers, panel)
 
     identity = _identity(plan, source, files, options.checksum)
     names = [file.name for file in files]
@@ -137,7 +138,7 @@ def verify_checkpoint(
     workers, panel = _resources(options or EngineOptions())
     lowering = Lowering(*with_zeros(plan, _bind(plan, source)), panel)
     found = output.match(plan.targets, "the plan makes")
-    _check_ties(lowering, source, workers)
+    compare_ties(lowering.plan, lowering.sources, source, workers, panel)
     total = sum(target.nbytes for target in plan.targets)
     names = [target.name for target in plan.targets]
     with contextlib.closing(Reader(names, found, output.files)) as reader:
@@ -197,33 +198,12 @@ def _reading_order(lowering: Lowering) -> list[int]:
     return sorted(range(len(lowering.plan.targets)), key=first_read)
 
 
-#: What a user can do about tensors that a config ties and that are not equal.
 def check_ties(plan: Plan, source: Checkpoint, options: EngineOptions | None = None) -> None:
     """Compare tied duplicates of a checkpoint with what they are tied to, by reading both; nothing else is read.
     Raises ``CrosswalkError`` for every one that differs."""
     if any(exemption.kind == "tied" for exemption in plan.exemptions):
         workers, panel = _resources(options or EngineOptions())
-        _check_ties(Lowering(*with_zeros(plan, _bind(plan, source)), panel), source, workers)
-
-
-def _check_ties(lowering: Lowering, source: Checkpoint, workers: int) -> None:
-    """Compare tied duplicates with what they are tied to, byte by byte. Raises for every one that differs."""
-    plan, panel = lowering.plan, lowering.panel
-    pairs = {e.tensor: e.of for e in plan.exemptions if e.kind == "tied" and e.of is not None}
-    if not pairs:
-        return
-    names = list(pairs)
-    tied = [lowering.sources[plan.source_index[name]] for name in names]
-    others = [lowering.sources[plan.source_index[of]] for of in pairs.values()]
-    with (
-        contextlib.closing(Reader(names, tied, source.files)) as reader,
-        contextlib.closing(Reader(names, others, source.files)) as other,
-        _one_torch_thread() if plan.encodings else contextlib.nullcontext(),
-    ):
-        sink = CompareSink(other)
-        run(whole(tied), names, sink, [Worker(reader, (), (), panel) for _ in range(workers)], 0)
-    if sink.differing:
-        raise CrosswalkError(tie_differs(*list(pairs.items())[number]) for number in sorted(sink.differing))
+        compare_ties(plan, _bind(plan, source), source, workers, panel)
 
 
 def _check_apart(source: Checkpoint, destination: Path) -> None:
@@ -324,7 +304,7 @@ def _execute(
     with_torch = _needs_torch(plan)
     with (
         contextlib.closing(Reader([spec.name for spec in plan.sources], lowering.sources, source.files)) as reader,
-        _one_torch_thread() if with_torch else contextlib.nullcontext(),
+        one_torch_thread() if with_torch else contextlib.nullcontext(),
     ):
         team = [Worker(reader, plan.sources, plan.targets, lowering.panel, with_torch) for _ in range(workers)]
         run(tasks, [spec.name for spec in plan.targets], sink, team, total, on_progress, done)
@@ -364,16 +344,3 @@ def _needs_torch(plan: Plan) -> bool:
 
 def _has_torch() -> bool:
     return "torch" in sys.modules
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """The workers are the parallelism: torch must not start a pool for each."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

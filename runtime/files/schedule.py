@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.plan import affine
 from crosswalk.runtime.plan.model import Copy, Plan
 
 from .runs import LONGEST_TOGETHER, MIB, SEEK, SourceBlock, StridedRuns
@@ -227,33 +228,11 @@ def interleaved(copies: Iterable[Copy]) -> Iterator[list[TaskPiece]]:
 
 
 def clip(piece: TaskPiece, start: int, stop: int) -> Iterator[TaskPiece]:
-    """The boxes of a piece that lie in ``[start, stop)`` of the target."""
-    span = piece.span
-    if piece.offset >= stop or piece.offset + span <= start:
-        return
-    if start <= piece.offset and piece.offset + span <= stop:
-        yield piece
-        return
-    extent, stride, step = piece.extents[0], piece.strides[0], piece.source_strides[0]
-    inner = span - (extent - 1) * stride
-
-    def box(begin: int, end: int) -> TaskPiece:
-        extents, strides, steps = piece.extents[1:], piece.strides[1:], piece.source_strides[1:]
-        if end - begin > 1:
-            extents, strides, steps = (end - begin, *extents), piece.strides, piece.source_strides
-        offset, source_offset = piece.offset + begin * stride, piece.source_offset + begin * step
-        return TaskPiece(piece.source, extents, source_offset, steps, offset, strides)
-
-    touched = max(0, (start - piece.offset - inner) // stride + 1), min(extent, -((piece.offset - stop) // stride))
-    inside = max(0, -((piece.offset - start) // stride)), min(extent, (stop - piece.offset - inner) // stride + 1)
-    if inside[0] >= inside[1]:
-        inside = touched[1], touched[1]
-    for index in range(touched[0], inside[0]):
-        yield from clip(box(index, index + 1), start, stop)
-    if inside[0] < inside[1]:
-        yield box(*inside)
-    for index in range(inside[1], touched[1]):
-        yield from clip(box(index, index + 1), start, stop)
+    """The boxes of a piece that lie in ``[start, stop)`` of the target, in its order."""
+    axes = tuple(zip(piece.extents, piece.strides, piece.source_strides, strict=True))
+    for here, there, kept in sorted(affine.clip(affine.Piece(piece.offset, piece.source_offset, axes), start, stop)):
+        extents, strides, steps = (tuple(axis[end] for axis in kept) for end in range(3))
+        yield TaskPiece(piece.source, extents, there, steps, here, strides)
 
 
 def whole_steps(group: Sequence[TaskPiece], limit: int, length: int) -> int:
@@ -304,4 +283,5 @@ def run_length(piece: TaskPiece) -> int:
 
 
 def dot(index: Iterable[int], strides: Iterable[int]) -> int:
+    """The offset of an index: the sum of each number times its stride."""
     return sum(i * stride for i, stride in zip(index, strides, strict=False))

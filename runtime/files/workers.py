@@ -6,6 +6,7 @@ A worker owns a few buffers, used again for every task, so that memory is bounde
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import threading
@@ -164,6 +165,19 @@ def whole(tensors: Sequence[StoredTensor], in_parts: bool = True) -> Iterator[Ta
         for start in range(0, stored.nbytes, size):
             stop = min(start + size, stored.nbytes)
             yield [consecutive(target, start, stop - start, [Range(target, stored.offset + start, stop - start)])]
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """The workers are the parallelism: torch must not start a pool for each."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _anonymous(nbytes: int) -> mmap.mmap:

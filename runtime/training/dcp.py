@@ -37,11 +37,12 @@ from crosswalk.runtime.checkpoint.source import Checkpoint, bind
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import dtype_name, torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, system_limits
+from crosswalk.runtime.files.ties import compare_ties
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .copies import checksum, tied, unequal
-from .load import compare_ties, read_moves
+from .load import read_moves
 from .moves import moves
 from .placement import Part, place
 from .ranks import share_out

@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
-from crosswalk.runtime.checkpoint.source import Checkpoint, bind, tie_differs
+from crosswalk.runtime.checkpoint.source import Checkpoint, bind
 from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.runs import read_block
+from crosswalk.runtime.files.ties import compare_ties
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .moves import Moves, moves
@@ -139,7 +140,7 @@ def load(
     compared = 0
     if any(exemption.kind == "tied" for exemption in plan.exemptions):
         with team.step("comparing tied tensors"):
-            compared = compare_ties(plan, stored, checkpoint, team.rank, team.size)
+            compared = compare_ties(plan, stored, checkpoint, rank=team.rank, ranks=team.size)
     with team.step("reading"):
         materialized = materialize(model, placed, device)
         if materialized:
@@ -192,38 +193,6 @@ def _reading(
         return bucket.moved
 
     return work
-
-
-def compare_ties(
-    plan: Plan, stored: Sequence[StoredTensor], checkpoint: Checkpoint, rank: int = 0, ranks: int = 1
-) -> int:
-    """Compare tied duplicates with what they are tied to: share ``rank`` of as many as there are ``ranks``. Returns the
-    bytes read. Raises ``CrosswalkError`` with every one that differs."""
-    problems = []
-    total = 0
-    one, other = bytearray(1 << 20), bytearray(1 << 20)
-    with contextlib.ExitStack() as stack:
-        for exemption in plan.exemptions:
-            if exemption.kind != "tied" or exemption.of is None:
-                continue
-            pair = [stored[plan.source_index[name]] for name in (exemption.tensor, exemption.of)]
-            reader = stack.enter_context(
-                contextlib.closing(Reader([exemption.tensor, exemption.of], pair, checkpoint.files))
-            )
-            width = size_of(pair[0].dtype)  # what is decoded is decoded in whole elements
-            share = -(-pair[0].nbytes // (width * ranks)) * width
-            stop = min((rank + 1) * share, pair[0].nbytes)
-            for start in range(rank * share, stop, len(one)):
-                count = min(len(one), stop - start)
-                for number, buffer in ((0, one), (1, other)):
-                    reader.read(number, pair[number].offset + start, memoryview(buffer)[:count])
-                total += 2 * count
-                if one[:count] != other[:count]:
-                    problems.append(tie_differs(exemption.tensor, exemption.of))
-                    break
-    if problems:
-        raise CrosswalkError(problems)
-    return total
 
 
 def _tensors(model: Model) -> Iterator[tuple[str, torch.Tensor]]:

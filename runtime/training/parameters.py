@@ -36,10 +36,21 @@ def collect(model: Model) -> Values:
     Names are those of the bare model: without the parts that DistributedDataParallel, torch.compile and activation
     checkpointing put in. Entries that are no tensors (``_extra_state``) are left out.
     """
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = unwrapped(model)
     state: Mapping[str, Any] = model.state_dict(keep_vars=True) if isinstance(model, torch.nn.Module) else model
     return {bare(name): value for name, value in state.items() if isinstance(value, torch.Tensor | Shards)}
+
+
+def unwrapped(model: Model) -> Model:
+    """The module inside of DistributedDataParallel and torch.compile, whichever is around the other."""
+    while isinstance(model, torch.nn.Module):
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(compiled := model._modules.get("_orig_mod"), torch.nn.Module):
+            model = compiled
+        else:
+            break
+    return model
 
 
 def own(model: Model) -> Values:
@@ -48,7 +59,8 @@ def own(model: Model) -> Values:
     values = collect(model)
     if not isinstance(model, torch.nn.Module) or _is_flattened(model):
         return values
-    module: torch.nn.Module = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    module = unwrapped(model)
+    assert isinstance(module, torch.nn.Module)
     owned = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     kept: Values = {name: value for name, value in values.items() if id(value) in owned}
     if len(kept) == len(values):

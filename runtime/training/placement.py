@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -155,7 +156,8 @@ def _sharded_dimension(placement: object) -> tuple[int, int]:
     if isinstance(placement, Shard):
         return placement.dim, int(getattr(placement, "split_factor", 1))
     if type(placement).__name__ == "_StridedShard":  # not a Shard in all versions of torch
-        return int(placement.dim), int(placement.split_factor)  # type: ignore[attr-defined]
+        strided: Any = placement
+        return int(strided.dim), int(strided.split_factor)
     raise fail(
         "live/placement", f"its placement {placement} is no part of a stored value", None, "redistribute it first"
     )

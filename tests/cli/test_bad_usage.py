@@ -156,7 +156,7 @@ def test_verify_and_explain_say_what_is_wrong(crosswalk: CommandLine, tmp_path: 
     assert crosswalk("verify", source, converted).code == 0
     assert_refused(
         crosswalk("verify", source, source),
-        "are checkpoints of the same kind: metadata.yaml is in neither",
+        "are checkpoints of the same kind: config.json is in both",
         "[verify/kind]",
     )
     assert_refused(crosswalk("verify", converted, converted), "of the same kind: metadata.yaml is in both")

@@ -111,7 +111,7 @@ def test_a_format_of_another_architecture_is_refused_by_name() -> None:
     """``auto`` goes by model_type; a class that is not the format's is not overlooked."""
     with pytest.raises(CrosswalkError, match=r"architectures.*LlamaForSequenceClassification"):
         crosswalk.import_config(CONFIGS["llama"] | {"architectures": ["LlamaForSequenceClassification"]})
-    with pytest.raises(CrosswalkError, match=r"LlamaModel.*: no output layer, as models of embeddings"):
+    with pytest.raises(CrosswalkError, match=r"LlamaModel.*: that class has no output layer, as models of embeddings"):
         crosswalk.import_config(CONFIGS["llama"] | {"architectures": ["LlamaModel"]})
 
 

@@ -25,15 +25,15 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import open_checkpoint
-from crosswalk.runtime.dcp.archives import ArchiveError, read_tensor
 from crosswalk.runtime.dcp.folder import locate, open_folder
 from crosswalk.runtime.dcp.frames import frame
 from crosswalk.runtime.dcp.output import folder_layout
-from crosswalk.runtime.dcp.pickles import PickleError, read_pickle
 from crosswalk.runtime.dtypes import DTYPES, size_of, torch_dtype
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.convert import EngineOptions, FileReport, write_checkpoint
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
+from crosswalk.runtime.torch_files.archives import ArchiveError, read_tensor
+from crosswalk.runtime.torch_files.pickles import PickleError, read_pickle
 
 Tensors = dict[str, torch.Tensor]
 WHOLE: dict[str, tuple[int, ...]] = {"rows": (13, 7), "columns": (5, 11), "both": (9, 10, 3), "one": (17,), "none": ()}
@@ -59,7 +59,8 @@ def found(path: Path, names: list[str] | None = None) -> Tensors:
             count = max(1, len(whole) // width // 3)
             starts = range(1 if len(whole) > width * count else 0, len(whole) // width - count + 1, count)
             runs = bytearray(len(starts) * count * width)
-            reader.read_runs(index, place.offset, iter(starts), count, width, memoryview(runs))
+            begins = (place.offset + width * start for start in starts)
+            reader.read_runs(index, begins, width * count, memoryview(runs))
             assert bytes(runs) == b"".join(whole[at * width : (at + count) * width] for at in starts)
             flat = torch.frombuffer(whole, dtype=torch.uint8) if whole else torch.empty(0, dtype=torch.uint8)
             result[name] = flat.view(torch_dtype(place.dtype)).view(place.shape)

@@ -64,7 +64,7 @@ def test_reads_block_style_with_positions() -> None:
         "mlp:\n"
         "  config: {hidden_act: activation, mlp_bias: {is: bias, default: false}}\n"
         "  tensors:\n"
-        '    "{gate|up}_proj": layer_1   # two of theirs\n'
+        '    "{gate|up}_proj": layer_1   # two hf tensors\n'
         "  same:\n"
         "    - a\n"
         "    - [b, 1.0e-05]\n",

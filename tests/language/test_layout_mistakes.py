@@ -1,4 +1,4 @@
-"""Mistakes in layouts that their schema cannot see, and configs of theirs that cannot be: each by its code."""
+"""Mistakes in layouts that their schema cannot see, and configs that cannot be: each by its code."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def compiled(tensors: str, cuts: str = CUTS) -> CompiledMapping:
 
 
 def converted(mapping: CompiledMapping) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Tensors of theirs with distinct values, and what they become; there and back is the same."""
+    """Hf tensors with distinct values, and what they become; there and back is the same."""
     plan = plan_for(mapping, CONFIG, Options())
     assert str(plan.verify()) == "bijective"
     theirs, count = {}, 0
@@ -46,7 +46,7 @@ def converted(mapping: CompiledMapping) -> tuple[dict[str, torch.Tensor], dict[s
 
 
 def ours_of(rows: torch.Tensor, turned: torch.Tensor, passed: torch.Tensor) -> torch.Tensor:
-    """Heads in the order of the trainer: ``turned`` and ``passed`` are channels of theirs, (half, pair) each."""
+    """Heads in the order of the trainer: ``turned`` and ``passed`` are hf channels, (half, pair) each."""
     order = torch.cat([turned, passed], dim=1).flatten()
     return rows.unflatten(0, (-1, SIZE))[:, order].flatten(0, 1)
 

@@ -69,7 +69,7 @@ def values(ours: Mapping[str, str]) -> Tensors:
 
 
 def exported(tensors: list[Tensor], ours: Tensors) -> Tensors:
-    """Theirs, by the copies. Every element is written once, and every element of ours read once."""
+    """The hf side, by the copies. Every element is written once, and every native element read once."""
     result = {}
     read = Counter[int]()
     for tensor in tensors:

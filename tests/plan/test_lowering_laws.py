@@ -114,7 +114,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def pairs(tensors: list[Tensor], ours: list[Coordinate]) -> dict[str, list[Coordinate | None]]:
-    """What every element of theirs holds, by the pieces; no element is written twice."""
+    """What every hf element holds, by the pieces; no element is written twice."""
     result: dict[str, list[Coordinate | None]] = {}
     for tensor in tensors:
         elements: list[Coordinate | None] = [None] * math.prod(tensor.shape)

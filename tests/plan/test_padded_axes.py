@@ -1,4 +1,4 @@
-"""Axes that are longer on our side than on theirs: by brute force over random layouts, and which axes may be."""
+"""Axes that are longer on the native side than on the hf side: by brute force over random layouts; which may be."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ ORDER = (
     "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
     "crosswalk.runtime.background",
     "crosswalk.runtime.kept",
-    "crosswalk.runtime.plan", "crosswalk.runtime.checkpoint", "crosswalk.runtime.dcp",
+    "crosswalk.runtime.plan", "crosswalk.runtime.torch_files", "crosswalk.runtime.checkpoint", "crosswalk.runtime.dcp",
     "crosswalk.runtime.staging", "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",
     "crosswalk.runtime.publishing",
     "crosswalk.reference.parts", "crosswalk.reference.mixers", "crosswalk.reference.mlps", "crosswalk.reference",
@@ -120,6 +120,19 @@ def _lines(function: ast.FunctionDef) -> int:
     said = function.body[0] if ast.get_docstring(function) else None
     lines = (function.end_lineno or 0) - function.lineno + 1
     return lines - ((said.end_lineno or 0) - said.lineno + 1 if said else 0)
+
+
+def test_what_is_public_says_what_it_is() -> None:
+    """Every module, function and class of the product; fields alone may speak for themselves."""
+    silent = []
+    for file in MODULES.values():
+        module = ast.parse(file.read_text())
+        silent += [] if ast.get_docstring(module) else [f"{file}"]
+        for node in module.body:
+            fields = isinstance(node, ast.ClassDef) and all(isinstance(each, ast.AnnAssign) for each in node.body)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not (node.name.startswith("_") or fields):
+                silent += [] if ast.get_docstring(node) else [f"{file}: {node.name}"]
+    assert silent == []
 
 
 def test_a_class_has_its_name_alone() -> None:

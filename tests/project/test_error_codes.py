@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import generate_errors
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("runtime", "reference", "compiler", "crosswalk")
@@ -112,15 +112,6 @@ def test_the_registry_is_sorted_and_says_two_sentences() -> None:
         assert all(text.endswith(".") and "  " not in text and "|" not in text for text in said), code
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_errors", ROOT / "docs" / "generate_errors.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_page_of_codes_is_current() -> None:
     page = (ROOT / "docs" / "errors.md").read_text()
-    assert page == generator().render(), "run python docs/generate_errors.py"
+    assert page == generate_errors.render(), "run python docs/generate_errors.py"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import generate
 import oracles
 import pytest
 import torch
@@ -125,27 +124,17 @@ def test_an_axis_that_does_not_come_out_even_is_said_so(gpt2: CompiledMapping) -
 # ---- the pages ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_reference_is_that_of_the_schemas(generate: ModuleType) -> None:
+def test_the_reference_is_that_of_the_schemas() -> None:
     assert generate.generated("language.md") == (DOCS / "language.md").read_text(), "run python docs/generate.py"
 
 
 @pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="an older class writes other keys")
-def test_the_page_prints_what_the_commands_print(generate: ModuleType) -> None:
+def test_the_page_prints_what_the_commands_print() -> None:
     page = DOCS / "add-an-architecture.md"
     assert generate.generated(page.name) == page.read_text(), "run python docs/generate.py"
 
 
-def test_the_page_ends_with_the_example(generate: ModuleType) -> None:
+def test_the_page_ends_with_the_example() -> None:
     mapping: dict[str, dict[str, str]] = {}
     for kind, text in generate.BLOCK.findall((DOCS / "add-an-architecture.md").read_text()):
         if kind == "yaml":

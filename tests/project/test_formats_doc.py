@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import generate_formats
 import pytest
 
 from crosswalk.jobs.formats import catalog
@@ -13,18 +12,10 @@ from crosswalk.jobs.formats import catalog
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_formats", DOCS / "generate_formats.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_document_is_up_to_date(generator: ModuleType) -> None:
-    assert generator.render() == (DOCS / "formats.md").read_text(encoding="utf-8"), "python docs/generate_formats.py"
+def test_the_document_is_up_to_date() -> None:
+    assert generate_formats.render() == (DOCS / "formats.md").read_text(encoding="utf-8"), (
+        "python docs/generate_formats.py"
+    )
 
 
 def test_every_format_has_a_section_with_a_note() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import generate_layouts
 import pytest
 
 from crosswalk.compiler.layout.model import ConfigType
@@ -17,17 +15,6 @@ from crosswalk.reference.formulas import FORMULAS, SILENT_FIELDS, SILENT_TYPES
 
 DOCS = Path(__file__).parents[2] / "docs"
 LAYOUT = catalog().layout("fast_llm")
-
-
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_layouts", DOCS / "generate_layouts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # for its dataclass
-    spec.loader.exec_module(module)
-    return module
 
 
 def _computing() -> Iterator[tuple[str, ConfigType]]:
@@ -46,9 +33,9 @@ def _function(group: str, kind: ConfigType) -> object:
 COMPUTING = [pytest.param(group, kind, id=f"{group}-{kind.name}") for group, kind in _computing()]
 
 
-def test_the_document_is_up_to_date(generator: ModuleType) -> None:
+def test_the_document_is_up_to_date() -> None:
     target = DOCS / "layouts" / "fast_llm.md"
-    assert generator.render() == target.read_text(encoding="utf-8"), "python docs/generate_layouts.py"
+    assert generate_layouts.render() == target.read_text(encoding="utf-8"), "python docs/generate_layouts.py"
 
 
 def test_there_are_formulas_for_all_types_that_compute_and_for_no_others() -> None:
@@ -60,8 +47,8 @@ def test_there_are_formulas_for_all_types_that_compute_and_for_no_others() -> No
 
 
 @pytest.mark.parametrize(("group", "kind"), COMPUTING)
-def test_every_field_has_a_line_and_every_type_a_formula(generator: ModuleType, group: str, kind: ConfigType) -> None:
-    formula = generator.formula_of(_function(group, kind))
+def test_every_field_has_a_line_and_every_type_a_formula(group: str, kind: ConfigType) -> None:
+    formula = generate_layouts.formula_of(_function(group, kind))
     assert "=" in formula.formula
     fields = {name for name, field in kind.fields.items() if field.group != "training"}
     silent = {name for of, name in SILENT_FIELDS if of == kind.name}
@@ -74,7 +61,7 @@ def test_every_field_has_a_line_and_every_type_a_formula(generator: ModuleType, 
 
 
 @pytest.mark.parametrize(("group", "kind"), COMPUTING)
-def test_a_field_that_has_a_line_is_read(group: str, kind: ConfigType, generator: ModuleType) -> None:
+def test_a_field_that_has_a_line_is_read(group: str, kind: ConfigType) -> None:
     """By the function itself or by one of its module."""
     function = _function(group, kind)
     module = inspect.getmodule(function)
@@ -82,7 +69,7 @@ def test_a_field_that_has_a_line_is_read(group: str, kind: ConfigType, generator
     source = inspect.getsource(module)
     unread = {
         name
-        for name, what in generator.formula_of(function).fields.items()
+        for name, what in generate_layouts.formula_of(function).fields.items()
         if f'"{name}"' not in source and "nothing of its own" not in what
     }
     assert unread <= WITHOUT_READING.get(kind.name, set())

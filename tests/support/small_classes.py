@@ -138,15 +138,7 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _shrunk(config: Config, sizes: dict[str, int], layers: bool) -> Config:
-    result = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            value = _shrunk(value, sizes, layers) if key not in LABELS else value
-        elif _is_list(value) and any(isinstance(one, dict) for one in value):
-            value = [_shrunk(one, sizes, layers) if isinstance(one, dict) else one for one in value]
-        elif sizes and key.endswith(("_token_id", "_token_index", "_id")):
-            value = _token(value)
-        result[key] = value
+    result = {key: _shrunk_value(key, value, sizes, layers) for key, value in config.items()}
     if layers:
         for key in LAYERS:
             if _is_count(config.get(key)):
@@ -161,6 +153,14 @@ def _shrunk(config: Config, sizes: dict[str, int], layers: bool) -> Config:
     if heads[0] in sizes and _is_count(config.get(heads[0])) and config[heads[0]] == config.get(heads[1]):
         result[heads[0]] = result[heads[1]]
     return _merged(result, OVERRIDES.get(str(config.get("model_type")), {}))
+
+
+def _shrunk_value(key: str, value: Any, sizes: dict[str, int], layers: bool) -> Any:
+    if isinstance(value, dict):
+        return _shrunk(value, sizes, layers) if key not in LABELS else value
+    if _is_list(value) and any(isinstance(one, dict) for one in value):
+        return [_shrunk(one, sizes, layers) if isinstance(one, dict) else one for one in value]
+    return _token(value) if sizes and key.endswith(("_token_id", "_token_index", "_id")) else value
 
 
 def _merged(config: Config, changes: Config) -> Config:

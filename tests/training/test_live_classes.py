@@ -159,3 +159,34 @@ def test_a_class_that_cannot_be_followed_is_refused(
     monkeypatch.undo()
     model._hf_hook, model.hf_device_map = type("AlignDevicesHook", (), {})(), {"": "cpu"}
     assert "[class/hook]" in refused()
+
+
+def test_a_model_that_is_not_what_its_class_saves_is_refused_or_published_as_saved(tmp_path: Path) -> None:
+    """Wrappers in any order are looked through; what the class would write wrongly, or not at all, is named."""
+
+    def published(model: Any, config: Any) -> dict[str, torch.Tensor]:
+        return dict(itertools.chain.from_iterable(crosswalk.publisher(model, config).buckets()))
+
+    def code(model: Any) -> list[str]:
+        with pytest.raises(CrosswalkError) as caught:
+            published(model, model.config)
+        return [d.code for d in caught.value.diagnostics]
+
+    model = cases.made("Gemma3ForCausalLM")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 1)  # no longer tied
+    model.resize_token_embeddings(83)
+    model.model.norm.double()
+    model.save_pretrained(tmp_path / "theirs")
+    expected = cases.files(tmp_path / "theirs")
+    for index, layer in enumerate(model.model.layers):
+        model.model.layers[index] = torch.compile(layer)
+    assert cases.differences(published(torch.compile(model), model.config), expected) == []
+    model = cases.made("LlamaForCausalLM")
+    wrapper = torch.nn.Module()
+    wrapper.base_model, wrapper.config = model, model.config
+    assert code(wrapper) == ["class/wrapped"]
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    assert code(model) == ["class/shared"]
+    model = cases.made("LlamaForCausalLM")
+    model.lm_head.weight = torch.nn.Parameter(torch.ones(71, 24, dtype=torch.int8), requires_grad=False)
+    assert code(model) == ["class/quantised"]

@@ -13,7 +13,7 @@ from .kind import Kind
 HUGGING_FACE = huggingface.KIND
 #: Those of trainers. A directory may have the marks of several: the first is what it is.
 OF_TRAINERS: tuple[Kind, ...] = (fast_llm.KIND, torch_dist.KIND, dcp.KIND, safetensors.KIND)
-_BY_NAME = {kind.name: kind for kind in OF_TRAINERS}
+BY_NAME = {kind.name: kind for kind in OF_TRAINERS}
 
 
 def kind_of(path: Path, layout: str | None = None) -> Kind:
@@ -37,7 +37,7 @@ def kind_to_write(name: str | None, layout: Layout | None) -> Kind:
             text = f"what goes to `hf` is a Hugging Face directory, and no `{name}`"
             raise fail("usage/kind", text, None, "leave out --as")
         return HUGGING_FACE
-    kind = _BY_NAME.get(name or layout.directory)
+    kind = BY_NAME.get(name or layout.directory)
     every = [known for known in OF_TRAINERS if known.lay_out is not None]
     allowed = [known.name for known in every if known.every or known.name == layout.directory]
     if kind is None or kind.name not in allowed:

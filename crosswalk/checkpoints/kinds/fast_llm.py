@@ -26,4 +26,4 @@ def _lay_out(contents: Contents, size: int) -> OutputLayout:
     return native_layout(finish, size)
 
 
-KIND = Kind("fast_llm", METADATA, is_native, _open, _lay_out)
+KIND = Kind("fast_llm", METADATA, is_native, _open, _lay_out, exact=True)

@@ -43,6 +43,7 @@ class Kind:
     that is wrong with one; that of Hugging Face is opened by itself. ``lay_out``: how one is written, with data files
     of so many bytes, None if it is only read. ``every``: whether any layout can be written so, or only one whose
     directories are of this kind. ``twice``: whether parameters that are tied stand in one under each of their names.
+    ``exact``: whether its loader takes the tensors that its config says, and no others.
     """
 
     name: str
@@ -52,3 +53,4 @@ class Kind:
     lay_out: Callable[[Contents, int], OutputLayout] | None
     every: bool = False
     twice: bool = False
+    exact: bool = False

@@ -25,14 +25,14 @@ from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_
 from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.output import OutputLayout, Written
 from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.dcp.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
 from crosswalk.runtime.dcp.folder import Folder, is_folder, locate, open_folder
 from crosswalk.runtime.dcp.metadata import METADATA
 from crosswalk.runtime.dcp.output import Place, folder_layout
 from crosswalk.runtime.dcp.parts import slice_of
-from crosswalk.runtime.dcp.pickles import Made, PickleError, Table, read_pickle
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.torch_files.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
+from crosswalk.runtime.torch_files.pickles import Made, PickleError, Table, read_pickle
 
 from .beside import said_of, text_beside
 from .dcp import known_to
@@ -187,7 +187,7 @@ def places(targets: Iterable[TensorSpec], layout: Layout) -> dict[str, Place]:
         # The outermost of its axes is that of layers, which differ: they keep their numbers.
         outer = next(before for before, after in names.items() if _AXIS in after and f"{before}." in f"{ragged}.")
         names = {before: after for before, after in names.items() if before != outer}
-    found = {}
+    found: dict[str, Place] = {}
     for name, group in groups.items():
         axes = tuple(max(column) + 1 for column in zip(*group, strict=True))
         found |= {spec.name: Place(name, index, axes) for index, spec in group.items()}
@@ -199,7 +199,7 @@ def extra_states(found: Iterable[Place], modules: Collection[str]) -> Iterator[s
     for place in found:
         module, _, last = place.entry.rpartition(".")
         if last == "weight" and module.rpartition(".")[2] in modules:
-            index, axes = (".".join(map(str, numbers)) for numbers in (place.index or (0,), place.axes or (1,)))
+            index, axes = (".".join(map(str, numbers)) for numbers in (place.at or (0,), place.axes or (1,)))
             yield f"{module}.{_EXTRA}/shard_{index}_{axes}"
 
 

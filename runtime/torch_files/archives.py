@@ -1,7 +1,7 @@
-"""The zip archives that torch.save makes, in the middle of a file: where the bytes of a tensor stand in one.
+"""The zip archives that torch.save makes, also in the middle of a file: where the bytes of tensors stand in one.
 
-An entry of a torch.distributed.checkpoint is such an archive with one tensor. It is read by its directory at the end
-and its pickle at the start, as data (see :mod:`.pickles`).
+A ``pytorch_model.bin`` is such an archive with a dict of tensors, an entry of a torch.distributed.checkpoint one with a
+single tensor. It is read by its directory at the end and its pickle at the start, as data (see :mod:`.pickles`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 from crosswalk.runtime.dtypes import DTYPES, size_of
 
-from .pickles import Global, Made, Persistent, PickleError, read_pickle
+from .pickles import Global, Made, Persistent, PickleError, Table, read_pickle
 
 #: Reads so many bytes of an archive from an offset in it on.
 ReadPart = Callable[[int, int], bytes]
 
 #: Longest pickle of an archive that is read, in bytes.
 MAX_PICKLE = 64 << 20
-#: Most records of an archive.
-_MAX_RECORDS = 10_000
+#: Most records of an archive with one tensor, and with the tensors of a model.
+_MAX_RECORDS, _MAX_OF_MODEL = 10_000, 1_000_000
 #: Read at once from the end, and from the start: of the archive of a tensor, all that is not the tensor.
 _TAIL = 4 << 10
 
@@ -38,12 +38,26 @@ STORAGES = {
     "LongStorage": "I64", "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32",
     "DoubleStorage": "F64",
 }  # fmt: skip
+#: Those whose tensors no checkpoint can hold, so that they are told by what they are.
+_UNKNOWN = (
+    *("ComplexFloatStorage", "ComplexDoubleStorage", "QInt8Storage", "QUInt8Storage", "QInt32Storage"),
+    *("complex32", "complex64", "complex128", "uint16", "uint32", "uint64"),
+)
 _DTYPE_OF = {attribute: name for name, (_, attribute) in DTYPES.items()}
 _REBUILD = ("_rebuild_tensor_v2", "_rebuild_tensor_v3")
+_PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
+
+
+#: Dtype, shape, key of the storage, first element, and bytes of the storage of a tensor.
+_Described = tuple[str, tuple[int, ...], str, int, int]
 
 
 class ArchiveError(Exception):
-    """What is wrong with an archive."""
+    """What is wrong with an archive, or with a tensor of one; ``code``: of a file with the tensors of a model."""
+
+    def __init__(self, message: str, code: str = "pickle/unreadable") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +80,16 @@ class StoredStorage:
 def allowed_in_tensors(name: Global) -> bool:
     """Whether a pickle of a tensor may name this: what torch.save writes for one."""
     if name.module == "torch":
-        return name.name in STORAGES or name.name in _DTYPE_OF
+        return name.name in STORAGES or name.name in _DTYPE_OF or name.name in _UNKNOWN
     return str(name) in (
-        *(f"torch._utils.{rebuild}" for rebuild in _REBUILD), "torch._utils._rebuild_parameter",
+        *(f"torch._utils.{rebuild}" for rebuild in (*_REBUILD, *_PARAMETERS)),
         "torch.storage.UntypedStorage", "torch.storage.TypedStorage", "collections.OrderedDict",
     )  # fmt: skip
 
 
-def read_records(read: ReadPart, length: int) -> dict[str, Record]:
-    """The records of an archive of ``length`` bytes by their names without the folder that all are in. Raises
-    ``ArchiveError``."""
+def read_records(read: ReadPart, length: int, most: int = _MAX_RECORDS) -> dict[str, Record]:
+    """The records of an archive of ``length`` bytes by their names without the folder that all are in, ``most`` at
+    most. Raises ``ArchiveError``."""
     start = max(0, length - _TAIL)
     tail = read(start, length - start)
     end = tail.rfind(END)
@@ -84,7 +98,7 @@ def read_records(read: ReadPart, length: int) -> dict[str, Record]:
     number, size, offset = struct.unpack_from("<HII", tail, end + 10)
     if LIMIT in (size, offset) or number == 0xFFFF:
         number, size, offset = _read_end_64(read, tail, end, length)
-    if number > _MAX_RECORDS or size > _MAX_RECORDS * 1024 or offset + size > length:
+    if number > most or size > most * 1024 or offset + size > length:
         raise ArchiveError("its directory is damaged")
     directory = tail[offset - start : offset - start + size] if offset >= start else read(offset, size)
     records: dict[str, Record] = {}
@@ -97,7 +111,7 @@ def read_records(read: ReadPart, length: int) -> dict[str, Record]:
         extra = directory[at + 46 + names : at + 46 + names + extras]
         real, stored, header = _wide(extra, [real, stored, header])
         if method or stored != real:
-            raise ArchiveError("it is compressed")
+            raise ArchiveError("it is compressed", "pickle/encoding")
         records[name.partition("/")[2]] = Record(header, real)
         at += 46 + names + extras + comments
     return records
@@ -159,52 +173,91 @@ def read_tensor(read: ReadPart, length: int) -> StoredStorage:
         return head[offset : offset + size] if offset + size <= len(head) else read(offset, size)
 
     records = read_records(cached, length)
-    if "byteorder" in records and read_record(cached, records, "byteorder", length) != b"little":
-        raise ArchiveError("its numbers are not little endian")
+    data = _pickle_of(cached, records, length)
+    described = _described(data) if len(data) <= _TAIL else _described.__wrapped__(data)
+    return _stored(cached, records, described, length)
+
+
+def read_tensors(read: ReadPart, length: int) -> list[tuple[Any, StoredStorage | ArchiveError]]:
+    """The entries of the dict that an archive of ``length`` bytes holds: each with its tensor, or with what is wrong
+    with it. Raises ``ArchiveError`` if it holds no dict."""
+    records = read_records(read, length, _MAX_OF_MODEL)
+    value = _content(_pickle_of(read, records, length))
+    if not isinstance(value, Table) and not (isinstance(value, Made) and value.by.name == "OrderedDict"):
+        raise ArchiveError("it holds no dict of tensors", "pickle/content")
+    found: list[tuple[Any, StoredStorage | ArchiveError]] = []
+    for name, item in value.pairs:
+        try:
+            found.append((name, _stored(read, records, _tensor(item), length)))
+        except ArchiveError as error:
+            found.append((name, error))
+    return found
+
+
+def _pickle_of(read: ReadPart, records: dict[str, Record], length: int) -> bytes:
+    """The pickle of an archive. Raises ``ArchiveError``."""
+    if "byteorder" in records and read_record(read, records, "byteorder", length) != b"little":
+        raise ArchiveError("its numbers are not little endian", "pickle/encoding")
+    return read_record(read, records, "data.pkl", length)
+
+
+def _content(data: bytes) -> Any:
+    """What a pickle holds. Raises ``ArchiveError``."""
     try:
-        described = read_record(cached, records, "data.pkl", length)
-        read_it = _described if len(described) <= _TAIL else _described.__wrapped__
-        dtype, shape, key, start, elements = read_it(described)
+        return read_pickle(data, allowed_in_tensors)
     except PickleError as error:
         raise ArchiveError(str(error)) from error
+
+
+def _stored(read: ReadPart, records: dict[str, Record], described: _Described, length: int) -> StoredStorage:
+    """Where a tensor of a pickle stands. Raises ``ArchiveError``."""
+    dtype, shape, key, start, elements = described
     record = records.get(f"data/{key}")
     if record is None:
-        raise ArchiveError("it does not hold the bytes of its tensor")
+        raise ArchiveError("it does not hold the bytes of its tensor", "pickle/offsets")
     end = (start + math.prod(shape)) * size_of(dtype)
     if record.size != elements or end > record.size:
-        raise ArchiveError("its tensor has more elements than are stored")
-    return StoredStorage(dtype, shape, data_offset(cached, record, length) + start * size_of(dtype))
+        raise ArchiveError("its tensor has more elements than are stored", "pickle/offsets")
+    return StoredStorage(dtype, shape, data_offset(read, record, length) + start * size_of(dtype))
 
 
 @functools.lru_cache(maxsize=256)
-def _described(data: bytes) -> tuple[str, tuple[int, ...], str, int, int]:
-    """What a pickle says of a tensor, see :func:`_tensor`: the parts that ranks save of one are alike in it."""
-    return _tensor(read_pickle(data, allowed_in_tensors))
+def _described(data: bytes) -> _Described:
+    """What a pickle says of a tensor: the parts that ranks save of one are alike in it."""
+    return _tensor(_content(data))
 
 
-def _tensor(value: Any) -> tuple[str, tuple[int, ...], str, int, int]:
-    """Dtype, shape, key of the storage, first element, and bytes of the storage. Raises ``PickleError``."""
-    if isinstance(value, Made) and value.by.name == "_rebuild_parameter":
+def _tensor(value: Any) -> _Described:
+    """Dtype, shape, key of the storage, first element, and bytes of the storage. Raises ``ArchiveError``."""
+    if isinstance(value, Made) and value.by.name in _PARAMETERS:
         value = value.arguments[0] if value.arguments else None
     if not isinstance(value, Made) or value.by.name not in _REBUILD or len(value.arguments) < 4:
-        raise PickleError("it holds no tensor")
+        raise ArchiveError("it holds no tensor", "pickle/content")
     storage, start, shape, strides, *others = value.arguments
     key = storage.key if isinstance(storage, Persistent) else None
     if not (isinstance(key, tuple) and len(key) == 5 and isinstance(key[1], Global) and isinstance(key[2], str)):
-        raise PickleError("its storage is of an unknown kind")
+        raise ArchiveError("its storage is of an unknown kind", "pickle/content")
     dtype: str | None = STORAGES.get(key[1].name)
     if value.by.name == "_rebuild_tensor_v3" and len(others) > 2 and isinstance(others[2], Global):
         dtype = _DTYPE_OF.get(others[2].name)
     if dtype is None:
-        raise PickleError("its dtype is not supported")
+        raise ArchiveError("its dtype is not supported", "pickle/dtype")
     width = size_of(STORAGES.get(key[1].name, "U8"))
-    if not _sizes(shape) or not _sizes((start, key[4])) or strides != row_major(shape):
-        raise PickleError("its tensor is not stored row-major")
+    if not _sizes(shape) or not _sizes((start, key[4])) or not _is_row_major(shape, strides):
+        raise ArchiveError("its tensor is not stored row-major", "pickle/strided")
     return dtype, shape, key[2], start, key[4] * width
 
 
 def _sizes(values: Any) -> bool:
     return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
+
+
+def _is_row_major(shape: tuple[int, ...], strides: Any) -> bool:
+    """Whether elements stand row by row; along axes of one element it does not matter how far the next one is."""
+    if not isinstance(strides, tuple) or len(strides) != len(shape):
+        return False
+    pairs = zip(shape, strides, row_major(shape), strict=True)
+    return 0 in shape or all(size == 1 or found == expected for size, found, expected in pairs)
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
