@@ -55,9 +55,9 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
         draft, fit = state_defaults(fitting, draft, fit, known)
         draft, fit = compute_alike(fitting, draft, fit, words, known.subject)
     _ask(draft, fit)
-    text = _unmapped(catalog).get(config["model_type"])
-    if text is not None and draft.open:
-        draft.open.insert(0, f"such a model has {text}: what of it the trainer lacks has to be refused")
+    lacking = _unmapped(catalog).get(config["model_type"])
+    if lacking is not None and draft.open:
+        draft.open.insert(0, f"such a model has {lacking}: what of it the trainer lacks has to be refused")
     return draft
 
 

@@ -71,8 +71,8 @@ def check_changed(
     for switch in switches:
         for path in idle:
             if _at(switch.config, path) == _at(subject.base, path):
-                found = _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
-                accepted += [one for one in found if one.behaviour is not switch.behaviour]
+                turned = _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
+                accepted += [one for one in turned if one.behaviour is not switch.behaviour]
     return accepted
 
 
