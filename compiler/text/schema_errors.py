@@ -91,7 +91,7 @@ def _excludes(error: ValidationError) -> bool:
 def _diagnose(error: ValidationError, document: Map) -> Iterator[Diagnostic]:
     key_at, value_at = _locate(document, error.absolute_path)
     if "propertyNames" in error.absolute_schema_path:  # the path is that of the object, the value is the key
-        key_at = value_at = _locate(document, (*error.absolute_path, error.instance))[0]
+        key_at = value_at = _locate(document, (*error.absolute_path, str(error.instance)))[0]
     code, value, wanted, expected = f"schema/{error.validator}", error.instance, _wanted(error), _brief(_schema(error))
     match error.validator:
         case "not" if wanted == {}:

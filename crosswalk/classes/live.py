@@ -120,7 +120,7 @@ def _rules_of(model: Any, base: type) -> Any:
     kind = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
     config = model.config.to_dict()
     made, twin = _twins.get(model, (None, None))
-    if made != config:
+    if twin is None or made != config:
         with converting(model), torch.device("meta"):
             twin = kind(copy.deepcopy(model.config))
         _twins[model] = config, twin

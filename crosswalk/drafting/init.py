@@ -38,8 +38,9 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     config, shapes = _tensors(path, written, known)
     places = folders()
     catalog = Catalog(places, stored=stored(places), inverses=False)  # those of shipped files are proved
-    asked = (known.subject.keys(), known.matters) if known is not None else ()
-    fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes, *asked)
+    fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes)
+    if known is not None:
+        fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes, known.subject.keys(), known.matters)
     excluded = set(without)
     words = words_of(catalog, DEFAULT_LAYOUT, excluded)
     header: dict[str, Any] = {"architecture": architecture, "model_type": config["model_type"]}
@@ -54,9 +55,9 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
         draft, fit = state_defaults(fitting, draft, fit, known)
         draft, fit = compute_alike(fitting, draft, fit, words, known.subject)
     _ask(draft, fit)
-    text = _unmapped(catalog).get(config["model_type"])
-    if text is not None and draft.open:
-        draft.open.insert(0, f"such a model has {text}: what of it the trainer lacks has to be refused")
+    lacking = _unmapped(catalog).get(config["model_type"])
+    if lacking is not None and draft.open:
+        draft.open.insert(0, f"such a model has {lacking}: what of it the trainer lacks has to be refused")
     return draft
 
 

@@ -71,8 +71,8 @@ def check_changed(
     for switch in switches:
         for path in idle:
             if _at(switch.config, path) == _at(subject.base, path):
-                found = _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
-                accepted += [one for one in found if one.behaviour is not switch.behaviour]
+                turned = _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
+                accepted += [one for one in turned if one.behaviour is not switch.behaviour]
     return accepted
 
 
@@ -86,10 +86,12 @@ def _turned(one: Accepted, base: Config) -> bool:
 def _changes(
     mapping: CompiledMapping, subject: Subject, base: Accepted, path: Path, value: Any, proof: Proof
 ) -> Iterator[Accepted]:
-    """The changes of one key that both accept, null among them; what is wrong with them is noted."""
-    done = 0
+    """The changes of one key that both accept, null among them; what is wrong with them is noted. A value to which the
+    class does nothing is, where it does nothing to any: what is rounded to whole numbers is not felt at once."""
+    done, felt = 0, False
+    idle: list[tuple[Any, Native]] = []
     for other in (*others(value, values_at(mapping, path)), None):
-        if value is None if other is None else done >= _VALUES:
+        if value is None if other is None else done >= _VALUES + (not felt):
             continue
         config = changed(base.config, path, other)
         behaviour = subject.behaviour(config)
@@ -103,9 +105,15 @@ def _changes(
         native = native_of(mapping, config)
         if not isinstance(native, CrosswalkError):
             severity = "warning" if behaviour.evaluates_as(base.behaviour) else "error"
-            _judge(mapping, base, path, other, None if same else severity, native, proof)
+            felt = felt or not same
+            if not same:
+                _judge(mapping, base, path, other, severity, native, proof)
+            elif other is not None:
+                idle.append((other, native))
             how = f"`{dotted(path)}` = {shown(other)}" + (f" and {base.how}" if base.how else "")
             yield Accepted(config, native, base.behaviour if same else behaviour, how)
+    for other, native in () if felt else idle:
+        _judge(mapping, base, path, other, None, native, proof)
 
 
 def _judge(

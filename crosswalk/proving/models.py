@@ -114,7 +114,10 @@ def check_native(
     values = dict(leaves(one.native))
     for path in fields:
         value = values[path]
-        for other in others(value, _texts(mapping, value))[:2]:
+        felt, idle = False, []
+        for number, other in enumerate(others(value, _texts(mapping, value))[:3]):
+            if felt and number == 2:
+                break
             try:
                 native = normalize(mapping.layout, changed(one.native, path, other), mapping.root.type.name)
                 config = written(mapping, native, one.config)
@@ -126,9 +129,10 @@ def check_native(
             behaviour = subject.behaviour(config)
             if behaviour is None or not differences(mapping, one.native, native, trained=False):
                 continue
-            if behaviour.same(one.behaviour):
-                text = f"the class computes the same with {what}, which is another model to the trainer"
-                proof.note("prove/native", text, line_of_field(mapping, path))
+            felt = felt or not behaviour.same(one.behaviour)
+            idle.append(f"the class computes the same with {what}, which is another model to the trainer")
+        for text in () if felt else idle:
+            proof.note("prove/native", text, line_of_field(mapping, path))
 
 
 def _texts(mapping: CompiledMapping, value: Any) -> list[Any]:

@@ -70,7 +70,8 @@ def prove(
 def _exact(mapping: CompiledMapping, subject: Subject) -> tuple[Native, list[str]]:
     """The native config of the tiny model, and what had to be changed in that for nothing to be lost. Raises
     ``CrosswalkError`` where the mapping refuses it."""
-    native, notes = native_of(mapping, subject.base), []
+    native = native_of(mapping, subject.base)
+    notes: list[str] = []
     if isinstance(native, CrosswalkError):
         refused = native
         for path, (value, kept) in without_loss(mapping, subject.base, refused).items():

@@ -47,7 +47,7 @@ def _others(value: Any, known: Sequence[Any]) -> Iterator[Any]:
     elif isinstance(value, int):
         yield from (number for number in (value + 1, 2 * value, value // 2, value - 1) if number > 0)
     elif isinstance(value, float):
-        yield from (value / 2 or 0.125, 2 * value + 0.25)
+        yield from (value / 2 or 0.125, 2 * value + 0.25, value / 1024)  # the last is felt where the others are rounded
     elif value is None:
         yield from (*known, *_INSTEAD_OF_NULL)
     elif isinstance(value, str):

@@ -23,10 +23,10 @@ _OBJECTS = "__1_0.distcp"
 
 
 class Place(NamedTuple):
-    """Where a tensor is in a folder: an entry, or the part of one at an ``index`` of its leading ``axes``."""
+    """Where a tensor is in a folder: an entry, or the part of one ``at`` an index of its leading ``axes``."""
 
     entry: str
-    index: tuple[int, ...] = ()
+    at: tuple[int, ...] = ()
     axes: tuple[int, ...] = ()
 
     def part(self, tensor: TensorSpec) -> TensorSpec:
@@ -81,7 +81,7 @@ def _entry(name: str, parts: Sequence[tuple[TensorSpec, Place, Item]]) -> Stored
     """An entry of the parts that are written of it."""
     tensor, place, _ = parts[0]
     chunks = tuple(
-        Chunk((*where.index, *(0 for _ in spec.shape)), where.part(spec).shape, item) for spec, where, item in parts
+        Chunk((*where.at, *(0 for _ in spec.shape)), where.part(spec).shape, item) for spec, where, item in parts
     )
     return StoredEntry(name, tensor.dtype, (*place.axes, *tensor.shape), chunks)
 
@@ -103,7 +103,7 @@ def _reopen(directory: Path, stacks: Mapping[str, Place]) -> Mapping[str, Stored
     for name, place in stacks.items():
         if (stack := found.get(place.entry)) is not None and place.axes:
             shape, number = stack.shape[len(place.axes) :], 0
-            for index, size in zip(place.index, place.axes, strict=True):
+            for index, size in zip(place.at, place.axes, strict=True):
                 number = number * size + index
             found[name] = slice_of(stack, number * math.prod(shape), shape)
         elif stack is not None:

@@ -19,8 +19,9 @@ from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.errors import Diagnostic, Position, fail
 from crosswalk.runtime.staging.writing import copy_between, write_at
 
+from .runs import STEP
 from .tasks import Panel, Range, Segment
-from .workers import STEP, Worker
+from .workers import Worker
 
 #: Ranges of at least this many bytes are left to the system, if it shares or copies extents of the files.
 _LONG = 64 << 10

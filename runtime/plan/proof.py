@@ -98,10 +98,10 @@ class _Cuts(NamedTuple):
         """What is wrong by now is left out."""
         which = _ENDS.index(end)
         numbers: dict[_End, int] = {}
-        known = {form: numbers.setdefault(ends[which], len(numbers)) for form, ends in found.ends.items()}
+        known = {form: numbers.setdefault(both[which], len(numbers)) for form, both in found.ends.items()}
         offsets = [copy.target_offset if which else copy.source_offset for copy in plan.copies]
         places = [(offset, known.get(form, -1)) for offset, form in zip(offsets, found.forms, strict=True)]
-        owners = [copy[which] for copy in plan.copies]
+        owners = [copy.target if which else copy.source for copy in plan.copies]
         regions = plan.padded if which else plan.truncated
         wrong = found.wrong["copy"].keys() | found.wrong[end].keys()
         for number, region in enumerate(regions, len(plan.copies)):
@@ -113,8 +113,8 @@ class _Cuts(NamedTuple):
             if number not in wrong:
                 pieces[owner].append(number)
         alike: dict[tuple[Any, ...], list[int]] = {}
-        for tensor, (size, own) in enumerate(zip(found.sizes[end], pieces, strict=True)):
-            alike.setdefault((size, *[places[number] for number in own]), []).append(tensor)
+        for tensor, (size, numbered) in enumerate(zip(found.sizes[end], pieces, strict=True)):
+            alike.setdefault((size, *[places[number] for number in numbered]), []).append(tensor)
         return _Cuts(end, alike, pieces, places, list(numbers))
 
     def of_tensor(self, tensor: int) -> list[Piece]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -57,7 +57,7 @@ def keep(kind: str, model: Model, wanted: Asked | None, what: Any) -> None:
 
 def loosely(model: Model) -> Model:
     """The model for something that is kept with it, and that must not keep it."""
-    return weakref.proxy(model) if isinstance(model, torch.nn.Module) else model
+    return cast(torch.nn.Module, weakref.proxy(model)) if isinstance(model, torch.nn.Module) else model
 
 
 def _fresh(what: Any) -> bool:

@@ -121,10 +121,6 @@ MISTAKES = {
          "gelu_pytorch_tanh}\n    use_bias: ~\n  sets: {add_linear_biases: true, "},
         "starcoder2", ("use_bias",), "prove/names", "", "bias",
     ),
-    "a null that means something else": Mistake(
-        "exaone4", {"config.sliding_window != null": "1 < 2"},
-        "exaone4", ("sliding_window",), "prove/logits", "", "of the model with `sliding_window` = null", True,
-    ),
     "gate and up taken for each other": Mistake(
         "qwen3_moe", {"{gate|up}_proj": "{gate=up|up=gate}_proj"},
         "qwen3_moe", ("hidden_act",), "prove/logits", "", "from `decoder.0` on", True,

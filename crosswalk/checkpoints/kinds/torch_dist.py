@@ -187,7 +187,7 @@ def places(targets: Iterable[TensorSpec], layout: Layout) -> dict[str, Place]:
         # The outermost of its axes is that of layers, which differ: they keep their numbers.
         outer = next(before for before, after in names.items() if _AXIS in after and f"{before}." in f"{ragged}.")
         names = {before: after for before, after in names.items() if before != outer}
-    found = {}
+    found: dict[str, Place] = {}
     for name, group in groups.items():
         axes = tuple(max(column) + 1 for column in zip(*group, strict=True))
         found |= {spec.name: Place(name, index, axes) for index, spec in group.items()}
@@ -199,7 +199,7 @@ def extra_states(found: Iterable[Place], modules: Collection[str]) -> Iterator[s
     for place in found:
         module, _, last = place.entry.rpartition(".")
         if last == "weight" and module.rpartition(".")[2] in modules:
-            index, axes = (".".join(map(str, numbers)) for numbers in (place.index or (0,), place.axes or (1,)))
+            index, axes = (".".join(map(str, numbers)) for numbers in (place.at or (0,), place.axes or (1,)))
             yield f"{module}.{_EXTRA}/shard_{index}_{axes}"
 
 
