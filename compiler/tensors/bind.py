@@ -15,7 +15,7 @@ from crosswalk.compiler.layout.natives import Native, natives_of
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 from .pieces import Related, Repeated
 from .weights import relate_weights
@@ -147,7 +147,12 @@ def _without_tied(
 
 
 def _owner(entry: Related, ties: Mapping[str, str]) -> str | None:
-    """The native parameter that an hf tensor is a copy of."""
-    found = {ties.get(piece.parameter) for piece in entry.tensor.pieces} or {None}
-    (owner,) = found
+    """The native parameter that an hf tensor is a copy of. Raises ``CrosswalkError`` if only a part of it is."""
+    found = {piece.parameter: ties.get(piece.parameter) for piece in entry.tensor.pieces}
+    owners = set(found.values()) or {None}
+    if len(owners) > 1:
+        tied = " and ".join(f"`{name}` (tied to `{owner}`)" for name, owner in found.items() if owner is not None)
+        message = f"`{entry.tensor.name}` is to hold {' and '.join(found)}, of which {tied} has no storage of its own"
+        raise fail("mapping/one-sided", message, entry.line.position, "write a line for each")
+    (owner,) = owners
     return owner

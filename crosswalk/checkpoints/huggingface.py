@@ -169,7 +169,10 @@ def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> 
     """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code."""
     if not path.is_dir():
         raise fail("files/not-a-directory", "there is no such directory", Position(str(path)))
-    candidates = {file.name: file for file in sorted(path.iterdir())}
+    try:
+        candidates = {file.name: file for file in sorted(path.iterdir())}
+    except PermissionError as error:
+        raise fail("source/unreadable", f"cannot be read: {error.strerror}", Position(str(path))) from error
     for folder in CARRIED_FOLDERS:
         if (path / folder).is_dir():
             candidates |= {f"{folder}/{file.name}": file for file in sorted((path / folder).iterdir())}

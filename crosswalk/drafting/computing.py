@@ -11,7 +11,7 @@ import torch
 
 from crosswalk.compiler.pipeline import PlanOptions, import_checkpoint
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.models.classes import Trace
+from crosswalk.models.classes import Trace, one_message
 from crosswalk.models.comparison import TOLERANCE
 from crosswalk.models.comparison import differences as parts_apart
 from crosswalk.proving.subject import Subject
@@ -51,7 +51,8 @@ class Tiny:
         ``CrosswalkError`` where the mapping does not hold the tiny model."""
         specs = [TensorSpec(name, tuple(t.shape), dtype_name(t.dtype)) for name, t in sorted(self.tensors.items())]
         imported = import_checkpoint(mapping, self.subject.base, specs, PlanOptions())
-        found = forward(imported.config, dict(execute(imported.plan, self.tensors)), self.subject.tokens)
+        with one_message("the reference cannot be run", self.subject.where):  # a draft may say what makes no model
+            found = forward(imported.config, dict(execute(imported.plan, self.tensors)), self.subject.tokens)
         parts, logits = parts_apart(self.expected, found)
         for number, (part, size) in enumerate({**parts, "logits": logits}.items()):
             if not size <= TOLERANCE:

@@ -139,7 +139,6 @@ def test_a_key_of_apriel2_left_out_means_what_its_class_says(name: str, key: str
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
-        ("attention", "causal", False),
         ("kda", "normalization", {"epsilon": 2e-05, "activation": "sigmoid"}),
         ("stochastic", "sampling_weights", {"attn": 2.0}),
         ("stochastic", "main_mixer_name", "gdn"),

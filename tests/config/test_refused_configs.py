@@ -59,6 +59,7 @@ BIASES = """attention:
     value_bias: {is: value_layer.bias.enabled, default: false}
 """
 TAKEN = "block:\n  tensors:\n    block_sparse_moe.experts.3.w2.weight: norm_1.weight\n    input_layernorm: ~\n"
+FUSED = "llama3:\n  tensors:\n    both.weight: [tok_embeddings.weight, lm_head.weight]\n"
 REFUSED: dict[str, tuple[str, str, Callable[[], object]]] = {
     "a kind of embedding": (
         "config/refused", "`rope_parameters.rope_type` is 'longrope': the trainer has no rotary embeddings",
@@ -112,6 +113,12 @@ phi3(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4})),
     "a tensor of which some parts have biases": (
         "mapping/one-sided", "is to hold query.bias and key_value.bias, of which this config has only query.bias",
         lambda: plan_for(compiled(BIASES, "phi3"), phi3(query_bias=True), Options()),
+    ),
+    "a tensor of which a part is tied": (
+        "mapping/one-sided", "of which `lm_head.weight` (tied to `tok_embeddings.weight`) has no storage of its own",
+        lambda: plan_for(
+            compiled(FUSED, "torchtitan_llama3"), CASES["llama_gqa"].hf_config() | {"tie_word_embeddings": True},
+            Options()),
     ),
     "two lines of one name": (
         "plan/name-twice", "two rules make the tensor `model.layers.0.block_sparse_moe.experts.3.w2.weight`",

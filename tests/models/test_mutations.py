@@ -363,7 +363,6 @@ EQUIVALENT: dict[str, dict[str, str]] = {
             f"{change} {line}": _CLASS
             for change in ("drop", "rename")
             for line in (
-                "attention.config.causal",
                 "kda.config.normalization.activation",
                 "stochastic.config.sampling_weights",
             )
@@ -371,9 +370,13 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         **{
             f"{change} {line}": _REFUSED
             for change in ("drop", "rename")
-            for line in ("attention.config.cross_document_attention", "gdn.config.convolution_layer.activation")
+            for line in (
+                "attention.config.causal",
+                "attention.config.cross_document_attention",
+                "gdn.config.convolution_layer.activation",
+            )
         },
-        "swap attention.config.causal with cross_document_attention": _CLASS,
+        "swap attention.config.causal with cross_document_attention": _REFUSED,
         "drop dialects.transformers_4": "its keys are refused in either case",
         "rename dialects.transformers_4": "its keys are refused in either case",
     },
