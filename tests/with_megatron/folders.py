@@ -42,6 +42,7 @@ SHORT = {
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, a group on two ranks": ("Llama", {"num_key_value_heads": 1}),
     "llama, four layers, tied": ("Llama", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "gpt_oss, six experts": ("GptOss", {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 10}),
     "qwen3_moe, six experts": (
         "Qwen3Moe",
         {"num_hidden_layers": 4, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 22},
@@ -57,7 +58,7 @@ RUNS: list[tuple[str, dict[str, int]]] = [
     ("qwen2", {"tp": 2}),
     ("qwen3", {"tp": 2}),
     ("mixtral", {"tp": 2}),
-    ("gpt_oss", {"tp": 2, "ep": 2, "etp": 1}),  # experts with biases are not cut
+    ("gpt_oss, six experts", {"tp": 2, "ep": 2, "etp": 1}),  # experts with biases are not cut
     ("glm4_moe, two shared experts", {"tp": 2}),
     ("deepseek_v3", {"tp": 2}),
     ("qwen3_moe, six experts", {"pp": 2}),
