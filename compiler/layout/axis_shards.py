@@ -69,6 +69,7 @@ def held_parameters(root: Scope, axes: AxisShards) -> dict[str, Held]:
     cut = {axis for cutter in cutters.values() for axis in cutter.used}
     if problems or cut != axes.keys():
         there = {axis for scope, cutter in cutters.items() for p in parameters(scope) for axis in cutter.axes_of(p)}
+        there |= {name for name in problems if _DIMENSION.fullmatch(name)}
         unused = (_unused(name, there, root) for name in axes if name not in cut | (problems.keys() & there))
         raise CrosswalkError((*problems.values(), *unused))
     return result
@@ -88,6 +89,11 @@ def _unused(axis: str, there: Iterable[str], root: Scope) -> Diagnostic:
         message = f"axis `{axis}` shards nothing: wherever it is, an axis that is made of it is sharded itself"
         return Diagnostic("shards/axis", message, None, "give the one or the other")
     listed = f"axes of its parameters: {', '.join(sorted(there))}"
+    if (match := _DIMENSION.fullmatch(axis)) is not None:
+        message = (
+            f"no parameter of this config has a name that ends in `{match['name']}` and a dimension {match['number']}"
+        )
+        return Diagnostic("shards/axis", message, None, "name one as the layout does, without the number of a layer")
     if any(axis.rstrip("'") in kind.axes for kind in root.layout.all_types()):
         return Diagnostic("shards/axis", f"no parameter of this config has the axis `{axis}`", None, listed)
     message = f"layout `{root.layout.name}` has no axis `{axis}`"

@@ -181,7 +181,7 @@ def test_plans_are_immutable_and_equal_when_made_again() -> None:
     plan = crosswalk.compile_plan(LLAMA)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.copies = ()  # type: ignore[misc]
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         plan.copies[0].rule = 3  # type: ignore[misc]
     again = crosswalk.compile_plan(dict(reversed(LLAMA.items())))
     assert again.digest == plan.digest

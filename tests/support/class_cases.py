@@ -72,6 +72,7 @@ def on_ranks(rank: int, home: Path, out: Path) -> list[Any]:
     """What is wrong with sharded models, and with two stages of one."""
     moe, tied = "Qwen3MoeForCausalLM", "Gemma3ForCausalLM"
     found = sharded(rank, home / moe, out / "sharded", moe) + sharded(rank, home / tied, out / "tied", tied)
+    found += sharded(rank, home / "LlamaForCausalLM", out / "offloaded", "LlamaForCausalLM", offloaded=True)
     return found + stages(rank, home / moe, out / "stages", moe) + planned_again(rank)
 
 
@@ -94,19 +95,21 @@ def stages(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
     return wrong + [tensor for tensor in model.state_dict().values() if tensor.is_meta]
 
 
-def sharded(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
-    """FSDP2 around a model without memory: load, publish, save, and send what has changed."""
+def sharded(rank: int, checkpoint: Path, out: Path, name: str, offloaded: bool = False) -> list[Any]:
+    """FSDP2 around a model without memory: load, publish, save, and send what has changed. ``offloaded``: with a
+    dimension of replicas, and parameters kept on the host."""
     import transformers
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     kind = getattr(transformers, name)
     with torch.device("meta"):
         model = kind(kind.config_class.from_pretrained(checkpoint))
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicas", "shards"))
+    mesh = mesh if offloaded else mesh["shards"]
+    policy = CPUOffloadPolicy(pin_memory=False) if offloaded else OffloadPolicy()
+    for part in (*model.model.layers, model):
+        fully_shard(part, mesh=mesh, offload_policy=policy)
     loaded = crosswalk.load(checkpoint, model)
     expected = files(checkpoint)
     wrong: list[Any] = [tensor for tensor in model.buffers() if tensor.is_meta]

@@ -57,6 +57,20 @@ def test_experts_get_the_numbers_of_the_whole_model() -> None:
     assert nothing == {}
 
 
+@pytest.mark.parametrize(
+    ("key", "shard", "code"),
+    [
+        ("qkv.weight[0]", (0, 2), "axis"),
+        ("linear_qkv.weight[2]", (0, 2), "axis"),
+        ("linear_qkv.weight[0]", (2, 2), "index"),
+    ],
+)
+def test_rows_of_no_parameter(key: str, shard: tuple[int, int], code: str) -> None:
+    with pytest.raises(CrosswalkError) as error:
+        crosswalk.shards({}, mixtral(), {key: shard}, layout="megatron")
+    assert [found.code for found in error.value.diagnostics] == [f"shards/{code}"]
+
+
 def test_a_number_that_no_expert_of_the_rank_has() -> None:
     name = "decoder.layers.0.mlp.experts.linear_fc2.weight"
     state = {f"{name}{e}": torch.empty(30, 38) for e in range(6)}
