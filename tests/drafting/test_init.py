@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="classes 
 
 #: A model, the formats that are not to be extended, the one that is then, and the keys that are asked about.
 DRAFTS = [
-    ("starcoder2", ["starcoder2", "qwen2"], "llama", []),
+    ("starcoder2", ["starcoder2", "qwen2", "arcee"], "llama", []),
     ("starcoder2-window-tied", ["starcoder2"], "mistral", []),  # `use_bias` is false, and is related all the same
     ("qwen3_moe", ["qwen3_moe"], "qwen3", ["norm_topk_prob"]),
 ]
