@@ -315,10 +315,10 @@ def run_command(command: click.Command, arguments: list[str] | None) -> int:
         sys.stderr.close()  # the reader of our output is gone: there is nobody to tell
         return 1
     except OSError as error:
-        from .render import visible
+        from .render import on_one_line
 
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(visible(f"{where}error: {error.strerror or error}"), err=True)
+        click.echo(on_one_line(f"{where}error: {error.strerror or error}"), err=True)
         return 1
     except MemoryError:
         click.echo("error: there is not enough memory", err=True)

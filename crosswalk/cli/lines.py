@@ -13,7 +13,7 @@ import click
 
 from crosswalk.jobs.report import Report
 
-from .render import visible
+from .render import on_one_line, visible
 
 #: Columns of a line where nobody says how wide the terminal is.
 WIDTH = 100
@@ -75,7 +75,7 @@ def related(rows: Iterable[tuple[str, str, str]], arrow: str, limit: int | None 
 
 
 def _cell(text: str) -> str:
-    return visible(text).replace("\n", "\\n")
+    return on_one_line(text)
 
 
 #: Columns before the values of a report.
@@ -103,9 +103,9 @@ def show_report(report: Report) -> None:
         ("plan", report.digest),
     ]
     if report.destination is not None:
-        facts += [("checkpoint", str(report.destination)), ("time", f"{report.seconds:.2f} s")]
+        facts += [("checkpoint", on_one_line(str(report.destination))), ("time", f"{report.seconds:.2f} s")]
     if report.carried:
-        facts.append(("carried", ", ".join(report.carried)))
+        facts.append(("carried", on_one_line(", ".join(report.carried))))
     facts += [("note", note) for note in report.notes]
     for name, text in facts:
         first, *more = visible(text).split("\n")

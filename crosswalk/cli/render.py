@@ -43,14 +43,14 @@ def render(diagnostics: Sequence[Diagnostic], sources: Callable[[str], str | Non
 def _paragraph(found: Diagnostic, lines_of: Callable[[str], list[str]]) -> str:
     where = f"{found.place}: " if found.place else ""
     first, *more = visible(cut(found.message)).split("\n")
-    parts = [f"{visible(where)}{found.severity}: {first} [{found.code}]"]
+    parts = [f"{on_one_line(where)}{found.severity}: {first} [{found.code}]"]
     if found.place:
         parts += _excerpt(found.place, lines_of)
     parts += [f"  {line}".rstrip() for line in more]
     if found.hint:
         parts.append("  hint: " + visible(found.hint).replace("\n", "\n        "))
     if found.position and found.rule:
-        parts.append(f"  rule: {visible(str(found.rule))}")
+        parts.append(f"  rule: {on_one_line(str(found.rule))}")
     return "\n".join(parts)
 
 
@@ -105,11 +105,18 @@ def _cut(line: str, left: int, right: int) -> str:
 
 def visible(text: str) -> str:
     """Text for a terminal, which must not act on control characters in the names out of a checkpoint, and cannot print
-    halves of surrogate pairs: both are shown escaped."""
-    return _INVISIBLE.sub(lambda found: repr(found[0])[1:-1], text)
+    halves of surrogate pairs: both are shown escaped, and so are characters that have no width."""
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-_INVISIBLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+def on_one_line(text: str) -> str:
+    """``visible`` text that is a name or a path: the end of a line in it is shown as well."""
+    return visible(text).replace("\n", "\\n")
+
+
+_INVISIBLE = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]"
+)
 
 
 def _lines(text: str | None) -> list[str]:

@@ -80,7 +80,9 @@ def test_the_cache_of_the_hub_is_made_of_links(source: Path, tmp_path: Path) -> 
     assert (tmp_path / "out" / "notes.txt").read_bytes() == (home / "blobs" / "0").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["a[bold]c[dim]", "run[red]1", "x\x1b[31my", "\x9b2J", ":boom:"])
+@pytest.mark.parametrize(
+    "name", ["a[bold]c[dim]", "run[red]1", "x\x1b[31my", "\x9b2J", ":boom:", "a\nerror: b", "x\u200by"]
+)
 def test_names_are_printed_as_they_are(
     name: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +90,7 @@ def test_names_are_printed_as_they_are(
     (source / f"{name}.json").write_text("{}")
     assert run_command(cli, ["convert", str(source), str(tmp_path / name)]) == 0
     out = capsys.readouterr().out
-    shown = name.replace("\x1b", "\\x1b").replace("\x9b", "\\x9b")
+    shown = name.encode("unicode_escape").decode()
     assert f"{shown}.json" in out
     assert str(tmp_path / shown) in out
     assert "\x1b" not in out
