@@ -57,7 +57,7 @@ def demo() -> None:
 
 
 def test() -> None:
-    run(environment() / "python", "-m", "pytest", "-n", "2", *sys.argv[2:])
+    run(environment() / "python", "-m", "pytest", "-n", "3", *sys.argv[2:])
 
 
 def check() -> None:

@@ -41,7 +41,6 @@ _BIAS = {"bias": {"enabled": True}}
 NOWHERE: dict[str, Any] = {
     "base_model.peft": {"type": "lora"},
     "multimodal_model.peft": {"type": "lora"},
-    "block.pre_mixer_normalization": {"type": "none"},
     "gated_rms_norm.zero_centered": True,
     "convolution.activation": "relu",
     "moe.shared_experts": 1,
