@@ -54,7 +54,7 @@ USERS = {
     "mistral": ("mistral", "llava"),
 }
 THOROUGH = settings().max_examples > 100
-STRIDE = 1 if THOROUGH else 7
+STRIDE = 1 if THOROUGH else 11
 
 #: Keys without meaning for the trainer: carried beside its checkpoint, so absent from what is exported from memory.
 CARRIED = (
