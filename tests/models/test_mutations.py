@@ -337,6 +337,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "drop Rotary.cases.default.config.rope_theta": _RESTATED,
     },
     "apriel2_vision": {
+        "drop Sequence.by": "says by which name another type is refused: see test_multimodal.py",
         "drop Rotary.by": _RESTATED,
         "drop vision_encoder.config.adapter.add_linear_biases": _ABSENT,
         "drop vision_encoder.config.adapter.activation": _ABSENT,
