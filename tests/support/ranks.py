@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-# Imported once, then forked for every rank.
-_context.set_forkserver_preload(["crosswalk.jobs.train", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
+# Imported once, then forked for every rank. The last one is found where tests are run from the repository; elsewhere
+# every rank reads the mappings by itself.
+_context.set_forkserver_preload(
+    ["crosswalk.jobs.train", "torch.distributed.fsdp", "torch.distributed.checkpoint", "tests.support.warm"]
+)
 
 
 @dataclass(frozen=True)
