@@ -67,15 +67,14 @@ def _name(tensor: torch.Tensor) -> str:
 
 
 def _broken_ties(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> Iterator[Diagnostic]:
-    for exemption in plan.exemptions:
-        if exemption.kind == "tied" and exemption.of is not None:
-            one, other = (_bits(_source(plan, name, tensors)) for name in (exemption.tensor, exemption.of))
-            if not torch.equal(one, other.to(one.device)):
-                yield Diagnostic(
-                    "execute/tie",
-                    f"`{exemption.tensor}` differs from `{exemption.of}`, which it is tied to",
-                    hint="the two must be equal bit for bit; untie them in the config to keep both",
-                )
+    for pair in plan.ties.items():
+        one, other = (_bits(_source(plan, name, tensors)) for name in pair)
+        if not torch.equal(one, other.to(one.device)):
+            yield Diagnostic(
+                "execute/tie",
+                "`{}` differs from `{}`, which it is tied to".format(*pair),
+                hint="the two must be equal bit for bit; untie them in the config to keep both",
+            )
 
 
 def _source(plan: Plan, name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

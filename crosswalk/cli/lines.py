@@ -92,9 +92,9 @@ def bytes_text(count: int) -> str:
     return f"{value:.2f} TB"
 
 
-def show_report(report: Report) -> None:
-    """One line a fact; on a terminal, long ones are wrapped to its width."""
-    facts = [
+def facts_of(report: Report) -> list[tuple[str, str]]:
+    """What is known of a conversion before it runs."""
+    return [
         ("format", f"{report.format} -> {report.to}"),
         ("tensors", report.verdict),
         ("config", report.config),
@@ -102,6 +102,11 @@ def show_report(report: Report) -> None:
         ("bytes", f"{bytes_text(report.bytes_read)} read, {bytes_text(report.bytes_written)} written"),
         ("plan", report.digest),
     ]
+
+
+def show_report(report: Report) -> None:
+    """One line a fact; on a terminal, long ones are wrapped to its width."""
+    facts = facts_of(report)
     if report.destination is not None:
         facts += [("checkpoint", on_one_line(str(report.destination))), ("time", f"{report.seconds:.2f} s")]
     if report.carried:

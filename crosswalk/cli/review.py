@@ -18,7 +18,7 @@ from crosswalk.proving.reading import line_of_key
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .configs import Keys, set_by
-from .lines import bytes_text, short
+from .lines import bytes_text, facts_of, short
 from .plans import Relation, relations_of
 
 #: Most parameters that are drawn.
@@ -33,20 +33,11 @@ def page(prepared: Prepared, findings: Sequence[Diagnostic] = ()) -> str:
     from jinja2 import Environment
 
     template = (resources.files("crosswalk.pictures") / "review.html").read_text(encoding="utf-8")
-    report = Report.of(prepared)
-    facts = [
-        ("format", f"{report.format} -> {report.to}"),
-        ("tensors", report.verdict),
-        ("config", report.config),
-        ("moved", f"{report.sources} -> {report.targets} tensors in {report.copies} copies"),
-        ("bytes", f"{bytes_text(report.bytes_read)} read, {bytes_text(report.bytes_written)} written"),
-        ("plan", report.digest),
-    ]
     relations = relations_of(prepared.plan, prepared.to == "hf", list(prepared.bound.ours))
     rows = list(_config_rows(prepared, findings))
     context = {
         "title": f"Crosswalk: {prepared.mapping.source.architecture or prepared.mapping.name}",
-        "facts": facts,
+        "facts": facts_of(Report.of(prepared)),
         "findings": [_finding(found) for found in findings],
         "config": [row for row in rows if row["text"] != _DEFAULT],
         "defaults": [row for row in rows if row["text"] == _DEFAULT],

@@ -99,9 +99,9 @@ def check_names(mapping: CompiledMapping, subject: Subject, one: Accepted, proof
         for found in error.diagnostics:
             proof.note("prove/names", found.message, found.place or mapping.source.position, found.hint, how=one.how)
         return None
-    for exemption in imported.plan.exemptions:
-        if exemption.kind == "tied" and exemption.tensor in tensors:
-            text = f"`{exemption.tensor}` is tied to `{exemption.of}` by the mapping, and not by the class"
+    for name, of in imported.plan.ties.items():
+        if name in tensors:
+            text = f"`{name}` is tied to `{of}` by the mapping, and not by the class"
             hint = "see which key ties them in the class"
             proof.note("prove/names", text, mapping.source.position, hint, how=one.how)
     return imported

@@ -201,7 +201,7 @@ def _reading_order(lowering: Lowering) -> list[int]:
 def check_ties(plan: Plan, source: Checkpoint, options: EngineOptions | None = None) -> None:
     """Compare tied duplicates of a checkpoint with what they are tied to, by reading both; nothing else is read.
     Raises ``CrosswalkError`` for every one that differs."""
-    if any(exemption.kind == "tied" for exemption in plan.exemptions):
+    if plan.ties:
         workers, panel = _resources(options or EngineOptions())
         compare_ties(plan, _bind(plan, source), source, workers, panel)
 

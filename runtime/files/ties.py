@@ -28,7 +28,7 @@ def compare_ties(
     """Compare tied duplicates with what they are tied to, byte by byte: share ``rank`` of as many as there are
     ``ranks``. ``stored``: where the sources of the plan are; ``panel``: bytes that a worker may hold. Returns the bytes
     read. Raises ``CrosswalkError`` with every one that differs."""
-    pairs = [(e.tensor, e.of) for e in plan.exemptions if e.kind == "tied" and e.of is not None]
+    pairs = list(plan.ties.items())
     if not pairs:
         return 0
     names, owners = ([pair[end] for pair in pairs] for end in (0, 1))

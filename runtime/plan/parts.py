@@ -191,6 +191,11 @@ class PlanParts:
         """How the encoded among the sources are stored, by name."""
         return {encoding.tensor: encoding for encoding in self.encodings}
 
+    @functools.cached_property
+    def ties(self) -> Mapping[str, str]:
+        """The sources that are copies of others -> those others."""
+        return {found.tensor: found.of for found in self.exemptions if found.kind == "tied" and found.of is not None}
+
     def stored_for(self, source: TensorSpec) -> tuple[TensorSpec, ...]:
         """The tensors that are stored for a source: itself, or those that it is decoded from."""
         encoding = self.encoding_of.get(source.name)

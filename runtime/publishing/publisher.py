@@ -14,7 +14,6 @@ import torch.distributed as dist
 from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
-from crosswalk.runtime.training.copies import tied
 from crosswalk.runtime.training.parameters import Model
 from crosswalk.runtime.training.ranks import Table, Team, share_out, table
 from crosswalk.runtime.training.save import counted
@@ -105,7 +104,7 @@ class Publisher:
 
     def _compare_copies(self) -> None:
         """Raise unless copies of tied parameters are equal now; later it is taken for granted."""
-        pairs = tied(self.plan)
+        pairs = self.plan.ties
         specs = [spec for spec in self.plan.sources if spec.name in pairs or spec.name in pairs.values()]
         counted(self.plan, self.current.placed, share_out(self.tables, specs)[self.team.rank], self.team)
 

@@ -18,15 +18,10 @@ _ELEMENTS = 1 << 20  # at a time: each takes some 30 bytes more
 _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47  # odd numbers of 64 bits
 
 
-def tied(plan: Plan) -> dict[str, str]:
-    """The sources of a plan that are copies of others -> those others."""
-    return {found.tensor: found.of for found in plan.exemptions if found.kind == "tied" and found.of is not None}
-
-
 def compare_copies(plan: Plan, held: Mapping[str, Iterable[Part]], team: Team) -> None:
     """Compare what is tied, however the ranks hold it. Raises ``CrosswalkError`` (``tie/differs``) on every rank. A
     collective, if the plan has such copies. ``held``: what this rank counts for, every element on one rank."""
-    names = {name for pair in tied(plan).items() for name in pair}
+    names = {name for pair in plan.ties.items() for name in pair}
     if not names:
         return
     with team.step("comparing tied parameters") as step:
@@ -49,7 +44,7 @@ def unequal(plan: Plan, checksums: Iterable[Mapping[str, int]]) -> list[Diagnost
             hint="pass the one that counts, and leave the other out of the dict; or say in native_config that they are"
             " two",
         )
-        for name, of in tied(plan).items()
+        for name, of in plan.ties.items()
         if total.get(name, 0) != total.get(of, 0)
     ]
 

@@ -41,7 +41,7 @@ from crosswalk.runtime.files.ties import compare_ties
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .copies import checksum, tied, unequal
+from .copies import checksum, unequal
 from .load import read_moves
 from .moves import moves
 from .placement import Part, place
@@ -215,7 +215,7 @@ class Writer(StorageWriter):
         except BaseException:
             self.reset()
             raise
-        copied = tied(made)
+        copied = made.ties
         found = {
             name: checksum([part for part, _ in parts[name]], made, name)
             for name in parts

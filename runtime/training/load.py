@@ -138,7 +138,7 @@ def load(
         check_owned(model, {name: values[name] for name in placed if name in values})
         stored = bind(plan, checkpoint)
     compared = 0
-    if any(exemption.kind == "tied" for exemption in plan.exemptions):
+    if plan.ties:
         with team.step("comparing tied tensors"):
             compared = compare_ties(plan, stored, checkpoint, rank=team.rank, ranks=team.size)
     with team.step("reading"):

@@ -28,6 +28,7 @@ from crosswalk.runtime.files import kernels, tasks
 from crosswalk.runtime.files.pool import work_through
 from crosswalk.runtime.files.runs import STEP, SourceBlock, StridedRuns
 from crosswalk.runtime.files.schedule import in_file
+from crosswalk.runtime.files.workers import one_torch_thread
 from crosswalk.runtime.kept import WORKERS
 from crosswalk.runtime.plan.affine import Piece
 
@@ -300,17 +301,6 @@ def run(todo: Iterable[Item], slots: Sequence[Slot], work: Callable[[Slot, Item]
     for slot in slots:
         slot.finish()
     return sum(moved)
-
-
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """The workers are the parallelism on a CPU: torch must not start a pool for each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def worker_count(device: torch.device) -> int:

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 import torch.distributed
 import transformers
-from models import CASES, SIZES, Here, gpt, original, run_on_a_cpu
+from models import CASES, Here, gpt, run_on_a_cpu
+from originals import SIZES, original
 from safetensors.torch import load_file
 
 import crosswalk

@@ -26,7 +26,8 @@ import torch.distributed as dist
 import transformers
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
-from models import CASES, gpt, original, run_on_a_cpu
+from models import CASES, gpt, run_on_a_cpu
+from originals import original
 from safetensors.torch import load_file
 
 import crosswalk

@@ -16,7 +16,6 @@ warnings.simplefilter("ignore")
 logging.disable(logging.WARNING)
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.activations import fast_gelu  # noqa: E402
 from megatron.core.fusions.fused_bias_geglu import quick_gelu  # noqa: E402
@@ -33,24 +32,22 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from megatron_config import flat  # noqa: E402
 
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+import originals  # noqa: E402
+
 FUNCTIONS = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "quick_gelu": quick_gelu,
     "fast_gelu": fast_gelu,
 }
-SIZES: dict[str, Any] = {
-    "vocab_size": 61, "hidden_size": 36, "intermediate_size": 38, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2, "eos_token_id": None,
-}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.7,
         "mscale_all_dim": 0.9, "original_max_position_embeddings": 16}  # fmt: skip
 EXPERTS = {"n_routed_experts": 8, "moe_intermediate_size": 14, "num_experts_per_tok": 4, "first_k_dense_replace": 1,
            "n_group": 4, "topk_group": 2, "num_nextn_predict_layers": 0}  # fmt: skip
-LATENT = {"num_key_value_heads": 6, "q_lora_rank": 18, "kv_lora_rank": 10, "qk_nope_head_dim": 10,
-          "qk_rope_head_dim": 6, "v_head_dim": 11, "n_shared_experts": 2, **EXPERTS}  # fmt: skip
+LATENT = {**originals.LATENT, **EXPERTS}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama, tied, llama3 rotary, heads of 14": (
@@ -111,19 +108,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("DeepseekV3", LATENT),
     "deepseek_v3, yarn": ("DeepseekV3", {**LATENT, "rope_parameters": YARN}),
 }
-
-
-def original(family: str, keys: dict[str, Any]) -> Any:
-    """A random model of a class of transformers, whose norms and biases are none that do nothing."""
-    torch.manual_seed(1)
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **keys})
-    config._experts_implementation = "eager"  # the others want sizes in multiples of 16 bytes
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if "norm" in key or "bias" in key:
-                value += torch.randn_like(value) / 5
-    return model
 
 
 def gpt(native: dict[str, Any], **settings: Any) -> GPTModel:

@@ -37,6 +37,10 @@ from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter  # 
 
 import crosswalk  # noqa: E402
 
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+from originals import LATENT, SIZES  # noqa: E402
+from originals import original as random_original  # noqa: E402
+
 MOST = 1e-5
 ADAPTERS = {
     "llama3": Llama3StateDictAdapter,
@@ -44,18 +48,10 @@ ADAPTERS = {
     "deepseek_v3": DeepSeekV3StateDictAdapter,
     "gpt_oss": GptOssStateDictAdapter,
 }
-SIZES: dict[str, Any] = {
-    "vocab_size": 61, "hidden_size": 36, "intermediate_size": 38, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2, "eos_token_id": None,
-}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 4.0, "low_freq_factor": 1.25, "high_freq_factor": 3.5,
           "original_max_position_embeddings": 32}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "beta_fast": 30.0, "beta_slow": 1.5,
         "original_max_position_embeddings": 16}  # fmt: skip
-LATENT = {"num_key_value_heads": 6, "q_lora_rank": 18, "kv_lora_rank": 10, "qk_nope_head_dim": 10,
-          "qk_rope_head_dim": 6, "v_head_dim": 11, "n_shared_experts": 2, "n_routed_experts": 8,
-          "moe_intermediate_size": 14, "num_experts_per_tok": 3, "first_k_dense_replace": 1, "n_group": 4,
-          "topk_group": 2, "num_nextn_predict_layers": 0}  # fmt: skip
 MIXED = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 22, "norm_topk_prob": True, "head_dim": 8}
 SINKS = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4, "head_dim": 10}
 #: Name -> class of transformers, its config, and the type of the layout. Odd ones are fused in torchtitan.
@@ -92,25 +88,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-def original_model(name: str) -> Any:
-    """The model of transformers of a case, with random weights."""
-    family, keys, _ = CASES[name]
-    torch.manual_seed(1)
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **keys})
-    config._experts_implementation = "eager"  # the others want sizes in multiples of 16 bytes
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if any(part in key for part in ("norm", "bias", "sinks")):
-                value += torch.randn_like(value) / 5
-    return model
-
-
 def check(name: str, folder: Path) -> tuple[float, str]:
     """The largest difference of two logits, and what the adapter does not make. Raises ``AssertionError`` if a tensor
     does not come back."""
     kind = CASES[name][2]
-    original = original_model(name)
+    original = random_original(*CASES[name][:2])
     original.save_pretrained(folder / "hf")
     crosswalk.convert(folder / "hf", folder / "titan", to="torchtitan")
     native = crosswalk.import_config(
