@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def right_architecture(mapping: MappingFile, config: Mapping[str, Any]) -> tuple
     notes = []
     for key, value in right.items():
         name = value[0] if isinstance(value, list) else value
-        notes.append(f"`{key}` is {config[key]}: read, and written, as {name}".replace("None", "null"))
+        notes.append(f"`{key}` is {json.dumps(config[key], ensure_ascii=False)}: read, and written, as {name}")
     return {**config, **right}, notes
 
 

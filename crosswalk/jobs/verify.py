@@ -56,7 +56,7 @@ def verify(
     kinds = kind_of(source, layout), kind_of(target)
     if kinds[0] is kinds[1] and not kinds[0].every:
         what = f"`{source}` and `{target}` are checkpoints of the same kind: {kinds[0].mark} is in both"
-        raise fail("verify/kind", what)
+        raise fail("verify/kind", what, None, "name a checkpoint, and what was converted from it")
     said = AskedOptions(
         allow_lossy=allow_lossy, take_tied=take_tied, like=like, layout=layout, native_config=native_config
     )
