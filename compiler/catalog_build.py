@@ -32,15 +32,18 @@ def build(folders: Iterable[Folder], names: Iterable[str] | None = None) -> Cata
 
 
 def _build_own(folders: tuple[Folder, ...], shipped: Catalogued) -> Catalogued:
-    """The same as ``build`` of all, without compiling again what is ``shipped`` where none of it is replaced."""
+    """The same as ``build`` of all, without reading again what is ``shipped``, nor compiling it again if none of it is
+    replaced."""
     own = Catalog(folders).own()
-    if not own.isdisjoint(shipped.documents):
-        return build(folders)
-    documents = {name: (len(folders), file, tree) for name, (_, file, tree) in shipped.documents.items()}
-    known = replace(shipped, documents=documents)
-    layouts = {name for name in own if "/" in name}
+    kept = {name: (len(folders), file, tree) for name, (_, file, tree) in shipped.documents.items() if name not in own}
+    wanted = own
+    known = replace(shipped, documents=kept)
+    if len(kept) < len(shipped.documents):  # any of the others may need what is replaced
+        wanted = own | kept.keys()
+        known = replace(known, index={})
+    layouts = {name for name in wanted if "/" in name}
     short = sorted(name.removeprefix("layouts/") for name in layouts)
-    return _made(Catalog(folders, stored=known), sorted(own - layouts), short, known)
+    return _made(Catalog(folders, stored=known), sorted(wanted - layouts), short, known)
 
 
 def _made(catalog: Catalog, names: Iterable[str], layouts: Iterable[str], known: Catalogued) -> Catalogued:
@@ -67,7 +70,9 @@ def _made(catalog: Catalog, names: Iterable[str], layouts: Iterable[str], known:
             documents[name] = (number, file, encode(document))
     index = {name: catalog.listed(name) for name in sorted(documents) if "/" not in name}
     trees = {text: known.expressions.get(text) or tree_of(text) for text in texts}
-    return Catalogued(digest(catalog.folders), index, {**known.expressions, **trees}, documents)
+    if known.index:
+        trees = {**known.expressions, **trees}
+    return Catalogued(digest(catalog.folders), index, trees, documents)
 
 
 def _later(layout: Layout) -> Iterator[str]:
