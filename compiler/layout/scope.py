@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.compiler.text.positioned import did_you_mean, shorten
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shorten, shown
 
 from .model import MISSING, ConfigType, Field, Layout
 from .values import misfit, widened
@@ -117,7 +117,7 @@ class Scope:
             elif head is None:
                 return None
             else:
-                raise fail("layout/name", f"`{'.'.join(path)}`: there is no `{name}` in {head!r}")
+                raise fail("layout/name", f"`{'.'.join(path)}`: there is no `{name}` in {shown(head)}")
         return simple(head)
 
     def evaluate(self, expression: Expression) -> Any:
@@ -155,7 +155,7 @@ class Scope:
         if isinstance(value, Expression):
             size = ASSUMED if self.assumes else value.evaluate(self.resolve)
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-                raise fail("layout/axis", f"axis `{name}` = `{value.text}` is {size!r}, not a size")
+                raise fail("layout/axis", f"axis `{name}` = `{value.text}` is {shown(size)}, not a size")
             return size
         return value
 
@@ -236,7 +236,7 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
         text = f"this is a config of Hugging Face ({theirs}), not one of layout `{layout.name}`"
         raise fail("native/hugging-face", text, None, "crosswalk.import_config(config) makes the native one")
     if not isinstance(config, Mapping):
-        raise fail("native/type", f"a config must be an object, it is {config!r}")
+        raise fail("native/type", f"a config must be an object, it is {shown(config)}")
     result = _fill(layout, kind, config, (), problems)
     if problems:
         raise CrosswalkError(problems)
@@ -331,7 +331,7 @@ def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, prob
     where = ".".join(path)
 
     def wrong(expected: str) -> Any:
-        problems.append(Diagnostic("native/type", f"`{where}` must be {expected}, it is {value!r}", path=path))
+        problems.append(Diagnostic("native/type", f"`{where}` must be {expected}, it is {shown(value)}", path=path))
         return value
 
     if value is None:
@@ -357,7 +357,7 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, pro
     where = ".".join(path)
     named = isinstance(value, str) and declared.of in layout.families and value == declared.default
     if not isinstance(value, Mapping) and not named:
-        problems.append(Diagnostic("native/type", f"`{where}` must be an object, it is {value!r}", path=path))
+        problems.append(Diagnostic("native/type", f"`{where}` must be an object, it is {shown(value)}", path=path))
         return value
     name = value if isinstance(value, str) else value.get("type")
     if declared.of in layout.families:
@@ -370,7 +370,7 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, pro
         problems.append(
             Diagnostic(
                 "native/type",
-                f"`{where}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {name!r}",
+                f"`{where}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {shown(name)}",
                 path=(*path, "type"),
             )
         )

@@ -31,9 +31,7 @@ SIZES: dict[str, int | tuple[str, ...]] = {
     "intermediate": INNER,
     "expert": EXPERTS,
     "output": OUT,
-    "key_head": KEY_HEADS,
-    "per_key": PER_KEY,
-    "value_head": ("key_head", "per_key"),
+    **{"key_head": KEY_HEADS, "per_key": PER_KEY, "value_head": ("key_head", "per_key")},
     "key_dim": KEY_DIM,
     "value_dim": VALUE_DIM,
     "channel": 15,
@@ -70,7 +68,6 @@ def values(ours: Mapping[str, str]) -> Tensors:
 
 
 def run(elements: int, offset: int = 0) -> TensorPiece:
-    """A whole tensor that is one run of the parameter ``w``."""
     return TensorPiece("w", Piece(offset, 0, ((elements, 1, 1),)))
 
 
@@ -81,10 +78,10 @@ def exported(tensors: list[Tensor], ours: Tensors) -> Tensors:
     for tensor in tensors:
         data = torch.full(tensor.shape, -1)
         for parameter, piece in tensor.pieces:
-            extents, strides, others = piece.columns
+            (extents, strides, others), source = piece.columns, ours[parameter]
             target = data.as_strided(extents, others, piece.there)
             assert (target == -1).all()
-            target.copy_(ours[parameter].as_strided(extents, strides, piece.here))
+            target.copy_(source.as_strided(extents, strides, piece.here))
         read.update(data.flatten().tolist())
         result[tensor.name] = data
     assert read == Counter(torch.cat([data.flatten() for data in ours.values()]).tolist())
