@@ -103,7 +103,7 @@ def test_a_padded_vocabulary_is_cut_to_that_of_the_original(tmp_path: Path) -> N
         ({"num_hidden_layers": 2}, "decoder.num_blocks", "3", "2"),
         ({"intermediate_size": 39}, "decoder.block.mlp.intermediate_size", "37", "39"),
         ({"num_key_value_heads": 3}, "decoder.block.mixer.head_groups", "2", "3"),
-        ({"tie_word_embeddings": True}, "tied_embedding_weight", "False", "True"),
+        ({"tie_word_embeddings": True}, "tied_embedding_weight", "false", "true"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
