@@ -111,7 +111,7 @@ def _solved(mapping: CompiledMapping, config: Mapping[str, Any], one: Computed, 
 
     def read(candidate: Any) -> Any:
         names = Names(placed(config, one.place, candidate), mapping.defaults, one.holes)
-        seen = candidate if rule.read_as is None else names.evaluate(rule.read_as, one.at, value=candidate)
+        seen = candidate if rule.line.read is None else names.evaluate(rule.line.read, one.at, value=candidate)
         return rule.translated(seen)
 
     answer = solve(rule, rule.translated(one.value), found, None if before is MISSING else before, read)

@@ -161,13 +161,13 @@ def _features(
 ) -> Iterator[Diagnostic]:
     """Keys that are carried at some values alone and have another."""
     for rule in rules_of(mapping.root):
-        if isinstance(rule, Carried) and rule.only:
+        if isinstance(rule, Carried) and rule.line.values:
             value = get(data, rule.theirs)
             if value is not MISSING and not _says_nothing(rule, value):
                 path = (*where, *as_written(mapping, config, rule.theirs))
-                allowed = " or ".join(map(_shown, rule.only))
+                allowed = " or ".join(map(_shown, rule.line.values))
                 text = (
-                    f"`{'.'.join(path)}` = {_shown(value)} asks for {rule.feature},"
+                    f"`{'.'.join(path)}` = {_shown(value)} asks for {rule.line.why or ''},"
                     f" which format `{mapping.name}` does not have; it can be converted at {allowed}"
                 )
                 hint = "take the key out of config.json if the class of this model does not look at it"
@@ -175,7 +175,7 @@ def _features(
 
 
 def _says_nothing(rule: Carried, value: Any) -> bool:
-    return not rule.only or _is_empty(value) or any(same_number(value, allowed) for allowed in rule.only)
+    return not rule.line.values or _is_empty(value) or any(same_number(value, allowed) for allowed in rule.line.values)
 
 
 def asked_features(entries: Iterable[Entry], config: Mapping[str, Any]) -> list[str]:

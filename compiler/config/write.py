@@ -63,7 +63,7 @@ def export_config(
         if not other.problems and _is_read_as(mapping, kept, scope):
             config, result = kept, other
     for fact in mapping.header:
-        put(config, fact.theirs, fact.values[0])
+        put(config, fact.theirs, fact.line.values[0])
     if result.problems:
         raise CrosswalkError(dict.fromkeys(result.problems))
     return config, result.record.taken(result.lossy)

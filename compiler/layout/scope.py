@@ -59,16 +59,10 @@ class Scope:
 
     def raw(self, name: str) -> Any:
         """The stored value of a field, or its default; MISSING if it has neither."""
-        if (*self.path, name) in self.pending:
+        if self.pending and (*self.path, name) in self.pending:
             raise Unresolved(".".join((*self.path, name)))
         value = self.config.get(name, MISSING)
-        if value is MISSING:
-            value = self.kind.fields[name].default
-            if value is MISSING and self.kind.fields[name].kind == "type":
-                value = {}
-            elif value is MISSING and self.kind.fields[name].nullable:
-                value = None
-        return value
+        return _default(self.kind.fields[name]) if value is MISSING else value
 
     def field(self, name: str) -> Any:
         """The effective value of a field; a :class:`Scope` for a sub-config."""
@@ -86,7 +80,9 @@ class Scope:
         value = self.raw(name)
         kind = config_type(self.layout, declared, value)
         arguments = {
-            key: functools.partial(self.evaluate, e) for key, e in declared.arguments.items() if key in kind.takes
+            key: functools.partial(self.evaluate, e)
+            for key, e in (declared.arguments.items() if kind.takes else ())
+            if key in kind.takes
         }
         body = value if isinstance(value, Mapping) else {}
         return Scope(self.layout, kind, body, self, (*self.path, name), arguments)
@@ -199,6 +195,13 @@ class Scope:
             elif declared.kind == "dict":
                 for key in self.raw(name) or {}:
                     yield from self.entry(name, key).walk()
+
+
+def _default(declared: Field) -> Any:
+    """What an absent field is; MISSING if it must be there."""
+    if declared.default is MISSING and declared.kind == "type":
+        return {}
+    return None if declared.default is MISSING and declared.nullable else declared.default
 
 
 def simple(value: Any) -> Any:
@@ -317,9 +320,10 @@ def _fill(
     result: dict[str, Any] = {"type": kind.registered} if kind.registered else {}
     unknown = [str(key) for key in config if key not in kind.fields and not (key == "type" and kind.registered)]
     problems += _unknown_fields(layout, kind, unknown, path)
-    scope = Scope(layout, kind, config, None, path)
     for name, declared in kind.fields.items():
-        value = scope.raw(name)
+        value = config.get(name, MISSING)
+        if value is MISSING:
+            value = _default(declared)
         if value is MISSING:
             problems.append(Diagnostic("native/missing-field", f"`{'.'.join((*path, name))}` is required", path=path))
             continue
@@ -328,10 +332,9 @@ def _fill(
 
 
 def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
-    where = ".".join(path)
-
     def wrong(expected: str) -> Any:
-        problems.append(Diagnostic("native/type", f"`{where}` must be {expected}, it is {value!r}", path=path))
+        text = f"`{'.'.join(path)}` must be {expected}, it is {value!r}"
+        problems.append(Diagnostic("native/type", text, path=path))
         return value
 
     if value is None:
@@ -354,10 +357,10 @@ def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, prob
 
 
 def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
-    where = ".".join(path)
     named = isinstance(value, str) and declared.of in layout.families and value == declared.default
     if not isinstance(value, Mapping) and not named:
-        problems.append(Diagnostic("native/type", f"`{where}` must be an object, it is {value!r}", path=path))
+        text = f"`{'.'.join(path)}` must be an object, it is {value!r}"
+        problems.append(Diagnostic("native/type", text, path=path))
         return value
     name = value if isinstance(value, str) else value.get("type")
     if declared.of in layout.families:
@@ -370,7 +373,7 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, pro
         problems.append(
             Diagnostic(
                 "native/type",
-                f"`{where}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {name!r}",
+                f"`{'.'.join(path)}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {name!r}",
                 path=(*path, "type"),
             )
         )

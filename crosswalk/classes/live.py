@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +19,13 @@ from crosswalk.compiler.tensors.plan import check_published
 from crosswalk.runtime.checkpoint.output import OutputLayout, hugging_face_layout
 from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training.parameters import Model, collect, same_memory
 from crosswalk.runtime.training.save import Output
 
-from .conversion import converting, refused
-from .plans import Aliases, export_plan, import_plan
+from .conversion import converting, ignored, refused
+from .plans import Aliases, export_plan, import_plan, leads_back
 
 GENERATION = "generation_config.json"
 
@@ -117,6 +118,14 @@ def _rules_of(model: Any, base: type) -> Any:
     kinds = [type(module) for module in model.modules() if isinstance(module, base)]
     if not any(kind.__name__.startswith("FSDP") for kind in kinds):
         return model
+    twin = _twin(model)
+    if (used := getattr(model, "_weight_conversions", None)) is not None:
+        twin._weight_conversions = used
+    return twin
+
+
+def _twin(model: Any) -> Any:
+    """Another model of the class of a live one, whole and without memory."""
     kind = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
     config = model.config.to_dict()
     made, twin = _twins.get(model, (None, None))
@@ -124,9 +133,25 @@ def _rules_of(model: Any, base: type) -> Any:
         with converting(model), torch.device("meta"):
             twin = kind(copy.deepcopy(model.config))
         _twins[model] = config, twin
-    if (used := getattr(model, "_weight_conversions", None)) is not None:
-        twin._weight_conversions = used
     return twin
+
+
+def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
+    """Raise ``CrosswalkError`` (``class/absent``) for all that the class saves and no rank has, under any of its
+    names."""
+    there = {*memory, *live.aliases}
+    groups: dict[str, list[str]] = {}
+    twin = _twin(live.model)
+    for name, first in same_memory(collect(twin)).items():
+        groups.setdefault(first, []).append(name)
+    absent = [first for first, names in groups.items() if not there & set(names)]
+    hint = "let one of the ranks have it: files without it are not those of the class"
+    problems = [
+        Diagnostic("class/absent", f"`{live.name}` has `{pattern}`, which is on no rank", None, hint)
+        for pattern, _ in fold([name for name in absent if not ignored(twin, "_keys_to_ignore_on_save", name)])
+    ]
+    if problems:
+        raise CrosswalkError(problems)
 
 
 def read_class(
@@ -218,6 +243,9 @@ class ClassExport:
     def plan(self, memory: Mapping[str, TensorSpec]) -> ClassExported:
         check_published(memory.values(), self.dtype)
         loaded = self.origin.plan if self.origin is not None else None
+        if loaded is None or not leads_back(loaded, memory):
+            refuse_incomplete(self.live, memory)
+            loaded = None
         return ClassExported(export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded))
 
     def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:

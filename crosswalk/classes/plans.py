@@ -69,12 +69,17 @@ def import_plan(
     return _plan(model, sources, targets, exemptions, None, "import")
 
 
+def leads_back(loaded: Plan, memory: Mapping[str, TensorSpec]) -> bool:
+    """Whether a model is still what a plan has loaded, so that files go back as they came."""
+    return {s.name: s.shape for s in loaded.targets} == {n: s.shape for n, s in memory.items()}
+
+
 def export_plan(
     model: Any, memory: Mapping[str, TensorSpec], aliases: Aliases, dtype: str | None, loaded: Plan | None
 ) -> Plan:
-    """From memory to files: those that it was ``loaded`` from, if the model is still that, or those that the class
+    """From memory to files: those that the model was ``loaded`` from (:func:`leads_back`), or those that the class
     writes. ``dtype`` casts all floats. Raises ``CrosswalkError`` for what the class cannot write."""
-    if loaded is not None and {s.name: s.shape for s in loaded.targets} == {n: s.shape for n, s in memory.items()}:
+    if loaded is not None:
         back = loaded.inverse().with_dtypes({name: spec.dtype for name, spec in memory.items()})
         targets = [
             dataclasses.replace(t, dtype=dtype) if dtype is not None and t.dtype in FLOATS else t for t in back.targets

@@ -48,7 +48,7 @@ def differences(mapping: CompiledMapping, first: Native, second: Native, trained
 
 def rounds(mapping: CompiledMapping) -> bool:
     """Whether a line of a mapping says that what it writes is read as it was but for rounding."""
-    return any(isinstance(rule, FieldRule) and rule.rounded for rule in rules_of(mapping.root))
+    return any(isinstance(rule, FieldRule) and rule.line.rounded for rule in rules_of(mapping.root))
 
 
 def only_rounded(mapping: CompiledMapping, difference: Difference) -> bool:
@@ -125,8 +125,8 @@ def _kept(mapping: CompiledMapping, path: Path, value: Any) -> Iterator[Any]:
         if isinstance(rule, FieldRule) and rule.table and any(_matches(place, path) for place in rule.places()):
             ours = [row.ours for row in rule.table if row.theirs == value]
             yield from (row.theirs for row in rule.table if row.ours in ours and not row.lossy)
-        elif isinstance(rule, TheirsFact) and rule.lossy is not None and _matches(rule.theirs, path):
-            yield from rule.values
+        elif isinstance(rule, TheirsFact) and rule.line.lossy is not None and _matches(rule.theirs, path):
+            yield from rule.line.values
 
 
 def line_of_field(mapping: CompiledMapping, path: Path) -> Position:
