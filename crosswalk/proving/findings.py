@@ -32,14 +32,16 @@ CODES = {
 
 @dataclass
 class Proof:
-    """``format`` and class (``reference``); ``tried``: check of ``CHECKS`` -> how many times; ``findings``: what is
-    wrong, each where the mapping says it; ``notes``: in what the tiny model is another than that of the config."""
+    """``format`` and class (``reference``), which is not there to be asked if ``alone``; ``tried``: check of ``CHECKS``
+    -> how many times; ``findings``: what is wrong, each where the mapping says it; ``notes``: in what the tiny model is
+    another than that of the config, and what is not proved."""
 
     format: str
     reference: str
     tried: Counter[str] = field(default_factory=Counter)
     findings: list[Diagnostic] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    alone: bool = False
     _lines: set[tuple[str, Position]] = field(default_factory=set)
     _said: set[tuple[str, str]] = field(default_factory=set)
 

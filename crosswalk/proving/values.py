@@ -11,6 +11,10 @@ from crosswalk.compiler.text.values import same_value
 
 Path = tuple[str, ...]
 
+#: Keys of a file, not of a model; and those of layers that classes of transformers leave out.
+APART = (
+    "architectures", "model_type", "transformers_version", "dtype", "id2label", "label2id", "num_nextn_predict_layers",
+)  # fmt: skip
 #: Objects that say how positions are turned, which every class of transformers can compute.
 _ROTARY: tuple[dict[str, Any], ...] = (
     {"rope_type": "linear", "factor": 2.5},
@@ -80,6 +84,16 @@ def changed(config: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]
         place = place.setdefault(key, {})
     place[path[-1]] = copy.deepcopy(value)
     return result
+
+
+def has(config: Mapping[str, Any], path: Path) -> bool:
+    """Whether there is a key."""
+    value: Any = config
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def without(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
