@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.plan.affine import Axis, Piece, Placed, clip
+from crosswalk.runtime.plan.affine import Axis, Piece, PieceOf, clip
 from crosswalk.runtime.plan.model import Copy, Plan
 
 from .runs import LONGEST_TOGETHER, MIB, SEEK, SourceBlock, StridedRuns
@@ -83,7 +83,7 @@ class Lowering:
             yield consecutive(target, start, position - start, operations)
         assert position == self.plan.targets[target].nbytes, f"`{self.plan.targets[target].name}` is not covered"
 
-    def _operations(self, target: int, group: Sequence[Placed], position: int) -> Iterator[Range | Panel]:
+    def _operations(self, target: int, group: Sequence[PieceOf], position: int) -> Iterator[Range | Panel]:
         """What fills a stretch of a target tensor from byte ``position`` on, in the order of its bytes."""
         if not self._moves_as_ranges(target, group):
             yield from self._panels(target, group)
@@ -95,7 +95,7 @@ class Lowering:
                 operation = Range(operation.source, operation.offset + part, operation.nbytes - part)
                 position += part
 
-    def _moves_as_ranges(self, target: int, group: Sequence[Placed]) -> bool:
+    def _moves_as_ranges(self, target: int, group: Sequence[PieceOf]) -> bool:
         dtype = self.plan.targets[target].dtype
         if any(self.plan.sources[source].dtype != dtype for source, _ in group):
             return False
@@ -106,7 +106,7 @@ class Lowering:
             runs += count // piece.run
         return runs == len(group) or elements * size_of(dtype) >= runs * RANGE_RUN
 
-    def _ranges(self, group: Sequence[Placed], itemsize: int) -> Iterator[Range]:
+    def _ranges(self, group: Sequence[PieceOf], itemsize: int) -> Iterator[Range]:
         streams = (self._runs(*placed, itemsize) for placed in group)
         for _, operation in heapq.merge(*streams) if len(group) > 1 else itertools.chain(*streams):
             yield operation
@@ -117,13 +117,13 @@ class Lowering:
         for place, start in starts(piece, piece.axes[:-1] if run > 1 else piece.axes):
             yield place, Range(source, base + start * itemsize, run * itemsize)
 
-    def _widest(self, target: int, group: Sequence[Placed]) -> int:
+    def _widest(self, target: int, group: Sequence[PieceOf]) -> int:
         """Bytes that an element of a panel takes at most in a buffer."""
         widths = {size_of(self.plan.sources[source].dtype) for source, _ in group}
         # Blocks are aligned to their elements; where sizes are mixed, the gaps take less than the blocks.
         return max(size_of(self.plan.targets[target].dtype), *widths) * (1 if len(widths) == 1 else 2)
 
-    def _panels(self, target: int, group: Sequence[Placed]) -> Iterator[Panel]:
+    def _panels(self, target: int, group: Sequence[PieceOf]) -> Iterator[Panel]:
         """Cut a stretch of the target that ``group`` fills completely into panels."""
         first, last = group[0].piece.here, max(piece.stop for _, piece in group)
         step, _ = self._panel_step(group, first, last, self._widest(target, group))
@@ -131,20 +131,20 @@ class Lowering:
             stop = min(start + step, last)
             yield self._panel(target, list(inside(group, start, stop)), stop - start)
 
-    def _panel(self, target: int, boxes: Sequence[Placed], length: int) -> Panel:
+    def _panel(self, target: int, boxes: Sequence[PieceOf], length: int) -> Panel:
         """The panel of ``length`` elements that the boxes fill."""
         assert sum(box.elements for _, box in boxes) == length, "a panel is not covered"
         itemsize = size_of(self.plan.targets[target].dtype)
         share = self.panel // length
         blocks: list[SourceBlock] = []
-        staged: list[Placed] = []
+        staged: list[PieceOf] = []
         at = 0
         for source, box in boxes:
             width = size_of(self.plan.sources[source].dtype)
             at = -(-at // width) * width
             runs, kept, together = stage(box, share * box.elements // width, SEEK // width)
             together &= self.sources[source].content is None  # what is made takes longer to make than to call for
-            staged.append(Placed(len(blocks), kept))
+            staged.append(PieceOf(len(blocks), kept))
             runs = in_file(runs, self.sources[source].offset, width)
             blocks.append(SourceBlock(source, runs, at, together))
             at += runs.nbytes
@@ -155,7 +155,7 @@ class Lowering:
             stripes.append(Stripe((end - begin) * itemsize, list(inside(staged, begin, end))))
         return Panel(length * itemsize, blocks, stripes)
 
-    def _panel_step(self, group: Sequence[Placed], first: int, last: int, widest: int) -> tuple[int, float]:
+    def _panel_step(self, group: Sequence[PieceOf], first: int, last: int, widest: int) -> tuple[int, float]:
         """Elements in a panel: the smallest size that reads nearly as fast as the best one; and what reading one of
         them then costs, in elements read at full speed."""
         sizes = []
@@ -172,7 +172,7 @@ class Lowering:
         best = min(cost for cost, _ in sizes)
         return next((step, cost) for cost, step in sizes if cost <= 1.25 * best)
 
-    def _tiles(self, target: int, group: Sequence[Placed]) -> Iterator[Segment] | None:
+    def _tiles(self, target: int, group: Sequence[PieceOf]) -> Iterator[Segment] | None:
         """A transpose in square tiles, which are read and written in runs of the same length; None for what is none,
         or moves faster in panels. Only the panels of a very tall matrix have shorter runs than tiles."""
         source, piece = group[0]
@@ -199,33 +199,33 @@ class Lowering:
             for top, left in itertools.product(range(0, rows, height), range(0, columns, width)):
                 down, across = min(height, rows - top), min(width, columns - left)
                 box = Piece(0, origin + top + left * skip, ((down, across, 1), (across, 1, skip)))
-                panel = self._panel(target, [Placed(source, box)], down * across)
+                panel = self._panel(target, [PieceOf(source, box)], down * across)
                 start = (offset + top * columns + left) * itemsize
                 yield Segment(target, start, panel.nbytes, [panel], across * itemsize, columns * itemsize)
 
 
-def interleaved(copies: Iterable[Copy]) -> Iterator[list[Placed]]:
+def interleaved(copies: Iterable[Copy]) -> Iterator[list[PieceOf]]:
     """Copies into one tensor, grouped so that each group fills a stretch of it that no other group touches; ``here`` is
     in the target, the numbers are those of the sources."""
-    group: list[Placed] = []
+    group: list[PieceOf] = []
     end = 0
     for copy in copies:
         piece = copy.piece
         if group and piece.here >= end:
             yield group
             group = []
-        group.append(Placed(copy.source, piece))
+        group.append(PieceOf(copy.source, piece))
         end = max(end, piece.stop)
     if group:
         yield group
 
 
-def inside(group: Iterable[Placed], start: int, stop: int) -> Iterator[Placed]:
+def inside(group: Iterable[PieceOf], start: int, stop: int) -> Iterator[PieceOf]:
     """The boxes of pieces that lie in ``[start, stop)`` of the target, counted from there on; those of one piece in the
     order of the target."""
     for number, piece in group:
         for here, there, axes in sorted(clip(piece, start, stop)):
-            yield Placed(number, Piece(here - start, there, axes))
+            yield PieceOf(number, Piece(here - start, there, axes))
 
 
 def starts(piece: Piece, axes: Sequence[Axis]) -> Iterator[tuple[int, int]]:
@@ -237,7 +237,7 @@ def starts(piece: Piece, axes: Sequence[Axis]) -> Iterator[tuple[int, int]]:
         yield here, there
 
 
-def whole_steps(group: Sequence[Placed], limit: int, length: int) -> int:
+def whole_steps(group: Sequence[PieceOf], limit: int, length: int) -> int:
     """At most ``limit`` and ``length`` elements, in whole steps of the outermost axis that has smaller ones: so cut,
     the boxes of a target stay few."""
     if length <= limit:

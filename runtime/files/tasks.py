@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from crosswalk.runtime.plan.affine import Placed
+from crosswalk.runtime.plan.affine import PieceOf
 
 from .runs import SourceBlock
 
@@ -28,7 +28,7 @@ class Stripe(NamedTuple):
     ``there`` in elements of the staging buffer, from the start of the block of its number."""
 
     nbytes: int
-    moves: Sequence[Placed]
+    moves: Sequence[PieceOf]
 
 
 class Panel(NamedTuple):

@@ -56,7 +56,7 @@ class Piece(NamedTuple):
         return Piece(self.there, self.here, tuple(axes))
 
 
-class Placed(NamedTuple):
+class PieceOf(NamedTuple):
     """A piece, and the ``number`` of what its other end is in: a tensor of a file, a block of a buffer, a memory."""
 
     number: int

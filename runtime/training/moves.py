@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from crosswalk.runtime.plan.affine import Piece, Placed, dense, intersect, make_piece
+from crosswalk.runtime.plan.affine import Piece, PieceOf, dense, intersect, make_piece
 from crosswalk.runtime.plan.algebra import Cut, box_cuts, cut
 from crosswalk.runtime.plan.model import Plan
 
@@ -23,12 +23,12 @@ from .transfer import Memory
 class Moves:
     """Pieces between the tensors of files, by number in the plan, and memory."""
 
-    placements: Mapping[int, Sequence[Placed]]
+    placements: Mapping[int, Sequence[PieceOf]]
     memories: Sequence[Memory]
 
-    def by_device(self) -> Iterator[tuple[torch.device, dict[int, list[Placed]]]]:
+    def by_device(self) -> Iterator[tuple[torch.device, dict[int, list[PieceOf]]]]:
         """The pieces of each device that holds memory."""
-        devices: dict[torch.device, dict[int, list[Placed]]] = {}
+        devices: dict[torch.device, dict[int, list[PieceOf]]] = {}
         for tensor, placements in self.placements.items():
             for placed in placements:
                 found = devices.setdefault(self.memories[placed.number].flat.device, defaultdict(list))
@@ -47,7 +47,7 @@ def moves(plan: Plan, parts: Mapping[str, Sequence[tuple[Part, str]]], memory_en
     specs, index = (plan.targets, plan.target_index) if into else (plan.sources, plan.source_index)
     memories = _Memories()
     boxes = {index[name]: _Boxes(specs[index[name]].shape, found, memories) for name, found in parts.items()}
-    placements: dict[int, list[Placed]] = defaultdict(list)
+    placements: dict[int, list[PieceOf]] = defaultdict(list)
     for copy in plan.copies:
         held, file = (copy.target, copy.source) if into else (copy.source, copy.target)
         if held in boxes:
@@ -97,13 +97,13 @@ class _Boxes:
         #: How far the parts up to each one reach.
         self._reach = list(accumulate((box.stop for box in self._boxes), max))
 
-    def placements(self, piece: Piece) -> Iterator[Placed]:
+    def placements(self, piece: Piece) -> Iterator[PieceOf]:
         """What the parts hold of a piece, whose ``here`` end is in the tensor and ``there`` end in a file."""
         begin, end = bisect_right(self._reach, piece.here), bisect_left(self._starts, piece.stop)
         for box in self._boxes[begin:end]:
             for inside in cut(piece, box.cuts):
                 for placed in _in_storage(inside, box.tensor):
-                    yield Placed(box.memory, placed)
+                    yield PieceOf(box.memory, placed)
 
 
 def _in_storage(piece: Piece, tensor: torch.Tensor) -> list[Piece]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from crosswalk.runtime.files.runs import LONGEST_TOGETHER, SEEK
-from crosswalk.runtime.plan.affine import Axis, Piece, Placed, clip, span
+from crosswalk.runtime.plan.affine import Axis, Piece, PieceOf, clip, span
 
 #: Shorter holes are read along.
 GAP = SEEK
@@ -27,7 +27,7 @@ class Block(NamedTuple):
     start: int
     length: int
     outer: tuple[tuple[int, int], ...]
-    placements: tuple[Placed, ...]
+    placements: tuple[PieceOf, ...]
     together: bool = False
 
     @property
@@ -47,7 +47,7 @@ class Block(NamedTuple):
         return begins
 
 
-def blocks(placements: Iterable[Placed], limit: int, gap: int, exact: bool) -> Iterator[Block]:
+def blocks(placements: Iterable[PieceOf], limit: int, gap: int, exact: bool) -> Iterator[Block]:
     """Blocks of at most ``limit`` elements that hold all the pieces (of one tensor, no element twice).
 
     Holes of up to ``gap`` elements are part of a stretch, but never more than ``WASTE`` times what is needed; with
@@ -77,9 +77,9 @@ def without_holes(block: Block, gap: int) -> Iterator[Block]:
         yield part._replace(together=close and part.length <= LONGEST_TOGETHER * gap)
 
 
-def _grouped(placements: Sequence[Placed], gap: int) -> Iterator[Block]:
+def _grouped(placements: Sequence[PieceOf], gap: int) -> Iterator[Block]:
     """One block for all pieces that repeat along the same outer axes and whose stretches are near each other."""
-    folded: dict[tuple[tuple[int, int], ...], list[tuple[int, int, Placed]]] = {}
+    folded: dict[tuple[tuple[int, int], ...], list[tuple[int, int, PieceOf]]] = {}
     for placed in placements:
         piece = placed.piece
         inner = _fold(piece.axes, gap)
@@ -117,7 +117,7 @@ def _fold(axes: tuple[Axis, ...], gap: int) -> int:
 
 
 def _block(
-    start: int, length: int, outer: tuple[tuple[int, int], ...], group: Sequence[tuple[int, int, Placed]]
+    start: int, length: int, outer: tuple[tuple[int, int], ...], group: Sequence[tuple[int, int, PieceOf]]
 ) -> Block:
     strides, size = [], length
     for extent, _ in reversed(outer):
@@ -129,15 +129,15 @@ def _block(
             (extent, stride, other)
             for (extent, _, other), stride in zip(piece.axes[: len(outer)], reversed(strides), strict=True)
         )
-        placed.append(Placed(memory, Piece(here - start, piece.there, compact + piece.axes[len(outer) :])))
+        placed.append(PieceOf(memory, Piece(here - start, piece.there, compact + piece.axes[len(outer) :])))
     return Block(start, length, outer, tuple(placed))
 
 
-def _original(block: Block) -> list[Placed]:
+def _original(block: Block) -> list[PieceOf]:
     """The pieces as they were before they were put into the block."""
     count = len(block.outer)
     return [
-        Placed(
+        PieceOf(
             placed.number,
             Piece(
                 placed.piece.here + block.start,
@@ -153,7 +153,7 @@ def _original(block: Block) -> list[Placed]:
     ]
 
 
-def _split(block: Block, limit: int) -> Iterator[list[Placed]]:
+def _split(block: Block, limit: int) -> Iterator[list[PieceOf]]:
     """Cut a block that is too large: along its outermost axis, or if it is one stretch, into shorter ones."""
     placements = _original(block)
     if block.outer:
@@ -165,11 +165,11 @@ def _split(block: Block, limit: int) -> Iterator[list[Placed]]:
             for memory, (here, there, axes) in placements:
                 other = axes[0][2]
                 kept = ((count, stride, other), *axes[1:]) if count > 1 else axes[1:]
-                part.append(Placed(memory, Piece(here + begin * stride, there + begin * other, kept)))
+                part.append(PieceOf(memory, Piece(here + begin * stride, there + begin * other, kept)))
             yield part
         return
     strides = [stride for placed in placements for _, stride, _ in placed.piece.axes if stride <= limit]
     unit = max(strides, default=1)
     step = limit // unit * unit
     for begin in range(block.start, block.start + block.length, step):
-        yield [Placed(memory, part) for memory, piece in placements for part in clip(piece, begin, begin + step)]
+        yield [PieceOf(memory, part) for memory, piece in placements for part in clip(piece, begin, begin + step)]

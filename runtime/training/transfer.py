@@ -30,7 +30,7 @@ from crosswalk.runtime.files.runs import STEP, SourceBlock, StridedRuns
 from crosswalk.runtime.files.schedule import in_file
 from crosswalk.runtime.files.workers import one_torch_thread
 from crosswalk.runtime.kept import WORKERS
-from crosswalk.runtime.plan.affine import Piece, Placed
+from crosswalk.runtime.plan.affine import Piece, PieceOf
 
 from .stretches import GAP, Block, blocks, without_holes
 
@@ -72,7 +72,7 @@ class Buffered(NamedTuple):
 
     tensor: int
     position: int
-    placed: Placed
+    placed: PieceOf
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class TransferBucket:
 
 def buckets(
     tensors: Sequence[StoredTensor],
-    placements: Mapping[int, Sequence[Placed]],
+    placements: Mapping[int, Sequence[PieceOf]],
     memories: Sequence[Memory],
     *,
     exact: bool,

@@ -23,7 +23,7 @@ from crosswalk.runtime.files import kernels, rearranging
 from crosswalk.runtime.files import schedule as lowering
 from crosswalk.runtime.files import workers as engine
 from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, verify_checkpoint, write_checkpoint
-from crosswalk.runtime.plan.affine import Piece, Placed
+from crosswalk.runtime.plan.affine import Piece, PieceOf
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 
@@ -153,7 +153,7 @@ def test_any_permutation_of_axes(data: st.DataObject) -> None:
     cuts = sorted({offset, offset + size, *data.draw(st.lists(st.integers(offset, offset + size), max_size=4))})
     for start, stop in itertools.pairwise(cuts):
         panel = torch.full((stop - start,), -1)
-        for _, box in lowering.inside([Placed(0, piece)], start, stop):
+        for _, box in lowering.inside([PieceOf(0, piece)], start, stop):
             runs, staged, _ = lowering.stage(box, data.draw(st.integers(0, 200)), data.draw(st.integers(0, 8)))
             read = torch.cat([torch.arange(begin, begin + runs.length) for begin in runs.starts()])
             assert len(read) == runs.number * runs.length
