@@ -177,14 +177,16 @@ def read_class(
 
 
 def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
-    """Let the class compute its buffers that no file holds, where they have no memory; their names."""
-    missing = [
+    """Let the class compute its buffers that no file holds, where they have no memory, and the parameters that it does
+    not save; their names."""
+    found = [
         (f"{prefix}.{key}" if prefix else key, module, key)
         for prefix, module in live.model.named_modules()
-        for key, value in module._buffers.items()
-        if value is not None and value.is_meta
+        for key in (*module._parameters, *module._buffers)
     ]
-    if not missing:
+    missing = [one for one in found if (value := one[1]._buffers.get(one[2])) is not None and value.is_meta]
+    unsaved = [one for one in found if ignored(live.rules, "_keys_to_ignore_on_save", one[0])]
+    if not missing and not unsaved:
         return ()
     for tensor in (*live.model.parameters(), *live.model.buffers()):
         tensor._is_hf_initialized = True
@@ -192,9 +194,11 @@ def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
     where = device if device is not None else next(filled, torch.get_default_device())
     for _, module, key in missing:
         module._buffers[key] = torch.empty_like(module._buffers[key], device=where)
+    for _, module, key in unsaved:
+        module._is_hf_initialized = getattr(module, key)._is_hf_initialized = False
     with converting(live.model), torch.no_grad():
         live.model.initialize_weights()
-    return tuple(name for name, _, _ in missing)
+    return tuple(name for name, _, _ in (*missing, *unsaved))
 
 
 @dataclass(frozen=True)
