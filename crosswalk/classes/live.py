@@ -109,6 +109,7 @@ def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
         raise CrosswalkError(problems)
 
 
+_CONFIGS = "transformers.configuration_utils"
 #: Live models -> the config that they had, and the model that was made of it: a layer takes a millisecond.
 _twins: weakref.WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = weakref.WeakKeyDictionary()
 
@@ -131,9 +132,22 @@ def _twin(model: Any) -> Any:
     made, twin = _twins.get(model, (None, None))
     if twin is None or made != config:
         with converting(model), torch.device("meta"):
-            twin = kind(copy.deepcopy(model.config))
+            twin = kind(_of_any_dtype(model.config))
         _twins[model] = config, twin
     return twin
+
+
+def _of_any_dtype(config: Any) -> Any:
+    """A copy of a config and of those in it, whose dtypes are the default: saving leaves them as texts, which not all
+    classes read."""
+    result = copy.deepcopy(config)
+    todo = [result]
+    while todo:
+        one = todo.pop()
+        if getattr(one, "dtype", None) is not None:
+            one.dtype = None
+        todo += [value for value in vars(one).values() if isinstance(value, sys.modules[_CONFIGS].PreTrainedConfig)]
+    return result
 
 
 def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
