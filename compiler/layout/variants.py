@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from crosswalk.compiler.notation.axes import ParameterPattern, resolve
 from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import join
+from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError
 
 from .cells import ours_shape
@@ -62,7 +63,7 @@ def variants(layout: Layout, kind: ConfigType, config: Mapping[str, Any]) -> Ite
         steps += [(paths, value) for value in first.values if len(paths) > 1]
     for paths, value in steps:
         changed = _changed(layout, kind, config, paths, value)
-        if changed is not None and changed != config:
+        if changed is not None and not same_value(changed, config):
             yield changed
 
 

@@ -38,10 +38,10 @@ from crosswalk.compiler.notation.axes import (
 )
 from crosswalk.compiler.notation.templates import Choice, Hole, Template
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
-from crosswalk.runtime.plan.model import merge_axes
+from crosswalk.runtime.plan.affine import make_piece
 
 from .dims import Gone, Source, Stored, branches_of, default_dims, written_dims
-from .pieces import Tensor, TensorPiece, Unplaced, coalesced, piece_of
+from .pieces import Tensor, TensorPiece, Unplaced, coalesced
 
 __all__ = ["AxisTable", "Source", "Tensor", "TensorPiece", "lower", "ours_shape"]
 
@@ -275,8 +275,9 @@ def _match(
         inside = [atom for atom in other.strides if atom not in ours.apart]
         extents = tuple(atom_size(atom, request.lengths) for atom in inside)
         if all(extents):
-            strides = (tuple(other.strides[a] for a in inside), tuple(cell.strides[a] for a in inside))
-            piece = piece_of(ours.source.name, merge_axes(extents, *strides), cell.offset, other.offset)
+            strides = (tuple(end.strides[a] for a in inside) for end in (cell, other))
+            here, there = ((end.offset, own) for end, own in zip((cell, other), strides, strict=True))
+            piece = TensorPiece(ours.source.name, make_piece(*here, *there, extents))
             steps = {atom: cell.strides[atom] for atom in named_atoms}
             apart = {atom: other.strides.get(atom, 0) for atom in ours.apart}
             drafts.append(Unplaced(piece, steps, ours.source if apart else None, apart))

@@ -14,7 +14,17 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.algebra import with_sources
-from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, RawRegion, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan.model import (
+    Encoding,
+    Exemption,
+    Plan,
+    RawCopy,
+    RawRegion,
+    Rule,
+    TensorSpec,
+    make_plan,
+    raw_copy,
+)
 
 from .bind import Bound
 from .compare import compare_tensors
@@ -158,10 +168,11 @@ class _Parts(NamedTuple):
                 rule = numbers.setdefault(line.position, len(rules))
                 if rule == len(rules):
                     rules.append(Rule(mapping, str(line), str(line.position)))
-                for ours, extents, at, strides, their_at, their_strides in tensor.pieces:
-                    forms.append((tensor.name, ours, (extents, their_at, their_strides, at, strides, rule)))
-            for ours, theirs in group.places:
-                copies += [(theirs + name, ours + parameter, *form) for name, parameter, form in forms]
+                for parameter, piece in tensor.pieces:
+                    name, to, *form = raw_copy(tensor.name, parameter, piece, rule)
+                    forms.append((name, to, form))
+            for native, hf in group.places:
+                copies += [(hf + name, native + parameter, *form) for name, parameter, form in forms]
         lines: dict[str, int] = {}
         for copy in copies if bound.padding else ():
             lines.setdefault(copy[1], copy[-1])

@@ -41,7 +41,7 @@ def import_with_tensors(
 
 def _undecided(mapping: CompiledMapping) -> bool:
     """Whether some absent keys mean one thing or another."""
-    own = any(isinstance(rule, FieldRule) and rule.otherwise is not MISSING for rule in rules_of(mapping.root))
+    own = any(isinstance(rule, FieldRule) and rule.line.otherwise is not MISSING for rule in rules_of(mapping.root))
     parts = (part for node in nodes_of(mapping.root) if isinstance(node, PartNode) for part in node.mappings)
     return own or any(map(_undecided, parts))
 
@@ -83,7 +83,7 @@ def check_written(
     are known. Raises ``CrosswalkError`` (``export/differs``) with every field in which that is another model, the key
     that holds it, and the line that relates the two."""
     layout, kind = mapping.layout, mapping.root.type
-    rounded = any(isinstance(rule, FieldRule) and rule.rounded for rule in rules_of(mapping.root))
+    rounded = any(isinstance(rule, FieldRule) and rule.line.rounded for rule in rules_of(mapping.root))
     problems: dict[KeyPath, Diagnostic] = {}
     for dialect, config in written.items():
         where = f"config.json in the dialect `{dialect}`" if dialect else "the config.json that says so"

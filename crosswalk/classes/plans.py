@@ -13,7 +13,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.affine import Piece, make_piece, tiling_faults
 from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
-from crosswalk.runtime.plan.parts import RawRegion
+from crosswalk.runtime.plan.parts import RawRegion, raw_copy
 
 from .conversion import Relations, ignored, kept_alias, of_files, tied_patterns, to_files
 from .tracing import Moved
@@ -147,12 +147,11 @@ def _plan(
         feeding = [sources[root].dtype for root, _ in moved if root is not None]
         targets.append(TensorSpec(name, shape, _widest(name, feeding or ["F32"], dtype)))
         for root, piece in moved:
-            extents = tuple(axis[0] for axis in piece.axes)
-            here, there = (tuple(axis[k] for axis in piece.axes) for k in (1, 2))
             if root is None:
-                padded.append((name, extents, piece.here, here, 0))
+                extents, strides, _ = piece.columns
+                padded.append((name, extents, piece.here, strides, 0))
             else:
-                copies.append((root, name, extents, piece.there, there, piece.here, here, 0))
+                copies.append(raw_copy(root, name, piece, 0))
                 axes = sorted(((extent, step, 0) for extent, _, step in piece.axes), key=lambda axis: -axis[1])
                 read[root].append(Piece(piece.there, 0, tuple(axes)))
     left = {exemption.tensor for exemption in exemptions}

@@ -118,13 +118,12 @@ def pairs(tensors: list[Tensor], ours: list[Coordinate]) -> dict[str, list[Coord
     result: dict[str, list[Coordinate | None]] = {}
     for tensor in tensors:
         elements: list[Coordinate | None] = [None] * math.prod(tensor.shape)
-        for piece in tensor.pieces:
-            for index in itertools.product(*map(range, piece.extents)):
-                at = piece.theirs_offset + sum(i * s for i, s in zip(index, piece.theirs_strides, strict=True))
+        for _, piece in tensor.pieces:
+            extents, strides, others = piece.columns
+            for index in itertools.product(*map(range, extents)):
+                at = piece.there + sum(i * s for i, s in zip(index, others, strict=True))
                 assert elements[at] is None
-                elements[at] = ours[
-                    piece.ours_offset + sum(i * s for i, s in zip(index, piece.ours_strides, strict=True))
-                ]
+                elements[at] = ours[piece.here + sum(i * s for i, s in zip(index, strides, strict=True))]
         result[tensor.name] = elements
     return result
 
