@@ -109,6 +109,7 @@ def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
         raise CrosswalkError(problems)
 
 
+_CONFIGS = "transformers.configuration_utils"
 #: Live models -> the config that they had, and the model that was made of it: a layer takes a millisecond.
 _twins: weakref.WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = weakref.WeakKeyDictionary()
 
@@ -131,9 +132,22 @@ def _twin(model: Any) -> Any:
     made, twin = _twins.get(model, (None, None))
     if twin is None or made != config:
         with converting(model), torch.device("meta"):
-            twin = kind(copy.deepcopy(model.config))
+            twin = kind(_of_any_dtype(model.config))
         _twins[model] = config, twin
     return twin
+
+
+def _of_any_dtype(config: Any) -> Any:
+    """A copy of a config and of those in it, whose dtypes are the default: saving leaves them as texts, which not all
+    classes read."""
+    result = copy.deepcopy(config)
+    todo = [result]
+    while todo:
+        one = todo.pop()
+        if getattr(one, "dtype", None) is not None:
+            one.dtype = None
+        todo += [value for value in vars(one).values() if isinstance(value, sys.modules[_CONFIGS].PreTrainedConfig)]
+    return result
 
 
 def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
@@ -177,14 +191,16 @@ def read_class(
 
 
 def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
-    """Let the class compute its buffers that no file holds, where they have no memory; their names."""
-    missing = [
+    """Let the class compute its buffers that no file holds, where they have no memory, and the parameters that it does
+    not save; their names."""
+    found = [
         (f"{prefix}.{key}" if prefix else key, module, key)
         for prefix, module in live.model.named_modules()
-        for key, value in module._buffers.items()
-        if value is not None and value.is_meta
+        for key in (*module._parameters, *module._buffers)
     ]
-    if not missing:
+    missing = [one for one in found if (value := one[1]._buffers.get(one[2])) is not None and value.is_meta]
+    unsaved = [one for one in found if ignored(live.rules, "_keys_to_ignore_on_save", one[0])]
+    if not missing and not unsaved:
         return ()
     for tensor in (*live.model.parameters(), *live.model.buffers()):
         tensor._is_hf_initialized = True
@@ -192,9 +208,11 @@ def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
     where = device if device is not None else next(filled, torch.get_default_device())
     for _, module, key in missing:
         module._buffers[key] = torch.empty_like(module._buffers[key], device=where)
+    for _, module, key in unsaved:
+        module._is_hf_initialized = getattr(module, key)._is_hf_initialized = False
     with converting(live.model), torch.no_grad():
         live.model.initialize_weights()
-    return tuple(name for name, _, _ in missing)
+    return tuple(name for name, _, _ in (*missing, *unsaved))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from crosswalk.runtime.dtypes import FLOATS, cast_is_exact
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.folding import fold
-from crosswalk.runtime.plan.affine import Piece, tiling_faults
+from crosswalk.runtime.plan.affine import Piece, make_piece, tiling_faults
 from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 from crosswalk.runtime.plan.parts import RawRegion, raw_copy
 
@@ -56,6 +57,9 @@ def import_plan(
             )
             for pattern, _ in fold(surplus)
         ]
+    for name in memory:  # zeros, until the class computes it
+        if name not in made and ignored(model, "_keys_to_ignore_on_save", name):
+            made[name] = (name, _zeros(memory[name].shape))
     missing = [name for name in memory if name not in made and name not in _shaped(problems)]
     hint = "the checkpoint is of another class: build the model that its config.json names under `architectures`"
     problems += [
@@ -103,6 +107,11 @@ def export_plan(
         if alias not in written
     ]
     return _plan(model, dict(memory), relations, gone, dtype, "export")
+
+
+def _zeros(shape: Sequence[int]) -> list[Moved]:
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return [Moved(None, make_piece(0, strides, 0, (0,) * len(shape), tuple(shape)))]
 
 
 def _name(model: Any) -> str:
