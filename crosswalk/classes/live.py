@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,24 +130,37 @@ def _rules_of(model: Any, base: type) -> Any:
 
 
 def read_class(
-    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool
+    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool, once: Callable[..., Any]
 ) -> tuple[HuggingFaceCheckpoint, ClassOrigin]:
     """The checkpoint in a directory, and the way from it into the model: under the names that it has, or else without
-    what wrappers put into them. Raises ``CrosswalkError``."""
+    what wrappers put into them. ``once(same, equal, make)`` keeps what was made for the same. Raises
+    ``CrosswalkError``."""
     checkpoint = open_hugging_face(hf_dir, unwrap=False)
     if "quantization_config" in checkpoint.config:
         text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
         raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
     # A pipeline stage has names that others have not.
     aliases = {**{name: name for name in memory}, **live.aliases}
+    config = live.model.config.to_json_string(use_diff=False)
+    # What is kept with the model must not hold it.
+    same = (None if live.rules is live.model else live.rules, getattr(live.rules, "_weight_conversions", None))
+
+    def way() -> Plan:
+        files = checkpoint.tensors.specs()
+        return once(
+            same,
+            (config, files, dict(memory), aliases, allow_lossy),
+            lambda: import_plan(live.rules, files, memory, aliases, allow_lossy),
+        )
+
     try:
-        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+        plan = way()
     except CrosswalkError:
         names = set(checkpoint.tensors.tensors)
         checkpoint = open_hugging_face(hf_dir)
         if set(checkpoint.tensors.tensors) == names:
             raise
-        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+        plan = way()
     return checkpoint, ClassOrigin(checkpoint.text, checkpoint.files, plan, str(checkpoint.path))
 
 
