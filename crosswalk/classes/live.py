@@ -25,7 +25,7 @@ from crosswalk.runtime.training.parameters import Model, collect, same_memory
 from crosswalk.runtime.training.save import Output
 
 from .conversion import converting, ignored, refused
-from .plans import Aliases, export_plan, import_plan, leads_back
+from .plans import Aliases, export_plan, file_copies, import_plan, leads_back
 
 GENERATION = "generation_config.json"
 
@@ -137,6 +137,14 @@ def _twin(model: Any) -> Any:
     return twin
 
 
+def _tied(twin: Any) -> list[list[str]]:
+    """The names of the tensors of a class, those of one tied tensor together."""
+    groups: dict[str, list[str]] = {}
+    for name, first in same_memory(collect(twin)).items():
+        groups.setdefault(first, []).append(name)
+    return list(groups.values())
+
+
 def _of_any_dtype(config: Any) -> Any:
     """A copy of a config and of those in it, whose dtypes are the default: saving leaves them as texts, which not all
     classes read."""
@@ -154,11 +162,8 @@ def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
     """Raise ``CrosswalkError`` (``class/absent``) for all that the class saves and no rank has, under any of its
     names."""
     there = {*memory, *live.aliases}
-    groups: dict[str, list[str]] = {}
     twin = _twin(live.model)
-    for name, first in same_memory(collect(twin)).items():
-        groups.setdefault(first, []).append(name)
-    absent = [first for first, names in groups.items() if not there & set(names)]
+    absent = [names[0] for names in _tied(twin) if not there & set(names)]
     hint = "let one of the ranks have it: files without it are not those of the class"
     problems = [
         Diagnostic("class/absent", f"`{live.name}` has `{pattern}`, which is on no rank", None, hint)
@@ -217,9 +222,18 @@ def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ClassExported:
-    """The way from memory to files, once the parameters are known."""
+    """The way from memory to files, once the parameters are known (``memory``)."""
 
     plan: Plan
+    live: LiveClass
+    memory: Mapping[str, TensorSpec]
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """Names of tied tensors that files do not hold -> what holds them. Raises ``CrosswalkError``
+        (``publisher/ties``) where the files have other names than the class gives them."""
+        groups = [names for names in _tied(_twin(self.live.model)) if len(names) > 1]
+        return file_copies(self.live.rules, self.memory, groups, self.plan)
 
 
 class Exporting(Protocol):
@@ -264,7 +278,8 @@ class ClassExport:
         if loaded is None or not leads_back(loaded, memory):
             refuse_incomplete(self.live, memory)
             loaded = None
-        return ClassExported(export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded))
+        plan = export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded)
+        return ClassExported(plan, self.live, memory)
 
     def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         exported = self.plan(specs)
