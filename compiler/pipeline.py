@@ -256,11 +256,11 @@ def export_checkpoint(
     names = _names_to_write(mapping, dialects, options, known)
     mapping = mapping.in_dialect(names)
     allow = options.allow_lossy or (known is not None and known.lossy)
-    theirs = resized(mapping.root.type, native, lengths)
+    sized = resized(mapping.root.type, native, lengths)
     source = known.config if known is not None else None
-    remembered, same = _remembered(mapping, source, theirs)
+    remembered, same = _remembered(mapping, source, sized)
     with at(places.config):
-        written, taken = export_config(mapping, theirs, dialects, allow, remembered, source or {})
+        written, taken = export_config(mapping, sized, dialects, allow, remembered, source or {})
     if tensors is not None:
         with at(places.tensors):
             check_stored(mapping, native, tensors)
@@ -276,9 +276,9 @@ def export_checkpoint(
     final, unchanged = _config_to_write(mapping, written, plan, known, same)
     if not unchanged:
         final = without_stale_versions(mapping, final, dialects)
-        written_as = written_alone(mapping, theirs, dialects, allow, remembered, source or {}, final)
+        written_as = written_alone(mapping, sized, dialects, allow, remembered, source or {}, final)
         targets = [tensor.name for tensor in plan.targets] if tensors is not None else None
-        check_written(mapping, written_as, theirs, targets)
+        check_written(mapping, written_as, sized, targets)
     return Exported(
         mapping, native, lengths, bound, plan, final, unchanged, dialects,
         notes=tuple(dict.fromkeys((*taken.notes, *tuned))), lossy=taken.lossy,
@@ -302,10 +302,10 @@ def _names_to_write(
 def export_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The config.json of a native config alone. Raises ``CrosswalkError`` with every field that it cannot hold."""
     native, lengths, dialects, _ = _sides(mapping, config, options, None, Places())
-    theirs = resized(mapping.root.type, native, lengths)
-    written, taken = export_config(mapping, theirs, dialects, options.allow_lossy)
-    written_as = written_alone(mapping, theirs, dialects, options.allow_lossy, taken.cases, {}, written)
-    check_written(mapping, written_as, theirs, None)
+    sized = resized(mapping.root.type, native, lengths)
+    written, taken = export_config(mapping, sized, dialects, options.allow_lossy)
+    written_as = written_alone(mapping, sized, dialects, options.allow_lossy, taken.cases, {}, written)
+    check_written(mapping, written_as, sized, None)
     return written
 
 

@@ -235,8 +235,8 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
         roots = sorted(layout.roots().values())
         hint = did_you_mean(str(root), roots) or f"there are {', '.join(roots)}"
         raise fail("native/root", f"layout `{layout.name}` has no type `{root}`", None, hint)
-    if theirs := _hugging_face(config, kind):
-        text = f"this is a config of Hugging Face ({theirs}), not one of layout `{layout.name}`"
+    if said := _hugging_face(config, kind):
+        text = f"this is a config of Hugging Face ({said}), not one of layout `{layout.name}`"
         raise fail("native/hugging-face", text, None, "crosswalk.import_config(config) makes the native one")
     if not isinstance(config, Mapping):
         raise fail("native/type", f"a config must be an object, it is {shown(config)}")

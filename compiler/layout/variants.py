@@ -17,7 +17,7 @@ from crosswalk.compiler.notation.templates import join
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError
 
-from .cells import ours_shape
+from .cells import native_shape
 from .model import ConfigType, Field, Layout
 from .modules import AxisSizes, parameters, walk
 from .scope import Scope, normalize
@@ -91,7 +91,7 @@ def shapes(root: Scope) -> dict[str, tuple[int, ...]]:
         if scope not in known:
             sizes = AxisSizes(scope)
             known[scope] = [
-                (name, ours_shape(present.pattern, sizes))
+                (name, native_shape(present.pattern, sizes))
                 for present in parameters(scope)
                 if present.parameter.same_as is None
                 for name in present.names(sizes)

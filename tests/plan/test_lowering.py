@@ -12,7 +12,7 @@ import torch
 
 from crosswalk.compiler.notation.axes import bias_of, parse_dims, parse_parameter, resolve
 from crosswalk.compiler.notation.templates import Template
-from crosswalk.compiler.tensors.lower import Source, Tensor, TensorPiece, lower, ours_shape
+from crosswalk.compiler.tensors.lower import Source, Tensor, TensorPiece, lower, native_shape
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.plan.affine import Piece
 
@@ -61,7 +61,7 @@ def values(ours: Mapping[str, str]) -> Tensors:
     """Our parameters, with a different number in every element."""
     result, start = {}, 0
     for name, pattern in ours.items():
-        shape = ours_shape(parse_parameter(pattern), SIZES)
+        shape = native_shape(parse_parameter(pattern), SIZES)
         result[name] = torch.arange(start, start + math.prod(shape)).reshape(shape)
         start += math.prod(shape)
     return result
@@ -119,7 +119,7 @@ def test_absent_branches_take_no_room() -> None:
     for template, dims in [("{gate|up}_proj", None), ("up_proj", "([gate|up] intermediate) hidden")]:
         (tensor,) = lower(Template.parse(template), [Source("w", pattern)], SIZES, parse_dims(dims) if dims else None)
         assert tensor == Tensor("up_proj", (INNER, HIDDEN), (run(INNER * HIDDEN),))
-    assert ours_shape(pattern, SIZES) == (INNER, HIDDEN)
+    assert native_shape(pattern, SIZES) == (INNER, HIDDEN)
     shared = resolve(parse_parameter(KEY_VALUE), lambda condition: condition != "not shared_key_value")
     (tensor,) = lower(Template.parse("{k|v}_proj"), [Source("kv", shared)], SIZES)
     assert (tensor.name, tensor.shape) == ("k_proj", (G * DIM, HIDDEN))
@@ -335,8 +335,8 @@ def test_a_missing_axis_shows_both_sides() -> None:
     (found,) = problems("gate_up", {"w": MOE_1}, "expert ([gate|up] intermediate)", position=position)
     assert str(found) == (
         "m.yaml:71:69: error: `gate_up`: axis `hidden` of `w` is missing\n"
-        "  ours:   (expert [gate if gated | up] intermediate) <- hidden  size (9 * 2 * 13) x 11\n"
-        "  theirs: expert ([gate|up] intermediate) [axes/missing]\n"
+        "  native: (expert [gate if gated | up] intermediate) <- hidden  size (9 * 2 * 13) x 11\n"
+        "  hf:     expert ([gate|up] intermediate) [axes/missing]\n"
         "  hint: add `hidden` to the axes, or {hidden} to the name"
     )
 
@@ -397,4 +397,4 @@ def test_all_mistakes_are_reported_at_once() -> None:
 
 def test_an_axis_made_of_itself() -> None:
     with pytest.raises(CrosswalkError, match=r"axis `a` is made of itself: a -> b -> a.*\[axes/circular\]"):
-        ours_shape(parse_parameter("a"), {"a": ("b", "c"), "b": ("a",), "c": 3})
+        native_shape(parse_parameter("a"), {"a": ("b", "c"), "b": ("a",), "c": 3})

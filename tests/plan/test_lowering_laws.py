@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from crosswalk.compiler.notation.axes import parse_dims, parse_parameter
 from crosswalk.compiler.notation.templates import Template
-from crosswalk.compiler.tensors.lower import Source, Tensor, lower, ours_shape
+from crosswalk.compiler.tensors.lower import Source, Tensor, lower, native_shape
 
 ATOMS = {"a": 2, "b": 3, "c": 4, "d": 1, "e": 3, "f": 2}
 COMPOSITES: dict[str, tuple[str, ...]] = {"ab": ("a", "b"), "ef": ("e", "f"), "abc": ("ab", "c")}
@@ -132,7 +132,7 @@ def pairs(tensors: list[Tensor], ours: list[Coordinate]) -> dict[str, list[Coord
 def test_every_element_goes_where_its_coordinates_say(case: Case) -> None:
     layout = parse_parameter(text(case.layout))
     ours = coordinates(case.layout)
-    assert math.prod(ours_shape(layout, case.sizes)) == len(ours)
+    assert math.prod(native_shape(layout, case.sizes)) == len(ours)
     dims = parse_dims(text(case.dims, bare=True)) if case.dims else ()
     found = pairs(lower(Template.parse(case.template), [Source("p", layout)], case.sizes, dims), ours)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import crosswalk
-from crosswalk.compiler.layout.cells import AxisTable, ours_shape
+from crosswalk.compiler.layout.cells import AxisTable, native_shape
 from crosswalk.compiler.layout.model import load_layout
 from crosswalk.compiler.layout.named_axes import axis_size, stacked
 from crosswalk.compiler.layout.natives import natives_of
@@ -64,7 +64,7 @@ def test_the_copies_are_those_of_the_stack(
 ) -> None:
     of_each = parse_parameter(pattern)
     whole = stacked(of_each, axes)
-    shape = ours_shape(whole, SIZES)
+    shape = native_shape(whole, SIZES)
     stack = torch.arange(math.prod(shape)).reshape(shape)
     written = parse_dims(dims) if dims else None
     expected = run(lower(Template.parse(template), [Source("w", whole)], SIZES, written), {"w": stack})
