@@ -40,7 +40,8 @@ def _schema(name: str) -> Mapping[str, Any]:
 
 class Catalog:
     """The mappings and layouts of some folders. ``texts`` gives files by name that are not on disk (for editors and
-    tests); they come first. ``stored`` is what was read of these very folders before, by one that can be relied on.
+    tests); they come first. ``stored`` is what was read of these very folders before, all of it or the shipped part, by
+    one that can be relied on.
     ``inverses``: whether it is shown that `read` and `write` undo each other, which takes half of the time."""
 
     def __init__(
@@ -73,7 +74,12 @@ class Catalog:
     def _files(self) -> set[str]:
         if self.stored:
             return {*self.stored.documents}
-        return {name for folder in self.folders for name in (self._compiled_folder(folder) or sources(folder))}
+        return self.own() | sources(self.folders[-1]).keys()
+
+    def own(self) -> set[str]:
+        """Every mapping and layout (``layouts/NAME``) of the folders that are not the shipped one."""
+        folders = self.folders[:-1]
+        return {name for folder in folders for name in (self._compiled_folder(folder) or sources(folder))}
 
     def listed(self, name: str) -> Listed:
         """What is known of a mapping without compiling it."""
@@ -117,8 +123,9 @@ class Catalog:
                 raise fail("mapping/layout", f"mapping `{name}` names no layout", mapping.position, "add `layout:`")
             layout = self.layout(mapping.layout, mapping.place("layout"))
             compiled = self._compiled[name] = expand(mapping, layout, self.compiled, self.inverses)
-            for dialect in () if self.stored else compiled.spelled:  # what is stored was compiled once
-                compiled.in_dialect(dialect)
+            if not (self.stored and name in self.stored.index):  # what is stored was compiled once
+                for dialect in compiled.spelled:
+                    compiled.in_dialect(dialect)
         return self._compiled[name]
 
     def layout(self, name: str, at: Position | None = None) -> Layout:

@@ -9,6 +9,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,31 @@ from .catalog_text import FILE, MAX_BYTES, VERSION, Catalogued, encode, from_tex
 def build(folders: Iterable[Folder], names: Iterable[str] | None = None) -> Catalogued:
     """Compile ``names``, by default all there are, and what they need. Raises ``CrosswalkError`` with every problem of
     every mapping."""
-    places = (*folders, shipped())
-    catalog = Catalog(places[:-1])
+    catalog = Catalog(folders)
+    wanted = catalog.names() if names is None else names
+    return _made(catalog, wanted, catalog.layout_names() if names is None else (), Catalogued("", {}, {}, {}))
+
+
+def _build_own(folders: tuple[Folder, ...], shipped: Catalogued) -> Catalogued:
+    """The same as ``build`` of all, without reading again what is ``shipped``, nor compiling it again if none of it is
+    replaced."""
+    own = Catalog(folders).own()
+    kept = {name: (len(folders), file, tree) for name, (_, file, tree) in shipped.documents.items() if name not in own}
+    wanted = own
+    known = replace(shipped, documents=kept)
+    if len(kept) < len(shipped.documents):  # any of the others may need what is replaced
+        wanted = own | kept.keys()
+        known = replace(known, index={})
+    layouts = {name for name in wanted if "/" in name}
+    short = sorted(name.removeprefix("layouts/") for name in layouts)
+    return _made(Catalog(folders, stored=known), sorted(wanted - layouts), short, known)
+
+
+def _made(catalog: Catalog, names: Iterable[str], layouts: Iterable[str], known: Catalogued) -> Catalogued:
+    """What is ``known`` already, with these mappings and layouts and all that they need."""
     problems: list[Diagnostic] = []
     with recording() as texts:
-        for name in catalog.names() if names is None else names:
+        for name in names:
             try:
                 if not catalog.mapping(name).abstract:
                     catalog.compiled(name)
@@ -37,17 +58,21 @@ def build(folders: Iterable[Folder], names: Iterable[str] | None = None) -> Cata
                 problems += error.diagnostics
         if problems:
             raise CrosswalkError(dict.fromkeys(problems))
-        for name in catalog.layout_names() if names is None else ():
+        for name in layouts:
             catalog.layout(name)
         for layout in catalog.layouts():
             for text in _later(layout):
                 compile_expression(text)
-    documents = {}
+    documents = {**known.documents}
     for name, document in catalog.documents().items():
-        number, file = _place(document.position.file, name, places)
-        documents[name] = (number, file, encode(document))
-    index = {name: catalog.listed(name) for name in sorted(documents) if not name.startswith("layouts/")}
-    return Catalogued(digest(places), index, {text: tree_of(text) for text in texts}, documents)
+        if name not in documents:
+            number, file = _place(document.position.file, name, catalog.folders)
+            documents[name] = (number, file, encode(document))
+    index = {name: catalog.listed(name) for name in sorted(documents) if "/" not in name}
+    trees = {text: known.expressions.get(text) or tree_of(text) for text in texts}
+    if known.index:
+        trees = {**known.expressions, **trees}
+    return Catalogued(digest(catalog.folders), index, trees, documents)
 
 
 def _later(layout: Layout) -> Iterator[str]:
@@ -88,7 +113,8 @@ def stored(folders: tuple[Folder, ...]) -> Catalogued | None:
     with contextlib.suppress(OSError, CrosswalkError):
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(cache.parent, os.W_OK):
-            made = build(folders)
+            known = stored(()) if folders else None
+            made = _build_own(folders, known) if known else build(folders)
             _replace(cache, to_text(made))
             return made
     return None

@@ -136,7 +136,7 @@ def term_size(term: Term, sizes: AxisTable) -> int:
     return 1
 
 
-def ours_shape(pattern: ParameterPattern, sizes: AxisTable) -> tuple[int, ...]:
+def native_shape(pattern: ParameterPattern, sizes: AxisTable) -> tuple[int, ...]:
     """The shape of a parameter as the layout stores it, one entry per dimension of its (resolved) pattern.
 
     Raises ``CrosswalkError`` (``axes/unknown-axis``, ``axes/circular``)."""

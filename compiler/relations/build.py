@@ -216,7 +216,7 @@ class Builder:
             node = node and Nullable(place.ours, at, declared.nullable, line.default, node, line.position)
         elif claim is not None and isinstance(line, Fact):
             if line.value is None and declared.nullable:
-                rules.append(OursFact(place.ours, None, declared, claim.scope, line.position))
+                rules.append(OursFact(line, place.ours, declared, claim.scope))
                 return
             try:
                 kind = named_type(self.layout, declared, line)

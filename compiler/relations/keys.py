@@ -63,17 +63,6 @@ def layer_index(key: Any) -> int | None:
     return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else None
 
 
-def same_number(left: Any, right: Any) -> bool:
-    """Equality of JSON values in which 1 and 1.0 are the same number, true and 1 are not, and NaN is itself."""
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(same_number(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        return len(left) == len(right) and all(map(same_number, left, right))
-    return isinstance(left, bool) == isinstance(right, bool) and bool(
-        left == right or (left != left and right != right)
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """What absent keys mean, by path. ``nulls``: those of which a null means that they are absent; of others it is a

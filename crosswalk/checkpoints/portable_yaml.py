@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from crosswalk.compiler.text.positioned import Map, Seq, shorten
-from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.compiler.text.positioned import Map, Seq
+from crosswalk.runtime.errors import CrosswalkError, Position, fail, shorten
 
 MAX_DEPTH = 40
 _LOADER: Any = getattr(yaml, "CLoader", yaml.Loader)  # only its parser is used, which makes no objects

@@ -63,7 +63,7 @@ def show_plan(prepared: Prepared, workers: int | None, verbose: bool = False) ->
     threads = workers or min(4, os.cpu_count() or 1)
     show_report(Report.of(prepared))
     echo((f" {'memory':<11}{bytes_text(peak_memory(threads))} with {threads} workers, whatever the model", ""))
-    echo(plan_lines(prepared.plan, prepared.to == "hf", list(prepared.bound.ours), verbose))
+    echo(plan_lines(prepared.plan, prepared.to == "hf", list(prepared.bound.native), verbose))
     if verbose:
         show_native_config(prepared)
 

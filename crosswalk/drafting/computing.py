@@ -99,8 +99,8 @@ def _changes(fitting: Fitting, draft: Draft, fit: Fit, words: Words) -> Iterator
         source = fit.compiled.source.sections.get(section)
         if source is not None and {str(line.theirs) for line in source.tensors}.issuperset(lines):
             changed = draft.copy()
-            for theirs, right in lines.items():
-                changed.put(section, "tensors", theirs, right, "as the class computes it")
+            for hf, right in lines.items():
+                changed.put(section, "tensors", hf, right, "as the class computes it")
             drafts.append(changed)
     for changed in drafts:
         found = fitting.of(changed)

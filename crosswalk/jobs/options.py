@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from crosswalk.compiler.pipeline import PlanOptions, Sizes
-from crosswalk.compiler.text.positioned import shorten
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
 
 DEFAULT_SHARD = 5_000_000_000
 

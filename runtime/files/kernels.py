@@ -15,9 +15,9 @@ import time
 import torch
 
 from crosswalk.runtime.dtypes import size_of, torch_dtype
+from crosswalk.runtime.plan.affine import Piece
 
 from .rearranging import SHORTEST, transposed_plane
-from .tasks import TaskPiece
 
 #: Bytes of a tile, at least, and of a line of the cache.
 _TILE, _LINE = 1 << 20, 64
@@ -26,12 +26,14 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _local = threading.local()
 
 
-def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: TaskPiece) -> None:
-    """Copy the elements of a piece between two ``uint8`` buffers, which are longer than they have to be."""
+def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
+    """Copy the elements of a piece, ``there`` in the source and ``here`` in the target, between two ``uint8`` buffers,
+    which may be longer than they have to be."""
     cast = target_dtype != source_dtype
     reading, writing = elements(source, source_dtype, not cast), elements(target, target_dtype, not cast)
-    reading = reading.as_strided(piece.extents, piece.source_strides, reading.storage_offset() + piece.source_offset)
-    writing = writing.as_strided(piece.extents, piece.strides, writing.storage_offset() + piece.offset)
+    extents, strides, others = piece.columns
+    reading = reading.as_strided(extents, others, reading.storage_offset() + piece.there)
+    writing = writing.as_strided(extents, strides, writing.storage_offset() + piece.here)
     if cast:
         writing.copy_(reading)
     else:
@@ -52,9 +54,7 @@ def copy_integers(reading: torch.Tensor, writing: torch.Tensor) -> None:
         transpose(reading[index], writing[index])
 
 
-def move_between(
-    source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: TaskPiece
-) -> None:
+def move_between(source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: Piece) -> None:
     """The same between two buffers of bytes."""
     reading, writing = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (source, target))
     move(reading, source_dtype, writing, target_dtype, piece)

@@ -18,7 +18,6 @@ from crosswalk.runtime.errors import fail
 
 from . import algebra, blockwise
 from . import text as plan_json
-from .affine import merge_axes
 from .parts import (
     Copy,
     Encoding,
@@ -29,6 +28,7 @@ from .parts import (
     Region,
     Rule,
     TensorSpec,
+    raw_copy,
 )
 from .proof import prove
 from .verdict import Verdict
@@ -44,7 +44,7 @@ __all__ = [
     "Rule",
     "TensorSpec",
     "make_plan",
-    "merge_axes",
+    "raw_copy",
 ]
 
 
