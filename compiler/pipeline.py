@@ -32,7 +32,7 @@ from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
 from .tensors.compare import check_stored
 from .tensors.encoded import Read, read_encodings
-from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
+from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect, written_in
 from .tensors.read_config import check_written, import_with_tensors, written_alone
 
 #: Axis -> a number: a multiple to pad to, or a size.
@@ -114,7 +114,7 @@ class Exported:
     """The way to Hugging Face. ``native``: complete, as it is; ``lengths``: the sizes there of axes that are cut;
     ``config``: the config.json that belongs to it, ``unchanged`` if it is that of the origin; ``notes``: what a user
     should know; ``lossy``: what is inexact, and why; ``defaults``: key -> what the class takes for it, of what is lost
-    without an origin."""
+    without an origin; ``copies``: names of tied tensors that files do not hold -> what holds them."""
 
     mapping: CompiledMapping
     native: Mapping[str, Any]
@@ -127,6 +127,7 @@ class Exported:
     notes: tuple[str, ...]
     lossy: tuple[str, ...]
     defaults: Mapping[str, Any]
+    copies: Mapping[str, str]
 
 
 def import_checkpoint(
@@ -282,6 +283,7 @@ def export_checkpoint(
         mapping, native, lengths, bound, plan, final, unchanged, dialects,
         notes=tuple(dict.fromkeys((*taken.notes, *tuned))), lossy=taken.lossy,
         defaults=left_to_the_class(mapping, final) if known is None else {},
+        copies=written_in(bound, names).duplicates,
     )  # fmt: skip
 
 

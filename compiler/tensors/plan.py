@@ -136,8 +136,7 @@ def plan_export(
 ) -> Plan:
     """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``files``: as ``check_stored``
     found them right; ``tensor_dialect``: names as that dialect writes them."""
-    if tensor_dialect is not None:
-        bound = bound.renamed([(new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors])
+    bound = written_in(bound, tensor_dialect)
     if files is None:
         sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.native.items()]
     else:
@@ -147,6 +146,13 @@ def plan_export(
     targets = _targets(bound.hf.items(), copies, sources, dtype, default_dtype, protect)
     metadata = _metadata(bound, "export", files is None)
     return make_plan(sources, targets, copies, parts.rules, (), metadata, (), parts.padding)
+
+
+def written_in(bound: Bound, tensor_dialect: str | None) -> Bound:
+    """The same with the names that a dialect writes."""
+    if tensor_dialect is None:
+        return bound
+    return bound.renamed([(new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors])
 
 
 class _Parts(NamedTuple):

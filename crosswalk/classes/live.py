@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from crosswalk.runtime.training.parameters import Model, collect, same_memory
 from crosswalk.runtime.training.save import Output
 
 from .conversion import converting, ignored, refused
-from .plans import Aliases, export_plan, import_plan, leads_back
+from .plans import Aliases, export_plan, file_copies, import_plan, leads_back
 
 GENERATION = "generation_config.json"
 
@@ -138,6 +138,14 @@ def _twin(model: Any) -> Any:
     return twin
 
 
+def _tied(twin: Any) -> list[list[str]]:
+    """The names of the tensors of a class, those of one tied tensor together."""
+    groups: dict[str, list[str]] = {}
+    for name, first in same_memory(collect(twin)).items():
+        groups.setdefault(first, []).append(name)
+    return list(groups.values())
+
+
 def _of_any_dtype(config: Any) -> Any:
     """A copy of a config and of those in it, whose dtypes are the default: saving leaves them as texts, which not all
     classes read."""
@@ -155,11 +163,8 @@ def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
     """Raise ``CrosswalkError`` (``class/absent``) for all that the class saves and no rank has, under any of its
     names."""
     there = {*memory, *live.aliases}
-    groups: dict[str, list[str]] = {}
     twin = _twin(live.model)
-    for name, first in same_memory(collect(twin)).items():
-        groups.setdefault(first, []).append(name)
-    absent = [first for first, names in groups.items() if not there & set(names)]
+    absent = [names[0] for names in _tied(twin) if not there & set(names)]
     hint = "let one of the ranks have it: files without it are not those of the class"
     problems = [
         Diagnostic("class/absent", f"`{live.name}` has `{pattern}`, which is on no rank", None, hint)
@@ -170,24 +175,37 @@ def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
 
 
 def read_class(
-    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool
+    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool, once: Callable[..., Any]
 ) -> tuple[HuggingFaceCheckpoint, ClassOrigin]:
     """The checkpoint in a directory, and the way from it into the model: under the names that it has, or else without
-    what wrappers put into them. Raises ``CrosswalkError``."""
+    what wrappers put into them. ``once(same, equal, make)`` keeps what was made for the same. Raises
+    ``CrosswalkError``."""
     checkpoint = open_hugging_face(hf_dir, unwrap=False)
     if "quantization_config" in checkpoint.config:
         text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
         raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
     # A pipeline stage has names that others have not.
     aliases = {**{name: name for name in memory}, **live.aliases}
+    config = live.model.config.to_json_string(use_diff=False)
+    # What is kept with the model must not hold it.
+    same = (None if live.rules is live.model else live.rules, getattr(live.rules, "_weight_conversions", None))
+
+    def way() -> Plan:
+        files = checkpoint.tensors.specs()
+        return once(
+            same,
+            (config, files, dict(memory), aliases, allow_lossy),
+            lambda: import_plan(live.rules, files, memory, aliases, allow_lossy),
+        )
+
     try:
-        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+        plan = way()
     except CrosswalkError:
         names = set(checkpoint.tensors.tensors)
         checkpoint = open_hugging_face(hf_dir)
         if set(checkpoint.tensors.tensors) == names:
             raise
-        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+        plan = way()
     return checkpoint, ClassOrigin(checkpoint.text, checkpoint.files, plan, str(checkpoint.path))
 
 
@@ -218,9 +236,18 @@ def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ClassExported:
-    """The way from memory to files, once the parameters are known."""
+    """The way from memory to files, once the parameters are known (``memory``)."""
 
     plan: Plan
+    live: LiveClass
+    memory: Mapping[str, TensorSpec]
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """Names of tied tensors that files do not hold -> what holds them. Raises ``CrosswalkError``
+        (``publisher/ties``) where the files have other names than the class gives them."""
+        groups = [names for names in _tied(_twin(self.live.model)) if len(names) > 1]
+        return file_copies(self.live.rules, self.memory, groups, self.plan)
 
 
 class Exporting(Protocol):
@@ -266,7 +293,8 @@ class ClassExport:
         if loaded is None or not leads_back(loaded, memory):
             refuse_incomplete(self.live, memory)
             loaded = None
-        return ClassExported(export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded))
+        plan = export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded)
+        return ClassExported(plan, self.live, memory)
 
     def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         exported = self.plan(specs)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from crosswalk.runtime.dtypes import FLOATS, cast_is_exact
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.affine import Piece, make_piece, tiling_faults
 from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
@@ -107,6 +107,32 @@ def export_plan(
         if alias not in written
     ]
     return _plan(model, dict(memory), relations, gone, dtype, "export")
+
+
+def file_copies(
+    model: Any, memory: Mapping[str, TensorSpec], groups: Sequence[Sequence[str]], plan: Plan
+) -> dict[str, str]:
+    """Under which names the class would save tied tensors that it saves once (``groups``: the names in memory of each)
+    -> what the ``plan`` writes for them. Raises ``CrosswalkError`` (``publisher/ties``) for what it writes under other
+    names."""
+    own: dict[str, str] = {}
+    for names in groups:
+        there = [name for name in names if name in memory]
+        own |= {name: there[0] for name in names if len(there) == 1}
+    relations = to_files(model, [dataclasses.replace(memory[of], name=name) for name, of in own.items()])
+    made: dict[Any, list[str]] = defaultdict(list)
+    for file, (_, moved) in relations.items():
+        made[repr([(own[root] if root is not None else None, piece) for root, piece in moved])].append(file)
+    result: dict[str, str] = {}
+    for files in made.values():
+        written = [file for file in files if file in plan.target_index]
+        if len(files) > 1 and not written:
+            text = f"`{_name(model)}` saves a tied tensor as {' or '.join(f'`{one}`' for one in files)}"
+            raise fail(
+                "publisher/ties", f"{text}, and the files have neither", None, "ties='once' sends what they have"
+            )
+        result |= {file: written[0] for file in files if file not in written}
+    return result
 
 
 def _zeros(shape: Sequence[int]) -> list[Moved]:

@@ -65,7 +65,7 @@ class Publisher:
     it. Values are read when a bucket is made; some tensors are views of parameters.
 
     ``only``: the targets that are published; ``elsewhere``: what other ranks have, which may be absent here; ``doing``:
-    what messages call it.
+    what messages call it; ``proved``: the plan whose proof counts, if it is another (:func:`.order.doubled`).
 
     Raises ``CrosswalkError``, on every rank, for what any of them finds when it is made; and (``publisher/stale``) when
     it is used and the model has become another one. Memory that has moved is followed.
@@ -81,12 +81,13 @@ class Publisher:
         elsewhere: Mapping[str, TensorSpec] | None = None,
         only: Collection[str] | None = None,
         doing: str = "publish",
+        proved: Plan | None = None,
     ) -> None:
         self.plan, self.team, self._group, self._doing = plan, team, group, doing
         with team.step(f"checking the model to {doing}") as step:
             step.agree |= {"bucket_bytes": bucket_bytes, "plan": plan.digest, "metadata": plan.metadata}
             step.agree |= {"only": sorted(only) if only is not None else None}
-            problems = plan.verify().problems
+            problems = (proved or plan).verify().problems
             if problems:
                 raise CrosswalkError(problems)
             self.current = Current(model, plan.sources, elsewhere)
