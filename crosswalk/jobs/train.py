@@ -361,8 +361,7 @@ class Export:
     def output(self, exported: Exported) -> Output:
         """The files: config.json, and what is carried. Raises ``CrosswalkError`` if the format needs model files."""
         source, origin, written = exported.mapping.source, self.origin, self.written
-        carried: dict[str, Path] = {}
-        text = config_bytes(exported.config)
+        carried, text = dict[str, Path](), config_bytes(exported.config)
         if origin is not None:
             carried = files_to_write(source, origin.files, None, Path(origin.name))
             text = origin.text.encode() if exported.unchanged else text
