@@ -18,7 +18,7 @@ from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.build import Builder
 from crosswalk.compiler.relations.check_config import check_config
 from crosswalk.compiler.relations.keys import Defaults
-from crosswalk.compiler.relations.rules import OTHER_FORMAT
+from crosswalk.compiler.relations.lines import header_fact
 from crosswalk.compiler.relations.tree import (
     Carried,
     CaseNode,
@@ -98,11 +98,9 @@ def _architecture(mapping: MappingFile) -> tuple[TheirsFact, ...]:
     """What the header says of config.json itself."""
     facts = []
     if mapping.architecture:
-        at = mapping.place("architecture")
-        facts.append(TheirsFact(("architectures",), ([mapping.architecture],), True, MISSING, at, OTHER_FORMAT))
+        facts.append(header_fact(mapping, "architectures", "architecture", ([mapping.architecture],)))
     if mapping.auto_map:
-        at = mapping.place("auto_map")
-        facts.append(TheirsFact(("auto_map",), (dict(mapping.auto_map),), True, MISSING, at, OTHER_FORMAT))
+        facts.append(header_fact(mapping, "auto_map", "auto_map", (dict(mapping.auto_map),)))
     return tuple(facts)
 
 
@@ -111,8 +109,8 @@ def _defaults(root: OneOf) -> Defaults:
     be null; it means absent where it is one of neither, or tells kinds, cases or a number of layers."""
     result: dict[KeyPath, Any] = {}
     for rule in rules_of(root):
-        if isinstance(rule, (FieldRule, TheirsFact, Carried)) and rule.default is not MISSING:
-            result.setdefault(rule.theirs, rule.default)
+        if isinstance(rule, (FieldRule, TheirsFact, Carried)) and rule.line.default is not MISSING:
+            result.setdefault(rule.theirs, rule.line.default)
     for node in nodes_of(root):
         if isinstance(node, CaseNode) and node.default is not MISSING:
             result.setdefault(node.key, node.default)

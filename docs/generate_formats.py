@@ -224,8 +224,8 @@ def _tables(mapping: CompiledMapping) -> tuple[Table, Table, Table, dict[str, li
             elif isinstance(rule, OursFact):
                 _add(fields, (title, f"`{_dotted(rule.ours)}`", _value(rule.value)), where)
             elif isinstance(rule, CheckRule):
-                what = rule.message if rule.severity == "error" else f"a note: {rule.message}"
-                _add(checks, (title, f"`{rule.expression.text}`", what), where)
+                what = rule.line.message if rule.line.severity == "error" else f"a note: {rule.line.message}"
+                _add(checks, (title, f"`{rule.line.expression.text}`", what), where)
             elif rule.theirs != ("model_type",) and not (isinstance(rule, Carried) and rule.theirs in common):
                 _add(keys, _key(rule), where)
         for row in _of_tensors(node) if isinstance(node, Struct) else ():
@@ -286,27 +286,27 @@ def _title(node: Node) -> str:
 
 def _key(rule: Rule) -> Row:
     match rule:
-        case FieldRule():
-            absent = "null" if rule.default is None else "error" if rule.default is MISSING else _value(rule.default)
-            if rule.otherwise is not MISSING:
-                absent += f", or {_value(rule.otherwise)} if the tensors say so"
-            export = "always" if rule.omit is MISSING else f"unless {_value(rule.omit)}"
-            export = _value(rule.write_as) if rule.write_as is not None else export
-            hold = ["not null"] if rule.required else []
-            hold += [f"{_value(value)} is as if absent" for value in rule.unset]
-            hold += [f"also as `{_dotted(alias)}`" for alias in rule.alias]
+        case FieldRule(line=line):
+            absent = "null" if line.default is None else "error" if line.default is MISSING else _value(line.default)
+            if line.otherwise is not MISSING:
+                absent += f", or {_value(line.otherwise)} if the tensors say so"
+            export = "always" if line.omit is MISSING else f"unless {_value(line.omit)}"
+            export = _value(line.write) if line.write is not None else export
+            hold = ["not null"] if line.required else []
+            hold += [f"{_value(value)} is as if absent" for value in line.unset]
+            hold += [f"also as `{_dotted(alias)}`" for alias in rule.places()[1:]]
             if rule.table:
                 hold.append(f"a name of [{rule.field.of}](#names)")
             return f"`{_dotted(rule.theirs)}`", f"`{_dotted(rule.ours)}`", absent, export, "; ".join(hold)
-        case TheirsFact():
-            allowed = " or ".join(_value(value) for value in rule.values)
-            absent = "allowed" if rule.default is MISSING else _value(rule.default)
-            must = f"must be {allowed}" + (f": {rule.why}" if rule.why else "")
-            return f"`{_dotted(rule.theirs)}`", "", absent, "always" if rule.written else "never", must
-        case Carried():
-            absent = "" if rule.default is MISSING else _value(rule.default)
-            export = _value(rule.write_as) if rule.write_as is not None else "as it was" if rule.kept else "never"
-            hold = f"must be {' or '.join(map(_value, rule.only))}: no {rule.feature}" if rule.only else "carried along"
+        case TheirsFact(line=line):
+            allowed = " or ".join(_value(value) for value in line.values)
+            absent = "allowed" if line.default is MISSING else _value(line.default)
+            must = f"must be {allowed}" + (f": {line.why}" if line.why else "")
+            return f"`{_dotted(rule.theirs)}`", "", absent, "always" if line.kind == "const" else "never", must
+        case Carried(line=line):
+            absent = "" if line.default is MISSING else _value(line.default)
+            export = _value(line.write) if line.write is not None else "as it was" if rule.kept else "never"
+            hold = f"must be {' or '.join(map(_value, line.values))}: no {line.why}" if line.values else "carried along"
             return f"`{_dotted(rule.theirs)}`", "", absent, export, hold if rule.kept else ""
     raise AssertionError(rule)
 

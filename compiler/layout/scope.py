@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.compiler.text.positioned import did_you_mean, shorten
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shorten, shown
 
 from .model import MISSING, ConfigType, Field, Layout
 from .values import misfit, widened
@@ -58,17 +58,12 @@ class Scope:
         self.root: Scope = parent.root if parent else self
 
     def raw(self, name: str) -> Any:
-        """The stored value of a field, or its default; MISSING if it has neither."""
-        if (*self.path, name) in self.pending:
+        """The stored value of a field, or its default; MISSING if it has neither. Raises ``Unresolved`` for an
+        argument that is not known yet."""
+        if self.pending and (*self.path, name) in self.pending:
             raise Unresolved(".".join((*self.path, name)))
         value = self.config.get(name, MISSING)
-        if value is MISSING:
-            value = self.kind.fields[name].default
-            if value is MISSING and self.kind.fields[name].kind == "type":
-                value = {}
-            elif value is MISSING and self.kind.fields[name].nullable:
-                value = None
-        return value
+        return _default(self.kind.fields[name]) if value is MISSING else value
 
     def field(self, name: str) -> Any:
         """The effective value of a field; a :class:`Scope` for a sub-config."""
@@ -86,7 +81,9 @@ class Scope:
         value = self.raw(name)
         kind = config_type(self.layout, declared, value)
         arguments = {
-            key: functools.partial(self.evaluate, e) for key, e in declared.arguments.items() if key in kind.takes
+            key: functools.partial(self.evaluate, e)
+            for key, e in (declared.arguments.items() if kind.takes else ())
+            if key in kind.takes
         }
         body = value if isinstance(value, Mapping) else {}
         return Scope(self.layout, kind, body, self, (*self.path, name), arguments)
@@ -99,7 +96,8 @@ class Scope:
         return Scope(self.layout, kind, value, self, (*self.path, name, key))
 
     def resolve(self, path: KeyPath) -> Any:
-        """The value of a dotted name in an expression: a field, an argument, an axis, or ``root.`` and one of those."""
+        """The value of a dotted name in an expression: a field, an argument, an axis, or ``root.`` and one of those.
+        Raises ``CrosswalkError`` for one that there is not."""
         if path[0] == "root":
             return self.root.resolve(path[1:]) if len(path) > 1 else self.root
         head: Any
@@ -117,7 +115,7 @@ class Scope:
             elif head is None:
                 return None
             else:
-                raise fail("layout/name", f"`{'.'.join(path)}`: there is no `{name}` in {head!r}")
+                raise fail("layout/name", f"`{'.'.join(path)}`: there is no `{name}` in {shown(head)}")
         return simple(head)
 
     def evaluate(self, expression: Expression) -> Any:
@@ -140,7 +138,7 @@ class Scope:
 
     def axis_entry(self, name: str, lengths: Mapping[str, int] = MappingProxyType({})) -> int | tuple[str, ...]:
         """An axis as the lowering wants it: its size, or the axes that it is made of. ``lengths``: axes of the root
-        that have other sizes than its config says."""
+        that have other sizes than its config says. Raises ``CrosswalkError`` for an axis that there is not."""
         if name in self.axis_names and self.parent is not None:
             return self.parent.axis_entry(self.axis_names[name], lengths)
         if self.parent is None and name in lengths:
@@ -155,7 +153,7 @@ class Scope:
         if isinstance(value, Expression):
             size = ASSUMED if self.assumes else value.evaluate(self.resolve)
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-                raise fail("layout/axis", f"axis `{name}` = `{value.text}` is {size!r}, not a size")
+                raise fail("layout/axis", f"axis `{name}` = `{value.text}` is {shown(size)}, not a size")
             return size
         return value
 
@@ -201,6 +199,13 @@ class Scope:
                     yield from self.entry(name, key).walk()
 
 
+def _default(declared: Field) -> Any:
+    """What an absent field is; MISSING if it must be there."""
+    if declared.default is MISSING and declared.kind == "type":
+        return {}
+    return None if declared.default is MISSING and declared.nullable else declared.default
+
+
 def simple(value: Any) -> Any:
     """A sub-config that stands for one of its fields (an optional bias: ``enabled``) as that field's value."""
     if isinstance(value, Scope) and value.kind.stands_for:
@@ -232,11 +237,11 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
         roots = sorted(layout.roots().values())
         hint = did_you_mean(str(root), roots) or f"there are {', '.join(roots)}"
         raise fail("native/root", f"layout `{layout.name}` has no type `{root}`", None, hint)
-    if theirs := _hugging_face(config, kind):
-        text = f"this is a config of Hugging Face ({theirs}), not one of layout `{layout.name}`"
+    if said := _hugging_face(config, kind):
+        text = f"this is a config of Hugging Face ({said}), not one of layout `{layout.name}`"
         raise fail("native/hugging-face", text, None, "crosswalk.import_config(config) makes the native one")
     if not isinstance(config, Mapping):
-        raise fail("native/type", f"a config must be an object, it is {config!r}")
+        raise fail("native/type", f"a config must be an object, it is {shown(config)}")
     result = _fill(layout, kind, config, (), problems)
     if problems:
         raise CrosswalkError(problems)
@@ -317,9 +322,10 @@ def _fill(
     result: dict[str, Any] = {"type": kind.registered} if kind.registered else {}
     unknown = [str(key) for key in config if key not in kind.fields and not (key == "type" and kind.registered)]
     problems += _unknown_fields(layout, kind, unknown, path)
-    scope = Scope(layout, kind, config, None, path)
     for name, declared in kind.fields.items():
-        value = scope.raw(name)
+        value = config.get(name, MISSING)
+        if value is MISSING:
+            value = _default(declared)
         if value is MISSING:
             problems.append(Diagnostic("native/missing-field", f"`{'.'.join((*path, name))}` is required", path=path))
             continue
@@ -328,10 +334,9 @@ def _fill(
 
 
 def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
-    where = ".".join(path)
-
     def wrong(expected: str) -> Any:
-        problems.append(Diagnostic("native/type", f"`{where}` must be {expected}, it is {value!r}", path=path))
+        text = f"`{'.'.join(path)}` must be {expected}, it is {shown(value)}"
+        problems.append(Diagnostic("native/type", text, path=path))
         return value
 
     if value is None:
@@ -354,10 +359,10 @@ def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, prob
 
 
 def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
-    where = ".".join(path)
     named = isinstance(value, str) and declared.of in layout.families and value == declared.default
     if not isinstance(value, Mapping) and not named:
-        problems.append(Diagnostic("native/type", f"`{where}` must be an object, it is {value!r}", path=path))
+        text = f"`{'.'.join(path)}` must be an object, it is {shown(value)}"
+        problems.append(Diagnostic("native/type", text, path=path))
         return value
     name = value if isinstance(value, str) else value.get("type")
     if declared.of in layout.families:
@@ -370,7 +375,7 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, pro
         problems.append(
             Diagnostic(
                 "native/type",
-                f"`{where}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {name!r}",
+                f"`{'.'.join(path)}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {shown(name)}",
                 path=(*path, "type"),
             )
         )

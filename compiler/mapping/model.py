@@ -57,6 +57,10 @@ class Entry:
         return f"{key}: {'.'.join(self.ours)}" if self.ours else f"{key} ({self.kind})"
 
 
+#: What an entry is and where: its other fields are words, each of which says more of a key and its field.
+PLACES = frozenset(("theirs", "kind", "position", "ours", "values", "ours_at"))
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """One line of ``sets:``: ``ours`` has ``value`` (a literal, the name of a type, or an expression)."""

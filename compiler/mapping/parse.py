@@ -17,16 +17,13 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from .dialects import parse_dialects
 from .encodings import parse_encodings, parse_signs
 from .header import parse_parts, parse_versions
-from .model import CheckEntry, CutLine, Entry, EnumRow, Fact, MappingFile, Section, TensorEntry, Tower
+from .model import PLACES, CheckEntry, CutLine, Entry, EnumRow, Fact, MappingFile, Section, TensorEntry, Tower
 from .overlay import overlay
 
-#: The words of an entry of ``config:``; a map with any of them is an entry, any other map nests keys.
-ENTRY_WORDS = frozenset(
-    (
-        *("is", "default", "otherwise", "omit", "unset", "required", "alias"),
-        *("read", "write", "rounded", "const", "only", "why", "lossy", "cases"),
-    )
-)
+#: The words of an entry of ``config:`` that are fields of it, and with those that tell its kind: a map with any of
+#: them is an entry, any other map nests keys.
+_FIELDS = tuple(field.name for field in dataclasses.fields(Entry) if field.name not in PLACES)
+ENTRY_WORDS = frozenset(("is", "const", "only", *_FIELDS))
 #: The same for ``tensors:``.
 TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
 
@@ -225,42 +222,29 @@ def _entry(theirs: KeyPath, value: Any, position: Position) -> Entry:
         return Entry(theirs, "drop", position)
     if isinstance(value, str):
         return Entry(theirs, "field", position, ours=_path(value))
-    options: dict[str, Any] = {}
-    if "default" in value:
-        options["default"] = value_of(value["default"], value.value_position("default"))
-    for word in ("read", "write"):
-        if word in value:
-            options[word] = value_of(value[word], value.value_position(word))  # an expression, by the schema
+    said = {word: _said(word, value, theirs) for word in _FIELDS if word in value}
     if "is" in value:
-        return _field(theirs, value, position, options)
+        return Entry(theirs, "field", position, _path(value["is"]), **{"default": value.get("omit", MISSING), **said})
     for word in ("const", "only"):
         if word in value:
-            given = value[word]
-            values = tuple(given) if isinstance(given, list) and word == "only" else (given,)
+            values = _listed(value[word]) if word == "only" else (value[word],)
             values = tuple(value_of(v, value.value_position(word)) for v in values)
-            texts = {"why": value.get("why"), "lossy": value.get("lossy")}
-            return Entry(theirs, word, position, values=values, **texts, **options)
-    return Entry(theirs, "mirror" if "write" in options else "drop", position, **options)
+            return Entry(theirs, word, position, values=values, **said)
+    return Entry(theirs, "mirror" if "write" in said else "drop", position, **said)
 
 
-def _field(theirs: KeyPath, value: Map, position: Position, options: Mapping[str, Any]) -> Entry:
-    """An entry that names a field."""
-    alias = value.get("alias", [])
-    unset = value.get("unset", MISSING)
-    return Entry(
-        theirs,
-        "field",
-        position,
-        ours=_path(value["is"]),
-        omit=value.get("omit", MISSING),
-        unset=() if unset is MISSING else tuple(unset) if isinstance(unset, list) else (unset,),
-        alias=tuple((*theirs[:-1], *_path(a)) for a in ([alias] if isinstance(alias, str) else alias)),
-        cases=tuple(value["cases"]) if "cases" in value else None,
-        required=bool(value.get("required", False)),
-        otherwise=value.get("otherwise", MISSING),
-        rounded=bool(value.get("rounded", False)),
-        **{"default": value.get("omit", MISSING), **options},
-    )
+def _said(word: str, entry: Map, theirs: KeyPath) -> Any:
+    """The value of a word of an entry, as it is unless it may be several values, paths or an expression."""
+    value = entry[word]
+    if word in ("default", "read", "write"):
+        return value_of(value, entry.value_position(word))
+    if word == "alias":
+        return tuple((*theirs[:-1], *_path(alias)) for alias in _listed(value))
+    return _listed(value) if word in ("unset", "cases") else value
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _keeps(body: Map) -> list[Entry]:

@@ -108,7 +108,7 @@ def _over_theirs(root: OneOf) -> Iterator[tuple[Expression, KeyPath, Position, t
             yield node.each_default, node.theirs, node.position, ()
         for rule in node.rules if isinstance(node, (Struct, Layers)) else ():
             arithmetic = rule.arithmetic() if isinstance(rule, FieldRule) else ()
-            written = rule.write_as if isinstance(rule, Carried) and isinstance(node, Layers) else None
+            written = rule.line.write if isinstance(rule, Carried) and isinstance(node, Layers) else None
             for value in rule.over_theirs():
                 if isinstance(value, Expression):
                     special = (("value",),) if value in arithmetic else (("kinds",),) if value is written else ()

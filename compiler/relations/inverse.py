@@ -15,9 +15,9 @@ from typing import Any
 
 from crosswalk.compiler.layout.values import misfit, widened
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shown
 
-from .keys import same_number
 from .rules import Carried, FieldRule, TheirsFact
 from .tree import CaseNode, CompiledMapping, Layers, nodes_of, rules_of
 
@@ -39,7 +39,7 @@ def check_inverses(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     """Every entry whose ``read`` and ``write`` cannot be shown to undo each other, and every ``each`` of which the keys
     that it names are not written back."""
     for rule in rules_of(mapping.root):
-        if isinstance(rule, FieldRule) and (rule.read_as is not None or rule.write_as is not None):
+        if isinstance(rule, FieldRule) and (rule.line.read is not None or rule.line.write is not None):
             why = _unproved(mapping, rule)
             if why is not None:
                 key = ".".join(rule.theirs)
@@ -64,14 +64,14 @@ def _kinds_lost(mapping: CompiledMapping, node: Layers, each: Expression) -> str
         try:
             kinds = [keys.evaluate(each, node.theirs, {("layer",): index}) for index in range(count)]
             if any(node.kind(name) is None for name in kinds):
-                return f"`{_shown(next(name for name in kinds if node.kind(name) is None))}` is none of its kinds"
+                return f"`{shown(next(name for name in kinds if node.kind(name) is None))}` is none of its kinds"
             written = _DrawnKeys(mapping, node.count, generator)
             written.known = {node.count: count}
-            computed = {path: rule.write_as for path, rule in rules.items() if path in keys.known}
+            computed = {path: rule.line.write for path, rule in rules.items() if path in keys.known}
             # Those that stay what they are come first: others are made of them.
             for path in sorted(keys.known.keys() - {node.count}, key=lambda path: computed.get(path) is not None):
                 rule, expression = rules.get(path), computed.get(path)
-                default = rule.default if rule is not None else keys.known[path]
+                default = rule.line.default if rule is not None else keys.known[path]
                 found = written.evaluate(expression, path[:-1], {("kinds",): kinds}) if expression else default
                 written.known[path] = written.evaluate(found, path[:-1], {}) if isinstance(found, Expression) else found
             again = [written.evaluate(each, node.theirs, {("layer",): index}) for index in range(count)]
@@ -80,7 +80,7 @@ def _kinds_lost(mapping: CompiledMapping, node: Layers, each: Expression) -> str
             continue
         tried += 1
         if again != kinds:
-            said = ", ".join(f"`{'.'.join(path)}` = {_shown(value)}" for path, value in sorted(keys.known.items()))
+            said = ", ".join(f"`{'.'.join(path)}` = {shown(value)}" for path, value in sorted(keys.known.items()))
             return f"where {said}, the kinds are {kinds}; what is written of these is read as {again}"
     return None if tried >= _NEEDED else f"no keys could be tried: {failure}"
 
@@ -89,12 +89,12 @@ def solve(rule: FieldRule, value: Any, found: Any, before: Any, read: Callable[[
     """The hf value that ``read`` turns into ``value``, and whether exactly so; None if there is none near
     ``found``, which is what ``write`` gives. ``before``: what the key was, if that is known."""
     close: list[Any] = []
-    for candidate in _candidates(found, rule.default, before):
+    for candidate in _candidates(found, rule.line.default, before):
         try:
             again = widened(rule.field, read(candidate))
         except CrosswalkError:
             continue
-        if same_number(again, value) and misfit(rule.field, again) is None:
+        if same_value(again, value) and misfit(rule.field, again) is None:
             return candidate, True
         if all(isinstance(one, float) for one in (again, value)) and math.isclose(again, value, rel_tol=ROUNDING):
             close.append(candidate)
@@ -121,27 +121,27 @@ def _unproved(mapping: CompiledMapping, rule: FieldRule) -> str | None:
     if values is None:
         return f"nothing is known of what a {rule.field.of} may be"
     finite = rule.table is not None or rule.field.of == "bool"
-    for word, expression in (("read", rule.read_as), ("write", rule.write_as)):
+    for word, expression in (("read", rule.line.read), ("write", rule.line.write)):
         if expression is not None and not finite and (wrong := _unknown_way(expression.tree)):
             return f"the value goes through `{wrong}` in `{word}`, which has no inverse"
     tried, failure, at = 0, "", rule.theirs[:-1]
-    both = (rule.read_as, rule.write_as)
+    both = (rule.line.read, rule.line.write)
     for value in values:
         keys = _DrawnKeys(mapping, rule.theirs, generator)
         try:
             value, found = _written(rule, keys, value)
             _read(rule, keys, found)  # where that has no value at all, the point says nothing
             answer = solve(rule, rule.translated(value), found, None, partial(_read, rule, keys))
-            where = keys.shown(both, at)
+            where = keys.values(both, at)
         except CrosswalkError as error:
             failure = error.diagnostics[0].message
             continue
         tried += 1
         where = f" (where {where})" if where else ""
         if answer is None:
-            return f"{_shown(value)} would be written as {_shown(found)}, which is not read as that{where}"
-        if not answer[1] and not rule.rounded:
-            return f"{_shown(value)} comes back within rounding alone{where}; say `rounded: true`"
+            return f"{shown(value)} would be written as {shown(found)}, which is not read as that{where}"
+        if not answer[1] and not rule.line.rounded:
+            return f"{shown(value)} comes back within rounding alone{where}; say `rounded: true`"
     if tried < (2 if finite else _NEEDED):
         return f"no value could be tried: {failure}"
     return None
@@ -152,17 +152,17 @@ def _written(rule: FieldRule, keys: _DrawnKeys, value: Any) -> tuple[Any, Any]:
     is refused on export, and the value that is read from this one is tried in its place."""
     at = rule.theirs[:-1]
     try:
-        return value, keys.evaluate(rule.write_as, at, {_VALUE: value})
+        return value, keys.evaluate(rule.line.write, at, {_VALUE: value})
     except CrosswalkError:
-        if rule.table is not None or rule.read_as is None:
+        if rule.table is not None or rule.line.read is None:
             raise
         value = _read(rule, keys, value)
-        return value, keys.evaluate(rule.write_as, at, {_VALUE: value})
+        return value, keys.evaluate(rule.line.write, at, {_VALUE: value})
 
 
 def _read(rule: FieldRule, keys: _DrawnKeys, given: Any) -> Any:
     keys.known[rule.theirs] = given
-    return rule.translated(keys.evaluate(rule.read_as, rule.theirs[:-1], {_VALUE: given}))
+    return rule.translated(keys.evaluate(rule.line.read, rule.theirs[:-1], {_VALUE: given}))
 
 
 def _unknown_way(tree: Sequence[Any]) -> str | None:
@@ -182,7 +182,7 @@ def _mentions(tree: Any) -> bool:
 
 def _values(rule: FieldRule, generator: random.Random) -> list[Any] | None:
     """Values of the field as hf holds them: all, or many. None where they are of a kind that cannot be drawn."""
-    nulls = [None] * 8 if rule.field.nullable and not rule.required else []
+    nulls = [None] * 8 if rule.field.nullable and not rule.line.required else []
     if rule.table is not None:
         return nulls + list(dict.fromkeys(row.theirs for row in rule.table if not row.lossy)) * 4
     if rule.field.of == "bool":
@@ -192,10 +192,6 @@ def _values(rule: FieldRule, generator: random.Random) -> list[Any] | None:
     draw = _drawn_int if rule.field.of == "int" else _drawn_float
     drawn = (draw(generator) * (1 if number % 4 else -1) for number in range(_DRAWS))  # misfits are left out
     return nulls + [number for number in drawn if misfit(rule.field, number) is None]
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
 
 
 # ---- keys at a drawn point ---------------------------------------------------------------------------------------
@@ -234,31 +230,31 @@ class _DrawnKeys:
             self.known[path] = found
         return found
 
-    def shown(self, expressions: tuple[Expression | None, ...], at: KeyPath) -> str:
+    def values(self, expressions: tuple[Expression | None, ...], at: KeyPath) -> str:
         """The values of the keys that some expressions name."""
         paths = {_path(name, at) for expression in expressions if expression for name in expression.names}
         pairs = [(path, self.key(path)) for path in sorted(paths - {(*at, "value"), self.own})]
-        return ", ".join(f"`{'.'.join(path)}` = {'null' if value is None else repr(value)}" for path, value in pairs)
+        return ", ".join(f"`{'.'.join(path)}` = {shown(value)}" for path, value in pairs)
 
     def _drawn(self, path: KeyPath) -> tuple[Any, bool]:
         """A value, and whether it is free of the value at hand."""
         rules = [rule for rule in rules_of(self.mapping.root) if path in rule.places()]
         for rule in rules:
-            if isinstance(rule, Carried) and rule.write_as is not None and ("kinds",) not in rule.write_as.names:
-                free = not rule.write_as.names
-                return (self._like(rule.default) if free else self.evaluate(rule.write_as, path[:-1], {})), free
+            if isinstance(rule, Carried) and rule.line.write is not None and ("kinds",) not in rule.line.write.names:
+                free = not rule.line.write.names
+                return (self._like(rule.line.default) if free else self.evaluate(rule.line.write, path[:-1], {})), free
         for rule in rules:
             match rule:
                 case FieldRule(table=table) if table is not None:
                     return self.generator.choice([row.theirs for row in table]), True
                 case FieldRule(field=field) if field.kind != "list" and field.of in _NUMBERS:
-                    null = field.nullable and not rule.required and self.generator.random() < 0.1
+                    null = field.nullable and not rule.line.required and self.generator.random() < 0.1
                     drawn = (_NUMBERS[field.of](self.generator) for _ in range(99))
                     return None if null else next((n for n in drawn if misfit(field, n) is None), None), True
-                case TheirsFact(values=values) if not isinstance(values[0], Expression):
-                    return self.generator.choice(values), True
-                case Carried(default=default) if isinstance(default, bool | int | float | list | None):
-                    return self._like(default), True
+                case TheirsFact(line=line) if not isinstance(line.values[0], Expression):
+                    return self.generator.choice(line.values), True
+                case Carried(line=line) if isinstance(line.default, bool | int | float | list | None):
+                    return self._like(line.default), True
         for node in nodes_of(self.mapping.root):
             if isinstance(node, CaseNode) and node.key == path:
                 return self.generator.choice([case.value for case in node.cases]), True

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from typing import Any
 
-from crosswalk.compiler.layout.model import MISSING, ConfigType, Field, Layout
+from crosswalk.compiler.layout.model import ConfigType, Field, Layout
 from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, Section
 from crosswalk.compiler.mapping.parse import ENTRY_WORDS
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import describe, did_you_mean
 from crosswalk.runtime.errors import fail
 
-from .rules import OTHER_FORMAT, Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact
+from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact
 from .tree import OneOf, claimed_paths
 
 
@@ -30,52 +31,35 @@ def header_rules(mapping: MappingFile, root: OneOf) -> list[Rule]:
     """What the header says of every object with this mapping, a part included. What a section says of a key, or of one
     below it, comes before."""
     claimed = {path[:length] for path in claimed_paths(root) for length in range(1, len(path) + 1)}
-    rules: list[Rule] = [
-        Carried(entry.theirs, True, entry.default, None, entry.position, entry.values, entry.why or "")
-        for entry in mapping.keeps
-        if entry.theirs not in claimed
-    ]
+    rules: list[Rule] = [Carried(entry, entry.theirs) for entry in mapping.keeps if entry.theirs not in claimed]
     if mapping.model_type:
-        at = mapping.place("model_type")
-        rules.append(TheirsFact(("model_type",), mapping.model_types, True, MISSING, at, OTHER_FORMAT))
+        rules.append(header_fact(mapping, "model_type", "model_type", mapping.model_types))
     return rules
+
+
+def header_fact(mapping: MappingFile, key: str, word: str, values: tuple[Any, ...]) -> TheirsFact:
+    """That ``word`` of the header is the key ``key`` of config.json."""
+    why = "another value is another format (--format)"
+    return TheirsFact(Entry((key,), "const", mapping.place(word), values=values, why=why), (key,))
 
 
 def theirs_rule(line: Entry, theirs: KeyPath) -> Rule:
     """The rule of a key that no field holds."""
-    at = (*theirs, *line.theirs)
-    if line.kind in ("const", "only"):
-        return TheirsFact(at, line.values, line.kind == "const", line.default, line.position, line.why, line.lossy)
-    return Carried(at, line.kind == "keep", line.default, line.write, line.position)
+    return (TheirsFact if line.kind in ("const", "only") else Carried)(line, (*theirs, *line.theirs))
 
 
 def check_rules(section: Section, ours: KeyPath, theirs: KeyPath) -> list[Rule]:
     """The rules of ``checks`` of a section, about the objects at two paths."""
-    return [CheckRule(c.expression, c.message, c.severity, ours, theirs, c.position) for c in section.checks]
+    return [CheckRule(line, ours, theirs) for line in section.checks]
 
 
 def value_rule(mapping: MappingFile, claim: Claim, declared: Field, ours: KeyPath) -> Rule:
     """The rule of a field that is no config."""
     line = claim.line
     if isinstance(line, Fact):
-        return OursFact(ours, line.value, declared, claim.scope, line.position, line.value_at)
+        return OursFact(line, ours, declared, claim.scope)
     table = mapping.enums.get(declared.of) if declared.kind == "enum" else None
-    return FieldRule(
-        (*claim.theirs, *line.theirs),
-        ours,
-        declared,
-        line.position,
-        line.default,
-        line.omit,
-        line.unset,
-        tuple((*claim.theirs, *alias) for alias in line.alias),
-        line.read,
-        line.write,
-        table or None,
-        line.required,
-        line.otherwise,
-        line.rounded,
-    )
+    return FieldRule(line, (*claim.theirs, *line.theirs), ours, declared, table or None)
 
 
 def only_type(layout: Layout, declared: Field) -> ConfigType | None:

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING, Field, Layout
 from crosswalk.compiler.layout.scope import Scope, simple
 from crosswalk.compiler.layout.values import misfit, widened
-from crosswalk.compiler.mapping.model import EnumRow
+from crosswalk.compiler.mapping.model import CheckEntry, Entry, EnumRow, Fact
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shown
 
-from .fields import below, is_default, object_at, scope_at, shown
-from .keys import Names, fill, same_number
+from .fields import below, is_default, object_at, scope_at, shown_native
+from .keys import Names, fill
 from .literals import literal_problem, unfit
 from .sides import Computed, Condition, Deferred, Reading, Writing
 
@@ -48,40 +48,44 @@ class _Rule:
         return iter(())
 
 
-@dataclass(frozen=True, slots=True)
-class FieldRule(_Rule):
-    """``theirs`` holds what ``ours`` holds, through ``table`` if there is one; ``required``: never null. ``rounded``:
-    ``write_as`` undoes ``read_as`` within the rounding of floats."""
+class _Written(_Rule):
+    """A rule that a line of a mapping says; what the line's words mean is in the rule alone."""
 
+    __slots__ = ()
+    line: Entry | Fact | CheckEntry
+
+    @property
+    def position(self) -> Position:
+        return self.line.position
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRule(_Written):
+    """``theirs`` holds what ``ours`` holds, through ``table`` if there is one."""
+
+    line: Entry
     theirs: KeyPath
     ours: KeyPath
     field: Field
-    position: Position
-    default: Any
-    omit: Any
-    unset: tuple[Any, ...]
-    alias: tuple[KeyPath, ...]
-    read_as: Expression | None
-    write_as: Expression | None
     table: tuple[EnumRow, ...] | None
-    required: bool
-    otherwise: Any
-    rounded: bool
 
     def places(self) -> tuple[KeyPath, ...]:
-        return (self.theirs, *self.alias)
+        if not self.line.alias:
+            return (self.theirs,)
+        above = self.theirs[: -len(self.line.theirs)]
+        return (self.theirs, *((*above, *alias) for alias in self.line.alias))
 
     def over_theirs(self) -> tuple[Any, ...]:
-        return (self.default, self.read_as, self.write_as)
+        return (self.line.default, self.line.read, self.line.write)
 
     @property
     def holds_null(self) -> bool:
         """Whether null is a value of the key, and not as if it were absent."""
-        return (self.field.nullable and not self.required) or self.field.of == "any"
+        return (self.field.nullable and not self.line.required) or self.field.of == "any"
 
     def arithmetic(self) -> tuple[Expression, ...]:
         """The expressions in which ``value`` is that of the key, or of the field."""
-        return tuple(expression for expression in (self.read_as, self.write_as) if expression is not None)
+        return tuple(expression for expression in (self.line.read, self.line.write) if expression is not None)
 
     def read(self, at: Reading) -> None:
         at.set(self.ours, self._value(at), self.position)
@@ -89,25 +93,25 @@ class FieldRule(_Rule):
     def _value(self, at: Reading) -> Any:
         value = self._stated(at)
         if value is MISSING or (value is None and not self.holds_null):
-            default = self.otherwise if at.otherwise and self.otherwise is not MISSING else self.default
+            default = self.line.otherwise if at.otherwise and self.line.otherwise is not MISSING else self.line.default
             found = "absent" if value is MISSING else "null"
             value = at.names.evaluate(default, self.theirs[:-1])
             if value is MISSING:
                 raise fail("config/missing-key", f"`{at.key(self.theirs)}` is required, it is {found}")
-        if self.read_as is not None:
-            value = at.names.evaluate(self.read_as, self.theirs[:-1], value=value)
+        if self.line.read is not None:
+            value = at.names.evaluate(self.line.read, self.theirs[:-1], value=value)
         if self.table is not None and value is not None:
             return self._translated(at, self.table, value)
         value = widened(self.field, value)
         if (wanted := misfit(self.field, value)) is not None:
-            raise fail("config/type", f"`{at.key(self.theirs)}` must be {wanted}, it is {value!r}")
+            raise fail("config/type", f"`{at.key(self.theirs)}` must be {wanted}, it is {shown(value)}")
         return value
 
     def translated(self, value: Any) -> Any:
         """An hf value as a native one, where nothing is wrong with it; null for one that the table lacks."""
         if self.table is None or value is None:
             return widened(self.field, value)
-        return next((row.ours for row in self.table if same_number(row.theirs, value)), None)
+        return next((row.ours for row in self.table if same_value(row.theirs, value)), None)
 
     def _stated(self, at: Reading) -> Any:
         """What the key and its aliases say, which must agree; MISSING if they say nothing."""
@@ -115,14 +119,14 @@ class FieldRule(_Rule):
         present = [
             (place, value)
             for place, value in present
-            if value is not MISSING and not any(same_value(value, unset) for unset in self.unset)
+            if value is not MISSING and not any(same_value(value, unset) for unset in self.line.unset)
         ]
         for place, value in present[1:]:
-            if not same_number(value, present[0][1]):
+            if not same_value(value, present[0][1]):
                 raise fail(
                     "config/conflict",
-                    f"`{at.key(present[0][0])}` is {present[0][1]!r}, and `{at.key(place)}`, which means the same,"
-                    f" is {value!r}",
+                    f"`{at.key(present[0][0])}` is {shown(present[0][1])}, and `{at.key(place)}`, which means the same,"
+                    f" is {shown(value)}",
                 )
         return present[0][1] if present else MISSING
 
@@ -130,9 +134,9 @@ class FieldRule(_Rule):
         row = next((row for row in table if same_value(row.theirs, value)), None)
         if row is None:
             known = ", ".join(str(row.theirs) for row in table)
-            raise fail("config/choice", f"`{at.key(self.theirs)}` must be one of {known}; it is {value!r}")
+            raise fail("config/choice", f"`{at.key(self.theirs)}` must be one of {known}; it is {shown(value)}")
         if row.lossy:
-            reason = f"`{at.key(self.theirs)}` is {value!r}: {row.lossy}"
+            reason = f"`{at.key(self.theirs)}` is {shown(value)}: {row.lossy}"
             if not at.allow_lossy:
                 hint = "allow it with --allow-lossy (allow_lossy=True), or train with another value"
                 raise fail("config/lossy", reason, hint=hint)
@@ -143,32 +147,32 @@ class FieldRule(_Rule):
         raw = below(at.scope, self.ours, raw=True)
         value = simple(below(at.scope, self.ours))
         if self.table is not None and value is not None:
-            row = next((r for r in self.table if r.ours == value and (at.allow_lossy or not r.lossy)), None)
+            row = next((r for r in self.table if same_value(r.ours, value) and (at.allow_lossy or not r.lossy)), None)
             if row is None:
                 known = ", ".join(dict.fromkeys(str(row.ours) for row in self.table))
-                message = f"`{at.where(self.ours)}` must be one of {known}; it is {value!r}"
+                message = f"`{at.where(self.ours)}` must be one of {known}; it is {shown(value)}"
                 at.error("export/choice", self.ours, message, self.position)
                 return
             value, raw = row.theirs, row.theirs if raw is not None else None
             if row.lossy:
-                at.out.lossy.append(f"`{'.'.join(fill(self.theirs, at.holes))}` is {value!r}: {row.lossy}")
-        if self.required and value is None:
+                at.out.lossy.append(f"`{'.'.join(fill(self.theirs, at.holes))}` is {shown(value)}: {row.lossy}")
+        if self.line.required and value is None:
             message = f"`{at.where(self.ours)}` must not be null here"
             at.error("export/required", self.ours, message, self.position)
-        elif self.omit is not MISSING and same_number(raw, self.omit):
+        elif self.line.omit is not MISSING and same_value(raw, self.line.omit):
             at.put(self, self.theirs, MISSING)
-        elif self.write_as is not None or self.read_as is not None:
+        elif self.line.write is not None or self.line.read is not None:
             for place in self.places():
-                at.out.computed.append(Computed(fill(place, at.holes), self, self.write_as, at.holes, value))
+                at.out.computed.append(Computed(fill(place, at.holes), self, self.line.write, at.holes, value))
         else:
             for place in self.places():
                 at.put(self, place, value)
 
     def check(self, layout: Layout) -> Iterator[Diagnostic]:
-        if self.read_as is not None:
+        if self.line.read is not None:
             return
-        for word, value in (("default", self.default), ("omit", self.omit)):
-            if value is MISSING or isinstance(value, Expression) or (word == "default" and value is self.omit):
+        for word, value in (("default", self.line.default), ("omit", self.line.omit)):
+            if value is MISSING or isinstance(value, Expression) or (word == "default" and value is self.line.omit):
                 continue
             wanted = unfit(value, self.field, layout)
             if self.table is not None and value is not None:
@@ -179,92 +183,84 @@ class FieldRule(_Rule):
                 yield literal_problem(what, wanted, value, self.field, self.position)
 
 
-#: Why a fact of the header does not hold.
-OTHER_FORMAT = "another value is another format (--format)"
-
-
 @dataclass(frozen=True, slots=True)
-class TheirsFact(_Rule):
-    """``theirs`` has one of ``values``; the first is written if ``written``. ``why``: why not another. ``lossy``: what
-    is lost at another value."""
+class TheirsFact(_Written):
+    """``theirs`` has one of the values of the line; the first of a ``const`` is written."""
 
+    line: Entry
     theirs: KeyPath
-    values: tuple[Any, ...]
-    written: bool
-    default: Any
-    position: Position
-    why: str | None = None
-    lossy: str | None = None
 
     def places(self) -> tuple[KeyPath, ...]:
         return (self.theirs,)
 
     def over_theirs(self) -> tuple[Any, ...]:
-        return (self.default, *self.values)
+        return (self.line.default, *self.line.values)
 
     def read(self, at: Reading) -> None:
         value = at.get(self.theirs)
         if value is MISSING:
-            value = self.default
+            value = self.line.default
         if value is MISSING:
             return
-        allowed = [at.names.evaluate(v, self.theirs[:-1]) for v in self.values]
-        if any(same_number(value, v) for v in allowed):
+        allowed = [at.names.evaluate(v, self.theirs[:-1]) for v in self.line.values]
+        if any(same_value(value, v) for v in allowed):
             return
-        if self.lossy is not None and not at.because:
-            reason = f"`{at.key(self.theirs)}` is {value!r}: {self.lossy}"
+        if self.line.lossy is not None and not at.because:
+            reason = f"`{at.key(self.theirs)}` is {shown(value)}: {self.line.lossy}"
             if not at.allow_lossy:
-                hint = f"allow it with --allow-lossy (allow_lossy=True), or say {allowed[0]!r}"
+                hint = f"allow it with --allow-lossy (allow_lossy=True), or say {shown(allowed[0])}"
                 raise fail("config/lossy", reason, hint=hint)
             at.found.lossy.append(reason)
             return
-        wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
-        message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {value!r}"
+        wanted = " or ".join(map(shown, allowed))
+        message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {shown(value)}"
         message += f": that class has {at.because}" if at.because else ""
-        hint = self.why or "the trainer has nothing that would hold it"
+        hint = self.line.why or "the trainer has nothing that would hold it"
         raise fail("config/unsupported", message, None, hint)
 
     def write(self, at: Writing) -> None:
-        if self.written:
-            at.put(self, self.theirs, self.values[0])
+        if self.line.kind == "const":
+            at.put(self, self.theirs, self.line.values[0])
 
 
 @dataclass(frozen=True, slots=True)
-class Carried(_Rule):
-    """``theirs`` means nothing to the trainer. ``kept``: restored on export; else dropped, because it says nothing new.
-    ``default`` is what expressions see when it is absent; ``write_as`` recomputes it on export. ``only``: the values at
-    which it means nothing, if not all; any other asks for ``feature``."""
+class Carried(_Written):
+    """``theirs`` means nothing to the trainer. Restored on export if ``kept``, at all values or at those of the line;
+    else dropped, because it says nothing new, or recomputed by ``write``. ``default`` is what expressions see."""
 
+    line: Entry
     theirs: KeyPath
-    kept: bool
-    default: Any
-    write_as: Expression | None
-    position: Position
-    only: tuple[Any, ...] = ()
-    feature: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the line asks for it to be restored on export."""
+        return self.line.kind == "keep"
 
     def places(self) -> tuple[KeyPath, ...]:
         return (self.theirs,)
 
     def over_theirs(self) -> tuple[Any, ...]:
-        return (self.default, self.write_as)
+        return (self.line.default, self.line.write)
 
     def write(self, at: Writing) -> None:
-        if self.write_as is not None:
-            at.put(self, self.theirs, self.write_as)
+        if self.line.write is not None:
+            at.put(self, self.theirs, self.line.write)
 
 
 @dataclass(frozen=True, slots=True)
-class OursFact(_Rule):
-    """``ours`` has ``value``: set on import, demanded on export unless the field is a ``training`` one. An expression
-    is over the names of the object at ``scope``."""
+class OursFact(_Written):
+    """``ours`` has the value of the line: set on import, demanded on export unless the field is a ``training`` one.
+    An expression is over the names of the object at ``scope``."""
 
+    line: Fact
     ours: KeyPath
-    value: Any
     field: Field
     scope: KeyPath
-    position: Position
-    value_at: Position | None = None
+
+    @property
+    def value(self) -> Any:
+        """What the field is: a literal, or an expression over other fields."""
+        return self.line.value
 
     def over_ours(self) -> Expression | None:
         return self.value if isinstance(self.value, Expression) else None
@@ -288,13 +284,13 @@ class OursFact(_Rule):
                 at.out.problems += at_rule(error, self.position, (*at.anchor, *self.ours))
                 return
             close = isinstance(actual, float) and isinstance(expected, (int, float))
-            fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_number(actual, expected)
+            fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_value(actual, expected)
         elif expected is None and self.field.is_config:
             fits = is_default(at.scope, self.ours, self.field, None)
         else:
-            fits = same_number(actual, expected)
+            fits = same_value(actual, expected)
         if not fits:
-            message = f"`{at.where(self.ours)}` must be {expected!r} in this format, it is {shown(actual)}"
+            message = f"`{at.where(self.ours)}` must be {shown(expected)} in this format, it is {shown_native(actual)}"
             at.error("export/fact", self.ours, message, self.position)
 
     def check(self, layout: Layout) -> Iterator[Diagnostic]:
@@ -302,7 +298,7 @@ class OursFact(_Rule):
             return
         wanted = unfit(self.value, self.field, layout)
         if wanted:
-            at = self.value_at or self.position
+            at = self.line.value_at or self.position
             yield literal_problem(f"`{'.'.join(self.ours)}`", wanted, self.value, self.field, at)
 
 
@@ -319,29 +315,26 @@ class Unused(_Rule):
         if self.field.kind == "type" and not self.field.nullable:
             default = {}
         if not is_default(at.scope, self.ours, self.field, default):
-            found = shown(below(at.scope, self.ours))
+            found = shown_native(below(at.scope, self.ours))
             message = f"`{at.where(self.ours)}` is {found}: this format has no place for it"
-            hint = f"it can be exported only at its default, {default!r}"
+            hint = f"it can be exported only at its default, {shown(default)}"
             at.error("export/unused-feature", self.ours, message, self.position, hint)
 
 
 @dataclass(frozen=True, slots=True)
-class CheckRule(_Rule):
+class CheckRule(_Written):
     """A condition over fields of the object at ``scope``; names with ``config.`` and ``root_config.`` are keys."""
 
-    expression: Expression
-    message: str
-    severity: str
+    line: CheckEntry
     scope: KeyPath
     theirs: KeyPath
-    position: Position
 
     def over_ours(self) -> Expression | None:
-        return self.expression
+        return self.line.expression
 
     def read(self, at: Reading) -> None:
         path = (*at.anchor, *self.scope)
-        keys = (self._key(name) for name in sorted(self.expression.names) if name[0] in ("config", "root_config"))
+        keys = (self._key(name) for name in sorted(self.line.expression.names) if name[0] in ("config", "root_config"))
         about = at.written(next(keys, self.theirs))
         at.found.checks.append(lambda root: self._problems(scope_at(root, path), at.names, about))
 
@@ -361,13 +354,13 @@ class CheckRule(_Rule):
             return scope.resolve(name)
 
         try:
-            holds = self.expression.evaluate(resolve)
+            holds = self.line.expression.evaluate(resolve)
         except CrosswalkError as error:
             return at_rule(error, self.position, about)
         if holds:
             return []
-        message = f"{self.message} ({self.expression.text})"
-        return [Diagnostic("config/check", message, None, None, self.severity, about, self.position)]
+        message = f"{self.line.message} ({self.line.expression.text})"
+        return [Diagnostic("config/check", message, None, None, self.line.severity, about, self.position)]
 
 
 Rule = FieldRule | TheirsFact | Carried | OursFact | Unused | CheckRule

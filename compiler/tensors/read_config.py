@@ -41,7 +41,7 @@ def import_with_tensors(
 
 def _undecided(mapping: CompiledMapping) -> bool:
     """Whether some absent keys mean one thing or another."""
-    own = any(isinstance(rule, FieldRule) and rule.otherwise is not MISSING for rule in rules_of(mapping.root))
+    own = any(isinstance(rule, FieldRule) and rule.line.otherwise is not MISSING for rule in rules_of(mapping.root))
     parts = (part for node in nodes_of(mapping.root) if isinstance(node, PartNode) for part in node.mappings)
     return own or any(map(_undecided, parts))
 
@@ -51,7 +51,7 @@ def _fits(mapping: CompiledMapping, native: Mapping[str, Any], taken: Taken, nam
     bound = bind(mapping, native, taken.cases, limit=Limit.of(names))
     dialect = dialect_of_names(mapping, names)
     found = {rename(name, dialect.tensors) if dialect else name for name in names}
-    return bound.theirs.keys() <= found <= {*bound.theirs, *bound.duplicates, *bound.ignored}
+    return bound.hf.keys() <= found <= {*bound.hf, *bound.duplicates, *bound.ignored}
 
 
 def written_alone(
@@ -83,7 +83,7 @@ def check_written(
     are known. Raises ``CrosswalkError`` (``export/differs``) with every field in which that is another model, the key
     that holds it, and the line that relates the two."""
     layout, kind = mapping.layout, mapping.root.type
-    rounded = any(isinstance(rule, FieldRule) and rule.rounded for rule in rules_of(mapping.root))
+    rounded = any(isinstance(rule, FieldRule) and rule.line.rounded for rule in rules_of(mapping.root))
     problems: dict[KeyPath, Diagnostic] = {}
     for dialect, config in written.items():
         where = f"config.json in the dialect `{dialect}`" if dialect else "the config.json that says so"
@@ -107,6 +107,6 @@ def check_written(
 
 def _rule_of(mapping: CompiledMapping, path: KeyPath) -> Rule | None:
     """The rule of the field at a path: that which speaks of most of the end of it."""
-    ours = [rule for rule in rules_of(mapping.root) if isinstance(rule, (FieldRule, OursFact, Unused))]
-    ours = [rule for rule in ours if path[-len(rule.ours) :] == rule.ours]
-    return max(ours, key=lambda rule: len(rule.ours), default=None)
+    native = [rule for rule in rules_of(mapping.root) if isinstance(rule, (FieldRule, OursFact, Unused))]
+    native = [rule for rule in native if path[-len(rule.ours) :] == rule.ours]
+    return max(native, key=lambda rule: len(rule.ours), default=None)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from crosswalk.compiler.layout.model import Layout
-from crosswalk.runtime.checkpoint.header import shorten
 from crosswalk.runtime.checkpoint.source import Checkpoint
+from crosswalk.runtime.errors import shown
 
 
 @dataclass(frozen=True)
@@ -90,4 +90,4 @@ def unmet(
         if value is None and not optional(keys) and isinstance(container, Mapping):
             yield keys, "is missing"
         elif value is not None and not fits(value):
-            yield keys, f"must be {expected}; it is {shorten(repr(value), 60)}"
+            yield keys, f"must be {expected}; it is {shown(value, 60)}"

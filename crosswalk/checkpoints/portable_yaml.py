@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from crosswalk.compiler.text.positioned import Map, Seq, shorten
-from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.compiler.text.positioned import Map, Seq
+from crosswalk.runtime.errors import CrosswalkError, Position, fail, shorten
 
 MAX_DEPTH = 40
 #: Most values of a document in which some stand several times.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.model import MISSING
-from crosswalk.compiler.mapping.model import Entry, Fact, Line, MappingFile, Section
+from crosswalk.compiler.mapping.model import PLACES, Entry, Fact, Line, MappingFile, Section
 from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.relations.rules import Carried, FieldRule, OursFact, Rule, TheirsFact, Unused
 from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of, rules_of
-from crosswalk.compiler.text.positioned import shorten
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, catalog, format_named
+from crosswalk.runtime.errors import shorten
 
 from .lines import aligned, echo, related, short, width, wrapped
 
@@ -117,19 +118,16 @@ def _details(line: Line, other: Line) -> str:
     """What an entry says that another of the same key and field does not, which would look the same."""
     if not (isinstance(line, Entry) and isinstance(other, Entry)) or (line.kind, line.ours) != (other.kind, other.ours):
         return ""
-    nothing = {"unset": (), "required": False, "read": None, "write": None}
     texts = []
-    for name in _DETAILS:
-        value = getattr(line, name)
-        if value != getattr(other, name) and value is not nothing.get(name, MISSING):
-            texts.append(f"{name} {_text(value)}")
+    for word in (field for field in dataclasses.fields(Entry) if field.name not in PLACES):
+        value = getattr(line, word.name)
+        if value != getattr(other, word.name) and value is not word.default:
+            texts.append(f"{word.name} {_text(value)}")
     return f" ({shorten(', '.join(texts), _WIDEST)})" if texts else ""
 
 
 #: Most characters of what is said so.
 _WIDEST = 60
-#: What else a line may say of a key and its field.
-_DETAILS = ("default", "otherwise", "omit", "unset", "required", "read", "write")
 
 
 def _row(line: Line, mark: str, details: str = "") -> Row:

@@ -10,7 +10,8 @@ from crosswalk.compiler.layout.model import ConfigType, Field
 from crosswalk.compiler.layout.values import misfit
 from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import Struct, nodes_of
-from crosswalk.proving.findings import shown
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import shown
 
 from .classes import Known
 from .draft import Draft
@@ -53,7 +54,7 @@ def _fixed(key: str, value: Any, known: Known | None) -> dict[str, Any]:
     taken = known.defaults([key]) if known else {}
     if key not in taken or isinstance(value, list):
         return {"only": value}
-    return {"const": value} if taken[key] == value else {"const": value, "default": taken[key]}
+    return {"const": value} if same_value(taken[key], value) else {"const": value, "default": taken[key]}
 
 
 def _stated_alike(fit: Fit, name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -15,21 +15,15 @@ import torch
 from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_text
 from crosswalk.checkpoints.key_positions import read_from
 from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of
-from crosswalk.compiler.layout.scope import normalize
 from crosswalk.jobs.detect import chosen_format
-from crosswalk.jobs.formats import DEFAULT_LAYOUT, short_name
+from crosswalk.jobs.formats import DEFAULT_LAYOUT
 from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import import_config
-from crosswalk.jobs.prepare import open_import, open_trainer, prepare
-from crosswalk.jobs.train import load as load_parameters
-from crosswalk.reference import ForwardOutput, forward
-from crosswalk.runtime import execute
-from crosswalk.runtime.checkpoint.reading import Reader
-from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.dtypes import torch_dtype
+from crosswalk.reference import ForwardOutput
 from crosswalk.runtime.errors import Position, fail, system_limits
 
 from .classes import Trace, load, trace
+from .converted import converted, layout_asked
 from .tiny import make_tiny
 
 TOLERANCE = 1e-4
@@ -42,7 +36,8 @@ GRID = (2, 3)
 class Comparison:
     """``parts``: native name of a part of the model -> relative difference of the hidden states after it, in the order
     in which they are computed. ``logits``: that of the logits. A difference is the size of what differs in that of
-    what the class of transformers (``reference``) computes; infinite if only one side has the part."""
+    what the class of transformers (``reference``) computes; infinite if only one side has the part. ``by``: what
+    computes the conversion."""
 
     format: str
     reference: str
@@ -51,6 +46,7 @@ class Comparison:
     logits: float
     tolerance: float = TOLERANCE
     notes: tuple[str, ...] = ()
+    by: str = "the reference"
 
     @property
     def first(self) -> str | None:
@@ -60,6 +56,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
+        """Whether nothing differs."""
         return self.first is None
 
 
@@ -74,32 +71,33 @@ def compare(
     tolerance: float = TOLERANCE,
     allow_lossy: bool = False,
     keep: str | Iterable[str] = (),
+    layout: str | None = None,
 ) -> Comparison:
-    """Compare what the class of transformers computes on the Hugging Face checkpoint ``src`` with what the reference
-    computes on its conversion ``dst`` (by default made in memory), in fp32 on the CPU, for ``tokens`` random tokens and
-    one image if the model takes images.
+    """Compare what the class of transformers computes on the Hugging Face checkpoint ``src`` with what is computed on
+    its conversion ``dst`` (by default made in memory), in fp32 on the CPU, for ``tokens`` random tokens and one image
+    if the model takes images. The reference computes the layout ``fast_llm``, and what can be held there; the classes
+    of torchtitan, where it is installed, the layout ``torchtitan``. The two may stand the other way round.
 
     ``tiny``: on a small copy of ``src`` with random weights; ``src`` may be the config.json itself then.
-    ``keep``: see :func:`crosswalk.convert`. Raises
+    ``layout``: that of ``dst``, if its directory does not say it. ``keep``: see :func:`crosswalk.convert`. Raises
     ``CrosswalkError`` if transformers is not installed, does not have the class or cannot load the checkpoint, and with
     everything that stands in the way of the conversion.
     """
-    source = Path(src)
-    if tiny and dst is not None:
+    source, other = _hugging_face_first(Path(src), None if dst is None else Path(dst), layout)
+    if tiny and other is not None:
         raise fail("usage/compare", "a tiny copy has no conversion yet", None, "leave out DST or --tiny")
-    if kind_of(source) is not HUGGING_FACE:
-        text = "this is a native checkpoint: no class of transformers can run it"
-        raise fail("usage/compare", text, Position(str(source)), "give the Hugging Face checkpoint as SRC")
     if tokens < 1:
         raise fail("usage/compare", f"{tokens} tokens are too few", Position("--tokens"))
-    options = Options(format=format, to=DEFAULT_LAYOUT, allow_lossy=allow_lossy, keep=keep)
+    made = other is None or kind_of(other, layout) is HUGGING_FACE
+    to = layout_asked(format) if made else DEFAULT_LAYOUT
+    options = Options(format=format, to=to, allow_lossy=allow_lossy, keep=keep, layout=layout)
     file = source if tiny and source.is_file() else source / CONFIG
     text = read_config_text(file)
     config = parse_config(text, file)
     if not tiny:
-        return _compare(source, config, Path(dst) if dst else source, options, tokens, tolerance)
+        return _compare(source, config, other or source, options, tokens, tolerance)
     with read_from(file, text):  # what is wrong with the config is said of the file of the user, not of the copy
-        name = chosen_format(format, config, layout=DEFAULT_LAYOUT).name
+        name = chosen_format(format, config, layout=to).name
         import_config(config, name, allow_lossy, keep=keep)
     with tempfile.TemporaryDirectory(prefix="crosswalk-") as directory:
         copy = Path(directory)
@@ -108,24 +106,36 @@ def compare(
         return _compare(copy, written, copy, replace(options, format=name), tokens, tolerance)
 
 
+def _hugging_face_first(one: Path, other: Path | None, layout: str | None) -> tuple[Path, Path | None]:
+    """The two checkpoints, that of Hugging Face first. Raises ``CrosswalkError`` if neither is."""
+    if kind_of(one) is HUGGING_FACE:
+        return one, other
+    if other is not None and kind_of(other) is HUGGING_FACE:
+        return other, one
+    text = "this is a native checkpoint: no class of transformers can run it"
+    hint = "give the Hugging Face checkpoint that it is to be compared with too"
+    raise fail("usage/compare", text, Position(str(one)), hint)
+
+
 def _compare(
     source: Path,
     config: Mapping[str, Any],
-    converted: Path,
+    path: Path,
     options: Options,
     count: int,
     tolerance: float,
 ) -> Comparison:
-    name, native, parameters = _converted(converted, options)
-    tokens, images = inputs(native, count)
+    here = converted(path, options, config)
+    tokens, images = inputs(here.config, count)
     expected = trace(load(source, config), tokens, images)
-    found = forward(native, parameters, tokens, images)
+    found = here.run(tokens, images)
     parts, logits = differences(expected, found, tolerance)
-    notes = list(_notes(native, len(tokens)))
+    notes = [*here.notes, *_notes(here.config, len(tokens))]
     scale = _scale(found.hidden, expected.hidden)
     if logits <= tolerance < abs(scale - 1):
         notes.append(f"hidden states are {scale:.6g} times those of the class, and compared as such: the logits agree")
-    return Comparison(name, expected.name, len(tokens), parts, logits, tolerance, tuple(notes))
+    by = "the reference" if here.titan is None else f"`{here.titan}` of torchtitan"
+    return Comparison(here.format, expected.name, len(tokens), parts, logits, tolerance, tuple(notes), by)
 
 
 def differences(expected: Trace, found: ForwardOutput, tolerance: float = TOLERANCE) -> tuple[dict[str, float], float]:
@@ -166,45 +176,11 @@ def _difference(found: torch.Tensor | None, expected: torch.Tensor | None, scale
     return float((found.double() / scale - expected.double()).norm()) / size if size else math.inf
 
 
-def _converted(path: Path, options: Options) -> tuple[str, Mapping[str, Any], dict[str, torch.Tensor]]:
-    """The format, the complete native config and the parameters of a native checkpoint, or of the conversion of one of
-    Hugging Face."""
-    if kind_of(path) is not HUGGING_FACE:
-        opened = open_trainer(path, Options())
-        if opened.layout.name == DEFAULT_LAYOUT and opened.config is not None:
-            name = str(options.named_format or opened.origin.get("format") or opened.layout.name)
-            return name, normalize(opened.layout, opened.config, opened.root), _read(opened.tensors)
-        prepared = prepare(path, replace(options, to=DEFAULT_LAYOUT))
-        plan, given = prepared.plan, _read(opened.tensors)
-        return short_name(prepared.mapping), prepared.config, dict(execute(plan, given))
-    _, imported = open_import(path, options)
-    parameters = {spec.name: torch.empty(spec.shape, dtype=torch.float32) for spec in imported.plan.targets}
-    loaded = load_parameters(
-        path, parameters, imported.mapping.name, allow_lossy=options.allow_lossy, keep=options.keep
-    )
-    return loaded.format, loaded.config, parameters
-
-
-def _read(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, in memory."""
-    names = list(checkpoint.tensors)
-    reader = Reader(names, [checkpoint.tensors[name] for name in names], checkpoint.files)
-    result = {}
-    try:
-        for index, name in enumerate(names):
-            stored = checkpoint.tensors[name]
-            data = bytearray(stored.nbytes)
-            reader.read(index, stored.offset, memoryview(data))
-            flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-            result[name] = flat.view(torch_dtype(stored.dtype)).reshape(stored.shape)
-    finally:
-        reader.close()
-    return result
-
-
 def inputs(native: Mapping[str, Any], count: int) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """Random tokens, and an image in the place of some of them if the model takes images."""
     generator = torch.Generator().manual_seed(0)
+    if "embeddings" not in native:  # a config of torchtitan
+        return torch.randint(native["vocab_size"], (count,), generator=generator), ()
     size, image_token = native["embeddings"]["vocab_size"], native.get("image_token_index")
     if native["embeddings"]["position_embeddings"]["enabled"]:
         count = min(count, native["embeddings"]["num_position_embeddings"])
@@ -222,7 +198,7 @@ def inputs(native: Mapping[str, Any], count: int) -> tuple[torch.Tensor, Sequenc
 
 def _notes(native: Mapping[str, Any], count: int) -> Iterator[str]:
     """What the inputs did not reach."""
-    windows = sorted(set(windows_of(native["decoder"])))
+    windows = sorted(set(windows_of(native)))
     large = [window for window in windows if window >= count]
     if large:
         few = f"{count} tokens do not reach the window of {', '.join(map(str, large))}"
@@ -232,9 +208,9 @@ def _notes(native: Mapping[str, Any], count: int) -> Iterator[str]:
 
 
 def windows_of(value: Any) -> Iterator[int]:
-    """Every ``window_size`` in a config."""
+    """Every window in a config."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if key == "window_size" and inner is not None:
+            if key in ("window_size", "sliding_window_size") and inner is not None:
                 yield inner
             yield from windows_of(inner)

@@ -257,7 +257,7 @@ def rename(run: Path, old: str, new: str) -> None:
         (lambda run: (run / "latest_checkpointed_iteration.txt").write_text("release"), "there is no release"),
         (
             lambda run: (folder(run) / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"})),
-            r"`sharded_backend` is 'zarr', and only torch_dist is read \[directory/backend\]",
+            r'`sharded_backend` is "zarr", and only torch_dist is read \[directory/backend\]',
         ),
         (lambda run: (folder(run) / "__1_0.distcp").unlink(), "the file __1_0.distcp"),
         (

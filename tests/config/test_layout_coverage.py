@@ -7,6 +7,7 @@ refuses to export it. Nothing else is silence.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -198,10 +199,15 @@ def test_every_field_and_type_is_in_some_format_or_listed() -> None:
     assert sorted(_all_fields().keys() - fields) == sorted(listed)
 
 
+@functools.cache
+def _complete(base: str) -> Scope:
+    return scope_of(*BASES[base])
+
+
 def _objects(type: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Where the bases have an object of a type: name of the base, format, path."""
-    for base, (format, native) in BASES.items():
-        for path, scope in scope_of(format, native).walk():
+    for base, (format, _) in BASES.items():
+        for path, scope in _complete(base).walk():
             if scope.kind.name == type:
                 yield base, format, path
 
@@ -211,14 +217,14 @@ def test_what_no_format_has_is_refused_by_name(field: str) -> None:
     type, name = field.split(".")
     found = False
     for base, format, path in _objects(type):
-        changed = dict(copy.deepcopy(scope_of(*BASES[base]).config))
+        changed = dict(copy.deepcopy(_complete(base).config))
         put(changed, (*path, name), NOWHERE[field])
         try:
             meaning = _meaning(scope_of(format, changed))
         except CrosswalkError as error:
             found = found or name in str(error)
             continue  # the layout itself excludes it there
-        if meaning == _meaning(scope_of(*BASES[base])):
+        if meaning == _meaning(_complete(base)):
             continue  # what it says is so already
         with pytest.raises(CrosswalkError, match=name):
             crosswalk.export_config(changed, format)
@@ -228,11 +234,11 @@ def test_what_no_format_has_is_refused_by_name(field: str) -> None:
 
 @pytest.mark.parametrize("base", sorted(BASES.keys() - FAMILIES.keys()))
 def test_layer_norms_are_refused_by_name(base: str) -> None:
-    format, native = BASES[base]
-    for path, scope in scope_of(format, native).walk():
+    format, _ = BASES[base]
+    for path, scope in _complete(base).walk():
         for name, declared in scope.kind.fields.items():
             if declared.of == "Norm":
-                changed = dict(copy.deepcopy(scope_of(format, native).config))
+                changed = dict(copy.deepcopy(_complete(base).config))
                 put(changed, (*path, name), {"type": "layer_norm"})
                 with pytest.raises(CrosswalkError, match=name):
                     crosswalk.export_config(changed, format)

@@ -120,6 +120,12 @@ def test_a_tiny_copy_has_every_kind_of_layer_and_small_sizes() -> None:
     assert found["vocab_size"] > max(found["pad_token_id"], *found["eos_token_id"])
     assert (found["sliding_window"], found["rms_norm_eps"]) == (5, 1e-6)
     assert "quantization_config" not in found
+    other = shrunk(config, more=1)
+    assert (other["num_attention_heads"], other["num_key_value_heads"], other["head_dim"]) == (8, 4, 24)
+    assert (other["hidden_size"], other["intermediate_size"], other["vocab_size"]) == (8 * 28, 78, 132)
+    for factor, size in ((0.25, 16), (0.4, 20), (0.75, 16), (0.6, 20)):
+        heads = {"hidden_size": 960, "num_attention_heads": 12, "partial_rotary_factor": factor}
+        assert shrunk(heads)["hidden_size"] == 6 * size, "what is turned of a head is an even number of channels"
     assert found["vision_config"] == {
         "hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3, "patch_size": 4,
     }  # fmt: skip
@@ -328,10 +334,16 @@ def test_wrong_use(tmp_path: Path, options: dict[str, Any], message: str) -> Non
     assert caught.value.diagnostics[0].code == "usage/compare"
 
 
-def test_a_native_checkpoint_is_no_source(tmp_path: Path) -> None:
+def test_the_two_may_stand_the_other_way_round(tmp_path: Path) -> None:
     crosswalk.convert(_checkpoint(tmp_path / "hf"), tmp_path / "native")
+    found = crosswalk.compare(tmp_path / "native", tmp_path / "hf")
+    assert found == crosswalk.compare(tmp_path / "hf", tmp_path / "native")
+    assert found.same
+    with pytest.raises(CrosswalkError, match="no class of transformers can run it") as caught:
+        crosswalk.compare(tmp_path / "native")
+    assert "give the Hugging Face checkpoint" in str(caught.value.diagnostics[0].hint)
     with pytest.raises(CrosswalkError, match="no class of transformers can run it"):
-        crosswalk.compare(tmp_path / "native", tmp_path / "hf")
+        crosswalk.compare(tmp_path / "native", tmp_path / "native")
 
 
 # the command

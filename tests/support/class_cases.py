@@ -45,7 +45,7 @@ def made(name: str, **changes: Any) -> Any:
 
     kind = getattr(transformers, name)
     torch.manual_seed(3)
-    model = kind(kind.config_class(**CLASSES[name], **changes)).eval()
+    model = kind(kind.config_class(**{**CLASSES[name], **changes})).eval()
     with torch.no_grad():
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import yaml
@@ -10,8 +11,13 @@ from ruamel.yaml import YAML
 
 def assert_read_as(text: str, document: Any) -> None:
     """PyYAML, which the trainer uses, and ruamel read the document, every value of the very type that it has."""
-    assert typed(yaml.safe_load(text)) == typed(document)
-    assert typed(YAML(typ="safe", pure=True).load(text)) == typed(document)
+    by_trainer, by_ruamel = _read(text)
+    assert by_trainer == by_ruamel == typed(document)
+
+
+@functools.cache
+def _read(text: str) -> tuple[Any, Any]:
+    return typed(yaml.safe_load(text)), typed(YAML(typ="safe", pure=True).load(text))
 
 
 def typed(value: Any) -> Any:

@@ -90,7 +90,11 @@ def test_files_keep_the_names_that_they_had(home: Path, tmp_path: Path) -> None:
     loaded = crosswalk.load(tmp_path / "hf", model)
     assert torch.equal(model.model.norm.weight, state["model.norm.weight"])
     assert cases.differences(dict(itertools.chain.from_iterable(crosswalk.stream(model, loaded))), renamed) == []
+    with pytest.raises(CrosswalkError, match=r"or `lm_head.weight`, and the files have neither \[publisher/ties\]"):
+        crosswalk.publisher(model, loaded, ties="both")
     copies = {**state, "lm_head.weight": state["model.embed_tokens.weight"].clone()}
+    both = crosswalk.publisher(model, model.config, ties="both").buckets()
+    assert cases.differences(dict(itertools.chain.from_iterable(both)), copies) == []
     save_file(copies, tmp_path / "hf" / "model.safetensors")
     crosswalk.load(tmp_path / "hf", model)
     copies["lm_head.weight"] += 1

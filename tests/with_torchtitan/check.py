@@ -6,7 +6,8 @@
     python tests/with_torchtitan/check.py
 
 Each model is saved by its class of transformers, converted into a folder by ``crosswalk.convert``, loaded from there
-into the model of torchtitan by torch's own ``dcp.load``, and run beside the original. torchtitan's adapter must make of
+into the model of torchtitan by torch's own ``dcp.load``, and run beside the original, by hand and by
+``crosswalk.compare``. torchtitan's adapter must make of
 its state dict the tensors that transformers saved. What ``dcp.save`` writes of it is converted back, and its tensors
 are compared bit for bit. Prints the largest difference of two logits of each, and what the adapter does not do; fails
 if logits differ by more than 1e-5.
@@ -27,8 +28,6 @@ logging.disable(logging.WARNING)
 import torch  # noqa: E402
 import torch.distributed.checkpoint as dcp  # noqa: E402
 import transformers  # noqa: E402
-from building import config_of  # noqa: E402
-from running import logits  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torchtitan.models.deepseek_v3 import DeepSeekV3StateDictAdapter  # noqa: E402
 from torchtitan.models.gpt_oss import GptOssStateDictAdapter  # noqa: E402
@@ -36,6 +35,8 @@ from torchtitan.models.llama3 import Llama3StateDictAdapter  # noqa: E402
 from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter  # noqa: E402
 
 import crosswalk  # noqa: E402
+from crosswalk.models.titan import logits  # noqa: E402
+from crosswalk.models.titan_configs import config_of  # noqa: E402
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from originals import LATENT, SIZES  # noqa: E402
@@ -106,6 +107,9 @@ def check(name: str, folder: Path) -> tuple[float, str]:
     ids = torch.randint(0, SIZES["vocab_size"], (2, 23), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         difference = float((logits(model, ids)[0] - original(ids).logits).abs().max())
+    compared = crosswalk.compare(folder / "titan", folder / "hf", tokens=23, tolerance=MOST)
+    assert compared.same, compared
+    assert compared.by == f"`{kind}` of torchtitan", compared
     before = load_file(folder / "hf" / "model.safetensors")
     made = ADAPTERS[kind](config, None).to_hf(dict(model.state_dict()))
     assert made.keys() <= before.keys(), made.keys() - before.keys()

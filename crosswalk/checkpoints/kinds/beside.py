@@ -14,11 +14,10 @@ from crosswalk.checkpoints.native import stored_config
 from crosswalk.checkpoints.opened import Opened, Wanted, is_mapping, is_text, of_record, unmet
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.scope import Scope, stored_type
-from crosswalk.runtime.checkpoint.header import shorten
 from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.checkpoint.output import Written
 from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
 
 from .forms import Mappings, read_form
 from .kind import Contents, Given

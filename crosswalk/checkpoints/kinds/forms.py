@@ -113,7 +113,7 @@ def _filled(mapping: CompiledMapping, config: dict[str, Any]) -> dict[str, Any]:
         if any(value is not MISSING and (value is not None or rule.holds_null) for value in stated):
             continue
         value = rule.field.default
-        if rule.default is MISSING and value is not MISSING:
+        if rule.line.default is MISSING and value is not MISSING:
             named = value is not None and rule.table is not None
             found[rule.theirs[0]] = next(r.theirs for r in rule.table or () if r.ours == value) if named else value
     return found

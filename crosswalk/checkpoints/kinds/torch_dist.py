@@ -22,7 +22,7 @@ from crosswalk.checkpoints.key_positions import read_from
 from crosswalk.checkpoints.opened import Opened
 from crosswalk.checkpoints.states import left_out, model_names
 from crosswalk.compiler.layout.model import Layout
-from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_json, shorten
+from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_json
 from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.output import OutputLayout, Written
 from crosswalk.runtime.checkpoint.source import Checkpoint
@@ -30,7 +30,7 @@ from crosswalk.runtime.dcp.folder import locate, open_folder
 from crosswalk.runtime.dcp.metadata import METADATA
 from crosswalk.runtime.dcp.output import Place, folder_layout
 from crosswalk.runtime.dcp.parts import slice_of
-from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Position, fail, shorten, shown
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .beside import Said, read, said_of, text_beside
@@ -99,7 +99,7 @@ def _check_backend(path: Path) -> None:
         raise fail("directory/backend", f"cannot be read: {error.strerror or error}", Position(str(file))) from error
     backend = about.get("sharded_backend") if isinstance(about, dict) else None
     if backend != "torch_dist":
-        text = f"`sharded_backend` is {shorten(repr(backend))}, and only torch_dist is read"
+        text = f"`sharded_backend` is {shown(backend)}, and only torch_dist is read"
         raise fail("directory/backend", text, Position(str(file)), "let Megatron write it again as torch_dist")
 
 
