@@ -116,7 +116,8 @@ class Catalog:
         return self._mappings[name]
 
     def compiled(self, name: str, at: Position | None = None) -> CompiledMapping:
-        """The mapping of that name, checked against its layout and compiled."""
+        """The mapping of that name, checked against its layout and compiled. Raises ``CrosswalkError`` with all that
+        is wrong in either."""
         if name not in self._compiled:
             mapping = self.mapping(name, at)
             if mapping.layout is None:
@@ -129,6 +130,7 @@ class Catalog:
         return self._compiled[name]
 
     def layout(self, name: str, at: Position | None = None) -> Layout:
+        """The layout of that name, read and checked once. Raises ``CrosswalkError`` with all that is wrong in it."""
         if name not in self._layouts:
             document = self._document(f"layouts/{name}", "layout", at)
             self._layouts[name] = load_layout(document)

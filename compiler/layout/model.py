@@ -57,6 +57,7 @@ class Field:
 
     @property
     def is_config(self) -> bool:
+        """Whether its value is an object with a type of its own."""
         return self.kind in ("type", "family")
 
 
@@ -152,12 +153,11 @@ class Layout:
 
     def type_of(self, name: str) -> ConfigType | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
-        if name in self.types:
-            return self.types[name]
         found = [family.types[name] for family in self.families.values() if name in family.types]
-        return found[0] if len(found) == 1 else None
+        return self.types.get(name, found[0] if len(found) == 1 else None)
 
     def all_types(self) -> Iterator[ConfigType]:
+        """Every type of configs: those that stand alone, then those of families."""
         yield from (*self.types.values(), *(t for f in self.families.values() for t in f.types.values()))
 
     def roots(self) -> dict[str, str]:

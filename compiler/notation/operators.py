@@ -73,7 +73,8 @@ def multiply(a: Any, b: Any) -> Any:
 
 
 def divide(a: Any, b: Any) -> Any:
-    """The quotient; of whole numbers only where one is a multiple of the other, and whole then."""
+    """The quotient; of whole numbers only where one is a multiple of the other, and whole then. Raises
+    ``ZeroDivisionError`` and ``ExpressionProblem``."""
     if isinstance(number(a), int) and isinstance(number(b), int):
         if b == 0:
             raise ZeroDivisionError
@@ -84,7 +85,7 @@ def divide(a: Any, b: Any) -> Any:
 
 
 def power(a: Any, b: Any) -> Any:
-    """A number to a bounded power."""
+    """A number to a bounded power. Raises ``ExpressionProblem`` for larger ones."""
     if abs(number(b)) > MAX_EXPONENT:
         raise ExpressionProblem(f"the exponent is beyond {MAX_EXPONENT}")
     result = number(a) ** b
@@ -112,7 +113,7 @@ def _a_list(value: Any) -> list[Any]:
 
 
 def item(container: Any, key: Any) -> Any:
-    """The value under a key of an object, or at an index of a list."""
+    """The value under a key of an object, or at an index of a list. Raises ``ExpressionProblem`` if there is none."""
     if isinstance(container, dict):
         if not isinstance(key, str) or key not in container:
             raise ExpressionProblem(f"there is no key {shown(key)}")
@@ -141,7 +142,7 @@ def find(values: Any, value: Any, default: Any) -> Any:
 
 
 def first(value: Any) -> Any:
-    """The first item of a list that is not empty."""
+    """The first item of a list that is not empty. Raises ``ExpressionProblem`` for an empty one."""
     if not length(value):
         raise ExpressionProblem("it is empty")
     return next(iter(value))

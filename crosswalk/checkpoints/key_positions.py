@@ -50,7 +50,8 @@ def located(problems: Iterable[Diagnostic], text: str, file: Path, root: tuple[s
 
 @contextmanager
 def read_from(file: Path, text: str = "", root: tuple[str, ...] = ()) -> Iterator[None]:
-    """Problems of this block that have no position are those of ``file``, at their keys if its ``text`` is given."""
+    """Problems of this block that have no position are those of ``file``, at their keys if its ``text`` is given.
+    They are raised as ``CrosswalkError`` again."""
     try:
         yield
     except CrosswalkError as error:

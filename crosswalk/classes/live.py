@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,7 @@ class LiveClass:
 
     @property
     def name(self) -> str:
+        """The name of the class of transformers."""
         return type(self.rules).__name__
 
 
@@ -174,24 +175,37 @@ def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
 
 
 def read_class(
-    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool
+    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool, once: Callable[..., Any]
 ) -> tuple[HuggingFaceCheckpoint, ClassOrigin]:
     """The checkpoint in a directory, and the way from it into the model: under the names that it has, or else without
-    what wrappers put into them. Raises ``CrosswalkError``."""
+    what wrappers put into them. ``once(same, equal, make)`` keeps what was made for the same. Raises
+    ``CrosswalkError``."""
     checkpoint = open_hugging_face(hf_dir, unwrap=False)
     if "quantization_config" in checkpoint.config:
         text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
         raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
     # A pipeline stage has names that others have not.
     aliases = {**{name: name for name in memory}, **live.aliases}
+    config = live.model.config.to_json_string(use_diff=False)
+    # What is kept with the model must not hold it.
+    same = (None if live.rules is live.model else live.rules, getattr(live.rules, "_weight_conversions", None))
+
+    def way() -> Plan:
+        files = checkpoint.tensors.specs()
+        return once(
+            same,
+            (config, files, dict(memory), aliases, allow_lossy),
+            lambda: import_plan(live.rules, files, memory, aliases, allow_lossy),
+        )
+
     try:
-        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+        plan = way()
     except CrosswalkError:
         names = set(checkpoint.tensors.tensors)
         checkpoint = open_hugging_face(hf_dir)
         if set(checkpoint.tensors.tensors) == names:
             raise
-        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+        plan = way()
     return checkpoint, ClassOrigin(checkpoint.text, checkpoint.files, plan, str(checkpoint.path))
 
 
@@ -273,6 +287,7 @@ class ClassExport:
         return {"class": self.live.name, "config": config, "dtype": self.dtype}
 
     def plan(self, memory: Mapping[str, TensorSpec]) -> ClassExported:
+        """The plan for parameters of these shapes. Raises ``CrosswalkError`` for what the class cannot write."""
         check_published(memory.values(), self.dtype)
         loaded = self.origin.plan if self.origin is not None else None
         if loaded is None or not leads_back(loaded, memory):
@@ -291,6 +306,7 @@ class ClassExport:
         return replace(self, layout=layout, overwrite=written.overwrite)
 
     def output(self, exported: ClassExported) -> Output:
+        """The files: the tensors that the plan makes, and what stands beside them."""
         bytes_of: dict[str, int] = {}
         for spec in exported.plan.targets:
             bytes_of[spec.dtype] = bytes_of.get(spec.dtype, 0) + spec.nbytes

@@ -35,10 +35,12 @@ class Tiny:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of the model, by name as files hold them."""
         return self.subject.saved(self._model)
 
     @cached_property
     def expected(self) -> Trace:
+        """What the model computes, by place."""
         return self.subject.trace(self._model)
 
     @cached_property

@@ -42,6 +42,7 @@ class Fit:
 
     @property
     def cost(self) -> float:
+        """How far the draft is from fitting: 0 if nothing is wrong, missing or left over."""
         names = len(self.missing) + len(self.extra)
         return _PROBLEM * len(self.problems) + names + _KEY * len(self.unknown) + _FIELD * len(self.strange)
 

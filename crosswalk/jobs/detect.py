@@ -101,7 +101,7 @@ def chosen_format(
     name: str | None, config: Mapping[str, Any], tensors: Iterable[TensorSpec] | None = None, layout: str | None = None
 ) -> CompiledMapping:
     """The format asked for, which must be one of ``layout`` if that is given; without a name (or ``auto``), the one
-    detected among those of the layout, by default ``fast_llm``."""
+    detected among those of the layout, by default ``fast_llm``. Raises ``CrosswalkError`` if not one fits."""
     if not isinstance(config, Mapping):
         raise fail("config/type", f"a config must be an object, it is {shown(config)}")
     if name is None or name == "auto":

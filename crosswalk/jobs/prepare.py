@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -133,6 +134,30 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
 
     Raises ``CrosswalkError`` with every problem, those of config.json at their keys.
     """
+    checkpoint, mapping, places = _open_format(path, options)
+    return checkpoint, import_checkpoint(mapping, checkpoint.config, checkpoint.tensors.specs(), options, places)
+
+
+def open_into(
+    path: Path, options: Options, parameters: Mapping[str, TensorSpec], once: Callable[..., Any]
+) -> tuple[HuggingFaceCheckpoint, Imported, dict[str, str]]:
+    """The same for a model that has these parameters, and which of them the config ties to others. ``once(same, equal,
+    make)`` keeps what was made for the same. Raises ``CrosswalkError``."""
+    checkpoint, mapping, places = _open_format(path, options)
+    specs = tuple(checkpoint.tensors.specs())
+
+    def way() -> tuple[Imported, dict[str, str]]:
+        imported = import_checkpoint(mapping, checkpoint.config, specs, options, places)
+        layout, kind = imported.mapping.layout, imported.mapping.root.type
+        return imported, copies_in(layout, kind, imported.config, parameters)
+
+    asked = (checkpoint.text, specs, copy.deepcopy(options), dict(parameters))
+    imported, copies = once((mapping,), asked, way)
+    return checkpoint, replace(imported, config=copy.deepcopy(imported.config)), copies
+
+
+def _open_format(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, CompiledMapping, Places]:
+    """A Hugging Face checkpoint, the format that it has, and where its problems are. Raises ``CrosswalkError``."""
     require_checkpoint(path)
     if options.named_format is not None:
         format_named(options.named_format, options.to)
@@ -141,11 +166,10 @@ def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Im
     root: tuple[str, ...] = ()
     if options.text_only:
         checkpoint, root = text_tower(checkpoint, _mappings(options))
-    specs = checkpoint.tensors.specs()
     places = _places(path / CONFIG, text, checkpoint.tensors.path, root)
     with read_from(path / CONFIG, text, root):
-        mapping = chosen_format(options.format, checkpoint.config, specs, options.to)
-    return checkpoint, import_checkpoint(mapping, checkpoint.config, specs, options, places)
+        mapping = chosen_format(options.format, checkpoint.config, checkpoint.tensors.specs(), options.to)
+    return checkpoint, mapping, places
 
 
 def _mappings(options: Options) -> list[MappingFile]:

@@ -19,8 +19,8 @@ from crosswalk.runtime.plan.affine import Piece
 
 from .rearranging import SHORTEST, transposed_plane
 
-#: Bytes of a tile.
-_TILE = 1 << 20
+#: Bytes of a tile, at least, and of a line of the cache.
+_TILE, _LINE = 1 << 20, 64
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _local = threading.local()
@@ -80,7 +80,10 @@ def transpose(source: torch.Tensor, target: torch.Tensor) -> None:
     elements = _TILE // source.element_size()
     whole_rows = source.stride(0) == columns <= elements // SHORTEST
     width = columns if whole_rows else 512
-    height = elements // max(width, 1)
+    # Whole lines of the target; an odd number of them, since columns whose distance is a power of two share few places
+    # in the cache.
+    line = _LINE // source.element_size()
+    height = (elements // max(width, 1) // line | 1) * line
     tile_transpose = _tile_by_shuffle if shuffle_is_faster(source.dtype) else _tile_by_copy
     for top, left in itertools.product(range(0, rows, height), range(0, columns, width)):
         tile = source[top : top + height, left : left + width]
@@ -113,7 +116,7 @@ def _tile_by_shuffle(source: torch.Tensor, target: torch.Tensor) -> None:
 def _scratch(number: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """This thread's memory for one tile: touching new memory takes longer than a transpose."""
     if not hasattr(_local, "scratch"):
-        _local.scratch = torch.empty(2, _TILE, dtype=torch.uint8)
+        _local.scratch = torch.empty(2, 2 * _TILE, dtype=torch.uint8)
     scratch: torch.Tensor = _local.scratch[number, : shape.numel() * dtype.itemsize]
     return scratch.view(dtype).view(shape)
 
