@@ -56,8 +56,8 @@ _MAX_OBJECT = 64 << 20
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a checkpoint of this kind in a directory."""
-    return (path / METADATA).is_file()
+    """Whether there is a checkpoint of this kind in a directory, or one that was not finished."""
+    return (path / METADATA).is_file() or (path.is_dir() and any(name.endswith(".distcp") for name in os.listdir(path)))
 
 
 def open_folder(path: Path) -> Folder:

@@ -87,6 +87,9 @@ def read_metadata(directory: Path) -> StoredEntries:
     where = Position(str(path))
     try:
         data = read_inside(path, directory, MAX_METADATA + 1)
+    except FileNotFoundError as error:
+        hint = "it is written last: let the save end, copy the whole folder, or take the checkpoint before"
+        raise fail("dcp/metadata", "there is none here, only parts of tensors", where, hint) from error
     except OSError as error:
         raise fail("dcp/metadata", f"cannot be read: {error.strerror or error}", where) from error
     if len(data) > MAX_METADATA:
