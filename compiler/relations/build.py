@@ -29,6 +29,7 @@ from .lines import (
     value_rule,
 )
 from .sections import Sections
+from .tensor_rules import section_tensors
 from .tree import (
     Case,
     CaseNode,
@@ -116,7 +117,8 @@ class Builder:
                 continue
             if inside.claims or (kind.name, name) not in self.sections.guessed:
                 self.field(declared, inside, section, rules, children)
-        return Struct(kind, ours, theirs, section, tuple(rules), tuple(children), place.typed, section.position)
+        tensors = section_tensors(self.layout, kind, section)
+        return Struct(kind, ours, theirs, section, tuple(rules), tensors, tuple(children), place.typed)
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
@@ -172,7 +174,8 @@ class Builder:
                     next(c.line.position for c in place.claims if c.ours[0] == name),
                     f"say `elsewhere: [{name}]` in {' and '.join(part.mappings)}",
                 )
-        beside = Struct(kind, part.ours, place.theirs, section, tuple(rules), tuple(children), False, part.position)
+        none = section_tensors(self.layout, kind, section)
+        beside = Struct(kind, part.ours, place.theirs, section, tuple(rules), none, tuple(children), typed=False)
         return PartNode(part, part.ours, mappings, beside)
 
     # ---- fields -----------------------------------------------------------------------------------------------------
