@@ -78,10 +78,12 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     for node in structs:
         for line in node.section.tensors:
             yield from _check_counts(line, node.type)
+            wrong = []
             for index, path in enumerate(line.ours):
                 at = line.ours_at[index] if index < len(line.ours_at) else line.position
-                yield from _check_path(path, node.type, line, at, layout)
-                yield from _check_holes(path, layout, line)
+                wrong += _check_path(path, node.type, line, at, layout)
+                wrong += _check_holes(path, layout, line)
+            yield from wrong
             known = {kind.name for kind in layout.all_types()}
             for name in line.types or ():
                 at, path = line.ours_at[0], ".".join(line.ours[0])
@@ -89,7 +91,7 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                 if name not in known:
                     message = f"there is no type `{name}`"
                     yield Diagnostic("mapping/no-such-type", message, at, did_you_mean(name, known))
-                elif name not in possible:
+                elif name not in possible and not wrong:
                     hint = f"it is one of {', '.join(sorted(possible))}" if possible else "only a module has a type"
                     yield Diagnostic("mapping/no-such-type", f"`{path}` is never a `{name}`", at, hint)
                 elif name in decided - reached and at.file == mapping.source.file:

@@ -68,7 +68,7 @@ class _Speaker:
     scope: Scope
     prefix: Template
     rules: TensorRules
-    cuts: tuple[PartedAxis, ...]
+    cuts: Sequence[PartedAxis]
     values: Mapping[str, object] = field(default_factory=dict)
 
     def name(self, line: TensorEntry) -> Template:
@@ -79,6 +79,17 @@ class _Speaker:
     def below(self, rules: TensorRules, values: Mapping[str, object]) -> _Speaker:
         """The same where the lines speak of a module further in."""
         return replace(self, rules=rules, values={**values, **self.values})
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What is the same for all modules of a config."""
+
+    layout: Layout
+    root: Scope
+    cases: Cases
+    lengths: Mapping[str, int]
+    limit: Limit
 
 
 def relate_weights(
@@ -92,123 +103,106 @@ def relate_weights(
     ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered, or as soon as
     there are more than ``limit`` tensors."""
     weights = Weights()
-    _Walk(layout, root, cases, lengths, limit).module(root, EMPTY, None, (), weights, [])
+    _Module(_Given(layout, root, cases, lengths, limit), root, EMPTY, None, weights).relate()
     if weights.problems:
         raise CrosswalkError(dict.fromkeys(weights.problems))
     return weights
 
 
-class _Walk:
-    def __init__(self, layout: Layout, root: Scope, cases: Cases, lengths: Mapping[str, int], limit: Limit) -> None:
-        self.layout, self.root, self.cases, self.lengths, self.limit = layout, root, cases, lengths, limit
+class _Module:
+    """One module of a config. ``ours`` is its name; ``theirs`` the prefix of its tensors, None if nothing gives it one;
+    ``outer`` are the sections around it that speak of it; ``around`` speaks for the nearest module around it that
+    anything speaks for. What is found goes to ``out``."""
 
-    # ---- modules ----------------------------------------------------------------------------------------------------
-
-    def module(
+    def __init__(
         self,
+        given: _Given,
         scope: Scope,
         ours: Template,
         theirs: Template | None,
-        outer: Sequence[_Speaker],
         out: Weights,
-        around: list[Chosen],
+        outer: Iterable[_Speaker] = (),
+        around: Sequence[Chosen] = (),
     ) -> None:
-        """One module: ``theirs`` is the prefix of its tensors, None if nothing gives it one; ``around`` speaks for the
-        nearest module around it that anything speaks for."""
-        here = [
-            c
-            for c in self.cases.get(scope.path, ())
-            if c.struct.type == scope.kind or c.struct.type.name in scope.kind.bases
-        ]
-        speakers = list(outer)
-        default: Template | None = None if here else theirs
-        for chosen in here:
-            struct = chosen.struct
-            whole = any(struct is root for root in alternatives(chosen.mapping.root))
-            prefix = Template.parse(chosen.tensors) if whole else theirs
-            exact = struct.type is scope.kind
-            rules = struct.tensors if exact else section_tensors(self.layout, scope.kind, struct.section)
-            speaker = _Speaker(chosen, scope, prefix or EMPTY, rules, self.cuts(rules, scope, out))
-            speakers.append(speaker)
-            if prefix is not None:
-                out.ignored |= {str(speaker.name(line)): line for line in rules.ignored}
-            if rules.same:
-                default = prefix
-        for child in scope.kind.children:
-            self.children(scope, child, ours, speakers, default, out, here or around)
-        self.parameters(scope, ours, speakers, default, here, out, () if theirs is not None else around)
+        self.given, self.scope, self.ours, self.theirs, self.out = given, scope, ours, theirs, out
+        self.speakers, self.around = list(outer), around
+        found, kind = given.cases.get(scope.path, ()), scope.kind
+        self.here = [c for c in found if c.struct.type == kind or c.struct.type.name in kind.bases]
+        self.default = None if self.here else theirs  # the prefix of what no line speaks of
 
-    def cuts(self, rules: TensorRules, scope: Scope, out: Weights) -> tuple[PartedAxis, ...]:
-        """The axes that a section cuts, with sizes."""
-        result = []
+    def relate(self) -> None:
+        """Relate the tensors of the module, and of all below it."""
+        for chosen in self.here:
+            self.listen(chosen)
+        for child in self.scope.kind.children:
+            self.children(child)
+        self.parameters()
+
+    def listen(self, chosen: Chosen) -> None:
+        """Add a section that is about the module itself."""
+        struct, scope = chosen.struct, self.scope
+        whole = any(struct is root for root in alternatives(chosen.mapping.root))
+        prefix = Template.parse(chosen.tensors) if whole else self.theirs
+        as_is = struct.type is scope.kind
+        rules = struct.tensors if as_is else section_tensors(self.given.layout, scope.kind, struct.section)
+        cuts = []
         for line in rules.cuts:
             try:
-                result.append(_cut(line, scope))
+                cuts.append(_cut(line, scope))
             except CrosswalkError as error:
-                out.problems += error.diagnostics
-        return tuple(result)
+                self.out.problems += error.diagnostics
+        speaker = _Speaker(chosen, scope, prefix or EMPTY, rules, cuts)
+        self.speakers.append(speaker)
+        if prefix is not None:
+            self.out.ignored |= {str(speaker.name(line)): line for line in rules.ignored}
+        if rules.same:
+            self.default = prefix
 
-    def children(
-        self,
-        scope: Scope,
-        child: Child,
-        ours: Template,
-        speakers: Sequence[_Speaker],
-        default: Template | None,
-        out: Weights,
-        around: list[Chosen],
-    ) -> None:
-        name = child.name
-        said = [(speaker, found) for speaker in speakers if (found := speaker.rules.below.get(str(name)))]
+    def children(self, child: Child) -> None:
+        """The modules that a child of the layout stands for; those of one config are related once, if they may be."""
+        scope, name, out = self.scope, child.name, self.out
+        said = [(speaker, found) for speaker in self.speakers if (found := speaker.rules.below.get(str(name)))]
         known: dict[str, tuple[Template | None, list[tuple[_Speaker, TensorRules]]]] = {}
         repeated: dict[KeyPath, tuple[Weights, list[tuple[str, str]]]] = {}
+        around = self.here or self.around
         for values, inner in instances(scope, child):
             if inner.kind.name not in known:
                 known[inner.kind.name] = _said_of(said, inner.kind)
             exact, deeper = known[inner.kind.name]
-            if out.number > self.limit.most:
-                called = exact if exact is not None else join(default or ours, name)
+            if out.number > self.given.limit.most:
+                called = exact if exact is not None else join(self.default or self.ours, name)
                 number = sum(number for number, _ in alike(scope, child))
-                self.limit.check(out.number, number, str(called))
+                self.given.limit.check(out.number, number, str(called))
+            prefix: Template | None = None
             if exact is not None:
-                prefix: Template | None = exact.render(values)
-            else:
-                prefix = None if default is None else join(default, name.render(values))
+                prefix = exact.render(values)
+            elif self.default is not None:
+                prefix = join(self.default, name.render(values))
+            ours = join(self.ours, name.render(values))
             if deeper or not values:
-                further = [speaker.below(rules, values) for speaker, rules in deeper]
-                self.module(inner, join(ours, name.render(values)), prefix, further, out, around)
+                outer = [speaker.below(rules, values) for speaker, rules in deeper]
+                _Module(self.given, inner, ours, prefix, out, outer, around).relate()
                 continue
             if inner.path not in repeated:
                 repeated[inner.path] = Weights(), []
                 below = None if prefix is None else EMPTY
-                self.module(inner, EMPTY, below, (), repeated[inner.path][0], around)
+                _Module(self.given, inner, EMPTY, below, repeated[inner.path][0], (), around).relate()
             one, places = repeated[inner.path]
-            places.append((f"{join(ours, name.render(values))}.", "" if prefix is None else f"{prefix}."))
+            places.append((f"{ours}.", "" if prefix is None else f"{prefix}."))
             out.number += one.number
         for one, places in repeated.values():
             out.repeat(one, places)
 
-    # ---- parameters -------------------------------------------------------------------------------------------------
-
-    def parameters(
-        self,
-        scope: Scope,
-        ours: Template,
-        speakers: Sequence[_Speaker],
-        default: Template | None,
-        here: list[Chosen],
-        out: Weights,
-        around: Sequence[Chosen],
-    ) -> None:
-        present: dict[str, tuple[Parameter, Source]] = {}
-        named: dict[str, Template] = {}
-        sizes = AxisSizes(scope)
-        axes = (sizes, AxisSizes(scope, self.lengths) if self.lengths else sizes)
+    def parameters(self) -> None:
+        """The parameters of the module itself."""
+        scope = self.scope
+        present: dict[str, tuple[Parameter, Template, Source]] = {}
         for name, known_as, parameter, pattern, holes in parameters(scope):
-            present[str(known_as)] = (parameter, Source.of(join(ours, name), pattern, holes))
-            named[str(known_as)] = name
+            present[str(known_as)] = parameter, name, Source.of(join(self.ours, name), pattern, holes)
+        sizes = AxisSizes(scope)
+        axes = (sizes, AxisSizes(scope, self.given.lengths) if self.given.lengths else sizes)
         spoken: set[str] = set()
-        said = [(speaker, rule) for speaker in speakers for rule in speaker.rules.own]
+        said = [(speaker, rule) for speaker in self.speakers for rule in speaker.rules.own]
         for speaker, rule in sorted(said, key=lambda one: -one[1].depth):  # enclosing sections come first
             for one, values in _of_each(rule, scope):
                 for end, names in one.held.items():
@@ -217,21 +211,18 @@ class _Walk:
                         continue
                     theirs = join(speaker.name(rule.line).render(values), Template.parse(end))
                     if len(members) < len(one.paths):
-                        out.problems.append(_one_sided(one, theirs, end, members))
+                        self.out.problems.append(_one_sided(one, theirs, end, members))
                         continue
                     spoken.update(members)
-                    sources = [present[name][1] for name in members]
-                    bias = end != "" and not any(source.pattern.inputs for source in sources)
-                    self.lower(theirs, rule.line, sources, axes, out, speaker.chosen, speaker, bias)
-        for stored, (parameter, source) in present.items():
+                    self.lower(theirs, rule.line, [present[name][2] for name in members], axes, speaker, end != "")
+        for stored, (parameter, name, source) in present.items():
             if stored in spoken or parameter.same_as is not None:
                 continue
-            if default is None:
-                self.unclaimed(source, ours, here, scope, out, around)
+            if self.default is None:
+                self.unclaimed(source)
                 continue
-            same = named[stored]
-            line = TensorEntry(same, ((stored,),), None, None, self.position(scope, here))
-            self.lower(join(default, same), line, [source], axes, out, here[0] if here else None)
+            line = TensorEntry(name, ((stored,),), None, None, self.position)
+            self.lower(join(self.default, name), line, [source], axes)
 
     def lower(
         self,
@@ -239,17 +230,15 @@ class _Walk:
         line: TensorEntry,
         sources: list[Source],
         axes: tuple[AxisTable, AxisTable],
-        out: Weights,
-        chosen: Chosen | None,
         speaker: _Speaker | None = None,
-        bias: bool = False,
+        in_group: bool = False,
     ) -> None:
         """The tensors of a line; ``axes``: our sizes and theirs. Without a ``speaker`` they are as ours."""
         sizes, lengths = axes
         number = names_of(template, sizes)
-        self.limit.check(out.number + number, number, str(template), line.position)
+        self.given.limit.check(self.out.number + number, number, str(template), line.position)
         ways = [(line.dims, line.dims_at)] + ([(line.encoded, line.encoded_at)] if line.encoded is not None else [])
-        cuts = speaker.cuts if speaker is not None else ()
+        bias = in_group and not any(source.pattern.inputs for source in sources)
         found: list[dict[str, Tensor]] = []
         for dims, at in ways:
             try:
@@ -261,39 +250,36 @@ class _Walk:
                     speaker is not None and speaker.chosen.struct.tensors.transposed,
                     "drop" if bias else "error",
                     at or line.position,
-                    show_sizes=not self.root.assumes,
+                    show_sizes=not self.given.root.assumes,
                     lengths=lengths,
-                    cuts=[one for one in cuts if one.names & set(labels_of(dims or ()))],
+                    cuts=[one for one in speaker.cuts if one.names & set(labels_of(dims or ()))] if speaker else (),
                 )
             except CrosswalkError as error:
-                out.problems += error.diagnostics
+                self.out.problems += error.diagnostics
                 return
             found.append({tensor.name: tensor for tensor in tensors})
+        chosen = speaker.chosen if speaker else next(iter(self.here), None)
         mapping = chosen.mapping.name if chosen else ""
         encoded: dict[str, Tensor] = found[-1] if len(found) > 1 else {}
-        out.add([Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()])
+        self.out.add([Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()])
 
-    def position(self, scope: Scope, here: list[Chosen]) -> Position:
-        return here[0].struct.position if here else scope.kind.position
+    @property
+    def position(self) -> Position:
+        """Where it is said what the module is."""
+        return self.here[0].struct.position if self.here else self.scope.kind.position
 
-    def unclaimed(
-        self,
-        source: Source,
-        ours: Template,
-        here: list[Chosen],
-        scope: Scope,
-        out: Weights,
-        around: Sequence[Chosen],
-    ) -> None:
-        """``around``: where the module has no name itself, what could give it one."""
-        section = (around or here)[0].struct.section.name if around or here else str(scope.kind)
-        position = around[0].struct.position if around else self.position(scope, here)
+    def unclaimed(self, source: Source) -> None:
+        """No line says which tensor holds a parameter; where the module has no name itself, no line gives it one."""
+        around = self.around if self.theirs is None else ()
+        speaks = next(iter(around or self.here), None)
+        section = speaks.struct.section.name if speaks else str(self.scope.kind)
         message = f"no line of section `{section}` says which tensor holds `{source.name}` ({source.pattern})"
         hint = 'add it under `tensors:`, or `"*": same` if all others keep their names'
         if around:
-            message = f"no line of section `{section}` names the module `{ours}`, which has `{source.name}`"
+            message = f"no line of section `{section}` names the module `{self.ours}`, which has `{source.name}`"
             hint = "add its name under `tensors:`"
-        out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
+        position = speaks.struct.position if speaks else self.position
+        self.out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
 
 
 def _said_of(
