@@ -32,6 +32,7 @@ class Draft:
     open: list[str] = field(default_factory=list)
 
     def copy(self) -> Draft:
+        """The same, to be changed by itself."""
         return copy.deepcopy(self)
 
     def put(self, section: str, part: str, left: str, right: Any, note: str = "") -> None:

@@ -43,6 +43,7 @@ class Fit:
 
     @property
     def cost(self) -> float:
+        """How far the draft is from fitting: 0 if nothing is wrong, missing or left over."""
         names = len(self.missing) + len(self.extra)
         return _PROBLEM * len(self.problems) + names + _KEY * len(self.unknown) + _FIELD * len(self.strange)
 
@@ -97,7 +98,7 @@ class Fitting:
             bound = bind(compiled, read.native, read.taken.cases)
         except CrosswalkError as error:
             return Fit(compiled, None, error.diagnostics, {}, self.shapes, unknown, strange)
-        wanted = folded({name: shape for name, shape in bound.theirs.items() if name not in bound.duplicates})
+        wanted = folded({name: shape for name, shape in bound.hf.items() if name not in bound.duplicates})
         ignored = folded(dict.fromkeys((*bound.ignored, *bound.duplicates), ()))
         missing = {name: shape for name, shape in wanted.items() if self.shapes.get(name) != shape}
         extra = {n: s for n, s in self.shapes.items() if wanted.get(n) != s and n not in ignored}

@@ -10,7 +10,8 @@ from crosswalk.compiler.layout.model import ConfigType, Field
 from crosswalk.compiler.layout.values import misfit
 from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import Struct, nodes_of
-from crosswalk.proving.findings import shown
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import shown
 
 from .classes import Known
 from .draft import Draft
@@ -55,7 +56,7 @@ def _fixed(key: str, value: Any, known: Known | None) -> dict[str, Any]:
         return {"only": [value]}  # a list by itself would be one of values
     if key not in taken:
         return {"only": value}
-    return {"const": value} if taken[key] == value else {"const": value, "default": taken[key]}
+    return {"const": value} if same_value(taken[key], value) else {"const": value, "default": taken[key]}
 
 
 def stated_alike(fit: Fit, name: str, value: Any) -> Iterator[tuple[str, str]]:

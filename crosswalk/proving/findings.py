@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
-from crosswalk.compiler.text.positioned import shorten
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .values import Path
@@ -75,8 +72,3 @@ class Proof:
 def dotted(path: Path) -> str:
     """A path of keys as it is written."""
     return ".".join(path)
-
-
-def shown(value: Any) -> str:
-    """A value as a line has it."""
-    return shorten(json.dumps(value, ensure_ascii=False, default=str), 60)

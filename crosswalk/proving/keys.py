@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, shown
 
-from .findings import Proof, dotted, shown
+from .findings import Proof, dotted
 from .reading import Config, Native, differences, line_of_key, native_of, same_name, values_at
 from .subject import ROUNDED, Behaviour, Subject
 from .values import Path, changed, has, leaves, others, without
@@ -73,7 +73,7 @@ def check_changed(
     switches = [one for one in accepted if one.how and _turned(one, subject.base)]
     for switch in switches:
         for path in idle:
-            if _at(switch.config, path) == _at(subject.base, path):
+            if same_value(_at(switch.config, path), _at(subject.base, path)):
                 turned = _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
                 accepted += [one for one in turned if one.behaviour is not switch.behaviour]
     return accepted
@@ -82,7 +82,7 @@ def check_changed(
 def _turned(one: Accepted, base: Config) -> bool:
     """Whether only a switch differs from the tiny config."""
     pairs = [(value, _at(base, path)) for path, value in leaves(one.config)]
-    apart = [pair for pair in pairs if json.dumps(pair[0]) != json.dumps(pair[1])]
+    apart = [pair for pair in pairs if not same_value(*pair)]
     return len(apart) == 1 and isinstance(apart[0][0], bool)
 
 

@@ -12,15 +12,16 @@ from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.scope import normalize
 from crosswalk.compiler.pipeline import Imported, PlanOptions, import_checkpoint
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.text.values import same_value
 from crosswalk.models.comparison import TOLERANCE
 from crosswalk.models.comparison import differences as parts_apart
 from crosswalk.reference import forward
 from crosswalk.runtime import execute
 from crosswalk.runtime.dtypes import dtype_name
-from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.errors import CrosswalkError, shown
 from crosswalk.runtime.plan.model import TensorSpec
 
-from .findings import Proof, dotted, shown
+from .findings import Proof, dotted
 from .keys import Accepted
 from .reading import differences, line_of_field, line_of_key, native_of, only_rounded, rounds, same_name, written
 from .subject import ROUNDED, Subject
@@ -71,7 +72,7 @@ def _apart(subject: Subject, config: Mapping[str, Any], other: Mapping[str, Any]
     """The keys that the class reads as something else, with both values."""
     one, two = (dict(leaves(subject.read(each) or {})) for each in (config, other))
     pairs = {path: (one.get(path), two.get(path)) for path in {**one, **two}}
-    apart = {path: pair for path, pair in pairs.items() if shown(pair[0]) != shown(pair[1])}
+    apart = {path: pair for path, pair in pairs.items() if not same_value(*pair)}
     return {path: pair for path, pair in apart.items() if path[-1] not in ("transformers_version", "dtype")}
 
 

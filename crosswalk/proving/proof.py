@@ -15,9 +15,9 @@ from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders, format_named
 from crosswalk.models.comparison import inputs, windows_of
-from crosswalk.runtime.errors import CrosswalkError, fail
+from crosswalk.runtime.errors import CrosswalkError, fail, shown
 
-from .findings import Proof, dotted, shown
+from .findings import Proof, dotted
 from .keys import Accepted, check_alone, check_changed, check_left_out
 from .models import check_exported, check_logits, check_names, check_native, check_own_names, dialects_to_read
 from .reading import Native, differences, native_of, without_loss

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from crosswalk.compiler.text.values import same_value
+
 Path = tuple[str, ...]
 
 #: Keys of a file, not of a model; and those of layers that classes of transformers leave out.
@@ -40,9 +42,7 @@ def leaves(config: Mapping[str, Any], at: Path = ()) -> Iterator[tuple[Path, Any
 def others(value: Any, known: Sequence[Any] = ()) -> list[Any]:
     """Other values than this one, the likeliest first. ``known``: texts that may stand there."""
     found = list(_others(value, known))
-    shown = [json.dumps(other, default=str) for other in found]
-    before = json.dumps(value, default=str)
-    return [other for n, other in enumerate(found) if shown[n] != before and shown[n] not in shown[:n]]
+    return [other for n, other in enumerate(found) if not any(same_value(other, one) for one in (value, *found[:n]))]
 
 
 def _others(value: Any, known: Sequence[Any]) -> Iterator[Any]:

@@ -145,7 +145,7 @@ MISTAKES = {
     ),
     "a key that is left out where the class takes something else": Mistake(
         "starcoder2", {"{is: window_size, default: null}": "{is: window_size, default: null, omit: 5}"},
-        "starcoder2", ("sliding_window",), "prove/export", "", "would be read as None",
+        "starcoder2", ("sliding_window",), "prove/export", "", "would be read as null",
     ),
     "a field of no effect": Mistake(
         "qwen3_moe",
