@@ -32,7 +32,7 @@ from .relations.tree import CompiledMapping
 from .tensors.bind import Bound, bind
 from .tensors.compare import check_stored
 from .tensors.encoded import Read, read_encodings
-from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect
+from .tensors.plan import check_dtype, check_protected, plan_export, plan_import, tensor_dialect, written_in
 from .tensors.read_config import check_written, import_with_tensors, written_alone
 
 #: Axis -> a number: a multiple to pad to, or a size.
@@ -114,7 +114,7 @@ class Exported:
     """The way to Hugging Face. ``native``: complete, as it is; ``lengths``: the sizes there of axes that are cut;
     ``config``: the config.json that belongs to it, ``unchanged`` if it is that of the origin; ``notes``: what a user
     should know; ``lossy``: what is inexact, and why; ``defaults``: key -> what the class takes for it, of what is lost
-    without an origin."""
+    without an origin; ``copies``: names of tied tensors that files do not hold -> what holds them."""
 
     mapping: CompiledMapping
     native: Mapping[str, Any]
@@ -127,6 +127,7 @@ class Exported:
     notes: tuple[str, ...]
     lossy: tuple[str, ...]
     defaults: Mapping[str, Any]
+    copies: Mapping[str, str]
 
 
 def import_checkpoint(
@@ -255,11 +256,11 @@ def export_checkpoint(
     names = _names_to_write(mapping, dialects, options, known)
     mapping = mapping.in_dialect(names)
     allow = options.allow_lossy or (known is not None and known.lossy)
-    theirs = resized(mapping.root.type, native, lengths)
+    sized = resized(mapping.root.type, native, lengths)
     source = known.config if known is not None else None
-    remembered, same = _remembered(mapping, source, theirs)
+    remembered, same = _remembered(mapping, source, sized)
     with at(places.config):
-        written, taken = export_config(mapping, theirs, dialects, allow, remembered, source or {})
+        written, taken = export_config(mapping, sized, dialects, allow, remembered, source or {})
     if tensors is not None:
         with at(places.tensors):
             check_stored(mapping, native, tensors)
@@ -275,13 +276,14 @@ def export_checkpoint(
     final, unchanged = _config_to_write(mapping, written, plan, known, same)
     if not unchanged:
         final = without_stale_versions(mapping, final, dialects)
-        written_as = written_alone(mapping, theirs, dialects, allow, remembered, source or {}, final)
+        written_as = written_alone(mapping, sized, dialects, allow, remembered, source or {}, final)
         targets = [tensor.name for tensor in plan.targets] if tensors is not None else None
-        check_written(mapping, written_as, theirs, targets)
+        check_written(mapping, written_as, sized, targets)
     return Exported(
         mapping, native, lengths, bound, plan, final, unchanged, dialects,
         notes=tuple(dict.fromkeys((*taken.notes, *tuned))), lossy=taken.lossy,
         defaults=left_to_the_class(mapping, final) if known is None else {},
+        copies=written_in(bound, names).duplicates,
     )  # fmt: skip
 
 
@@ -300,10 +302,10 @@ def _names_to_write(
 def export_model(mapping: CompiledMapping, config: Mapping[str, Any], options: PlanOptions) -> dict[str, Any]:
     """The config.json of a native config alone. Raises ``CrosswalkError`` with every field that it cannot hold."""
     native, lengths, dialects, _ = _sides(mapping, config, options, None, Places())
-    theirs = resized(mapping.root.type, native, lengths)
-    written, taken = export_config(mapping, theirs, dialects, options.allow_lossy)
-    written_as = written_alone(mapping, theirs, dialects, options.allow_lossy, taken.cases, {}, written)
-    check_written(mapping, written_as, theirs, None)
+    sized = resized(mapping.root.type, native, lengths)
+    written, taken = export_config(mapping, sized, dialects, options.allow_lossy)
+    written_as = written_alone(mapping, sized, dialects, options.allow_lossy, taken.cases, {}, written)
+    check_written(mapping, written_as, sized, None)
     return written
 
 
@@ -388,7 +390,8 @@ def _remembered(
 
 @contextmanager
 def at(locate: Locate) -> Iterator[None]:
-    """Problems of this block are at the places that ``locate`` finds for them."""
+    """Problems of this block are at the places that ``locate`` finds for them. They are raised as ``CrosswalkError``
+    again."""
     try:
         yield
     except CrosswalkError as error:

@@ -7,9 +7,11 @@ of a file or a checkpoint in one run.
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 #: How many problems are shown; the exception has all.
 MOST_SHOWN = 200
@@ -83,6 +85,21 @@ def and_more(number: int) -> list[str]:
     return [f"and {number - MOST_SHOWN} more problems"] if number > MOST_SHOWN else []
 
 
+def shorten(text: str, length: int = 120) -> str:
+    """Text of a file as a message has it: printable, and cut to ``length`` characters."""
+    text = text if len(text) <= length else text[:length] + "…"
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def shown(value: Any, length: int = 200) -> str:
+    """A value as a message has it: as JSON writes it, printable, and cut to ``length`` characters."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        return shorten(text if text.isprintable() else json.dumps(value, default=str), length)
+    except ValueError:  # Python refuses to print an int of thousands of digits
+        return "a very large number"
+
+
 def fail(code: str, message: str, position: Position | None = None, hint: str | None = None) -> CrosswalkError:
     """A :class:`CrosswalkError` with a single diagnostic, ready to be raised."""
     return CrosswalkError(Diagnostic(code, message, position, hint))
@@ -90,7 +107,8 @@ def fail(code: str, message: str, position: Position | None = None, hint: str | 
 
 @contextmanager
 def system_limits() -> Iterator[None]:
-    """What runs into a limit of the system is a problem like any other: memory, threads, and the length of names."""
+    """What runs into a limit of the system is a problem like any other: memory, threads, and the length of names.
+    Raises ``CrosswalkError``."""
     try:
         yield
     except MemoryError as error:

@@ -8,11 +8,12 @@ from typing import Any
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.relations.inverse import solve
-from crosswalk.compiler.relations.keys import Names, fill, get, placed, put, same_number
+from crosswalk.compiler.relations.keys import Names, fill, get, placed, put
 from crosswalk.compiler.relations.rules import Carried, FieldRule, at_rule
 from crosswalk.compiler.relations.sides import Computed
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, shown
 
 from .exported import Attempt
 
@@ -35,8 +36,8 @@ def finish_computed(
             except CrosswalkError as error:
                 out.problems += at_rule(error, one.rule.position)
                 continue
-            if not same_number(done.setdefault(one.place, value), value):
-                message = f"`{'.'.join(one.place)}` would be both {done[one.place]!r} and {value!r}"
+            if not same_value(done.setdefault(one.place, value), value):
+                message = f"`{'.'.join(one.place)}` would be both {shown(done[one.place])} and {shown(value)}"
                 hint = "the format has one place for what the trainer has several of: make these equal"
                 out.problems.append(Diagnostic("export/conflict", message, None, hint, rule=one.rule.position))
             if value is not MISSING:
@@ -48,7 +49,7 @@ def finish_computed(
 def kept_otherwise(config: Mapping[str, Any], out: Attempt, before: Mapping[str, Any]) -> bool:
     """Whether the origin has another value of a computed key that no field holds."""
     return bool(before) and any(
-        isinstance(one.rule, Carried) and not same_number(get(before, one.place), get(config, one.place))
+        isinstance(one.rule, Carried) and not same_value(get(before, one.place), get(config, one.place))
         for one in out.computed
     )
 
@@ -65,7 +66,7 @@ def _settle(mapping: CompiledMapping, config: dict[str, Any], out: Attempt, befo
             out.problems += at_rule(error, one.rule.position)
             continue
         if answer is MISSING:
-            message = f"`{'.'.join(one.place)}` = {found!r} would not be read as {one.value!r}"
+            message = f"`{'.'.join(one.place)}` = {shown(found)} would not be read as {shown(one.value)}"
             out.problems.append(Diagnostic("export/inverse", message, rule=one.rule.position))
         else:
             put(config, one.place, answer)

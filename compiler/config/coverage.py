@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Entry
 from crosswalk.compiler.notation.expressions import KeyPath
-from crosswalk.compiler.relations.keys import get, put, same_number
+from crosswalk.compiler.relations.keys import get, put
 from crosswalk.compiler.relations.tree import (
     Carried,
     CaseNode,
@@ -25,8 +24,9 @@ from crosswalk.compiler.relations.tree import (
     part_mapping,
     rules_of,
 )
-from crosswalk.compiler.text.positioned import did_you_mean, shorten
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, shorten, shown
 
 from .dialects import read_dialects
 
@@ -48,7 +48,7 @@ class Unknown(NamedTuple):
     siblings: Callable[[], Iterable[str]]
 
     def __str__(self) -> str:
-        return f"`{shorten('.'.join(self.path))}` = {_shown(self.value)}"
+        return f"`{shorten('.'.join(self.path))}` = {shown(self.value, 60)}"
 
     @property
     def near(self) -> str | None:
@@ -128,7 +128,7 @@ def _survey(mapping: CompiledMapping, config: Mapping[str, Any], where: KeyPath)
             if path[:-1] not in undecided and (len(path) > 1 or not _is_empty(value)):
                 yield Unknown(written, value, partial(_absent, data, path[:-1], claims))
         elif not claims.match(path, checked):  # else importing reports it, with the rule
-            message = f"`{'.'.join(written)}` must be an object, it is {_shown(value)}"
+            message = f"`{'.'.join(written)}` must be an object, it is {shown(value, 60)}"
             yield Diagnostic("config/type", message, path=written)
     yield from _features(mapping, config, data, where)
     for theirs, node in parts.items():
@@ -165,9 +165,9 @@ def _features(
             value = get(data, rule.theirs)
             if value is not MISSING and not _says_nothing(rule, value):
                 path = (*where, *as_written(mapping, config, rule.theirs))
-                allowed = " or ".join(map(_shown, rule.line.values))
+                allowed = " or ".join(map(shown, rule.line.values))
                 text = (
-                    f"`{'.'.join(path)}` = {_shown(value)} asks for {rule.line.why or ''},"
+                    f"`{'.'.join(path)}` = {shown(value, 60)} asks for {rule.line.why or ''},"
                     f" which format `{mapping.name}` does not have; it can be converted at {allowed}"
                 )
                 hint = "take the key out of config.json if the class of this model does not look at it"
@@ -175,7 +175,7 @@ def _features(
 
 
 def _says_nothing(rule: Carried, value: Any) -> bool:
-    return not rule.line.values or _is_empty(value) or any(same_number(value, allowed) for allowed in rule.line.values)
+    return not rule.line.values or _is_empty(value) or any(same_value(value, allowed) for allowed in rule.line.values)
 
 
 def asked_features(entries: Iterable[Entry], config: Mapping[str, Any]) -> list[str]:
@@ -186,7 +186,7 @@ def asked_features(entries: Iterable[Entry], config: Mapping[str, Any]) -> list[
         if entry.values
         and (value := get(config, entry.theirs)) is not MISSING
         and not _is_empty(value)
-        and not any(same_number(value, allowed) for allowed in entry.values)
+        and not any(same_value(value, allowed) for allowed in entry.values)
     ]
 
 
@@ -299,7 +299,3 @@ def _unclaimed(
                 yield path, value
         else:
             yield path, value
-
-
-def _shown(value: Any) -> str:
-    return shorten(json.dumps(value, ensure_ascii=False), 60)

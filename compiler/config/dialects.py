@@ -14,9 +14,10 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Dialect, Relocation, TensorEntry
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.versions import version_numbers
-from crosswalk.compiler.relations.keys import Names, get, layer_index, put, same_number
+from crosswalk.compiler.relations.keys import Names, get, layer_index, put
 from crosswalk.compiler.relations.tree import CompiledMapping, Layers, PartNode, nodes_of, part_mapping
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shown
 
 _OTHER = "write another one with --dialect; `crosswalk formats NAME` lists them"
 
@@ -38,10 +39,10 @@ def read_dialects(
         if value is MISSING:
             continue
         _remove(data, move.old)
-        if value is None or any(same_number(value, unset) for unset in move.unset):
+        if value is None or any(same_value(value, unset) for unset in move.unset):
             continue
         if move.when is not None and not _holds(mapping, data, move):
-            notes.append(f"`{'.'.join(move.old)}` is {value!r} and does not count: not `{move.when.text}`")
+            notes.append(f"`{'.'.join(move.old)}` is {shown(value)} and does not count: not `{move.when.text}`")
             continue
         for new in _places(mapping, data, move):
             if given and get(data, new) is MISSING:  # what is not said there is said by the object that all layers read
@@ -73,9 +74,9 @@ def _merge(
             _merge(data, move, (*old, key), (*new, key), item, notes, problems)
     elif there is MISSING or there is None:
         _place(data, move, old, new, value, problems)
-    elif not same_number(there, value):
+    elif not same_value(there, value):
         old_key, new_key = ".".join(old), ".".join(new)
-        text = f"`{old_key}` says {value!r} and `{new_key}` says {there!r}"
+        text = f"`{old_key}` says {shown(value)} and `{new_key}` says {shown(there)}"
         if move.yields:
             notes.append(f"{text}: `{new_key}` counts")
         else:
@@ -92,7 +93,7 @@ def _place(
         if found is None:
             put(data, new[:length], {})
         elif found is not MISSING and not isinstance(found, Mapping):
-            text = f"`{'.'.join(new[:length])}` must be an object for `{'.'.join(old)}`, it is {found!r}"
+            text = f"`{'.'.join(new[:length])}` must be an object for `{'.'.join(old)}`, it is {shown(found)}"
             problems.append(Diagnostic("config/type", text, path=new[:length], rule=move.position))
             return
     put(data, new, value)
@@ -131,7 +132,7 @@ def write_dialects(
                 continue
             if isinstance(value, Mapping):
                 value = {k: v for k, v in value.items() if (*move.new, k) not in moved}
-            if not any(same_number(value, unset) for unset in move.unset):
+            if not any(same_value(value, unset) for unset in move.unset):
                 old_places.append((move.old, value))
             moved.append(move.new)
     if mapping.source.newest not in wanted:
@@ -220,7 +221,9 @@ def choose_dialects(
 ) -> tuple[str, ...]:
     """The dialects to write: what the user asked for (names with ``-`` or ``_``, several joined by commas), else those
     of ``origin``, the config that the checkpoint comes from, else those that the mapping names. One that is about names
-    of tensors alone leaves open how the config is written."""
+    of tensors alone leaves open how the config is written.
+
+    Raises ``CrosswalkError`` for one that the format does not have."""
     newest = mapping.source.newest or "newest"
     if asked is None:
         kept = dialects_of(mapping, origin) if origin is not None else ()
@@ -330,7 +333,7 @@ def _object_of(move: Relocation) -> KeyPath | None:
 def _counts(mapping: CompiledMapping, config: Mapping[str, Any], move: Relocation, path: KeyPath, value: Any) -> bool:
     """Whether a reader of the old place would find ``value``: where the place does not count, the common one holds."""
     common = get(config, (*_layers(mapping).theirs, *path))
-    return move.when is None or _holds(mapping, config, move) or same_number(common, value)
+    return move.when is None or _holds(mapping, config, move) or same_value(common, value)
 
 
 def _check_told(objects: Any, path: KeyPath, told: set[KeyPath], wanted: list[str]) -> None:

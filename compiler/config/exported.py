@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.keys import Names
 from crosswalk.compiler.relations.rules import at_rule
 from crosswalk.compiler.relations.sides import ObjectDraft
 from crosswalk.compiler.relations.tree import Layers
+from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .taken import Taking

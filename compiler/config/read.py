@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope, Unresolved, normalize
 from crosswalk.compiler.layout.values import widened
@@ -32,7 +31,8 @@ from crosswalk.compiler.relations.tree import (
     Struct,
     part_mapping,
 )
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, shown
 
 from .architectures import other_head, right_architecture
 from .coverage import as_written
@@ -174,9 +174,9 @@ class _Read:
         key = ".".join(path)
         for refused in node.refused:
             if same_value(refused.value, value):
-                message = f"`{key}` is {value!r}: {refused.why}"
+                message = f"`{key}` is {shown(value)}: {refused.why}"
                 return self.error("config/refused", message, view.written(path), node.position)
-        found = f"it is {value!r}" if value is not MISSING else "it is absent"
+        found = f"it is {shown(value)}" if value is not MISSING else "it is absent"
         message = f"`{key}` must be one of {known}; {found}"
         return self.error("config/choice", message, view.written(path), node.position)
 
@@ -191,7 +191,7 @@ class _Read:
             value = node.default if node.default is not MISSING else {}
             view = view.seeing(placed(view.data, path, value))
         if not isinstance(value, Mapping):
-            message = f"`{'.'.join(path)}` must be an object, it is {value!r}"
+            message = f"`{'.'.join(path)}` must be an object, it is {shown(value)}"
             return self.error("config/type", message, view.written(path), node.position)
         return self.node(node.node, view, out, anchor)
 
@@ -204,7 +204,7 @@ class _Read:
         for rule in node.rules:
             self.rule(rule, view, out, (*anchor, *node.ours))
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
-            message = f"`{'.'.join(node.count)}` must be a number of layers, it is {count!r}"
+            message = f"`{'.'.join(node.count)}` must be a number of layers, it is {shown(count)}"
             self.error("config/type", message, view.written(node.count), node.position)
             return
         put(out, (*node.ours, "num_blocks"), count)
@@ -224,7 +224,7 @@ class _Read:
     ) -> None:
         key, path = ".".join(node.key or node.count), view.written(node.key or node.count)
         if not isinstance(listed, list) or not listed or not all(isinstance(name, (str, int)) for name in listed):
-            message = f"`{key}` must be a list of kinds of layers, it is {listed!r}"
+            message = f"`{key}` must be a list of kinds of layers, it is {shown(listed)}"
             self.error("config/type", message, path, node.position)
             return
         if len(listed) != count and not (node.repeats and len(listed) < count):
@@ -269,7 +269,7 @@ class _Read:
         path, result = node.overrides or (), dict[int, Mapping[str, Any]]()
         where = ".".join(path)
         if not isinstance(given, Mapping):
-            message = f"`{where}` must be an object, it is {given!r}"
+            message = f"`{where}` must be an object, it is {shown(given)}"
             self.error("config/type", message, view.written(path), node.position)
             return {}
         for key, value in given.items():
@@ -298,7 +298,7 @@ class _Read:
         path = fill(node.theirs, view.holes)
         value = get(view.data, path)
         if not isinstance(value, Mapping) or not value:
-            message = f"`{'.'.join(path)}` must be an object with entries, it is {value!r}"
+            message = f"`{'.'.join(path)}` must be an object with entries, it is {shown(value)}"
             self.error("config/type", message, view.written(path), node.position)
             return
         for key in value:
@@ -315,7 +315,7 @@ class _Read:
                 self.error("config/missing-key", f"`{key}` is required", path, node.part.position)
             return
         if not isinstance(value, Mapping):
-            self.error("config/type", f"`{key}` must be an object, it is {value!r}", path, node.part.position)
+            self.error("config/type", f"`{key}` must be an object, it is {shown(value)}", path, node.part.position)
             return
         try:
             mapping = part_mapping(node, value)

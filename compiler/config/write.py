@@ -17,7 +17,7 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import below, object_at
-from crosswalk.compiler.relations.keys import Names, fill, get, leaves, put, same_number
+from crosswalk.compiler.relations.keys import Names, fill, get, leaves, put
 from crosswalk.compiler.relations.sides import Condition, Writing
 from crosswalk.compiler.relations.tree import (
     Case,
@@ -32,6 +32,7 @@ from crosswalk.compiler.relations.tree import (
     Struct,
     alternatives,
 )
+from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 
 from .computed import finish_computed, kept_otherwise
@@ -260,13 +261,13 @@ class _Write:
         overridden: dict[KeyPath, Any] = {}
         for path, (value, position) in list(attempt.values.items()):
             key = (str(kind), path[depth:])
-            alike = key not in out.effective or same_number(out.effective[key], value)
+            alike = key not in out.effective or same_value(out.effective[key], value)
             out.effective[key] = value if alike else MISSING
             if node.overridable is not None and not alike:
                 message = f"`{'.'.join(path)}` must be the same for all layers that are `{kind}`"
                 out.problems.append(Diagnostic("export/conflict", message, rule=position))
             known = out.values.get(path)
-            if known is None or node.overrides is None or same_number(known[0], value):
+            if known is None or node.overrides is None or same_value(known[0], value):
                 continue
             if node.overridable is not None and path[depth] not in node.overridable:
                 continue

@@ -21,7 +21,7 @@ from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.training.intervals import Interval, chunk, joined, within
 
-from .cells import expand, ours_shape, term_size
+from .cells import expand, native_shape, term_size
 from .modules import AxisSizes, Present, parameters, walk
 from .scope import Scope
 
@@ -44,6 +44,7 @@ class Held:
 
     @property
     def local_shape(self) -> tuple[int, ...]:
+        """The shape of what the rank holds."""
         return tuple(sum(stop - start for start, stop in dimension) for dimension in self.intervals)
 
 
@@ -114,7 +115,7 @@ class _Cutter:
     def of(self, present: Present) -> Iterator[tuple[Template, Template, Held]]:
         """The tensors of a parameter that are held: the name on the rank, the name in the whole model, and what."""
         self.cut = {}
-        shape = ours_shape(present.pattern, self.sizes)
+        shape = native_shape(present.pattern, self.sizes)
         intervals = tuple(tuple(self.dimension(present, number, shape[number])) for number in range(len(shape)))
         cut = tuple(self.cut)
         numbers = [[n for begin, end in self.axis(axis) for n in range(begin, end)] for axis in present.axes]

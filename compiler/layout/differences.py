@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import shown
 
 from .model import Field
 from .scope import Scope
-
-
-def same_value(left: Any, right: Any) -> bool:
-    """Equality of config values in value and JSON type: true, 1 and 1.0 differ, and NaN is itself."""
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(same_value(left[k], right[k]) for k in left)
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(same_value, left, right))
-    return type(left) is type(right) and bool(left == right or (left != left and right != right))
 
 
 def same_config(left: Any, right: Any, also: Sequence[Field] = ()) -> bool:
@@ -78,4 +71,4 @@ def _differing_layers(first: Scope, second: Scope, name: str, also: Sequence[Fie
 
 
 def _shown(value: object) -> str:
-    return f"`{value.kind}`" if isinstance(value, Scope) else repr(value)
+    return f"`{value.kind}`" if isinstance(value, Scope) else shown(value)

@@ -10,7 +10,7 @@ from typing import Any
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.templates import Template, join
 
-from .cells import Box, ours_shape, outside
+from .cells import Box, native_shape, outside
 from .limit import WITHOUT_FILES, Limit
 from .model import ConfigType, Layout
 from .modules import AxisSizes, alike, instances, number_of_names, parameters
@@ -67,10 +67,10 @@ def _natives(scope: Scope, lengths: Mapping[str, int]) -> Iterator[Native]:
             prefix = child.name.render(values)
             yield from (replace(native, name=f"{prefix}.{native.name}") for native in known[inner.path])
     sizes = AxisSizes(scope)
-    theirs = AxisSizes(scope, lengths) if lengths else sizes
+    shorter = AxisSizes(scope, lengths) if lengths else sizes
     for present in parameters(scope):
-        padding = tuple(outside(present.pattern.dims, sizes, theirs)) if lengths else ()
-        shape = ours_shape(present.pattern, sizes)
+        padding = tuple(outside(present.pattern.dims, sizes, shorter)) if lengths else ()
+        shape = native_shape(present.pattern, sizes)
         yield from (Native(str(name), shape, present.parameter.same_as, padding) for name in present.names(sizes))
 
 

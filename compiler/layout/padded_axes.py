@@ -12,7 +12,7 @@ from typing import Any
 
 from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.text.positioned import did_you_mean
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, shown
 
 from .model import ConfigType
 
@@ -140,7 +140,7 @@ def _problems(kind: ConfigType, numbers: Mapping[str, int], option: str, done: s
                 text = f"axis `{axis}` may not be {done}: the model would be another one"
             yield Diagnostic(f"usage/{option}", text, None, hint)
         if not _is_size(number):
-            text = f"axis `{axis}`: {what} is a whole number from 1 on, not {number!r}"
+            text = f"axis `{axis}`: {what} is a whole number from 1 on, not {shown(number)}"
             yield Diagnostic(f"usage/{option}", text)
 
 

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.compiler.text.positioned import did_you_mean, shorten
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shorten, shown
 
 from .model import MISSING, ConfigType, Field, Layout
 from .values import misfit, widened
@@ -58,7 +58,8 @@ class Scope:
         self.root: Scope = parent.root if parent else self
 
     def raw(self, name: str) -> Any:
-        """The stored value of a field, or its default; MISSING if it has neither."""
+        """The stored value of a field, or its default; MISSING if it has neither. Raises ``Unresolved`` for an
+        argument that is not known yet."""
         if self.pending and (*self.path, name) in self.pending:
             raise Unresolved(".".join((*self.path, name)))
         value = self.config.get(name, MISSING)
@@ -95,7 +96,8 @@ class Scope:
         return Scope(self.layout, kind, value, self, (*self.path, name, key))
 
     def resolve(self, path: KeyPath) -> Any:
-        """The value of a dotted name in an expression: a field, an argument, an axis, or ``root.`` and one of those."""
+        """The value of a dotted name in an expression: a field, an argument, an axis, or ``root.`` and one of those.
+        Raises ``CrosswalkError`` for one that there is not."""
         if path[0] == "root":
             return self.root.resolve(path[1:]) if len(path) > 1 else self.root
         head: Any
@@ -113,7 +115,7 @@ class Scope:
             elif head is None:
                 return None
             else:
-                raise fail("layout/name", f"`{'.'.join(path)}`: there is no `{name}` in {head!r}")
+                raise fail("layout/name", f"`{'.'.join(path)}`: there is no `{name}` in {shown(head)}")
         return simple(head)
 
     def evaluate(self, expression: Expression) -> Any:
@@ -136,7 +138,7 @@ class Scope:
 
     def axis_entry(self, name: str, lengths: Mapping[str, int] = MappingProxyType({})) -> int | tuple[str, ...]:
         """An axis as the lowering wants it: its size, or the axes that it is made of. ``lengths``: axes of the root
-        that have other sizes than its config says."""
+        that have other sizes than its config says. Raises ``CrosswalkError`` for an axis that there is not."""
         if name in self.axis_names and self.parent is not None:
             return self.parent.axis_entry(self.axis_names[name], lengths)
         if self.parent is None and name in lengths:
@@ -151,7 +153,7 @@ class Scope:
         if isinstance(value, Expression):
             size = ASSUMED if self.assumes else value.evaluate(self.resolve)
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-                raise fail("layout/axis", f"axis `{name}` = `{value.text}` is {size!r}, not a size")
+                raise fail("layout/axis", f"axis `{name}` = `{value.text}` is {shown(size)}, not a size")
             return size
         return value
 
@@ -235,11 +237,11 @@ def normalize(layout: Layout, config: Mapping[str, Any], root: str | None = None
         roots = sorted(layout.roots().values())
         hint = did_you_mean(str(root), roots) or f"there are {', '.join(roots)}"
         raise fail("native/root", f"layout `{layout.name}` has no type `{root}`", None, hint)
-    if theirs := _hugging_face(config, kind):
-        text = f"this is a config of Hugging Face ({theirs}), not one of layout `{layout.name}`"
+    if said := _hugging_face(config, kind):
+        text = f"this is a config of Hugging Face ({said}), not one of layout `{layout.name}`"
         raise fail("native/hugging-face", text, None, "crosswalk.import_config(config) makes the native one")
     if not isinstance(config, Mapping):
-        raise fail("native/type", f"a config must be an object, it is {config!r}")
+        raise fail("native/type", f"a config must be an object, it is {shown(config)}")
     result = _fill(layout, kind, config, (), problems)
     if problems:
         raise CrosswalkError(problems)
@@ -333,7 +335,7 @@ def _fill(
 
 def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
     def wrong(expected: str) -> Any:
-        text = f"`{'.'.join(path)}` must be {expected}, it is {value!r}"
+        text = f"`{'.'.join(path)}` must be {expected}, it is {shown(value)}"
         problems.append(Diagnostic("native/type", text, path=path))
         return value
 
@@ -359,7 +361,7 @@ def _fill_value(layout: Layout, declared: Field, value: Any, path: KeyPath, prob
 def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, problems: list[Diagnostic]) -> Any:
     named = isinstance(value, str) and declared.of in layout.families and value == declared.default
     if not isinstance(value, Mapping) and not named:
-        text = f"`{'.'.join(path)}` must be an object, it is {value!r}"
+        text = f"`{'.'.join(path)}` must be an object, it is {shown(value)}"
         problems.append(Diagnostic("native/type", text, path=path))
         return value
     name = value if isinstance(value, str) else value.get("type")
@@ -373,7 +375,7 @@ def _fill_config(layout: Layout, declared: Field, value: Any, path: KeyPath, pro
         problems.append(
             Diagnostic(
                 "native/type",
-                f"`{'.'.join(path)}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {name!r}",
+                f"`{'.'.join(path)}.type` must be one of {', '.join(sorted(known)) or 'nothing'}, it is {shown(name)}",
                 path=(*path, "type"),
             )
         )

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from crosswalk.compiler.notation.axes import ParameterPattern, resolve
 from crosswalk.compiler.notation.expressions import Expression, KeyPath, compile_expression
 from crosswalk.compiler.notation.templates import join
+from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError
 
-from .cells import ours_shape
+from .cells import native_shape
 from .model import ConfigType, Field, Layout
 from .modules import AxisSizes, parameters, walk
 from .scope import Scope, normalize
@@ -62,13 +63,19 @@ def variants(layout: Layout, kind: ConfigType, config: Mapping[str, Any]) -> Ite
         steps += [(paths, value) for value in first.values if len(paths) > 1]
     for paths, value in steps:
         changed = _changed(layout, kind, config, paths, value)
-        if changed is not None and changed != config:
+        if changed is not None and not same_value(changed, config):
             yield changed
 
 
 def in_directory(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with the values of fields that name parameters as directories of the trainer do."""
     tables = layout.saved or {}
+    return {key: tables[key].get(value, value) if key in tables else value for key, value in config.items()}
+
+
+def out_of_directory(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the values of these fields as a model has them: what :func:`in_directory` undoes."""
+    tables = {key: {there: here for here, there in table.items()} for key, table in (layout.saved or {}).items()}
     return {key: tables[key].get(value, value) if key in tables else value for key, value in config.items()}
 
 
@@ -90,7 +97,7 @@ def shapes(root: Scope) -> dict[str, tuple[int, ...]]:
         if scope not in known:
             sizes = AxisSizes(scope)
             known[scope] = [
-                (name, ours_shape(present.pattern, sizes))
+                (name, native_shape(present.pattern, sizes))
                 for present in parameters(scope)
                 if present.parameter.same_as is None
                 for name in present.names(sizes)

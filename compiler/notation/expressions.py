@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import Position, fail, shorten, shown
 
 from . import operators as ops
 from .operators import ALLOWED, COMPARISONS, MAX_DEPTH, MAX_LENGTH, ExpressionProblem
@@ -64,8 +64,8 @@ def compile_expression(text: str, position: Position | None = None) -> Expressio
     try:
         return Expression(text, position, *_compile(text))
     except ExpressionProblem as problem:
-        shown = text if len(text) <= 80 else text[:77] + "..."
-        raise fail("expression/syntax", f"`{shown}`: {problem}", position, problem.hint) from None
+        text = shorten(text, 80)
+        raise fail("expression/syntax", f"`{text}`: {problem}", position, problem.hint) from None
 
 
 #: Text -> tree, of expressions that a catalog has parsed.
@@ -124,7 +124,7 @@ class _Compiler:
 
     def build(self, tree: Any) -> Run:
         if not isinstance(tree, list) or not tree or not isinstance(tree[0], str) or tree[0] not in _BUILDERS:
-            raise ExpressionProblem(f"{ops.show(tree)} is no expression", ALLOWED)
+            raise ExpressionProblem(f"{shown(tree)} is no expression", ALLOWED)
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ExpressionProblem(f"nested more than {MAX_DEPTH} levels deep")
@@ -141,7 +141,7 @@ class _Compiler:
 
 def _constant(compiler: _Compiler, parts: list[Any]) -> Run:
     if len(parts) != 1 or not isinstance(parts[0], bool | int | float | str | None):
-        raise ExpressionProblem(f"{ops.show(parts)} is no constant")
+        raise ExpressionProblem(f"{shown(parts)} is no constant")
     value = parts[0]
     if isinstance(value, str) and len(value) > MAX_LENGTH:
         raise ExpressionProblem(f"longer than {MAX_LENGTH} characters")
@@ -152,7 +152,7 @@ def _constant(compiler: _Compiler, parts: list[Any]) -> Run:
 
 def _name(compiler: _Compiler, parts: list[Any]) -> Run:
     if not parts or not all(isinstance(part, str) and part for part in parts):
-        raise ExpressionProblem(f"{ops.show(parts)} is no name")
+        raise ExpressionProblem(f"{shown(parts)} is no name")
     path = tuple(parts)
     for part in path:
         if part.startswith("__"):
@@ -202,7 +202,7 @@ def _comparison(compiler: _Compiler, parts: list[Any]) -> Run:
     rest = []
     for operand in parts[1:]:
         if not isinstance(operand, list) or len(operand) != 2 or operand[0] not in (*COMPARISONS,):
-            raise ExpressionProblem(f"{ops.show(operand)} is no comparison")
+            raise ExpressionProblem(f"{shown(operand)} is no comparison")
         rest.append((*COMPARISONS[operand[0]], compiler.build(operand[1])))
 
     def run(scope: _Scope) -> bool:
@@ -224,7 +224,7 @@ def _sequence(compiler: _Compiler, parts: list[Any]) -> Run:
 
 def _dictionary(compiler: _Compiler, parts: list[Any]) -> Run:
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in parts):
-        raise ExpressionProblem(f"{ops.show(parts)} is no dict")
+        raise ExpressionProblem(f"{shown(parts)} is no dict")
     pairs = [(compiler.build(key), compiler.build(value)) for key, value in parts]
 
     def run(scope: _Scope) -> Any:
@@ -232,7 +232,7 @@ def _dictionary(compiler: _Compiler, parts: list[Any]) -> Run:
         for key_of, value_of in pairs:
             key = key_of(scope)
             if not isinstance(key, str) or key in result:
-                raise ExpressionProblem(f"keys of a dict must be text and differ, found {ops.show(key)}")
+                raise ExpressionProblem(f"keys of a dict must be text and differ, found {shown(key)}")
             result[key] = value_of(scope)
         return ops.bounded(result)
 
@@ -246,7 +246,7 @@ def _index(compiler: _Compiler, parts: list[Any]) -> Run:
 
 def _slice(compiler: _Compiler, parts: list[Any]) -> Run:
     if len(parts) != 4:
-        raise ExpressionProblem(f"{ops.show(parts)} is no slice")
+        raise ExpressionProblem(f"{shown(parts)} is no slice")
     container = compiler.build(parts[0])
     bounds = [None if part is None else compiler.build(part) for part in parts[1:]]
     return lambda scope: _apply("[:]", ops.slice_list, container(scope), *[bound and bound(scope) for bound in bounds])
@@ -287,10 +287,10 @@ def _apply(symbol: str, function: Callable[..., Any], *values: Any) -> Any:
     try:
         return function(*values)
     except ExpressionProblem as problem:
-        raise ExpressionProblem(f"{problem} (`{symbol}` of {', '.join(map(ops.show, values))})") from None
+        raise ExpressionProblem(f"{problem} (`{symbol}` of {', '.join(map(shown, values))})") from None
     except (ArithmeticError, ValueError, TypeError, LookupError, RecursionError) as error:
         reason = "division by zero" if isinstance(error, ZeroDivisionError) else str(error) or type(error).__name__
-        raise ExpressionProblem(f"{reason} (`{symbol}` of {', '.join(map(ops.show, values))})") from None
+        raise ExpressionProblem(f"{reason} (`{symbol}` of {', '.join(map(shown, values))})") from None
 
 
 # name -> least and most arguments, function
@@ -300,6 +300,8 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "exp": (1, 1, ops.exponential),
     "round": (1, 1, ops.rounded),
     "indices": (2, 2, ops.indices),
+    "flags": (2, 2, ops.flags),
+    "is_list": (1, 1, ops.is_list),
     "min": (1, 99, ops.extreme(min)),
     "max": (1, 99, ops.extreme(max)),
     "len": (1, 1, ops.length),

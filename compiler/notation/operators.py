@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import operator
-import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import shown
 
 MAX_LENGTH = 4000
 MAX_DEPTH = 30
@@ -19,7 +21,7 @@ MAX_ITEMS = 100_000
 #: What a refusal names as the language.
 ALLOWED = (
     "allowed are literals, names, + - * / // % **, comparisons, `in`, `and` `or` `not`, `a if b else c`, [lists], "
-    "{dicts}, indexing, slices, and ceil_div, log, exp, round, min, max, len, find, indices, first, has"
+    "{dicts}, indexing, slices, and ceil_div, log, exp, round, min, max, len, find, indices, flags, first, is_list, has"
 )
 
 
@@ -35,7 +37,7 @@ def number(value: Any) -> Any:
     """The value, if it is a number of a size that is kept exactly. Raises ``ExpressionProblem``, as all functions
     here do."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ExpressionProblem(f"expected a number, found {show(value)}")
+        raise ExpressionProblem(f"expected a number, found {shown(value)}")
     if not (-(2**63) < value < 2**63 if isinstance(value, int) else math.isfinite(value)):
         raise ExpressionProblem("the number is out of range")
     return value
@@ -43,7 +45,7 @@ def number(value: Any) -> Any:
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ExpressionProblem(f"expected a whole number, found {show(value)}")
+        raise ExpressionProblem(f"expected a whole number, found {shown(value)}")
     return int(number(value))
 
 
@@ -71,7 +73,8 @@ def multiply(a: Any, b: Any) -> Any:
 
 
 def divide(a: Any, b: Any) -> Any:
-    """The quotient; of whole numbers only where one is a multiple of the other, and whole then."""
+    """The quotient; of whole numbers only where one is a multiple of the other, and whole then. Raises
+    ``ZeroDivisionError`` and ``ExpressionProblem``."""
     if isinstance(number(a), int) and isinstance(number(b), int):
         if b == 0:
             raise ZeroDivisionError
@@ -82,22 +85,11 @@ def divide(a: Any, b: Any) -> Any:
 
 
 def power(a: Any, b: Any) -> Any:
-    """A number to a bounded power."""
+    """A number to a bounded power. Raises ``ExpressionProblem`` for larger ones."""
     if abs(number(b)) > MAX_EXPONENT:
         raise ExpressionProblem(f"the exponent is beyond {MAX_EXPONENT}")
     result = number(a) ** b
     return number(result)
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Equality of JSON values: unlike in Python, true is not 1."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    return bool(a == b)
 
 
 def _ordered(function: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
@@ -111,20 +103,20 @@ def contained(a: Any, b: Any) -> bool:
     """Whether a list has a value, or an object a key."""
     if isinstance(b, dict):
         return isinstance(a, str) and a in b
-    return any(equal(a, item) for item in _a_list(b))
+    return any(same_value(a, item) for item in _a_list(b))
 
 
 def _a_list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ExpressionProblem(f"expected a list, found {show(value)}")
+        raise ExpressionProblem(f"expected a list, found {shown(value)}")
     return value
 
 
 def item(container: Any, key: Any) -> Any:
-    """The value under a key of an object, or at an index of a list."""
+    """The value under a key of an object, or at an index of a list. Raises ``ExpressionProblem`` if there is none."""
     if isinstance(container, dict):
         if not isinstance(key, str) or key not in container:
-            raise ExpressionProblem(f"there is no key {show(key)}")
+            raise ExpressionProblem(f"there is no key {shown(key)}")
         return container[key]
     return _a_list(container)[_whole(key)]
 
@@ -146,11 +138,11 @@ def length(value: Any) -> int:
 
 def find(values: Any, value: Any, default: Any) -> Any:
     """The first index of a value in a list, or else ``default``."""
-    return next((index for index, item in enumerate(_a_list(values)) if equal(item, value)), default)
+    return next((index for index, item in enumerate(_a_list(values)) if same_value(item, value)), default)
 
 
 def first(value: Any) -> Any:
-    """The first item of a list that is not empty."""
+    """The first item of a list that is not empty. Raises ``ExpressionProblem`` for an empty one."""
     if not length(value):
         raise ExpressionProblem("it is empty")
     return next(iter(value))
@@ -174,7 +166,17 @@ def rounded(value: Any) -> int:
 
 def indices(values: Any, value: Any) -> list[int]:
     """Where a list has a value."""
-    return [index for index, item in enumerate(_a_list(values)) if equal(item, value)]
+    return [index for index, item in enumerate(_a_list(values)) if same_value(item, value)]
+
+
+def flags(values: Any, wanted: Any) -> list[int]:
+    """For each item of a list whether it is one of those that are wanted: 1 or 0."""
+    return [int(contained(item, _a_list(wanted))) for item in _a_list(values)]
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list."""
+    return isinstance(value, list)
 
 
 def bounded(value: Any) -> Any:
@@ -200,24 +202,14 @@ def _size(value: Any) -> int:
     return size
 
 
-def show(value: Any) -> str:
-    """A value as a message has it."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python refuses to print an int of thousands of digits
-        return "a very large number"
-
-
 def ceil_div(a: Any, b: Any) -> int:
     """The quotient of two whole numbers, rounded up."""
     return -(-_whole(a) // _whole(b))
 
 
 COMPARISONS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "eq": ("==", equal),
-    "ne": ("!=", lambda a, b: not equal(a, b)),
+    "eq": ("==", same_value),
+    "ne": ("!=", lambda a, b: not same_value(a, b)),
     "lt": ("<", _ordered(operator.lt)),
     "lteq": ("<=", _ordered(operator.le)),
     "gt": (">", _ordered(operator.gt)),

@@ -8,6 +8,8 @@ from crosswalk.compiler.layout.differences import same_config
 from crosswalk.compiler.layout.model import Field
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import shown
 
 
 def below(scope: Scope, path: KeyPath, raw: bool = False) -> Any:
@@ -38,16 +40,18 @@ def is_default(scope: Scope, path: KeyPath, declared: Field, default: Any) -> bo
     return same_config(parent.field(path[-1]), other.field(path[-1]))
 
 
-def shown(value: Any) -> str:
+def shown_native(value: Any) -> str:
     """A native value as a message has it; of an object its type and what differs from the defaults."""
     if isinstance(value, Scope):
         settings = {
             name: value.config[name]
             for name, declared in value.kind.fields.items()
-            if name in value.config and declared.group != "training" and value.config[name] != declared.default
+            if name in value.config
+            and declared.group != "training"
+            and not same_value(value.config[name], declared.default)
         }
-        return f"{value.kind} {settings}" if settings else str(value.kind)
-    return repr(value) if value is not None else "null"
+        return f"{value.kind} {shown(settings)}" if settings else str(value.kind)
+    return shown(value)
 
 
 def scope_at(scope: Scope, path: KeyPath) -> Scope:

@@ -15,9 +15,9 @@ from typing import Any
 
 from crosswalk.compiler.layout.values import misfit, widened
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shown
 
-from .keys import same_number
 from .rules import Carried, FieldRule, TheirsFact
 from .tree import CaseNode, CompiledMapping, Layers, nodes_of, rules_of
 
@@ -27,6 +27,8 @@ ROUNDING = 1e-9
 _CARRIERS: Mapping[str, Callable[[list[Any]], list[Any]]] = {
     **dict.fromkeys(("+", "-", "*", "/", "**", "neg", "pos"), lambda parts: parts),
     "if": lambda parts: parts[1:],
+    "list": lambda parts: parts,
+    "[]": lambda parts: parts[:1],
     "call": lambda parts: parts[1:] if parts[0] in ("log", "exp") else [],
 }
 _DRAWS, _NEEDED = 60, 8
@@ -62,12 +64,13 @@ def _kinds_lost(mapping: CompiledMapping, node: Layers, each: Expression) -> str
         try:
             kinds = [keys.evaluate(each, node.theirs, {("layer",): index}) for index in range(count)]
             if any(node.kind(name) is None for name in kinds):
-                return f"`{_shown(next(name for name in kinds if node.kind(name) is None))}` is none of its kinds"
+                return f"`{shown(next(name for name in kinds if node.kind(name) is None))}` is none of its kinds"
             written = _DrawnKeys(mapping, node.count, generator)
             written.known = {node.count: count}
-            for path in keys.known.keys() - {node.count}:
-                rule = rules.get(path)
-                expression = rule.line.write if rule is not None else None
+            computed = {path: rule.line.write for path, rule in rules.items() if path in keys.known}
+            # Those that stay what they are come first: others are made of them.
+            for path in sorted(keys.known.keys() - {node.count}, key=lambda path: computed.get(path) is not None):
+                rule, expression = rules.get(path), computed.get(path)
                 default = rule.line.default if rule is not None else keys.known[path]
                 found = written.evaluate(expression, path[:-1], {("kinds",): kinds}) if expression else default
                 written.known[path] = written.evaluate(found, path[:-1], {}) if isinstance(found, Expression) else found
@@ -77,7 +80,7 @@ def _kinds_lost(mapping: CompiledMapping, node: Layers, each: Expression) -> str
             continue
         tried += 1
         if again != kinds:
-            said = ", ".join(f"`{'.'.join(path)}` = {_shown(value)}" for path, value in sorted(keys.known.items()))
+            said = ", ".join(f"`{'.'.join(path)}` = {shown(value)}" for path, value in sorted(keys.known.items()))
             return f"where {said}, the kinds are {kinds}; what is written of these is read as {again}"
     return None if tried >= _NEEDED else f"no keys could be tried: {failure}"
 
@@ -91,7 +94,7 @@ def solve(rule: FieldRule, value: Any, found: Any, before: Any, read: Callable[[
             again = widened(rule.field, read(candidate))
         except CrosswalkError:
             continue
-        if same_number(again, value) and misfit(rule.field, again) is None:
+        if same_value(again, value) and misfit(rule.field, again) is None:
             return candidate, True
         if all(isinstance(one, float) for one in (again, value)) and math.isclose(again, value, rel_tol=ROUNDING):
             close.append(candidate)
@@ -129,16 +132,16 @@ def _unproved(mapping: CompiledMapping, rule: FieldRule) -> str | None:
             value, found = _written(rule, keys, value)
             _read(rule, keys, found)  # where that has no value at all, the point says nothing
             answer = solve(rule, rule.translated(value), found, None, partial(_read, rule, keys))
-            where = keys.shown(both, at)
+            where = keys.values(both, at)
         except CrosswalkError as error:
             failure = error.diagnostics[0].message
             continue
         tried += 1
         where = f" (where {where})" if where else ""
         if answer is None:
-            return f"{_shown(value)} would be written as {_shown(found)}, which is not read as that{where}"
+            return f"{shown(value)} would be written as {shown(found)}, which is not read as that{where}"
         if not answer[1] and not rule.line.rounded:
-            return f"{_shown(value)} comes back within rounding alone{where}; say `rounded: true`"
+            return f"{shown(value)} comes back within rounding alone{where}; say `rounded: true`"
     if tried < (2 if finite else _NEEDED):
         return f"no value could be tried: {failure}"
     return None
@@ -191,10 +194,6 @@ def _values(rule: FieldRule, generator: random.Random) -> list[Any] | None:
     return nulls + [number for number in drawn if misfit(rule.field, number) is None]
 
 
-def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
-
-
 # ---- keys at a drawn point ---------------------------------------------------------------------------------------
 
 
@@ -231,11 +230,11 @@ class _DrawnKeys:
             self.known[path] = found
         return found
 
-    def shown(self, expressions: tuple[Expression | None, ...], at: KeyPath) -> str:
+    def values(self, expressions: tuple[Expression | None, ...], at: KeyPath) -> str:
         """The values of the keys that some expressions name."""
         paths = {_path(name, at) for expression in expressions if expression for name in expression.names}
         pairs = [(path, self.key(path)) for path in sorted(paths - {(*at, "value"), self.own})]
-        return ", ".join(f"`{'.'.join(path)}` = {'null' if value is None else repr(value)}" for path, value in pairs)
+        return ", ".join(f"`{'.'.join(path)}` = {shown(value)}" for path, value in pairs)
 
     def _drawn(self, path: KeyPath) -> tuple[Any, bool]:
         """A value, and whether it is free of the value at hand."""

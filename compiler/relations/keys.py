@@ -63,17 +63,6 @@ def layer_index(key: Any) -> int | None:
     return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else None
 
 
-def same_number(left: Any, right: Any) -> bool:
-    """Equality of JSON values in which 1 and 1.0 are the same number, true and 1 are not, and NaN is itself."""
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(same_number(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        return len(left) == len(right) and all(map(same_number, left, right))
-    return isinstance(left, bool) == isinstance(right, bool) and bool(
-        left == right or (left != left and right != right)
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """What absent keys mean, by path. ``nulls``: those of which a null means that they are absent; of others it is a
@@ -117,7 +106,8 @@ class Names:
         return what.evaluate(resolve, lambda name: self.exists(name, at))
 
     def lookup(self, name: KeyPath, at: KeyPath) -> Any:
-        """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""
+        """The value of a dotted name below ``at`` (``root.``: of the outermost object). Raises ``CrosswalkError`` if
+        it is not there and has no default."""
         path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
         value = get(data, fill(path, self.holes))
         default = self.defaults.of(path, value)
@@ -136,5 +126,6 @@ class Names:
             self.active.pop()
 
     def exists(self, name: KeyPath, at: KeyPath) -> bool:
+        """Whether a dotted name below ``at`` (``root.``: of the outermost object) is in the data."""
         path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
         return get(data, fill(path, self.holes)) is not MISSING

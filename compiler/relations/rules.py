@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING, Field, Layout
 from crosswalk.compiler.layout.scope import Scope, simple
 from crosswalk.compiler.layout.values import misfit, widened
 from crosswalk.compiler.mapping.model import CheckEntry, Entry, EnumRow, Fact
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shown
 
-from .fields import below, is_default, object_at, scope_at, shown
-from .keys import Names, fill, same_number
+from .fields import below, is_default, object_at, scope_at, shown_native
+from .keys import Names, fill
 from .literals import literal_problem, unfit
 from .sides import Computed, Condition, Deferred, Reading, Writing
 
@@ -104,14 +104,14 @@ class FieldRule(_Written):
             return self._translated(at, self.table, value)
         value = widened(self.field, value)
         if (wanted := misfit(self.field, value)) is not None:
-            raise fail("config/type", f"`{at.key(self.theirs)}` must be {wanted}, it is {value!r}")
+            raise fail("config/type", f"`{at.key(self.theirs)}` must be {wanted}, it is {shown(value)}")
         return value
 
     def translated(self, value: Any) -> Any:
         """An hf value as a native one, where nothing is wrong with it; null for one that the table lacks."""
         if self.table is None or value is None:
             return widened(self.field, value)
-        return next((row.ours for row in self.table if same_number(row.theirs, value)), None)
+        return next((row.ours for row in self.table if same_value(row.theirs, value)), None)
 
     def _stated(self, at: Reading) -> Any:
         """What the key and its aliases say, which must agree; MISSING if they say nothing."""
@@ -122,11 +122,11 @@ class FieldRule(_Written):
             if value is not MISSING and not any(same_value(value, unset) for unset in self.line.unset)
         ]
         for place, value in present[1:]:
-            if not same_number(value, present[0][1]):
+            if not same_value(value, present[0][1]):
                 raise fail(
                     "config/conflict",
-                    f"`{at.key(present[0][0])}` is {present[0][1]!r}, and `{at.key(place)}`, which means the same,"
-                    f" is {value!r}",
+                    f"`{at.key(present[0][0])}` is {shown(present[0][1])}, and `{at.key(place)}`, which means the same,"
+                    f" is {shown(value)}",
                 )
         return present[0][1] if present else MISSING
 
@@ -134,9 +134,9 @@ class FieldRule(_Written):
         row = next((row for row in table if same_value(row.theirs, value)), None)
         if row is None:
             known = ", ".join(str(row.theirs) for row in table)
-            raise fail("config/choice", f"`{at.key(self.theirs)}` must be one of {known}; it is {value!r}")
+            raise fail("config/choice", f"`{at.key(self.theirs)}` must be one of {known}; it is {shown(value)}")
         if row.lossy:
-            reason = f"`{at.key(self.theirs)}` is {value!r}: {row.lossy}"
+            reason = f"`{at.key(self.theirs)}` is {shown(value)}: {row.lossy}"
             if not at.allow_lossy:
                 hint = "allow it with --allow-lossy (allow_lossy=True), or train with another value"
                 raise fail("config/lossy", reason, hint=hint)
@@ -147,19 +147,19 @@ class FieldRule(_Written):
         raw = below(at.scope, self.ours, raw=True)
         value = simple(below(at.scope, self.ours))
         if self.table is not None and value is not None:
-            row = next((r for r in self.table if r.ours == value and (at.allow_lossy or not r.lossy)), None)
+            row = next((r for r in self.table if same_value(r.ours, value) and (at.allow_lossy or not r.lossy)), None)
             if row is None:
                 known = ", ".join(dict.fromkeys(str(row.ours) for row in self.table))
-                message = f"`{at.where(self.ours)}` must be one of {known}; it is {value!r}"
+                message = f"`{at.where(self.ours)}` must be one of {known}; it is {shown(value)}"
                 at.error("export/choice", self.ours, message, self.position)
                 return
             value, raw = row.theirs, row.theirs if raw is not None else None
             if row.lossy:
-                at.out.lossy.append(f"`{'.'.join(fill(self.theirs, at.holes))}` is {value!r}: {row.lossy}")
+                at.out.lossy.append(f"`{'.'.join(fill(self.theirs, at.holes))}` is {shown(value)}: {row.lossy}")
         if self.line.required and value is None:
             message = f"`{at.where(self.ours)}` must not be null here"
             at.error("export/required", self.ours, message, self.position)
-        elif self.line.omit is not MISSING and same_number(raw, self.line.omit):
+        elif self.line.omit is not MISSING and same_value(raw, self.line.omit):
             at.put(self, self.theirs, MISSING)
         elif self.line.write is not None or self.line.read is not None:
             for place in self.places():
@@ -203,17 +203,17 @@ class TheirsFact(_Written):
         if value is MISSING:
             return
         allowed = [at.names.evaluate(v, self.theirs[:-1]) for v in self.line.values]
-        if any(same_number(value, v) for v in allowed):
+        if any(same_value(value, v) for v in allowed):
             return
         if self.line.lossy is not None and not at.because:
-            reason = f"`{at.key(self.theirs)}` is {value!r}: {self.line.lossy}"
+            reason = f"`{at.key(self.theirs)}` is {shown(value)}: {self.line.lossy}"
             if not at.allow_lossy:
-                hint = f"allow it with --allow-lossy (allow_lossy=True), or say {allowed[0]!r}"
+                hint = f"allow it with --allow-lossy (allow_lossy=True), or say {shown(allowed[0])}"
                 raise fail("config/lossy", reason, hint=hint)
             at.found.lossy.append(reason)
             return
-        wanted = " or ".join(repr(v) if v is not None else "null" for v in allowed)
-        message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {value!r}"
+        wanted = " or ".join(map(shown, allowed))
+        message = f"`{at.key(self.theirs)}` must be {wanted} to be converted, it is {shown(value)}"
         message += f": that class has {at.because}" if at.because else ""
         hint = self.line.why or "the trainer has nothing that would hold it"
         raise fail("config/unsupported", message, None, hint)
@@ -233,6 +233,7 @@ class Carried(_Written):
 
     @property
     def kept(self) -> bool:
+        """Whether the line asks for it to be restored on export."""
         return self.line.kind == "keep"
 
     def places(self) -> tuple[KeyPath, ...]:
@@ -258,6 +259,7 @@ class OursFact(_Written):
 
     @property
     def value(self) -> Any:
+        """What the field is: a literal, or an expression over other fields."""
         return self.line.value
 
     def over_ours(self) -> Expression | None:
@@ -282,13 +284,13 @@ class OursFact(_Written):
                 at.out.problems += at_rule(error, self.position, (*at.anchor, *self.ours))
                 return
             close = isinstance(actual, float) and isinstance(expected, (int, float))
-            fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_number(actual, expected)
+            fits = abs(actual - expected) <= 1e-9 * abs(expected) if close else same_value(actual, expected)
         elif expected is None and self.field.is_config:
             fits = is_default(at.scope, self.ours, self.field, None)
         else:
-            fits = same_number(actual, expected)
+            fits = same_value(actual, expected)
         if not fits:
-            message = f"`{at.where(self.ours)}` must be {expected!r} in this format, it is {shown(actual)}"
+            message = f"`{at.where(self.ours)}` must be {shown(expected)} in this format, it is {shown_native(actual)}"
             at.error("export/fact", self.ours, message, self.position)
 
     def check(self, layout: Layout) -> Iterator[Diagnostic]:
@@ -313,9 +315,9 @@ class Unused(_Rule):
         if self.field.kind == "type" and not self.field.nullable:
             default = {}
         if not is_default(at.scope, self.ours, self.field, default):
-            found = shown(below(at.scope, self.ours))
+            found = shown_native(below(at.scope, self.ours))
             message = f"`{at.where(self.ours)}` is {found}: this format has no place for it"
-            hint = f"it can be exported only at its default, {default!r}"
+            hint = f"it can be exported only at its default, {shown(default)}"
             at.error("export/unused-feature", self.ours, message, self.position, hint)
 
 

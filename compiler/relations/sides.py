@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import MISSING, Field
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.runtime.errors import Diagnostic, Position, fail
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import Diagnostic, Position, fail, shown
 
-from .keys import Names, fill, get, put, same_number
+from .keys import Names, fill, get, put
 
 
 @dataclass
@@ -60,10 +60,10 @@ class Reading:
         return ".".join(fill(theirs, self.names.holes))
 
     def set(self, ours: KeyPath, value: Any, position: Position) -> None:
-        """Give a field its value; another one than it has already is an error."""
+        """Give a field its value. Raises ``CrosswalkError`` if it has another one already."""
         old = get(self.out, ours)
         if old is not MISSING and not same_value(old, value):
-            raise fail("config/conflict", f"`{'.'.join(ours)}` would be both {old!r} and {value!r}", position)
+            raise fail("config/conflict", f"`{'.'.join(ours)}` would be both {shown(old)} and {shown(value)}", position)
         put(self.out, ours, value)
 
 
@@ -101,11 +101,11 @@ class ObjectDraft:
         """Write a place; one that is written twice must have the same value and type."""
         if path in self.values:
             old, at = self.values[path]
-            if not same_number(old, value) or (old is MISSING) != (value is MISSING):
+            if not same_value(old, value) or (old is MISSING) != (value is MISSING):
                 self.problems.append(
                     Diagnostic(
                         "export/conflict",
-                        f"`{'.'.join(path)}` would be both {old!r} ({at}) and {value!r}",
+                        f"`{'.'.join(path)}` would be both {shown(old)} ({at}) and {shown(value)}",
                         hint="the format has one place for what the trainer has several of: make these equal",
                         rule=position,
                     )
@@ -148,4 +148,5 @@ class Writing:
             self.out.put(path, value, rule.position)
 
     def error(self, code: str, ours: KeyPath, message: str, rule: Position, hint: str | None = None) -> None:
+        """Note a problem of the native field ``ours``, below the anchor."""
         self.out.problems.append(Diagnostic(code, message, None, hint, path=(*self.anchor, *ours), rule=rule))

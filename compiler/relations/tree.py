@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosswalk.compiler.layout.differences import same_value
 from crosswalk.compiler.layout.model import ConfigType, Layout
 from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, shown
 
 from .keys import Defaults, Names
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
@@ -200,6 +200,7 @@ class CompiledMapping:
 
     @property
     def name(self) -> str:
+        """The name of the format."""
         return self.source.name
 
     def in_dialect(self, name: str | None) -> CompiledMapping:
@@ -253,7 +254,7 @@ def claimed_paths(root: OneOf) -> set[KeyPath]:
 
 
 def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
-    """The mapping of a part that the ``model_type`` in its object names."""
+    """The mapping of a part that the ``model_type`` in its object names. Raises ``CrosswalkError`` if it names none."""
     if len(node.mappings) == 1 and "model_type" not in value:
         return node.mappings[0]
     given = value.get("model_type", node.part.default)
@@ -262,6 +263,6 @@ def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
             return mapping
     known = ", ".join(str(mapping.source.model_type) for mapping in node.mappings)
     key = ".".join((*node.part.theirs, "model_type"))
-    message = f"`{key}` must be one of {known}; it is {given!r}"
+    message = f"`{key}` must be one of {known}; it is {shown(given)}"
     path = (*node.part.theirs, "model_type")
     raise CrosswalkError(Diagnostic("config/choice", message, path=path, rule=node.part.position))

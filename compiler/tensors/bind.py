@@ -25,15 +25,15 @@ from .weights import relate_weights
 class Bound:
     """A mapping bound to one native config: both sides' tensors with shapes, before there are dtypes or files.
 
-    ``theirs``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
-    if a file stores it; ``ignored``: names that may be in a file and are not needed; ``ours``: name -> shape;
+    ``hf``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
+    if a file stores it; ``ignored``: names that may be in a file and are not needed; ``native``: name -> shape;
     ``padding``: name -> the elements of a native tensor that the hf side does not have, as disjoint boxes. ``cases``:
     what speaks for each object of the native config.
     """
 
     mapping: CompiledMapping
-    ours: Mapping[str, tuple[int, ...]]
-    theirs: Mapping[str, tuple[int, ...]]
+    native: Mapping[str, tuple[int, ...]]
+    hf: Mapping[str, tuple[int, ...]]
     duplicates: Mapping[str, str]
     ignored: Mapping[str, TensorEntry]
     groups: Sequence[Repeated] = field(repr=False)
@@ -50,7 +50,7 @@ class Bound:
 
         return replace(
             self,
-            theirs={new(name): shape for name, shape in self.theirs.items()},
+            hf={new(name): shape for name, shape in self.hf.items()},
             duplicates={new(name): new(owner) for name, owner in self.duplicates.items()},
             ignored={new(name): line for name, line in self.ignored.items()},
             groups=[_renamed(group, moves) for group in self.groups],
@@ -59,9 +59,9 @@ class Bound:
     def lines(self) -> dict[str, TensorEntry]:
         """The line of every hf tensor that is stored."""
         return {
-            theirs + entry.tensor.name: entry.line
+            hf + entry.tensor.name: entry.line
             for group in self.groups
-            for _, theirs in group.places
+            for _, hf in group.places
             for entry in group.related
         }
 
@@ -83,16 +83,16 @@ def bind(
     natives = natives_of(scope, lengths, Limit(found=limit.found))
     weights = relate_weights(mapping.layout, scope, cases, lengths, limit)
     groups, duplicates = _without_tied(natives, weights.groups)
-    theirs = _shapes(groups)
+    hf = _shapes(groups)
     stored = {name: native for name, native in natives.items() if native.tied_to is None}
     shapes = {name: native.shape for name, native in stored.items()}
     padding = {name: native.padding for name, native in stored.items() if native.padding}
-    return Bound(mapping, shapes, theirs, duplicates, weights.ignored, groups, padding, cases)
+    return Bound(mapping, shapes, hf, duplicates, weights.ignored, groups, padding, cases)
 
 
 def _renamed(group: Repeated, moves: Sequence[tuple[str, str]]) -> Repeated:
     """A module that a prefix ends in, or below, has names that change in more than what they begin with."""
-    if any(f"{old}.".startswith(theirs) for _, theirs in group.places for old, _ in moves):
+    if any(f"{old}.".startswith(hf) for _, hf in group.places for old, _ in moves):
         return Repeated(
             [
                 entry._replace(
@@ -102,7 +102,7 @@ def _renamed(group: Repeated, moves: Sequence[tuple[str, str]]) -> Repeated:
                 for entry in group.alone
             ]
         )
-    return Repeated(group.related, [(ours, rename(theirs, moves)) for ours, theirs in group.places])
+    return Repeated(group.related, [(native, rename(hf, moves)) for native, hf in group.places])
 
 
 def _shapes(groups: Sequence[Repeated]) -> dict[str, tuple[int, ...]]:
@@ -110,8 +110,8 @@ def _shapes(groups: Sequence[Repeated]) -> dict[str, tuple[int, ...]]:
     result: dict[str, tuple[int, ...]] = {}
     for group in groups:
         shapes = [(entry.tensor.name, entry.tensor.shape) for entry in group.related]
-        for _, theirs in group.places:
-            result.update([(theirs + name, shape) for name, shape in shapes])
+        for _, hf in group.places:
+            result.update([(hf + name, shape) for name, shape in shapes])
     if len(result) == sum(len(group.related) * len(group.places) for group in groups):
         return result
     found: set[str] = set()
@@ -135,7 +135,7 @@ def _without_tied(
     result: list[Repeated] = []
     concerned = (*ties, *ties.values())
     for group in groups:
-        if not any(name.startswith(ours) for ours, _ in group.places for name in concerned):
+        if not any(name.startswith(native) for native, _ in group.places for name in concerned):
             result.append(group)
             continue
         alone = list(group.alone)

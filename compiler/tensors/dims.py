@@ -57,6 +57,7 @@ class Stored:
 
     @staticmethod
     def of(tag: str, source: Source, sizes: AxisTable) -> Stored:
+        """A parameter with its axes taken apart into atoms."""
         dims = tuple(expand(dim, sizes) for dim in source.pattern.dims)
         apart = frozenset(atom for axis in source.axes for atom in atoms_of(axis, sizes))
         cells = [
@@ -89,22 +90,23 @@ class Gone:
         return term
 
     def strip_all(self, terms: Sequence[Term]) -> tuple[Term, ...]:
+        """The terms without what is gone; those of which nothing is left are left out."""
         return tuple(left for term in terms if (left := self.strip(term)) is not None)
 
 
 def default_dims(sources: Sequence[Stored], gone: Gone, transposed: bool) -> tuple[Term, ...] | None:
     """The dims of the layout without what is gone, outputs first (inputs first if ``transposed``; as stored without an
     arrow). Several parameters are put together along their first output; None if they differ beside it."""
-    orders = [_order(ours.source.pattern, transposed) for ours in sources]
-    leads = [order.index(ours.source.lead) for ours, order in zip(sources, orders, strict=True)]
-    columns = [[gone.strip(ours.dims[i]) for i in order] for ours, order in zip(sources, orders, strict=True)]
+    orders = [_order(native.source.pattern, transposed) for native in sources]
+    leads = [order.index(native.source.lead) for native, order in zip(sources, orders, strict=True)]
+    columns = [[gone.strip(native.dims[i]) for i in order] for native, order in zip(sources, orders, strict=True)]
     dims, lead = columns[0], leads[0]
     if len(sources) > 1:
         around = [(column[:at], column[at + 1 :]) for column, at in zip(columns, leads, strict=True)]
         if any(other != around[0] for other in around):
             return None
         segments = [tuple(term for term in (column[lead],) if term is not None) for column in columns]
-        joined = Sum(tuple(Branch(ours.tag, None, terms) for ours, terms in zip(sources, segments, strict=True)))
+        joined = Sum(tuple(Branch(native.tag, None, terms) for native, terms in zip(sources, segments, strict=True)))
         dims = [*dims[:lead], joined, *dims[lead + 1 :]]
     return tuple(dim for dim in dims if dim is not None)
 
@@ -120,13 +122,13 @@ def written_dims(
 ) -> tuple[Term, ...]:
     """The dims of a mapping over atoms, with bare labels filled in. Of a sum that the name tells apart, what is written
     for the label at hand is left."""
-    own = {b.label: b.terms or () for ours in stored for b in branches_of(ours.dims)}
-    absent = {label for ours in stored for label in absent_labels_of(ours.source.pattern.dims)}
+    own = {b.label: b.terms or () for native in stored for b in branches_of(native.dims)}
+    absent = {label for native in stored for label in absent_labels_of(native.source.pattern.dims)}
     tree = _Filling(own, absent, sizes, gone).terms(dims, frozenset())
     if not drop:
         return tree
-    had = frozenset[str]().union(*(ours.atoms for ours in stored))
-    if not any(isinstance(dim, One) for ours in stored for dim in ours.dims):
+    had = frozenset[str]().union(*(native.atoms for native in stored))
+    if not any(isinstance(dim, One) for native in stored for dim in native.dims):
         tree = tuple(dim for dim in tree if not isinstance(dim, One))
     return Gone(frozenset(axes_of(tree)) - had, frozenset(), frozenset()).strip_all(tree)
 

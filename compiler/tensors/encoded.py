@@ -13,10 +13,10 @@ from typing import Any
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import EncodingCase, Encodings, MappingFile
 from crosswalk.compiler.notation.templates import Template
-from crosswalk.compiler.relations.keys import same_number
 from crosswalk.compiler.text.positioned import did_you_mean
+from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.dtypes import FLOATS, size_of
-from crosswalk.runtime.errors import Diagnostic
+from crosswalk.runtime.errors import Diagnostic, shown
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.encodings import KINDS, misfits
 from crosswalk.runtime.plan.model import Encoding, TensorSpec
@@ -67,19 +67,19 @@ def read_encodings(
                 _undeclared(declared, case, read, dtype)
             continue
         if not isinstance(said, Mapping):
-            text = f"`{declared.key}` must be an object, it is {said!r}"
+            text = f"`{declared.key}` must be an object, it is {shown(said)}"
             read.problems.append(Diagnostic("config/type", text, path=(declared.key,)))
             read.understood = False
             continue
         value = said.get(declared.by)
         if read.specs and all(spec.dtype in FLOATS and size_of(spec.dtype) > 1 for spec in read.specs.values()):
-            how = f" ({declared.by} {value!r})" if declared.by in said else ""
+            how = f" ({declared.by} {shown(value)})" if declared.by in said else ""
             text = f"`{declared.key}` says that tensors are quantised{how}, and all are floats: it is left out"
             read.notes.append(text)
             continue
         chosen = declared.cases.get(value) if isinstance(value, str) else None
         if chosen is None:
-            found = repr(value) if declared.by in said else "absent"
+            found = shown(value) if declared.by in said else "absent"
             text = f"`{declared.key}.{declared.by}` must be {' or '.join(declared.cases)}, it is {found}"
             if not declared.cases:
                 text = f"`{declared.key}` says that tensors are quantised ({declared.by} {found}): that is not decoded"
@@ -101,12 +101,12 @@ def _read_config(
         where = f"{declared.key}.{key}"
         entry = entries.get(key)
         if entry is None and key != declared.by and value is not None:
-            text = f"`{where}` = {value!r} has no counterpart in mapping `{mapping.name}` ({case.position})"
+            text = f"`{where}` = {shown(value)} has no counterpart in mapping `{mapping.name}` ({case.position})"
             near = did_you_mean(key, entries)
             problems.append(Diagnostic("config/unknown-key", text, None, near, path=(declared.key, key)))
-        elif entry is not None and entry.kind == "only" and not any(same_number(value, v) for v in entry.values):
-            allowed = " or ".join(map(repr, entry.values))
-            text = f"`{where}` must be {allowed}, it is {value!r}"
+        elif entry is not None and entry.kind == "only" and not any(same_value(value, v) for v in entry.values):
+            allowed = " or ".join(map(shown, entry.values))
+            text = f"`{where}` must be {allowed}, it is {shown(value)}"
             problems.append(Diagnostic("config/value", text, path=(declared.key, key)))
     for key, entry in entries.items():
         if entry.kind == "field":
@@ -115,7 +115,7 @@ def _read_config(
             fits = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
             if fits and len(sizes) in KINDS[case.kind].blocks:
                 return tuple(sizes)
-            text = f"`{declared.key}.{key}` must be null or the sizes of a block, it is {value!r}"
+            text = f"`{declared.key}.{key}` must be null or the sizes of a block, it is {shown(value)}"
             problems.append(Diagnostic("config/value", text, path=(declared.key, key)))
             return None
     return ()

@@ -23,7 +23,7 @@ from crosswalk.compiler.layout.cells import (
     check_known,
     cut,
     expand,
-    ours_shape,
+    native_shape,
     term_size,
     with_parts,
 )
@@ -38,12 +38,12 @@ from crosswalk.compiler.notation.axes import (
 )
 from crosswalk.compiler.notation.templates import Choice, Hole, Template
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
-from crosswalk.runtime.plan.model import merge_axes
+from crosswalk.runtime.plan.affine import make_piece
 
 from .dims import Gone, Source, Stored, branches_of, default_dims, written_dims
-from .pieces import Tensor, TensorPiece, Unplaced, coalesced, piece_of
+from .pieces import Tensor, TensorPiece, Unplaced, coalesced
 
-__all__ = ["AxisTable", "Source", "Tensor", "TensorPiece", "lower", "ours_shape"]
+__all__ = ["AxisTable", "Source", "Tensor", "TensorPiece", "lower", "native_shape"]
 
 
 def lower(
@@ -118,11 +118,11 @@ class _Request:
 
     def problem(self, code: str, message: str, hint: str | None = None) -> Diagnostic:
         rows = [
-            ("ours:", str(source.pattern), _sizes_text(source.pattern, self.sizes) if self.show_sizes else "")
+            ("native:", str(source.pattern), _sizes_text(source.pattern, self.sizes) if self.show_sizes else "")
             for source in self.parameters
         ]
         if self.dims is not None:
-            rows.append(("theirs:", format_terms(self.dims), ""))
+            rows.append(("hf:", format_terms(self.dims), ""))
         width = max((len(row[1]) for row in rows), default=0)
         lines = [f"  {end:7} {text:{width}}  {size}".rstrip() for end, text, size in rows]
         return Diagnostic(f"axes/{code}", "\n".join([f"`{self.template}`: {message}", *lines]), self.position, hint)
@@ -184,16 +184,16 @@ def _misplaced(
     owners = " and ".join(f"`{source.name}`" for source in request.parameters)
     for index, axis in enumerate(named):
         atoms = set(atoms_of(axis, request.sizes))
-        for ours in stored:
+        for native in stored:
             if any(atom_size(atom, request.lengths) != atom_size(atom, request.sizes) for atom in atoms):
                 message = f"`{{{axis}}}` in the name has another size there: it would name other tensors"
                 problems.append(request.problem("padded", message))
-            if any(not atoms <= cell.strides.keys() for cell in ours.cells):
-                message = f"`{{{axis}}}` in the name is not an axis of `{ours.source.name}`"
+            if any(not atoms <= cell.strides.keys() for cell in native.cells):
+                message = f"`{{{axis}}}` in the name is not an axis of `{native.source.name}`"
                 problems.append(request.problem("not-an-axis", message))
         if any(atoms & set(atoms_of(other, request.sizes)) for other in named[:index]):
             problems.append(request.problem("twice", f"axis `{axis}` is twice in the name"))
-    everything = frozenset[str]().union(*(ours.atoms for ours in stored))
+    everything = frozenset[str]().union(*(native.atoms for native in stored))
     for axis in axes_of(request.dims or ()):
         atoms = set(atoms_of(axis, request.sizes))
         if atoms & named_atoms:
@@ -212,17 +212,17 @@ def _families(
     """The cells by what the choices in the name say about them: (texts, labels, cells), in the order of the name."""
     families: dict[tuple[int, ...], list[_Member]] = {}
     problems = []
-    for ours in stored:
-        for cell in ours.cells:
+    for native in stored:
+        for cell in native.cells:
             key = []
             for choice in choices:
                 fits = [index for index, (_, label) in enumerate(choice.options) if label in cell.labels]
                 if len(fits) != 1:
                     count = "no name" if not fits else "several names"
-                    message = f"`{choice}` has {count} for {_spoken(cell.labels, ours)}"
+                    message = f"`{choice}` has {count} for {_spoken(cell.labels, native)}"
                     problems.append(request.problem("labels", message, "every branch needs one text: {text=label|...}"))
                 key += fits[:1]
-            families.setdefault(tuple(key), []).append((ours, cell))
+            families.setdefault(tuple(key), []).append((native, cell))
     if problems:
         raise CrosswalkError(problems)
     result = []
@@ -233,10 +233,10 @@ def _families(
 
 
 def _default_dims(request: _Request, members: list[_Member], gone: Gone, transposed: bool) -> tuple[Term, ...]:
-    sources = list({ours.tag: ours for ours, _ in members}.values())
+    sources = list({native.tag: native for native, _ in members}.values())
     dims = default_dims(sources, gone, transposed)
     if dims is None:
-        names = " and ".join(f"`{ours.source.name}`" for ours in sources)
+        names = " and ".join(f"`{native.source.name}`" for native in sources)
         message = f"{names} differ beside the axes that are put together"
         raise CrosswalkError(request.problem("disagree", message, "say with `axes:` where each axis is"))
     return dims
@@ -247,60 +247,61 @@ def _match(
 ) -> list[Unplaced]:
     """Pair the cells of both sides one to one, over the same atoms."""
     try:
-        theirs = cells_of(tree, request.lengths)
+        others = cells_of(tree, request.lengths)
     except CrosswalkError as error:
         raise CrosswalkError([request.problem("twice", d.message) for d in error.diagnostics]) from None
     pairs: dict[int, _Member] = {}
     problems = []
-    for ours, cell in members:
-        fits = [index for index, other in enumerate(theirs) if other.labels <= cell.labels]
+    for native, cell in members:
+        fits = [index for index, other in enumerate(others) if other.labels <= cell.labels]
         if len(fits) == 1 and fits[0] not in pairs:
-            pairs[fits[0]] = (ours, cell)
+            pairs[fits[0]] = (native, cell)
             continue
         beside = pairs[fits[0]][1].labels if fits and fits[0] in pairs else frozenset()
-        spoken = _spoken(cell.labels - beside, ours)
+        spoken = _spoken(cell.labels - beside, native)
         hint = "name every branch of a sum: in the axes as [a|b], or in the name as {a|b}"
         problems.append(request.problem("labels", f"{spoken} has no place of its own", hint))
-    if not problems and len(pairs) < len(theirs):
-        empty = sorted(label for index, other in enumerate(theirs) if index not in pairs for label in other.labels)
+    if not problems and len(pairs) < len(others):
+        empty = sorted(label for index, other in enumerate(others) if index not in pairs for label in other.labels)
         problems.append(request.problem("labels", f"no parameter fills `{empty[0]}`"))
-    for index, (ours, cell) in pairs.items():
-        problems += _unequal(request, ours, cell, cell.strides.keys() - named_atoms, theirs[index].strides.keys())
+    for index, (native, cell) in pairs.items():
+        problems += _unequal(request, native, cell, cell.strides.keys() - named_atoms, others[index].strides.keys())
     if problems:
         raise CrosswalkError({problem.message: problem for problem in problems}.values())
 
     drafts = []
-    for index, (ours, cell) in pairs.items():
-        other = theirs[index]
-        inside = [atom for atom in other.strides if atom not in ours.apart]
+    for index, (native, cell) in pairs.items():
+        other = others[index]
+        inside = [atom for atom in other.strides if atom not in native.apart]
         extents = tuple(atom_size(atom, request.lengths) for atom in inside)
         if all(extents):
-            strides = (tuple(other.strides[a] for a in inside), tuple(cell.strides[a] for a in inside))
-            piece = piece_of(ours.source.name, merge_axes(extents, *strides), cell.offset, other.offset)
+            strides = (tuple(end.strides[a] for a in inside) for end in (cell, other))
+            here, there = ((end.offset, own) for end, own in zip((cell, other), strides, strict=True))
+            piece = TensorPiece(native.source.name, make_piece(*here, *there, extents))
             steps = {atom: cell.strides[atom] for atom in named_atoms}
-            apart = {atom: other.strides.get(atom, 0) for atom in ours.apart}
-            drafts.append(Unplaced(piece, steps, ours.source if apart else None, apart))
+            apart = {atom: other.strides.get(atom, 0) for atom in native.apart}
+            drafts.append(Unplaced(piece, steps, native.source if apart else None, apart))
     return drafts
 
 
-def _unequal(request: _Request, ours: Stored, cell: Cell, needed: Set[str], found: Set[str]) -> list[Diagnostic]:
+def _unequal(request: _Request, native: Stored, cell: Cell, needed: Set[str], found: Set[str]) -> list[Diagnostic]:
     """Diagnostics for the atoms that only one end of a cell has, by the names that were written."""
     problems = []
-    for axis in _by_name(needed - found, axes_of(ours.source.pattern.dims), request.sizes):
-        everywhere = all(atom in other.strides for atom in atoms_of(axis, request.sizes) for other in ours.cells)
-        owner = _spoken(frozenset() if everywhere else cell.labels, ours)
+    for axis in _by_name(needed - found, axes_of(native.source.pattern.dims), request.sizes):
+        everywhere = all(atom in other.strides for atom in atoms_of(axis, request.sizes) for other in native.cells)
+        owner = _spoken(frozenset() if everywhere else cell.labels, native)
         hint = f"add `{axis}` to the axes, or {{{axis}}} to the name"
         problems.append(request.problem("missing", f"axis `{axis}` of {owner} is missing", hint))
     for axis in _by_name(found - needed, axes_of(request.dims or ()), request.sizes):
-        message = f"{_spoken(cell.labels, ours)} has no axis `{axis}`, which is written outside of the brackets"
+        message = f"{_spoken(cell.labels, native)} has no axis `{axis}`, which is written outside of the brackets"
         problems.append(request.problem("not-an-axis", message, "write it in the branches that have it"))
     return problems
 
 
-def _spoken(labels: Set[str], ours: Stored) -> str:
+def _spoken(labels: Set[str], native: Stored) -> str:
     """The owner of a cell, for messages: the labels, then the parameter."""
-    shown = " ".join(f"`{label}`" for label in sorted(labels - {ours.tag}))
-    return f"{shown} of `{ours.source.name}`" if shown else f"`{ours.source.name}`"
+    shown = " ".join(f"`{label}`" for label in sorted(labels - {native.tag}))
+    return f"{shown} of `{native.source.name}`" if shown else f"`{native.source.name}`"
 
 
 def _by_name(atoms: Set[str], axes: tuple[str, ...], sizes: AxisTable) -> list[str]:
@@ -317,7 +318,7 @@ def _enumerate(
     drafts: list[Unplaced],
     sizes: AxisTable,
 ) -> Iterator[Tensor]:
-    """One tensor for each value of the axes in the name: only offsets on our end differ between them."""
+    """One tensor for each value of the axes in the name: only offsets on the native end differ between them."""
     choice = iter(texts)
     parts: list[str | tuple[int, int]] = []
     for segment in template.segments:

@@ -14,7 +14,17 @@ from crosswalk.runtime.dtypes import DTYPES, FLOATS, cast_is_exact, size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.algebra import with_sources
-from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, RawRegion, Rule, TensorSpec, make_plan
+from crosswalk.runtime.plan.model import (
+    Encoding,
+    Exemption,
+    Plan,
+    RawCopy,
+    RawRegion,
+    Rule,
+    TensorSpec,
+    make_plan,
+    raw_copy,
+)
 
 from .bind import Bound
 from .compare import compare_tensors
@@ -47,7 +57,7 @@ def plan_import(
     bound = _as_encoded(bound, encodings)
     exemptions: list[Exemption] = []
     if files is None:
-        sources = {name: TensorSpec(name, shape, default_dtype) for name, shape in bound.theirs.items()}
+        sources = {name: TensorSpec(name, shape, default_dtype) for name, shape in bound.hf.items()}
     else:
         sources = dict(files)
         beside: dict[str, tuple[int, ...]] = {}
@@ -55,20 +65,20 @@ def plan_import(
             if name in files:
                 left = Exemption("dropped", name, None, f"tied to `{owner}`, which counts")
                 exemptions.append(left if take_tied else Exemption("tied", name, owner))
-                beside[name] = bound.theirs[owner]
+                beside[name] = bound.hf[owner]
         dropped = {name: f"not needed ({line.position})" for name, line in bound.ignored.items()} | dict(unused)
         for name, reason in dropped.items():
             if name in files:
                 exemptions.append(Exemption("dropped", name, None, reason))
                 beside[name] = files[name].shape
-        expected = {**bound.theirs, **beside} if beside else bound.theirs
+        expected = {**bound.hf, **beside} if beside else bound.hf
         if dtype is not None and encodings:
             sources |= _decoded(bound, sources, encodings, dtype, protect)
         hint = "another format may have it (--format); a mapping that should have it needs a line under `tensors:`"
         who = f"mapping `{bound.mapping.name}`"
         compare_tensors(expected, files, who, hint, bound.lines, dropped, bound.mapping.source)
     parts = _Parts.of(bound)
-    targets = _targets(bound.ours.items(), parts.copies, sources.values(), dtype, default_dtype, protect)
+    targets = _targets(bound.native.items(), parts.copies, sources.values(), dtype, default_dtype, protect)
     made = (list(sources.values()), targets, parts.copies, parts.rules, exemptions)
     return make_plan(*made, _metadata(bound, "import", files is None), parts.padding, (), encodings)
 
@@ -79,7 +89,7 @@ def _as_encoded(bound: Bound, encodings: Sequence[Encoding]) -> Bound:
         return bound
     stored = {encoding.tensor for encoding in encodings}
     groups: list[Repeated] = []
-    theirs = dict(bound.theirs)
+    hf = dict(bound.hf)
     for group in bound.groups:
         if all(entry.encoded is None for entry in group.related):
             groups.append(group)
@@ -88,10 +98,10 @@ def _as_encoded(bound: Bound, encodings: Sequence[Encoding]) -> Bound:
         for entry in group.alone:
             if entry.encoded is not None and entry.tensor.name in stored:
                 entry = entry._replace(tensor=entry.encoded)
-                theirs[entry.tensor.name] = entry.tensor.shape
+                hf[entry.tensor.name] = entry.tensor.shape
             related.append(entry)
         groups.append(Repeated(related))
-    return dataclasses.replace(bound, groups=groups, theirs=theirs)
+    return dataclasses.replace(bound, groups=groups, hf=hf)
 
 
 def _decoded(
@@ -100,8 +110,8 @@ def _decoded(
     """The encoded sources, decoded to ``dtype``; as they are where all that is made of them is protected. A duplicate
     is decoded to the dtype of the tensor that it is compared with."""
     made: dict[str, set[str]] = {}
-    for theirs, ours, *_ in _Parts.of(bound).copies:
-        made.setdefault(theirs, set()).add(ours)
+    for hf, native, *_ in _Parts.of(bound).copies:
+        made.setdefault(hf, set()).add(native)
     owners = bound.duplicates
     encoded = {e.tensor for e in encodings}
     decoded = {
@@ -126,17 +136,23 @@ def plan_export(
 ) -> Plan:
     """The plan from the trainer's tensors to Hugging Face's; see :func:`plan_import`. ``files``: as ``check_stored``
     found them right; ``tensor_dialect``: names as that dialect writes them."""
-    if tensor_dialect is not None:
-        bound = bound.renamed([(new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors])
+    bound = written_in(bound, tensor_dialect)
     if files is None:
-        sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.ours.items()]
+        sources = [TensorSpec(name, shape, default_dtype) for name, shape in bound.native.items()]
     else:
         sources = list(files.values())
     parts = _Parts.of(bound)
-    copies = [(ours, theirs, e, o, s, at, strides, rule) for theirs, ours, e, at, strides, o, s, rule in parts.copies]
-    targets = _targets(bound.theirs.items(), copies, sources, dtype, default_dtype, protect)
+    copies = [(native, hf, e, o, s, at, strides, rule) for hf, native, e, at, strides, o, s, rule in parts.copies]
+    targets = _targets(bound.hf.items(), copies, sources, dtype, default_dtype, protect)
     metadata = _metadata(bound, "export", files is None)
     return make_plan(sources, targets, copies, parts.rules, (), metadata, (), parts.padding)
+
+
+def written_in(bound: Bound, tensor_dialect: str | None) -> Bound:
+    """The same with the names that a dialect writes."""
+    if tensor_dialect is None:
+        return bound
+    return bound.renamed([(new, old) for old, new in bound.mapping.source.dialects[tensor_dialect].tensors])
 
 
 class _Parts(NamedTuple):
@@ -158,10 +174,11 @@ class _Parts(NamedTuple):
                 rule = numbers.setdefault(line.position, len(rules))
                 if rule == len(rules):
                     rules.append(Rule(mapping, str(line), str(line.position)))
-                for ours, extents, at, strides, their_at, their_strides in tensor.pieces:
-                    forms.append((tensor.name, ours, (extents, their_at, their_strides, at, strides, rule)))
-            for ours, theirs in group.places:
-                copies += [(theirs + name, ours + parameter, *form) for name, parameter, form in forms]
+                for parameter, piece in tensor.pieces:
+                    name, to, *form = raw_copy(tensor.name, parameter, piece, rule)
+                    forms.append((name, to, form))
+            for native, hf in group.places:
+                copies += [(hf + name, native + parameter, *form) for name, parameter, form in forms]
         lines: dict[str, int] = {}
         for copy in copies if bound.padding else ():
             lines.setdefault(copy[1], copy[-1])
@@ -233,7 +250,8 @@ def check_protected(protect: Sequence[str], plan: Plan) -> None:
 
 
 def check_dtype(dtype: str | None) -> str | None:
-    """A dtype as users write it (``bfloat16``, ``BF16``, ``torch.bfloat16``) by its safetensors name; floats only."""
+    """A dtype as users write it (``bfloat16``, ``BF16``, ``torch.bfloat16``) by its safetensors name; floats only.
+    Raises ``CrosswalkError`` for any other."""
     if dtype is None:
         return None
     by_name = {name.lower(): name for name in DTYPES} | {attribute: name for name, (_, attribute) in DTYPES.items()}
@@ -264,7 +282,8 @@ def check_published(tensors: Iterable[TensorSpec], dtype: str | None) -> None:
 
 
 def tensor_dialect(mapping: CompiledMapping, dialects: Sequence[str]) -> str | None:
-    """The one among the dialects to write that has tensor names of its own."""
+    """The one among the dialects to write that has tensor names of its own. Raises ``CrosswalkError`` if there are
+    two."""
     known = mapping.source.dialects
     named = [name for name in dialects if name in known and (known[name].tensors or known[name].sections)]
     if len(named) > 1:

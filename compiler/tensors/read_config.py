@@ -51,7 +51,7 @@ def _fits(mapping: CompiledMapping, native: Mapping[str, Any], taken: Taken, nam
     bound = bind(mapping, native, taken.cases, limit=Limit.of(names))
     dialect = dialect_of_names(mapping, names)
     found = {rename(name, dialect.tensors) if dialect else name for name in names}
-    return bound.theirs.keys() <= found <= {*bound.theirs, *bound.duplicates, *bound.ignored}
+    return bound.hf.keys() <= found <= {*bound.hf, *bound.duplicates, *bound.ignored}
 
 
 def written_alone(
@@ -107,6 +107,6 @@ def check_written(
 
 def _rule_of(mapping: CompiledMapping, path: KeyPath) -> Rule | None:
     """The rule of the field at a path: that which speaks of most of the end of it."""
-    ours = [rule for rule in rules_of(mapping.root) if isinstance(rule, (FieldRule, OursFact, Unused))]
-    ours = [rule for rule in ours if path[-len(rule.ours) :] == rule.ours]
-    return max(ours, key=lambda rule: len(rule.ours), default=None)
+    native = [rule for rule in rules_of(mapping.root) if isinstance(rule, (FieldRule, OursFact, Unused))]
+    native = [rule for rule in native if path[-len(rule.ours) :] == rule.ours]
+    return max(native, key=lambda rule: len(rule.ours), default=None)

@@ -19,9 +19,9 @@ from ruamel.yaml import events as yaml_events
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from crosswalk.runtime.checkpoint.opening import open_regular
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
 
-from .positioned import FORBIDDEN, MAX_BYTES, MAX_DEPTH, Map, Seq, describe, did_you_mean, shorten
+from .positioned import FORBIDDEN, MAX_BYTES, MAX_DEPTH, Map, Seq, describe, did_you_mean
 from .scalars import Scalar, scalar_of
 from .schema_errors import validate
 from .toml import read_toml

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from crosswalk.runtime.errors import Position
+from crosswalk.runtime.errors import Position, shorten
 
 _NOWHERE = Position("")
 
@@ -110,8 +110,3 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
     """A hint that names the most similar of ``candidates``, if any is similar."""
     closest = difflib.get_close_matches(name, list(candidates), 1, 0.7)
     return f"did you mean `{closest[0]}`?" if closest else None
-
-
-def shorten(text: str, length: int = 80) -> str:
-    """``text``, cut to ``length`` characters."""
-    return text if len(text) <= length else text[: length - 3] + "..."

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from crosswalk.runtime.errors import Position, fail
-
-from .positioned import shorten
+from crosswalk.runtime.errors import Position, fail, shorten
 
 Scalar = None | bool | int | float | str
 

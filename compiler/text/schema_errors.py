@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from crosswalk.runtime.errors import Diagnostic, Position
+from crosswalk.runtime.errors import Diagnostic, Position, shorten
 
-from .positioned import Map, Seq, describe, did_you_mean, shorten
+from .positioned import Map, Seq, describe, did_you_mean
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator

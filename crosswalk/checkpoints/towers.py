@@ -12,7 +12,7 @@ from crosswalk.compiler.config.dtypes import DTYPE_KEYS
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, Tower
 from crosswalk.compiler.relations.keys import get
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import Position, fail, shown
 
 from .huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
 
@@ -41,7 +41,7 @@ def text_tower(
     mapping = next(iter(fitting), None)
     if mapping is None:
         listed = ", ".join(mapping.name for mapping in asked)
-        text = f"model_type {kind!r} is no model of which one of these formats would be the text tower: {listed}"
+        text = f"model_type {shown(kind)} is no model of which one of these formats would be the text tower: {listed}"
         raise fail("usage/text-only", text, where, "leave out --text-only")
     tower = mapping.tower_of[kind]
     inner = get(checkpoint.config, tower.config)

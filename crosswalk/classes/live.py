@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from crosswalk.runtime.training.parameters import Model, collect, same_memory
 from crosswalk.runtime.training.save import Output
 
 from .conversion import converting, ignored, refused
-from .plans import Aliases, export_plan, import_plan, leads_back
+from .plans import Aliases, export_plan, file_copies, import_plan, leads_back
 
 GENERATION = "generation_config.json"
 
@@ -52,6 +52,7 @@ class LiveClass:
 
     @property
     def name(self) -> str:
+        """The name of the class of transformers."""
         return type(self.rules).__name__
 
 
@@ -109,6 +110,7 @@ def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
         raise CrosswalkError(problems)
 
 
+_CONFIGS = "transformers.configuration_utils"
 #: Live models -> the config that they had, and the model that was made of it: a layer takes a millisecond.
 _twins: weakref.WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = weakref.WeakKeyDictionary()
 
@@ -131,20 +133,38 @@ def _twin(model: Any) -> Any:
     made, twin = _twins.get(model, (None, None))
     if twin is None or made != config:
         with converting(model), torch.device("meta"):
-            twin = kind(copy.deepcopy(model.config))
+            twin = kind(_of_any_dtype(model.config))
         _twins[model] = config, twin
     return twin
+
+
+def _tied(twin: Any) -> list[list[str]]:
+    """The names of the tensors of a class, those of one tied tensor together."""
+    groups: dict[str, list[str]] = {}
+    for name, first in same_memory(collect(twin)).items():
+        groups.setdefault(first, []).append(name)
+    return list(groups.values())
+
+
+def _of_any_dtype(config: Any) -> Any:
+    """A copy of a config and of those in it, whose dtypes are the default: saving leaves them as texts, which not all
+    classes read."""
+    result = copy.deepcopy(config)
+    todo = [result]
+    while todo:
+        one = todo.pop()
+        if getattr(one, "dtype", None) is not None:
+            one.dtype = None
+        todo += [value for value in vars(one).values() if isinstance(value, sys.modules[_CONFIGS].PreTrainedConfig)]
+    return result
 
 
 def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
     """Raise ``CrosswalkError`` (``class/absent``) for all that the class saves and no rank has, under any of its
     names."""
     there = {*memory, *live.aliases}
-    groups: dict[str, list[str]] = {}
     twin = _twin(live.model)
-    for name, first in same_memory(collect(twin)).items():
-        groups.setdefault(first, []).append(name)
-    absent = [first for first, names in groups.items() if not there & set(names)]
+    absent = [names[0] for names in _tied(twin) if not there & set(names)]
     hint = "let one of the ranks have it: files without it are not those of the class"
     problems = [
         Diagnostic("class/absent", f"`{live.name}` has `{pattern}`, which is on no rank", None, hint)
@@ -155,36 +175,51 @@ def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
 
 
 def read_class(
-    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool
+    live: LiveClass, hf_dir: Path, memory: Mapping[str, TensorSpec], allow_lossy: bool, once: Callable[..., Any]
 ) -> tuple[HuggingFaceCheckpoint, ClassOrigin]:
     """The checkpoint in a directory, and the way from it into the model: under the names that it has, or else without
-    what wrappers put into them. Raises ``CrosswalkError``."""
+    what wrappers put into them. ``once(same, equal, make)`` keeps what was made for the same. Raises
+    ``CrosswalkError``."""
     checkpoint = open_hugging_face(hf_dir, unwrap=False)
     if "quantization_config" in checkpoint.config:
         text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
         raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
     # A pipeline stage has names that others have not.
     aliases = {**{name: name for name in memory}, **live.aliases}
+    config = live.model.config.to_json_string(use_diff=False)
+    # What is kept with the model must not hold it.
+    same = (None if live.rules is live.model else live.rules, getattr(live.rules, "_weight_conversions", None))
+
+    def way() -> Plan:
+        files = checkpoint.tensors.specs()
+        return once(
+            same,
+            (config, files, dict(memory), aliases, allow_lossy),
+            lambda: import_plan(live.rules, files, memory, aliases, allow_lossy),
+        )
+
     try:
-        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+        plan = way()
     except CrosswalkError:
         names = set(checkpoint.tensors.tensors)
         checkpoint = open_hugging_face(hf_dir)
         if set(checkpoint.tensors.tensors) == names:
             raise
-        plan = import_plan(live.rules, list(checkpoint.tensors.specs()), memory, aliases, allow_lossy)
+        plan = way()
     return checkpoint, ClassOrigin(checkpoint.text, checkpoint.files, plan, str(checkpoint.path))
 
 
 def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
-    """Let the class compute its buffers that no file holds, where they have no memory; their names."""
-    missing = [
+    """Let the class compute its buffers that no file holds, where they have no memory, and the parameters that it does
+    not save; their names."""
+    found = [
         (f"{prefix}.{key}" if prefix else key, module, key)
         for prefix, module in live.model.named_modules()
-        for key, value in module._buffers.items()
-        if value is not None and value.is_meta
+        for key in (*module._parameters, *module._buffers)
     ]
-    if not missing:
+    missing = [one for one in found if (value := one[1]._buffers.get(one[2])) is not None and value.is_meta]
+    unsaved = [one for one in found if ignored(live.rules, "_keys_to_ignore_on_save", one[0])]
+    if not missing and not unsaved:
         return ()
     for tensor in (*live.model.parameters(), *live.model.buffers()):
         tensor._is_hf_initialized = True
@@ -192,16 +227,27 @@ def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
     where = device if device is not None else next(filled, torch.get_default_device())
     for _, module, key in missing:
         module._buffers[key] = torch.empty_like(module._buffers[key], device=where)
+    for _, module, key in unsaved:
+        module._is_hf_initialized = getattr(module, key)._is_hf_initialized = False
     with converting(live.model), torch.no_grad():
         live.model.initialize_weights()
-    return tuple(name for name, _, _ in missing)
+    return tuple(name for name, _, _ in (*missing, *unsaved))
 
 
 @dataclass(frozen=True)
 class ClassExported:
-    """The way from memory to files, once the parameters are known."""
+    """The way from memory to files, once the parameters are known (``memory``)."""
 
     plan: Plan
+    live: LiveClass
+    memory: Mapping[str, TensorSpec]
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """Names of tied tensors that files do not hold -> what holds them. Raises ``CrosswalkError``
+        (``publisher/ties``) where the files have other names than the class gives them."""
+        groups = [names for names in _tied(_twin(self.live.model)) if len(names) > 1]
+        return file_copies(self.live.rules, self.memory, groups, self.plan)
 
 
 class Exporting(Protocol):
@@ -241,12 +287,14 @@ class ClassExport:
         return {"class": self.live.name, "config": config, "dtype": self.dtype}
 
     def plan(self, memory: Mapping[str, TensorSpec]) -> ClassExported:
+        """The plan for parameters of these shapes. Raises ``CrosswalkError`` for what the class cannot write."""
         check_published(memory.values(), self.dtype)
         loaded = self.origin.plan if self.origin is not None else None
         if loaded is None or not leads_back(loaded, memory):
             refuse_incomplete(self.live, memory)
             loaded = None
-        return ClassExported(export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded))
+        plan = export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded)
+        return ClassExported(plan, self.live, memory)
 
     def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         exported = self.plan(specs)
@@ -258,6 +306,7 @@ class ClassExport:
         return replace(self, layout=layout, overwrite=written.overwrite)
 
     def output(self, exported: ClassExported) -> Output:
+        """The files: the tensors that the plan makes, and what stands beside them."""
         bytes_of: dict[str, int] = {}
         for spec in exported.plan.targets:
             bytes_of[spec.dtype] = bytes_of.get(spec.dtype, 0) + spec.nbytes

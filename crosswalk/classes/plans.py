@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from crosswalk.runtime.dtypes import FLOATS, cast_is_exact
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.folding import fold
-from crosswalk.runtime.plan.affine import Piece, tiling_faults
+from crosswalk.runtime.plan.affine import Piece, make_piece, tiling_faults
 from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
-from crosswalk.runtime.plan.parts import RawRegion
+from crosswalk.runtime.plan.parts import RawRegion, raw_copy
 
 from .conversion import Relations, ignored, kept_alias, of_files, tied_patterns, to_files
 from .tracing import Moved
@@ -56,6 +57,9 @@ def import_plan(
             )
             for pattern, _ in fold(surplus)
         ]
+    for name in memory:  # zeros, until the class computes it
+        if name not in made and ignored(model, "_keys_to_ignore_on_save", name):
+            made[name] = (name, _zeros(memory[name].shape))
     missing = [name for name in memory if name not in made and name not in _shaped(problems)]
     hint = "the checkpoint is of another class: build the model that its config.json names under `architectures`"
     problems += [
@@ -105,6 +109,37 @@ def export_plan(
     return _plan(model, dict(memory), relations, gone, dtype, "export")
 
 
+def file_copies(
+    model: Any, memory: Mapping[str, TensorSpec], groups: Sequence[Sequence[str]], plan: Plan
+) -> dict[str, str]:
+    """Under which names the class would save tied tensors that it saves once (``groups``: the names in memory of each)
+    -> what the ``plan`` writes for them. Raises ``CrosswalkError`` (``publisher/ties``) for what it writes under other
+    names."""
+    own: dict[str, str] = {}
+    for names in groups:
+        there = [name for name in names if name in memory]
+        own |= {name: there[0] for name in names if len(there) == 1}
+    relations = to_files(model, [dataclasses.replace(memory[of], name=name) for name, of in own.items()])
+    made: dict[Any, list[str]] = defaultdict(list)
+    for file, (_, moved) in relations.items():
+        made[repr([(own[root] if root is not None else None, piece) for root, piece in moved])].append(file)
+    result: dict[str, str] = {}
+    for files in made.values():
+        written = [file for file in files if file in plan.target_index]
+        if len(files) > 1 and not written:
+            text = f"`{_name(model)}` saves a tied tensor as {' or '.join(f'`{one}`' for one in files)}"
+            raise fail(
+                "publisher/ties", f"{text}, and the files have neither", None, "ties='once' sends what they have"
+            )
+        result |= {file: written[0] for file in files if file not in written}
+    return result
+
+
+def _zeros(shape: Sequence[int]) -> list[Moved]:
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return [Moved(None, make_piece(0, strides, 0, (0,) * len(shape), tuple(shape)))]
+
+
 def _name(model: Any) -> str:
     return type(model).__name__
 
@@ -138,12 +173,11 @@ def _plan(
         feeding = [sources[root].dtype for root, _ in moved if root is not None]
         targets.append(TensorSpec(name, shape, _widest(name, feeding or ["F32"], dtype)))
         for root, piece in moved:
-            extents = tuple(axis[0] for axis in piece.axes)
-            here, there = (tuple(axis[k] for axis in piece.axes) for k in (1, 2))
             if root is None:
-                padded.append((name, extents, piece.here, here, 0))
+                extents, strides, _ = piece.columns
+                padded.append((name, extents, piece.here, strides, 0))
             else:
-                copies.append((root, name, extents, piece.there, there, piece.here, here, 0))
+                copies.append(raw_copy(root, name, piece, 0))
                 axes = sorted(((extent, step, 0) for extent, _, step in piece.axes), key=lambda axis: -axis[1])
                 read[root].append(Piece(piece.there, 0, tuple(axes)))
     left = {exemption.tensor for exemption in exemptions}

@@ -7,7 +7,6 @@ device, and its result remembered as what it was copied from.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crosswalk.runtime.plan.affine import Piece, intersect, make_piece
+from crosswalk.runtime.plan.affine import Piece, dense, intersect, make_piece
 
 _ATEN = torch.ops.aten
 #: Results that are what their first argument is, elsewhere.
@@ -57,14 +56,14 @@ class Tracing(TorchDispatchMode):
 
     def root(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor without memory whose elements are followed."""
-        tensor = torch.empty_strided(tuple(shape), _dense(shape), dtype=dtype, device="meta")
+        tensor = torch.empty_strided(tuple(shape), dense(shape), dtype=dtype, device="meta")
         self._roots[_storage(tensor)] = name
         self._kept.append(tensor)
         return tensor
 
     def moved(self, tensor: torch.Tensor) -> list[Moved]:
         """Where the elements of a tensor come from, as it would be stored: row-major. Raises :class:`NotMoved`."""
-        return self._from(tensor, _dense(tensor.shape), 0)
+        return self._from(tensor, dense(tensor.shape), 0)
 
     def _from(self, tensor: torch.Tensor, strides: Sequence[int], offset: int) -> list[Moved]:
         """The elements of a tensor, put at ``offset`` and ``strides`` of another."""
@@ -140,7 +139,3 @@ class Tracing(TorchDispatchMode):
 
 def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _dense(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

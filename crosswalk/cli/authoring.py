@@ -23,7 +23,8 @@ _FILE = click.Path(path_type=Path, exists=True)
 def prove(mapping: str, checkpoint: Path | None, config: Path | None, logits: bool, keys: str | None, seed: int) -> int:
     """Hold MAPPING (a file, or the name of a format) against the class of transformers of CHECKPOINT.
 
-    Of CHECKPOINT only config.json is read: a tiny random model of it is made. Exit code 1 if anything was found.
+    Of CHECKPOINT only config.json is read: a tiny random model of it is made. Where the class is code that comes with
+    its checkpoints, what can be proved without it is. Exit code 1 if anything was found.
     """
     from crosswalk.proving.proof import prove as run
 
@@ -48,7 +49,8 @@ def show(proof: Proof) -> None:
         if proof.tried[name]:
             found = sum(1 for finding in proof.findings if CODES.get(finding.code) == name)
             rows.append((str(proof.tried[name]), str(found), what))
-    echo([f"{proof.format}: held against {proof.reference} in a tiny model", *proof.notes, "", *aligned(rows), ""])
+    against = "by itself" if proof.alone else f"held against {proof.reference} in a tiny model"
+    echo([f"{proof.format}: {against}", *proof.notes, "", *aligned(rows), ""])
     if proof.findings:
         click.echo(render(proof.findings))
         click.echo()

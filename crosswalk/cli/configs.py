@@ -54,7 +54,7 @@ def set_by(cases: Cases) -> dict[Keys, Position]:
 
 def _of_object(path: Keys, chosen: Chosen) -> dict[Keys, Position]:
     anchor = path[: len(path) - len(chosen.struct.ours)]
-    places = {(*anchor, *ours): position for ours, position in _lines(chosen.struct)}
+    places = {(*anchor, *below): position for below, position in _lines(chosen.struct)}
     return {(*path, "type"): chosen.struct.position, **places}
 
 

@@ -13,8 +13,8 @@ from crosswalk.compiler.mapping.model import PLACES, Entry, Fact, Line, MappingF
 from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.relations.rules import Carried, FieldRule, OursFact, Rule, TheirsFact, Unused
 from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of, rules_of
-from crosswalk.compiler.text.positioned import shorten
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, catalog, format_named
+from crosswalk.runtime.errors import shorten
 
 from .lines import aligned, echo, related, short, width, wrapped
 

@@ -44,14 +44,17 @@ class Relation:
 
     @property
     def hf(self) -> str:
+        """The names of the hf side, with places folded into ranges."""
         return _folded([pair.hf for pair in self.pairs])
 
     @property
     def native(self) -> str:
+        """The names of the native side, with places folded into ranges."""
         return _folded([pair.native for pair in self.pairs])
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all pairs."""
         return sum(pair.nbytes for pair in self.pairs)
 
 
@@ -63,7 +66,7 @@ def show_plan(prepared: Prepared, workers: int | None, verbose: bool = False) ->
     threads = workers or min(4, os.cpu_count() or 1)
     show_report(Report.of(prepared))
     echo((f" {'memory':<11}{bytes_text(peak_memory(threads))} with {threads} workers, whatever the model", ""))
-    echo(plan_lines(prepared.plan, prepared.to == "hf", list(prepared.bound.ours), verbose))
+    echo(plan_lines(prepared.plan, prepared.to == "hf", list(prepared.bound.native), verbose))
     if verbose:
         show_native_config(prepared)
 

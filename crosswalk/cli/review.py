@@ -33,7 +33,7 @@ def page(prepared: Prepared, findings: Sequence[Diagnostic] = ()) -> str:
     from jinja2 import Environment
 
     template = (resources.files("crosswalk.pictures") / "review.html").read_text(encoding="utf-8")
-    relations = relations_of(prepared.plan, prepared.to == "hf", list(prepared.bound.ours))
+    relations = relations_of(prepared.plan, prepared.to == "hf", list(prepared.bound.native))
     rows = list(_config_rows(prepared, findings))
     context = {
         "title": f"Crosswalk: {prepared.mapping.source.architecture or prepared.mapping.name}",

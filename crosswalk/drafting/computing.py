@@ -23,6 +23,7 @@ from crosswalk.runtime.plan.model import TensorSpec
 
 from .draft import Draft
 from .fit import Fit, Fitting
+from .kinds import other_kinds
 from .search import facts_of, stated
 from .words import Words
 
@@ -35,10 +36,12 @@ class Tiny:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of the model, by name as files hold them."""
         return self.subject.saved(self._model)
 
     @cached_property
     def expected(self) -> Trace:
+        """What the model computes, by place."""
         return self.subject.trace(self._model)
 
     @cached_property
@@ -99,9 +102,10 @@ def _changes(fitting: Fitting, draft: Draft, fit: Fit, words: Words) -> Iterator
         source = fit.compiled.source.sections.get(section)
         if source is not None and {str(line.theirs) for line in source.tensors}.issuperset(lines):
             changed = draft.copy()
-            for theirs, right in lines.items():
-                changed.put(section, "tensors", theirs, right, "as the class computes it")
+            for hf, right in lines.items():
+                changed.put(section, "tensors", hf, right, "as the class computes it")
             drafts.append(changed)
+    drafts += other_kinds(fitting, draft, words)
     for changed in drafts:
         found = fitting.of(changed)
         if found.compiled is not None and found.cost <= fit.cost:

@@ -73,8 +73,8 @@ def _collect(words: Words, name: str, section: Section) -> None:
 
 
 def _right(line: TensorEntry) -> dict[str, Any]:
-    ours = [".".join(path) for path in line.ours]
-    return {"is": ours[0] if len(ours) == 1 else ours, "axes": format_terms(line.dims or ())}
+    native = [".".join(path) for path in line.ours]
+    return {"is": native[0] if len(native) == 1 else native, "axes": format_terms(line.dims or ())}
 
 
 def _add(table: dict[Place, list[str]], place: Place, word: str) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from crosswalk.checkpoints.towers import FLAG, formats_of_tower
 from crosswalk.compiler.catalog_text import Listed
 from crosswalk.compiler.config.architectures import class_name
 from crosswalk.compiler.config.coverage import asked_features
+from crosswalk.compiler.config.write import export_config
+from crosswalk.compiler.layout.model import Layout
+from crosswalk.compiler.layout.scope import normalize
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.pipeline import PlanOptions, import_checkpoint
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import did_you_mean
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shown
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .formats import DEFAULT_LAYOUT, catalog, format_named
@@ -60,7 +64,7 @@ def detect_format(
 
 
 def _said(config: Mapping[str, Any], architectures: list[Any]) -> str:
-    return f"model_type {config.get('model_type')!r}, architectures {architectures!r}"
+    return f"model_type {shown(config.get('model_type'))}, architectures {shown(architectures)}"
 
 
 def _undetected(
@@ -101,9 +105,9 @@ def chosen_format(
     name: str | None, config: Mapping[str, Any], tensors: Iterable[TensorSpec] | None = None, layout: str | None = None
 ) -> CompiledMapping:
     """The format asked for, which must be one of ``layout`` if that is given; without a name (or ``auto``), the one
-    detected among those of the layout, by default ``fast_llm``."""
+    detected among those of the layout, by default ``fast_llm``. Raises ``CrosswalkError`` if not one fits."""
     if not isinstance(config, Mapping):
-        raise fail("config/type", f"a config must be an object, it is {config!r}")
+        raise fail("config/type", f"a config must be an object, it is {shown(config)}")
     if name is None or name == "auto":
         return detect_format(config, tensors, layout or DEFAULT_LAYOUT)
     mapping = format_named(name, layout)
@@ -112,7 +116,9 @@ def chosen_format(
         raise fail("format/layout", message, None, "name one of the two only, or one of each that belong together")
     kind = config.get("model_type")
     if kind in tuple(mapping.source.tower_of) and kind not in mapping.source.model_types:
-        raise fail("format/tower", f"model_type {kind!r} has other towers beside that of format `{name}`", None, FLAG)
+        raise fail(
+            "format/tower", f"model_type {shown(kind)} has other towers beside that of format `{name}`", None, FLAG
+        )
     return mapping
 
 
@@ -127,3 +133,15 @@ def _holds(mapping: Listed, config: Mapping[str, Any], specs: Iterable[TensorSpe
     except CrosswalkError as error:
         return all(found.code in _COMMON for found in error.diagnostics)
     return True
+
+
+def formats_that_hold(layout: Layout, config: Mapping[str, Any]) -> list[CompiledMapping]:
+    """The formats of a layout that a native config can be written in, in the order of their names."""
+    found = []
+    for listed in map(catalog().listed, catalog().formats()):
+        if listed.layout == layout.name:
+            mapping = catalog().compiled(listed.name)
+            with suppress(CrosswalkError):
+                export_config(mapping, normalize(layout, config, mapping.root.type.name))
+                found.append(mapping)
+    return found

@@ -31,6 +31,7 @@ from crosswalk.compiler.pipeline import (
     read_config,
 )
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
@@ -129,7 +130,7 @@ def decoded_config(
     right = dict(right_architecture(mapping.source, read.stored.config)[0])
     if any(config.get(key) is not None for key in config.keys() - right.keys()):
         state_dtype(right, dtype)
-    elif all(right.get(key) == config.get(key) for key in ("architectures", "model_type")):
+    elif all(same_value(right.get(key), config.get(key)) for key in ("architectures", "model_type")):
         return text, config
     return config_bytes(right).decode(), right
 

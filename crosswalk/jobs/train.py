@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from crosswalk.runtime.training.save import Output, SaveReport
 from .formats import format_named
 from .options import Options, OutputOptions, as_path, parse_size
 from .origin import origin_of, original
-from .prepare import open_import
+from .prepare import open_import, open_into
 
 Config = Mapping[str, Any]
 #: What takes the place of a format where the class of a live model says what its files are.
@@ -117,7 +118,7 @@ def load(
         kind = live_class(model)
         if kind is not None:
             refuse_options(kind, asked)
-            checkpoint, found = read_class(kind, Path(hf_dir), there, allow_lossy)
+            checkpoint, found = read_class(kind, Path(hf_dir), there, allow_lossy, partial(kept.once, "class", model))
             step.agree |= {"format": kind.name, "config": checkpoint.config}
         else:
             if format is None and layout is None:
@@ -125,13 +126,12 @@ def load(
             options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {},
                               native_config=native_config, keep=keep, take_tied=take_tied, text_only=text_only,
                               parameters={name: spec.shape for name, spec in there.items()})  # fmt: skip
-            checkpoint, imported = open_import(Path(hf_dir), options)
+            checkpoint, imported, copies = open_into(Path(hf_dir), options, there, partial(kept.once, "import", model))
             name, config = imported.mapping.name, imported.config
             step.agree |= {"format": name, "config": config}
     if kind is not None:
         return _filled(kind, checkpoint, found, model, ranks, where, there)
     advice = Advice(imported.mapping, config)
-    copies = copies_in(imported.mapping.layout, imported.mapping.root.type, config, there)
     report = live.load(
         imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice, copies=copies
     )
@@ -233,6 +233,8 @@ def stream(
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
                       truncate=truncate or {}, trusted=True)  # fmt: skip
     wanted = _asked(model, native_config, options, there, group, bucket_bytes, timeout)
+    if not isinstance(model, torch.nn.Module):
+        wanted = None  # a publisher would hold the dict that it is kept with
     publisher = kept.find("stream", model, wanted, ranks)
     if publisher is None:
         with ranks.step("planning the stream") as step:
@@ -252,16 +254,15 @@ def _asked(
     group: dist.ProcessGroup | None,
     *more: Any,
 ) -> kept.Asked | None:
-    """What has to stay as it is for a plan to be right again; None if that cannot be told: of a dict of tensors, and
-    where a checkpoint on the disk is asked."""
-    if not isinstance(model, torch.nn.Module) or options.like is not None:
+    """What has to stay as it is for a plan to be right again; None where a checkpoint on the disk is asked."""
+    if options.like is not None:
         return None
     inner = inner_model(model)
     config = getattr(given, "config", given) if inner is None else inner.config.to_json_string(use_diff=False)
     if group is None and dist.is_available() and dist.is_initialized():
         group = dist.group.WORLD
     same = (getattr(given, "origin", None), getattr(inner, "_weight_conversions", None), group)
-    return kept.Asked(same, (copy.deepcopy(config), options, dict(there), *more))
+    return kept.Asked(same, (copy.deepcopy(config), copy.deepcopy(options), dict(there), *more))
 
 
 def _limited(
@@ -345,6 +346,7 @@ class Export:
         }  # fmt: skip
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
+        """The plan and config for these parameters. Raises ``CrosswalkError`` for what the format cannot hold."""
         check_published(specs.values(), self.options.dtype)
         mapping = format_named(self.format)
         copies = copies_in(mapping.layout, mapping.root.type, self.native_config, specs)
@@ -357,9 +359,9 @@ class Export:
         return replace(self, written=written)
 
     def output(self, exported: Exported) -> Output:
+        """The files: config.json, and what is carried. Raises ``CrosswalkError`` if the format needs model files."""
         source, origin, written = exported.mapping.source, self.origin, self.written
-        carried: dict[str, Path] = {}
-        text = config_bytes(exported.config)
+        carried, text = dict[str, Path](), config_bytes(exported.config)
         if origin is not None:
             carried = files_to_write(source, origin.files, None, Path(origin.name))
             text = origin.text.encode() if exported.unchanged else text
@@ -375,7 +377,7 @@ class Export:
 
 def export_of(given: Config | Loaded, options: Options, output: OutputOptions, model: Model | None = None) -> Exporting:
     """The way from what was loaded, or from a config alone, to the files; by its class, if the ``model`` is one of
-    transformers."""
+    transformers. Raises ``CrosswalkError`` if neither says the format."""
     loaded = given if isinstance(given, Loaded) else None
     kind = live_class(model) if model is not None else None
     if kind is not None:
@@ -383,8 +385,7 @@ def export_of(given: Config | Loaded, options: Options, output: OutputOptions, m
                  "carry_from": options.like, "keep": options.keep}  # fmt: skip
         refuse_options(kind, asked)
         origin = loaded.origin if loaded is not None and isinstance(loaded.origin, ClassOrigin) else None
-        dtype = check_dtype(options.dtype)
-        return ClassExport(kind, dtype, origin).writing(output)
+        return ClassExport(kind, check_dtype(options.dtype), origin).writing(output)
     config: Config = given.config if isinstance(given, Loaded) else given
     name = options.named_format or (loaded.format if loaded is not None else None)
     if name is None:

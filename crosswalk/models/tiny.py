@@ -13,7 +13,7 @@ from .classes import class_of, config_object, one_message
 
 #: Most layers that a copy has, and fewest.
 MOST, FEWEST = 12, 3
-VOCABULARY, HEAD_DIM, HEADS = 131, 16, 6
+VOCABULARY, HEAD_DIM, HEADS, GROUPS = 131, 16, 6, 2
 #: Most parameters of a copy: more means that a size has a name that is not known here.
 LARGEST = 20_000_000
 #: Sizes by the names that configs have for them: what is larger becomes this.
@@ -21,16 +21,24 @@ SIZES: dict[str, int] = {
     "vocab_size": VOCABULARY,
     "intermediate_size": 77, "n_inner": 77, "ffn_hidden_size": 77, "ffn_dim": 77, "mlp_hidden_size": 77,
     "moe_intermediate_size": 29, "shared_expert_intermediate_size": 37, "shared_intermediate_size": 37,
-    "num_experts": 5, "num_local_experts": 5, "n_routed_experts": 5, "moe_num_experts": 5,
-    "num_experts_per_tok": 2, "top_k_experts": 2, "num_experts_per_token": 2, "moe_topk": 2,
+    "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "moe_num_experts": 8,
+    "num_experts_per_tok": 4, "top_k_experts": 4, "num_experts_per_token": 4, "moe_topk": 4,
+    "n_group": 4, "topk_group": 2,
     "sliding_window": 5, "attention_window_size": 5, "window_size": 5, "attention_window": 5,
     "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 7, "linear_value_head_dim": 5,
-    "first_k_dense_replace": 1,
+    "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,  # classes leave these layers out
     "patch_size": 4, "image_size": 32,
 }  # fmt: skip
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 HEAD_COUNTS = ("num_attention_heads", "n_head", "num_heads")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+#: Sizes that another one is a multiple of.
+STEPPED = (
+    "patch_size", "image_size", "linear_num_key_heads", "linear_num_value_heads", "n_routed_experts", "n_group",
+    "topk_group", "num_experts_per_tok",
+)  # fmt: skip
+#: The part of a head whose channels are turned.
+ROTATED = ("partial_rotary_factor", "rotary_pct", "rotary_percent")
 #: Keys that count layers from one kind to the next.
 STEPS = ("_interval", "_pattern", "_step", "_freq")
 
@@ -65,16 +73,19 @@ def _randomize(model: torch.nn.Module) -> None:
                 tensor.copy_(centre + width * torch.randn(tensor.shape, generator=generator))
 
 
-def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of the same model, in what its layers are, with small sizes and few layers; what is nested in it too."""
+def shrunk(config: Mapping[str, Any], more: int = 0) -> dict[str, Any]:
+    """A config of the same model, in what its layers are, with small sizes and few layers; what is nested in it too.
+    ``more``: another one, of which no size that others follow from is the same."""
     # Labels, and overrides of single layers, are keyed by numbers; a random copy is not quantized.
     config = {str(key): value for key, value in config.items() if key != "quantization_config"}
-    result = {key: shrunk(value) if isinstance(value, dict) else copy.deepcopy(value) for key, value in config.items()}
+    result = {
+        key: shrunk(value, more) if isinstance(value, dict) else copy.deepcopy(value) for key, value in config.items()
+    }
     _shrink_layers(config, result)
-    _shrink_heads(config, result)
+    _shrink_heads(config, result, more)
     for key, value in config.items():
         if key in SIZES and _is_int(value):
-            result[key] = min(value, SIZES[key])
+            result[key] = min(value, SIZES[key] + (0 if key in STEPPED else more))
         elif key.endswith(("_token_id", "_token_index")):
             result[key] = _token(value)
     return result
@@ -111,32 +122,48 @@ def _needed(config: Mapping[str, Any], count: int) -> Iterator[int]:
             yield value
 
 
-def _shrink_heads(config: Mapping[str, Any], result: dict[str, Any]) -> None:
+def _shrink_heads(config: Mapping[str, Any], result: dict[str, Any], more: int) -> None:
     """Fewer heads of fewer channels, in the same relation to each other and to the width."""
     width, heads = _first(WIDTHS, config), _first(HEAD_COUNTS, config)
+    size = _head_dim(config, HEAD_DIM + 8 * more)
     if heads is None:
-        _narrow_heads(config, result, config.get("head_dim"))
+        _narrow_heads(config, result, config.get("head_dim"), size)
         return
     before = config[heads]
-    result[heads] = min(before, HEADS)
+    result[heads] = min(before, HEADS + 2 * more)
     groups: Any = config.get("num_key_value_heads")
     if _is_int(groups):
-        result["num_key_value_heads"] = result[heads] if groups == before else min(groups, 2)
+        result["num_key_value_heads"] = result[heads] if groups == before else min(groups, GROUPS + 2 * more)
         if result[heads] % result["num_key_value_heads"]:
             result["num_key_value_heads"] = 1
     if width is not None:
         plain = config.get("head_dim") in (None, config[width] // before)
-        result[width] = result[heads] * (HEAD_DIM if plain else HEAD_DIM + 4)
-        _narrow_heads(config, result, config.get("head_dim") or config[width] // before)
+        result[width] = result[heads] * (size if plain else size + 4)
+        _narrow_heads(config, result, config.get("head_dim") or config[width] // before, size)
 
 
-def _narrow_heads(config: Mapping[str, Any], result: dict[str, Any], before: Any) -> None:
+def _head_dim(config: Mapping[str, Any], least: int) -> int:
+    """The size of a head, of which each part that is turned is an even number of channels."""
+    turned = [value for value in _at(config, ROTATED) if isinstance(value, float) and 0 < value < 1]
+    parts = ((size, [size * part for part in turned]) for size in range(least, 8 * least, 4))
+    return next((size for size, all_of in parts if all(abs(x - 2 * round(x / 2)) < 1e-6 for x in all_of)), least)
+
+
+def _at(config: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Any]:
+    for key, value in config.items():
+        if key in names:
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _at(value, names)
+
+
+def _narrow_heads(config: Mapping[str, Any], result: dict[str, Any], before: Any, size: int) -> None:
     """Sizes of heads, kinds of heads that are larger than others, and scales that are the size of a head."""
     for key, value in config.items():
         if key.endswith("head_dim") and key not in SIZES and _is_int(value):
-            result[key] = HEAD_DIM if before is None else max(8, HEAD_DIM * value // before // 8 * 8)
+            result[key] = size if before is None else max(8, size * value // before // 4 * 4)
     if before is not None and config.get("query_pre_attn_scalar") == before:
-        result["query_pre_attn_scalar"] = HEAD_DIM
+        result["query_pre_attn_scalar"] = size
 
 
 def _token(value: Any) -> Any:

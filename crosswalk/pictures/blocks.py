@@ -14,6 +14,7 @@ from crosswalk.compiler.layout.modules import parameters, walk
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.templates import join
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.runtime.plan.affine import Axis, merge
 from crosswalk.runtime.plan.model import Copy, Plan, TensorSpec
 
 #: Most blocks of one copy that are listed.
@@ -30,6 +31,7 @@ class Span:
 
     @property
     def stop(self) -> int:
+        """One past the last index."""
         return self.start + (self.count - 1) * self.step + 1
 
     def __str__(self) -> str:
@@ -95,15 +97,14 @@ def picture(plan: Plan, name: str) -> Picture | None:
 
 def _blocks(copy: Copy, of_target: bool, own: TensorSpec, other: TensorSpec) -> tuple[int, Iterator[Tile]] | None:
     """How many blocks a copy has, and these; None if its axes do not follow rows and columns."""
-    here = (copy.target_strides, copy.target_offset) if of_target else (copy.source_strides, copy.source_offset)
-    there = (copy.source_strides, copy.source_offset) if of_target else (copy.target_strides, copy.target_offset)
+    piece = copy.piece if of_target else copy.piece.swapped
     width, far = columns_of(own), columns_of(other)
-    axes = [axis for found in zip(copy.extents, here[0], there[0], strict=True) for axis in _split(found, width, far)]
-    rows = sorted((axis for axis in axes if axis[1] >= width), key=lambda axis: -axis[1])
-    columns = _joined(sorted((axis for axis in axes if axis[1] < width), key=lambda axis: -axis[1]))
+    axes = sorted((part for axis in piece.axes for part in _split(axis, width, far)), key=lambda axis: -axis[1])
+    rows = [axis for axis in axes if axis[1] >= width]
+    columns = merge(axis for axis in axes if axis[1] < width)
     if len(columns) > 1 or any(axis[1] % width for axis in rows):
         return None
-    rows = _joined(rows)
+    rows = list(merge(rows))
     inner = rows.pop() if rows else (1, width, far)
     column = columns[0] if columns else (1, 1, 1)
     if inner[1] % width or not _apart(inner[2], column[2], far):
@@ -112,8 +113,8 @@ def _blocks(copy: Copy, of_target: bool, own: TensorSpec, other: TensorSpec) -> 
 
     def made() -> Iterator[Tile]:
         for indices in itertools.product(*(range(extent) for extent, _, _ in rows)):
-            at = here[1] + sum(i * axis[1] for i, axis in zip(indices, rows, strict=True))
-            away = there[1] + sum(i * axis[2] for i, axis in zip(indices, rows, strict=True))
+            at = piece.here + sum(i * axis[1] for i, axis in zip(indices, rows, strict=True))
+            away = piece.there + sum(i * axis[2] for i, axis in zip(indices, rows, strict=True))
             down = Span(at // width, inner[0], inner[1] // width)
             across = Span(at % width, column[0], column[1])
             lengths = [(inner[0], inner[2]), (column[0], column[2])]
@@ -130,10 +131,7 @@ def _blocks(copy: Copy, of_target: bool, own: TensorSpec, other: TensorSpec) -> 
     return math.prod(axis[0] for axis in rows), made()
 
 
-_Axis = tuple[int, int, int]
-
-
-def _split(axis: _Axis, width: int, far: int) -> Iterator[_Axis]:
+def _split(axis: Axis, width: int, far: int) -> Iterator[Axis]:
     """An axis that runs on over the end of a row, on either side, as one of rows and one of columns."""
     extent, own, other = axis
     for stride, row in ((own, width), (other, far)):
@@ -143,17 +141,6 @@ def _split(axis: _Axis, width: int, far: int) -> Iterator[_Axis]:
             yield from _split((part, own, other), width, far)
             return
     yield extent, own, other
-
-
-def _joined(axes: list[_Axis]) -> list[_Axis]:
-    """Axes that run on from each other as one."""
-    result: list[_Axis] = []
-    for extent, own, other in axes:
-        if result and result[-1][1] == extent * own and result[-1][2] == extent * other:
-            result[-1] = (result[-1][0] * extent, own, other)
-        elif extent > 1 or not result:
-            result.append((extent, own, other))
-    return [axis for axis in result if axis[0] > 1] or result[:1]
 
 
 def _apart(down: int, across: int, far: int) -> bool:

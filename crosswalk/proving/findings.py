@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
-from crosswalk.compiler.text.positioned import shorten
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .values import Path
@@ -35,14 +32,16 @@ CODES = {
 
 @dataclass
 class Proof:
-    """``format`` and class (``reference``); ``tried``: check of ``CHECKS`` -> how many times; ``findings``: what is
-    wrong, each where the mapping says it; ``notes``: in what the tiny model is another than that of the config."""
+    """``format`` and class (``reference``), which is not there to be asked if ``alone``; ``tried``: check of ``CHECKS``
+    -> how many times; ``findings``: what is wrong, each where the mapping says it; ``notes``: in what the tiny model is
+    another than that of the config, and what is not proved."""
 
     format: str
     reference: str
     tried: Counter[str] = field(default_factory=Counter)
     findings: list[Diagnostic] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    alone: bool = False
     _lines: set[tuple[str, Position]] = field(default_factory=set)
     _said: set[tuple[str, str]] = field(default_factory=set)
 
@@ -73,8 +72,3 @@ class Proof:
 def dotted(path: Path) -> str:
     """A path of keys as it is written."""
     return ".".join(path)
-
-
-def shown(value: Any) -> str:
-    """A value as a line has it."""
-    return shorten(json.dumps(value, ensure_ascii=False, default=str), 60)

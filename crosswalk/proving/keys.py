@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.compiler.text.values import same_value
+from crosswalk.runtime.errors import CrosswalkError, shown
 
-from .findings import Proof, dotted, shown
+from .findings import Proof, dotted
 from .reading import Config, Native, differences, line_of_key, native_of, same_name, values_at
 from .subject import ROUNDED, Behaviour, Subject
-from .values import Path, changed, leaves, others, without
+from .values import Path, changed, has, leaves, others, without
 
 #: Values of a key that are tried, of those that class takes.
 _VALUES = 2
@@ -21,18 +21,21 @@ _VALUES = 2
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A config that the class and the mapping accept, and how it came from the tiny one."""
+    """A config that the class, if there is one, and the mapping accept, and how it came from the tiny one."""
 
     config: Config
     native: Native
-    behaviour: Behaviour
+    behaviour: Behaviour | None
     how: str = ""
 
 
 def check_left_out(mapping: CompiledMapping, subject: Subject, keys: list[Path], proof: Proof) -> None:
-    """Leave each key out: what the mapping takes must be what the class takes."""
-    for path in keys:
-        left = without(subject.base, path)
+    """Leave each key out, of two models without a size in common that others follow from: what the mapping takes must
+    be what the class takes."""
+    second = subject.second if not isinstance(native_of(mapping, subject.second), CrosswalkError) else {}
+    both = [(config, path) for path in keys for config in (subject.base, second) if has(config, path)]
+    for config, path in both:
+        left = without(config, path)
         filled = subject.read(left)
         if filled is None:
             continue
@@ -70,7 +73,7 @@ def check_changed(
     switches = [one for one in accepted if one.how and _turned(one, subject.base)]
     for switch in switches:
         for path in idle:
-            if _at(switch.config, path) == _at(subject.base, path):
+            if same_value(_at(switch.config, path), _at(subject.base, path)):
                 turned = _changes(mapping, subject, switch, path, _at(switch.config, path), proof)
                 accepted += [one for one in turned if one.behaviour is not switch.behaviour]
     return accepted
@@ -79,7 +82,7 @@ def check_changed(
 def _turned(one: Accepted, base: Config) -> bool:
     """Whether only a switch differs from the tiny config."""
     pairs = [(value, _at(base, path)) for path, value in leaves(one.config)]
-    apart = [pair for pair in pairs if json.dumps(pair[0]) != json.dumps(pair[1])]
+    apart = [pair for pair in pairs if not same_value(*pair)]
     return len(apart) == 1 and isinstance(apart[0][0], bool)
 
 
@@ -88,6 +91,7 @@ def _changes(
 ) -> Iterator[Accepted]:
     """The changes of one key that both accept, null among them; what is wrong with them is noted. A value to which the
     class does nothing is, where it does nothing to any: what is rounded to whole numbers is not felt at once."""
+    assert base.behaviour is not None
     done, felt = 0, False
     idle: list[tuple[Any, Native]] = []
     for other in (*others(value, values_at(mapping, path)), None):
@@ -132,6 +136,21 @@ def _judge(
         for where, here, there, _ in differences(mapping, base.native, native, trained=False)[:1]:
             text = f"where {key} `{dotted(where)}` is {there} and not {here}, and the class computes the same"
             proof.note("prove/idle", text, at, "see in the class when it looks at the key")
+
+
+def check_alone(mapping: CompiledMapping, base: Accepted, keys: list[Path]) -> list[Accepted]:
+    """Without a class: other values of each key that the mapping accepts."""
+    values = dict(leaves(base.config))
+    accepted = []
+    for path in keys:
+        done = 0
+        for other in others(values.get(path), values_at(mapping, path)):
+            config = changed(base.config, path, other)
+            native = native_of(mapping, config)
+            if done < _VALUES and not isinstance(native, CrosswalkError):
+                done += 1
+                accepted.append(Accepted(config, native, None, f"`{dotted(path)}` = {shown(other)}"))
+    return accepted
 
 
 def _at(config: Config, path: Path) -> Any:

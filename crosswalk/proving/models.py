@@ -12,25 +12,26 @@ from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.layout.scope import normalize
 from crosswalk.compiler.pipeline import Imported, PlanOptions, import_checkpoint
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.text.values import same_value
 from crosswalk.models.comparison import TOLERANCE
 from crosswalk.models.comparison import differences as parts_apart
 from crosswalk.reference import forward
 from crosswalk.runtime import execute
 from crosswalk.runtime.dtypes import dtype_name
-from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.errors import CrosswalkError, shown
 from crosswalk.runtime.plan.model import TensorSpec
 
-from .findings import Proof, dotted, shown
+from .findings import Proof, dotted
 from .keys import Accepted
 from .reading import differences, line_of_field, line_of_key, native_of, only_rounded, rounds, same_name, written
 from .subject import ROUNDED, Subject
-from .values import Path, changed, leaves, others
+from .values import APART, Path, changed, leaves, others
 
 
 def check_exported(
-    mapping: CompiledMapping, subject: Subject, one: Accepted, dialects: Iterable[str | None], proof: Proof
+    mapping: CompiledMapping, subject: Subject | None, one: Accepted, dialects: Iterable[str | None], proof: Proof
 ) -> None:
-    """Export a config: read again it must be the same model, for the mapping and for the class."""
+    """Export a config: read again it must be the same model, for the mapping and, if there is one, for the class."""
     at = mapping.source.position
     for dialect in dialects:
         named = f" in dialect `{dialect.replace('_', '-')}`" if dialect else ""
@@ -45,25 +46,33 @@ def check_exported(
         proof.tried["exported"] += 1
         what = f"the config that is exported{named}"
         _check_read_again(mapping, one.native, config, what, "prove/export", proof, one.how)
-        behaviour = subject.behaviour(config)
-        if behaviour is None:
-            proof.note("prove/export", f"the class refuses {what}", at, how=one.how)
-        elif not behaviour.same(one.behaviour):
-            apart = _apart(subject, config, one.config)
-            alike = any(same_name(mapping, path, *values) for path, values in apart.items())
-            if (alike or rounds(mapping)) and behaviour.same(one.behaviour, ROUNDED):
-                continue
-            text = f"the class computes something else with {what}"
-            text += f": it reads other values of {', '.join(f'`{dotted(path)}`' for path in apart)}" if apart else ""
-            lines = [line_of_key(mapping, path) for path in apart]
-            proof.note("prove/export", text, next((line for line in lines if line != at), at), how=one.how)
+        if subject is not None:
+            _check_class_reads(mapping, subject, one, config, what, proof)
+
+
+def _check_class_reads(
+    mapping: CompiledMapping, subject: Subject, one: Accepted, config: Mapping[str, Any], what: str, proof: Proof
+) -> None:
+    at = mapping.source.position
+    behaviour = subject.behaviour(config)
+    if behaviour is None:
+        proof.note("prove/export", f"the class refuses {what}", at, how=one.how)
+    elif one.behaviour is not None and not behaviour.same(one.behaviour):
+        apart = _apart(subject, config, one.config)
+        alike = any(same_name(mapping, path, *values) for path, values in apart.items())
+        if (alike or rounds(mapping)) and behaviour.same(one.behaviour, ROUNDED):
+            return
+        text = f"the class computes something else with {what}"
+        text += f": it reads other values of {', '.join(f'`{dotted(path)}`' for path in apart)}" if apart else ""
+        lines = [line_of_key(mapping, path) for path in apart]
+        proof.note("prove/export", text, next((line for line in lines if line != at), at), how=one.how)
 
 
 def _apart(subject: Subject, config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[Path, tuple[Any, Any]]:
     """The keys that the class reads as something else, with both values."""
     one, two = (dict(leaves(subject.read(each) or {})) for each in (config, other))
     pairs = {path: (one.get(path), two.get(path)) for path in {**one, **two}}
-    apart = {path: pair for path, pair in pairs.items() if shown(pair[0]) != shown(pair[1])}
+    apart = {path: pair for path, pair in pairs.items() if not same_value(*pair)}
     return {path: pair for path, pair in apart.items() if path[-1] not in ("transformers_version", "dtype")}
 
 
@@ -107,10 +116,20 @@ def check_names(mapping: CompiledMapping, subject: Subject, one: Accepted, proof
     return imported
 
 
+def check_own_names(mapping: CompiledMapping, one: Accepted, proof: Proof) -> None:
+    """Without a class: by the names that the mapping has, every element of every tensor must have one place. Raises
+    ``CrosswalkError`` where the trainer has no tensors of these sizes."""
+    verdict = import_checkpoint(mapping, one.config, None, PlanOptions()).plan.verify()
+    proof.tried["names"] += 1
+    if str(verdict) != "bijective":
+        proof.note("prove/names", f"the tensors are not a bijection: {verdict}", mapping.source.position, how=one.how)
+
+
 def check_native(
-    mapping: CompiledMapping, subject: Subject, one: Accepted, fields: Iterable[Path], proof: Proof
+    mapping: CompiledMapping, subject: Subject | None, one: Accepted, fields: Iterable[Path], proof: Proof
 ) -> None:
-    """Change native fields: what can be exported must be read as it was, and be another model to the class too."""
+    """Change native fields: what can be exported must be read as it was, and be another model to the class too, if
+    there is one."""
     values = dict(leaves(one.native))
     for path in fields:
         value = values[path]
@@ -126,13 +145,23 @@ def check_native(
             proof.tried["native"] += 1
             what = f"the config that is exported with `{dotted(path)}` = {shown(other)}"
             _check_read_again(mapping, native, config, what, "prove/native", proof)
-            behaviour = subject.behaviour(config)
-            if behaviour is None or not differences(mapping, one.native, native, trained=False):
+            behaviour = subject.behaviour(config) if subject is not None else None
+            if (
+                behaviour is None
+                or one.behaviour is None
+                or not differences(mapping, one.native, native, trained=False)
+            ):
                 continue
             felt = felt or not behaviour.same(one.behaviour)
             idle.append(f"the class computes the same with {what}, which is another model to the trainer")
         for text in () if felt else idle:
             proof.note("prove/native", text, line_of_field(mapping, path))
+
+
+def _apart_only(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configs differ in nothing that a class looks at."""
+    one, two = dict(leaves(config)), dict(leaves(other))
+    return all(path[-1] in APART for path in {**one, **two} if shown(one.get(path)) != shown(two.get(path)))
 
 
 def _texts(mapping: CompiledMapping, value: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,20 @@ from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders, format_named
 from crosswalk.models.comparison import inputs, windows_of
-from crosswalk.runtime.errors import CrosswalkError, fail
+from crosswalk.runtime.errors import CrosswalkError, fail, shown
 
-from .findings import Proof, dotted, shown
-from .keys import Accepted, check_changed, check_left_out
-from .models import check_exported, check_logits, check_names, check_native, dialects_to_read
+from .findings import Proof, dotted
+from .keys import Accepted, check_alone, check_changed, check_left_out
+from .models import check_exported, check_logits, check_names, check_native, check_own_names, dialects_to_read
 from .reading import Native, differences, native_of, without_loss
 from .subject import Subject
+from .values import APART, changed, leaves
 from .values import Path as Keys
-from .values import changed, leaves
 
 #: Tokens that a tiny model is run on, more than its window where that is short; and most of them.
 _TOKENS, _MOST = 19, 600
 #: Most models of changed configs that are saved, and run beside the reference; most native fields that are drawn.
 _MODELS, _FIELDS = 24, 40
-#: Keys of a file, not of a model.
-_APART = ("architectures", "model_type", "transformers_version", "dtype", "id2label", "label2id")
 
 
 def prove(
@@ -43,7 +42,8 @@ def prove(
     """Hold a mapping (a file, or the name of a format) against the class that the config.json of ``source`` (a
     directory, or the file) names, in a tiny random model of it. ``logits``: run the models beside the reference too.
     ``keys``: try these keys alone (nested ones with dots, with all below them), or so many, drawn by ``seed`` as native
-    fields are.
+    fields are. A mapping whose class is code that comes with its checkpoints is proved as far as that goes without:
+    what is exported is read again, other values of keys and fields too, and every tensor has one place.
 
     Raises ``CrosswalkError`` for a mapping that does not compile or does not hold this model, if transformers is not
     installed, and if it does not have the class.
@@ -54,7 +54,10 @@ def prove(
     if logits and compiled.layout.name != DEFAULT_LAYOUT:
         text = f"the reference is that of layout `{DEFAULT_LAYOUT}`, not of `{compiled.layout.name}`"
         raise fail("usage/prove", text, None, "leave out --logits")
-    subject = Subject.of(parse_config(read_config_text(file), file), str(file))
+    config = parse_config(read_config_text(file), file)
+    if _comes_with_checkpoints(compiled, config):
+        return _prove_alone(compiled, config, str(file), keys, random.Random(seed))
+    subject = Subject.of(config, str(file))
     native, notes = _exact(compiled, subject)
     subject.tokens, subject.images = _inputs(native)
     threads = torch.get_num_threads()
@@ -67,6 +70,38 @@ def prove(
     return proof
 
 
+def _comes_with_checkpoints(mapping: CompiledMapping, config: Mapping[str, Any]) -> bool:
+    """Whether the class is code that comes with its checkpoints, so that nobody else has it."""
+    own = mapping.source.config_class or ""
+    return not own.startswith("transformers.") and mapping.source.architecture in (config.get("architectures") or ())
+
+
+def _prove_alone(
+    mapping: CompiledMapping, config: Mapping[str, Any], where: str, keys: Any, draw: random.Random
+) -> Proof:
+    """Without the class, which leaves no reason to make the model small. Raises ``CrosswalkError`` where the mapping
+    refuses the config."""
+    native = native_of(mapping, config)
+    if isinstance(native, CrosswalkError):
+        raise native
+    name = str(mapping.source.architecture)
+    text = f"`{name}` comes with its checkpoints, and was not asked: what absent keys mean, which keys matter, names of"
+    proof = Proof(mapping.name, name, notes=[f"{text} tensors and what is computed are not proved"], alone=True)
+    base = Accepted(config, native, None)
+    names = tuple(keys) if isinstance(keys, Iterable) else None
+    paths = [path for path, _ in leaves(config) if path[-1] not in APART]
+    accepted = check_alone(mapping, base, _chosen(paths, names, keys, draw))
+    check_exported(mapping, None, base, dialects_to_read(mapping), proof)
+    for one in accepted:
+        check_exported(mapping, None, one, (None,), proof)
+    check_own_names(mapping, base, proof)
+    for one in accepted:
+        with suppress(CrosswalkError):  # another size may be none
+            check_own_names(mapping, one, proof)
+    _draw_native(mapping, None, base, accepted, keys, draw, proof)
+    return proof
+
+
 def _exact(mapping: CompiledMapping, subject: Subject) -> tuple[Native, list[str]]:
     """The native config of the tiny model, and what had to be changed in that for nothing to be lost. Raises
     ``CrosswalkError`` where the mapping refuses it."""
@@ -75,7 +110,7 @@ def _exact(mapping: CompiledMapping, subject: Subject) -> tuple[Native, list[str
     if isinstance(native, CrosswalkError):
         refused = native
         for path, (value, kept) in without_loss(mapping, subject.base, refused).items():
-            subject.base = changed(subject.base, path, kept)
+            subject.base, subject.second = (changed(one, path, kept) for one in (subject.base, subject.second))
             notes.append(f"`{dotted(path)}` is {shown(kept)} in the tiny model, as {shown(value)} loses something")
         native = native_of(mapping, subject.base) if notes else refused
         if isinstance(native, CrosswalkError):
@@ -107,27 +142,44 @@ def _prove(
     base = Accepted(subject.base, native, behaviour)
     names = tuple(keys) if isinstance(keys, Iterable) else None
     stated, every = (
-        _chosen([path for path, _ in leaves(config) if path[-1] not in _APART], names, keys, draw)
+        _chosen([path for path, _ in leaves(config) if path[-1] not in APART], names, keys, draw)
         for config in (subject.base, {**subject.keys(), **subject.base})
     )
     check_left_out(mapping, subject, stated, proof)
     accepted = check_changed(mapping, subject, base, every, proof)
-    other = [one for one in accepted if one.behaviour is not base.behaviour]
+    other = [one for one in accepted if one.behaviour is not behaviour]
     check_exported(mapping, subject, base, dialects_to_read(mapping), proof)
     for one in other:
         check_exported(mapping, subject, one, (None,), proof)
-    reshaped = [one for one in other if one.behaviour.shapes != base.behaviour.shapes or "tie" in one.how]
+    reshaped = [one for one in other if _shapes(one) != behaviour.shapes or "tie" in one.how]
     alike = [one for one in other if one not in reshaped] if logits else []
     for one in (base, *(*reshaped, *alike)[:_MODELS]):
         imported = check_names(mapping, subject, one, proof)
         if imported is not None and logits:
             check_logits(mapping, subject, one, imported, proof)
+    _draw_native(mapping, subject, base, accepted, keys, draw, proof)
+
+
+def _draw_native(
+    mapping: CompiledMapping,
+    subject: Subject | None,
+    base: Accepted,
+    accepted: Sequence[Accepted],
+    keys: int | Iterable[str] | None,
+    draw: random.Random,
+    proof: Proof,
+) -> None:
+    """Change native fields: those that the keys decide which are tried, or some."""
     fields = [path for path, value in leaves(base.native) if not isinstance(value, Mapping)]
-    if names is not None:  # those that these keys decide
-        apart = {found.where for one in accepted for found in differences(mapping, native, one.native)}
+    if isinstance(keys, Iterable):
+        apart = {found.where for one in accepted for found in differences(mapping, base.native, one.native)}
         fields = [path for path in fields if path in apart]
     count = keys if isinstance(keys, int) else _FIELDS
     check_native(mapping, subject, base, draw.sample(fields, min(count, len(fields))), proof)
+
+
+def _shapes(one: Accepted) -> Mapping[str, tuple[int, ...]]:
+    return one.behaviour.shapes if one.behaviour is not None else {}
 
 
 def _chosen(paths: list[Keys], names: Sequence[str] | None, keys: Any, draw: random.Random) -> list[Keys]:

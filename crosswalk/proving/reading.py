@@ -14,6 +14,7 @@ from crosswalk.compiler.pipeline import PlanOptions, export_model, import_model
 from crosswalk.compiler.relations.inverse import ROUNDING
 from crosswalk.compiler.relations.rules import FieldRule, OursFact, TheirsFact
 from crosswalk.compiler.relations.tree import CaseNode, CompiledMapping, Layers, Nullable, PartNode, nodes_of, rules_of
+from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Position
 
 from .values import Path, leaves
@@ -123,7 +124,7 @@ def without_loss(mapping: CompiledMapping, config: Config, refused: CrosswalkErr
 def _kept(mapping: CompiledMapping, path: Path, value: Any) -> Iterator[Any]:
     for rule in rules_of(mapping.root):
         if isinstance(rule, FieldRule) and rule.table and any(_matches(place, path) for place in rule.places()):
-            ours = [row.ours for row in rule.table if row.theirs == value]
+            ours = [row.ours for row in rule.table if same_value(row.theirs, value)]
             yield from (row.theirs for row in rule.table if row.ours in ours and not row.lossy)
         elif isinstance(rule, TheirsFact) and rule.line.lossy is not None and _matches(rule.theirs, path):
             yield from rule.line.values

@@ -44,12 +44,13 @@ class Behaviour:
 
 @dataclass
 class Subject:
-    """A class, and the config of a tiny model of it, ``base``, as the class writes it. ``where``: the file of the
-    config that it was made from."""
+    """A class, and the config of a tiny model of it, ``base``, as the class writes it; ``second`` is that of another
+    with other sizes. ``where``: the file of the config that it was made from."""
 
     kind: Any
     base: Config
     where: str
+    second: Config = field(default_factory=dict)
     tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
     images: Sequence[torch.Tensor] = ()
     _known: dict[str, Behaviour | None] = field(default_factory=dict)
@@ -59,11 +60,11 @@ class Subject:
         """The tiny model of a config. Raises ``CrosswalkError`` if transformers has no class for it, or none so
         small."""
         kind = class_of(config, where)
-        small = shrunk(config_object(config, where).to_dict())
+        full = config_object(config, where).to_dict()
         with one_message(f"`{kind.__name__}` cannot be made small", where):
-            return cls(
-                kind, {**as_written(kind.config_class.from_dict(small)), "architectures": [kind.__name__]}, where
-            )
+            base, second = (as_written(kind.config_class.from_dict(shrunk(full, more))) for more in (0, 1))
+        named = {"architectures": [kind.__name__]}
+        return cls(kind, base | named, where, second | named)
 
     def read(self, config: Config) -> dict[str, Any] | None:
         """A config with what the class takes for absent keys; None if the class refuses it."""
@@ -83,6 +84,7 @@ class Subject:
 
     @property
     def name(self) -> str:
+        """The name of the class."""
         return str(self.kind.__name__)
 
     def behaviour(self, config: Config) -> Behaviour | None:

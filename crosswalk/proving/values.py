@@ -7,8 +7,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from crosswalk.compiler.text.values import same_value
+
 Path = tuple[str, ...]
 
+#: Keys of a file, not of a model; and those of layers that classes of transformers leave out.
+APART = (
+    "architectures", "model_type", "transformers_version", "dtype", "id2label", "label2id", "num_nextn_predict_layers",
+)  # fmt: skip
 #: Objects that say how positions are turned, which every class of transformers can compute.
 _ROTARY: tuple[dict[str, Any], ...] = (
     {"rope_type": "linear", "factor": 2.5},
@@ -36,9 +42,7 @@ def leaves(config: Mapping[str, Any], at: Path = ()) -> Iterator[tuple[Path, Any
 def others(value: Any, known: Sequence[Any] = ()) -> list[Any]:
     """Other values than this one, the likeliest first. ``known``: texts that may stand there."""
     found = list(_others(value, known))
-    shown = [json.dumps(other, default=str) for other in found]
-    before = json.dumps(value, default=str)
-    return [other for n, other in enumerate(found) if shown[n] != before and shown[n] not in shown[:n]]
+    return [other for n, other in enumerate(found) if not any(same_value(other, one) for one in (value, *found[:n]))]
 
 
 def _others(value: Any, known: Sequence[Any]) -> Iterator[Any]:
@@ -80,6 +84,16 @@ def changed(config: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]
         place = place.setdefault(key, {})
     place[path[-1]] = copy.deepcopy(value)
     return result
+
+
+def has(config: Mapping[str, Any], path: Path) -> bool:
+    """Whether there is a key."""
+    value: Any = config
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def without(config: Mapping[str, Any], path: Path) -> dict[str, Any]:

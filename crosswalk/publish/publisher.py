@@ -18,9 +18,10 @@ from crosswalk.compiler.tensors.plan import check_dtype
 from crosswalk.jobs.options import Options, OutputOptions, as_path, parse_size
 from crosswalk.jobs.train import Config, Loaded, export_of
 from crosswalk.runtime.dtypes import FLOATS
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, system_limits
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.publishing.delta import Delta, Snapshot
+from crosswalk.runtime.publishing.order import doubled
 from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks
@@ -41,6 +42,7 @@ def publisher(
     dialect: str | None = None,
     dtype: str | Mapping[str, str] | None = None,
     only: str | Iterable[str] | None = None,
+    ties: str = "once",
     truncate: Sizes | None = None,
     carry_from: str | Path | None = None,
     group: dist.ProcessGroup | None = None,
@@ -53,8 +55,10 @@ def publisher(
 
     ``dtype`` casts floats on the shard, before anything is sent or compared: all of them to one, or by pattern of their
     Hugging Face names, ``{"*.gate.weight": "float32", "*": "bfloat16"}``, the first that fits; what fits none stays as
-    it is. ``only``: patterns of the names that are published, all by default. ``bucket_bytes``: most bytes of a bucket
-    that holds more than one tensor. The other arguments are those of :func:`crosswalk.save`.
+    it is. ``only``: patterns of the names that are published, all by default. ``ties="both"``: tied tensors under every
+    name that the class has for them, for receivers that keep them apart; by default once, as files have them.
+    ``bucket_bytes``: most bytes of a bucket that holds more than one tensor. The other arguments are those of
+    :func:`crosswalk.save`.
 
     Raises ``CrosswalkError``, on every rank, with everything that can be refused.
     """
@@ -67,23 +71,28 @@ def publisher(
         options = Options(format=format, dialect=dialect, dtype=whole, allow_lossy=allow_lossy, truncate=truncate or {},
                           trusted=True, like=as_path(carry_from))  # fmt: skip
         export = export_of(native_config, options, OutputOptions(), model)
-        step.agree |= {**export.asked, "dtype": dtype, "only": patterns}
+        step.agree |= {**export.asked, "dtype": dtype, "only": patterns, "ties": ties}
+        if ties not in ("once", "both"):
+            raise fail("publisher/ties", f"`ties` is `{ties}`", None, "pass `once` or `both`")
         exported = export.plan(there)
-        plan = _cast(exported.plan, policy)
+        plan = _cast(doubled(exported.plan, exported.copies if ties == "both" else {}), policy)
         kept = None if patterns is None else _matching(plan, patterns)
-    exported = dataclasses.replace(exported, plan=plan)
-    return ModelPublisher(model, export, exported, there, kept, bucket_bytes, group, timeout)
+        once = plan.targets[: len(exported.plan.targets)]
+        exported = dataclasses.replace(exported, plan=dataclasses.replace(exported.plan, targets=once))
+    return ModelPublisher(model, export, exported, plan, there, kept, bucket_bytes, group, timeout)
 
 
 class ModelPublisher(Publisher):
     """A :class:`~crosswalk.runtime.publishing.publisher.Publisher` that can also write what it publishes to files.
-    ``export``: what :func:`~crosswalk.jobs.train.export_of` returns, and ``exported`` what that has planned."""
+    ``export``: what :func:`~crosswalk.jobs.train.export_of` returns, ``exported`` what that has planned, and ``plan``
+    what is published of it."""
 
     def __init__(
         self,
         model: Model,
         export: Exporting,
         exported: Any,
+        plan: Plan,
         elsewhere: Mapping[str, TensorSpec],
         only: set[str] | None,
         bucket_bytes: int,
@@ -92,7 +101,8 @@ class ModelPublisher(Publisher):
     ) -> None:
         self._model, self._export, self._exported, self._elsewhere = model, export, exported, elsewhere
         self._timeout = timeout
-        super().__init__(exported.plan, model, team(group, timeout), bucket_bytes, group, elsewhere, only)
+        proved = exported.plan
+        super().__init__(plan, model, team(group, timeout), bucket_bytes, group, elsewhere, only, proved=proved)
 
     def snapshot(self, device: torch.device | str = "cpu", *, pin: bool = False) -> Snapshot:
         """What is published now, as the receivers have it once they have been sent all: this rank's share of it, from
@@ -118,7 +128,7 @@ class ModelPublisher(Publisher):
             output = self._export.writing(written).output(self._exported)
         background = None if blocking else (lambda: team(self._group, self._timeout, "background"))
         return saving.save(
-            self.plan, self._model, Path(hf_dir), self.team, background, output, elsewhere=self._elsewhere
+            self._exported.plan, self._model, Path(hf_dir), self.team, background, output, elsewhere=self._elsewhere
         )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from crosswalk.runtime.dtypes import DTYPES
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten, shown
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .extents import BLOCK
@@ -182,11 +182,11 @@ def _entry_problem(entry: Any) -> tuple[str, str] | None:
         return "header/entry", "is not described by exactly `dtype`, `shape` and `data_offsets`"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        return "header/dtype", f"has the dtype {shorten(repr(dtype))}, which is not supported"
+        return "header/dtype", f"has the dtype {shown(dtype)}, which is not supported"
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not _all_sizes(shape):
-        return "header/shape", f"has the shape {shorten(repr(shape))}, which is not a list of at most {MAX_RANK} sizes"
+        return "header/shape", f"has the shape {shown(shape)}, which is not a list of at most {MAX_RANK} sizes"
     if not isinstance(offsets, list) or len(offsets) != 2 or not type(offsets[0]) is type(offsets[1]) is int:
-        return "header/offsets", f"has the offsets {shorten(repr(offsets))}, which are not two integers"
+        return "header/offsets", f"has the offsets {shown(offsets)}, which are not two integers"
     begin, end = offsets
     if not 0 <= begin <= end:
         return "header/offsets", f"lies at bytes {begin} to {end}"
@@ -245,18 +245,12 @@ def limited(problems: Iterable[Diagnostic], where: Position) -> list[Diagnostic]
     return [*every[:MAX_PROBLEMS], more]
 
 
-def shorten(text: str, limit: int = 120) -> str:
-    """Text from an untrusted file for use in a message: printable, and of bounded length."""
-    text = text if len(text) <= limit else text[:limit] + "…"
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(key for key, _ in pairs)
         repeated = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"the key {shorten(repr(repeated))} stands twice in one object")
+        raise ValueError(f"the key {shown(repeated)} stands twice in one object")
     return result
 
 

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shown
 from crosswalk.runtime.torch_files.archives import ArchiveError, read_tensors
 
-from .header import SourceFile, StoredTensor, limited, shorten
+from .header import SourceFile, StoredTensor, limited
 from .opening import open_regular
 
 _HINT = "load it with torch and save it with safetensors.torch.save_file"
@@ -36,10 +36,10 @@ def read_pickled(path: Path) -> tuple[SourceFile, dict[str, StoredTensor]]:
     tensors: dict[str, StoredTensor] = {}
     for name, found in entries:
         if isinstance(found, ArchiveError):
-            text = f"entry {shorten(repr(name))}: {found}"
+            text = f"entry {shown(name)}: {found}"
             problems.append(Diagnostic(found.code, text, where, _HINT))
         elif not isinstance(name, str):
-            problems.append(Diagnostic("pickle/content", f"{shorten(repr(name))} is no name of a tensor", where, _HINT))
+            problems.append(Diagnostic("pickle/content", f"{shown(name)} is no name of a tensor", where, _HINT))
         else:
             nbytes = math.prod(found.shape) * size_of(found.dtype)
             tensors[name] = StoredTensor(path, found.offset, nbytes, found.dtype, found.shape)

@@ -71,7 +71,8 @@ class Reader:
             self._descriptors.release(path)
 
     def read_runs(self, source: int, starts: Iterable[int], length: int, view: memoryview) -> None:
-        """Fill ``view`` with runs of ``length`` bytes, one after the other, that start at these bytes of the file."""
+        """Fill ``view`` with runs of ``length`` bytes, one after the other, that start at these bytes of the file.
+        Raises ``CrosswalkError`` for what cannot be read."""
         place = 0
         stored = self.tensors[source]
         if isinstance(stored.content, ContentOfRuns):
@@ -104,6 +105,7 @@ class Reader:
         self._descriptors.each(self._check)
 
     def close(self) -> None:
+        """Close the files."""
         self._descriptors.close()
 
     def _check(self, path: Path, descriptor: int) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten, shown
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .choosing import choose, dangling
 from .decoding import stored_encoded
-from .header import MAX_HEADER, SourceFile, StoredTensor, limited, parse_json, read_header, shorten
+from .header import MAX_HEADER, SourceFile, StoredTensor, limited, parse_json, read_header
 from .opening import leads_out, read_inside
 from .pickled import read_pickled
 
@@ -180,7 +180,7 @@ def _open_indexed(directory: Path, index: Mapping[str, str], where: Position) ->
     home: dict[str, str] = {}
     for name, wanted in sorted(listed.items()):
         if not is_plain(name):
-            text = f"the file name {shorten(repr(name))} is not a plain path inside the checkpoint"
+            text = f"the file name {shown(name)} is not a plain path inside the checkpoint"
             problems.append(Diagnostic("index/file-name", text, where))
             continue
         path = directory / name

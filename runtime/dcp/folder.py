@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosswalk.runtime.checkpoint.choosing import dangling
-from crosswalk.runtime.checkpoint.header import SourceFile, StoredTensor, limited, shorten
+from crosswalk.runtime.checkpoint.header import SourceFile, StoredTensor, limited
 from crosswalk.runtime.checkpoint.opening import leads_out, open_regular
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.checkpoint.zeros import Zeros
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
 from crosswalk.runtime.torch_files.archives import ArchiveError, ReadPart, read_tensor
 
 from .metadata import METADATA, Item, StoredEntries, StoredEntry, read_metadata

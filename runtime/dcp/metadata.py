@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from crosswalk.runtime.checkpoint.header import MAX_RANK, limited, shorten
+from crosswalk.runtime.checkpoint.header import MAX_RANK, limited
 from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import is_plain
 from crosswalk.runtime.dtypes import DTYPES
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten, shown
 from crosswalk.runtime.torch_files.pickles import Global, Made, PickleError, Table, read_pickle
 
 METADATA = ".metadata"
@@ -114,7 +114,7 @@ def _entries(fields: Mapping[str, Any], where: Position) -> StoredEntries:
         if key is None or item is None:
             problems.append(Diagnostic("dcp/metadata", "a place of `storage_data` is not one", where))
         elif not is_plain(item.file):
-            text = f"the file name {shorten(repr(item.file))} is not a plain path inside the checkpoint"
+            text = f"the file name {shown(item.file)} is not a plain path inside the checkpoint"
             problems.append(Diagnostic("dcp/file-name", text, where))
         elif info.fields().get("transform_descriptors"):
             problems.append(Diagnostic("dcp/transformed", f"entry `{shorten(key[0])}` is compressed", where))

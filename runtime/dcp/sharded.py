@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crosswalk.runtime.checkpoint.header import SourceFile, limited, parse_json, read_header, shorten
+from crosswalk.runtime.checkpoint.header import SourceFile, limited, parse_json, read_header
 from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, shorten
 
 from .folder import inside, stored_in_parts
 from .metadata import Chunk, Item, StoredEntry, is_natural

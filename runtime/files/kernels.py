@@ -15,23 +15,25 @@ import time
 import torch
 
 from crosswalk.runtime.dtypes import size_of, torch_dtype
+from crosswalk.runtime.plan.affine import Piece
 
 from .rearranging import SHORTEST, transposed_plane
-from .tasks import TaskPiece
 
-#: Bytes of a tile.
-_TILE = 1 << 20
+#: Bytes of a tile, at least, and of a line of the cache.
+_TILE, _LINE = 1 << 20, 64
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _local = threading.local()
 
 
-def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: TaskPiece) -> None:
-    """Copy the elements of a piece between two ``uint8`` buffers, which are longer than they have to be."""
+def move(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
+    """Copy the elements of a piece, ``there`` in the source and ``here`` in the target, between two ``uint8`` buffers,
+    which may be longer than they have to be."""
     cast = target_dtype != source_dtype
     reading, writing = elements(source, source_dtype, not cast), elements(target, target_dtype, not cast)
-    reading = reading.as_strided(piece.extents, piece.source_strides, reading.storage_offset() + piece.source_offset)
-    writing = writing.as_strided(piece.extents, piece.strides, writing.storage_offset() + piece.offset)
+    extents, strides, others = piece.columns
+    reading = reading.as_strided(extents, others, reading.storage_offset() + piece.there)
+    writing = writing.as_strided(extents, strides, writing.storage_offset() + piece.here)
     if cast:
         writing.copy_(reading)
     else:
@@ -52,9 +54,7 @@ def copy_integers(reading: torch.Tensor, writing: torch.Tensor) -> None:
         transpose(reading[index], writing[index])
 
 
-def move_between(
-    source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: TaskPiece
-) -> None:
+def move_between(source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: Piece) -> None:
     """The same between two buffers of bytes."""
     reading, writing = (torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (source, target))
     move(reading, source_dtype, writing, target_dtype, piece)
@@ -80,7 +80,10 @@ def transpose(source: torch.Tensor, target: torch.Tensor) -> None:
     elements = _TILE // source.element_size()
     whole_rows = source.stride(0) == columns <= elements // SHORTEST
     width = columns if whole_rows else 512
-    height = elements // max(width, 1)
+    # Whole lines of the target; an odd number of them, since columns whose distance is a power of two share few places
+    # in the cache.
+    line = _LINE // source.element_size()
+    height = (elements // max(width, 1) // line | 1) * line
     tile_transpose = _tile_by_shuffle if shuffle_is_faster(source.dtype) else _tile_by_copy
     for top, left in itertools.product(range(0, rows, height), range(0, columns, width)):
         tile = source[top : top + height, left : left + width]
@@ -113,7 +116,7 @@ def _tile_by_shuffle(source: torch.Tensor, target: torch.Tensor) -> None:
 def _scratch(number: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """This thread's memory for one tile: touching new memory takes longer than a transpose."""
     if not hasattr(_local, "scratch"):
-        _local.scratch = torch.empty(2, _TILE, dtype=torch.uint8)
+        _local.scratch = torch.empty(2, 2 * _TILE, dtype=torch.uint8)
     scratch: torch.Tensor = _local.scratch[number, : shape.numel() * dtype.itemsize]
     return scratch.view(dtype).view(shape)
 

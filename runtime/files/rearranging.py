@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .tasks import TaskPiece
+from crosswalk.runtime.plan.affine import Piece
 
 #: A transposed plane with a shorter edge is left to ``copyto``.
 SHORTEST = 32
@@ -26,17 +26,19 @@ Array = npt.NDArray[Any]
 _local = threading.local()
 
 
-def move(source: memoryview, target: memoryview, width: int, piece: TaskPiece) -> None:
-    """Copy the elements of a piece, of ``width`` bytes each, between two buffers of bytes that hold them."""
-    reading = _elements(source, width, piece.extents, piece.source_offset, piece.source_strides)
-    writing = _elements(target, width, piece.extents, piece.offset, piece.strides)
-    plane = transposed_plane(piece.extents, piece.source_strides, piece.strides)
+def move(source: memoryview, target: memoryview, width: int, piece: Piece) -> None:
+    """Copy the elements of a piece, of ``width`` bytes each, between two buffers of bytes that hold them: from where it
+    is ``there`` in the source to where it is ``here`` in the target."""
+    extents, strides, others = piece.columns
+    reading = _elements(source, width, extents, piece.there, others)
+    writing = _elements(target, width, extents, piece.here, strides)
+    plane = transposed_plane(extents, others, strides)
     if plane is None:
         np.copyto(writing, reading)
         return
-    others = [axis for axis in range(len(piece.extents)) if axis not in plane]
-    reading, writing = (array.transpose(*others, *plane) for array in (reading, writing))
-    for index in itertools.product(*(range(piece.extents[axis]) for axis in others)):
+    outer = [axis for axis in range(len(extents)) if axis not in plane]
+    reading, writing = (array.transpose(*outer, *plane) for array in (reading, writing))
+    for index in itertools.product(*(range(extents[axis]) for axis in outer)):
         transpose(reading[index], writing[index])
 
 

@@ -10,23 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from crosswalk.runtime.plan.affine import PieceOf
+
 from .runs import SourceBlock
-
-
-class TaskPiece(NamedTuple):
-    """A copy into one target, or a box of one; fields are as in ``Copy``."""
-
-    source: int
-    extents: tuple[int, ...]
-    source_offset: int
-    source_strides: tuple[int, ...]
-    offset: int
-    strides: tuple[int, ...]
-
-    @property
-    def span(self) -> int:
-        """Elements of the target from the first to the last written, inclusive."""
-        return 1 + sum((extent - 1) * stride for extent, stride in zip(self.extents, self.strides, strict=True))
 
 
 class Range(NamedTuple):
@@ -38,11 +24,11 @@ class Range(NamedTuple):
 
 
 class Stripe(NamedTuple):
-    """``nbytes`` bytes of the target, filled completely by ``moves``. The ``source`` of a move is the index of a block,
-    its source offset and strides count elements of the staging buffer from the start of the block."""
+    """``nbytes`` bytes of the target, filled completely by ``moves``: a piece counts ``here`` in the stripe and
+    ``there`` in elements of the staging buffer, from the start of the block of its number."""
 
     nbytes: int
-    moves: Sequence[TaskPiece]
+    moves: Sequence[PieceOf]
 
 
 class Panel(NamedTuple):

@@ -17,12 +17,13 @@ from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import fail
+from crosswalk.runtime.plan.affine import Piece
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .pool import work_through
 from .runs import MIB, STEP, read_block
 from .schedule import SMALLEST_PANEL, STRIPE, TASK
-from .tasks import Panel, Range, Segment, Task, TaskPiece, consecutive
+from .tasks import Panel, Range, Segment, Task, consecutive
 
 #: Bytes that a worker reads at a time for a panel: a transpose of a wide matrix reads runs of ``PANEL / rows`` bytes.
 PANEL = 32 * MIB
@@ -102,13 +103,11 @@ class Worker:
             read_block(self.reader, block, staging[block.at :], self.step)
             staged.append((staging[block.at :], self._sources[block.source].dtype))
         for stripe in panel.stripes:
-            for piece in stripe.moves:
-                self._move(*staged[piece.source], output, dtype, piece)
+            for number, piece in stripe.moves:
+                self._move(*staged[number], output, dtype, piece)
             yield output[: stripe.nbytes]
 
-    def _move(
-        self, source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: TaskPiece
-    ) -> None:
+    def _move(self, source: memoryview, source_dtype: str, target: memoryview, target_dtype: str, piece: Piece) -> None:
         if not self._with_torch:
             from .rearranging import move  # with numpy, which conversions that only copy ranges do without
 

@@ -33,10 +33,39 @@ class Piece(NamedTuple):
         return self.here + span(self.axes)
 
     @property
+    def elements(self) -> int:
+        """How many elements it moves."""
+        return math.prod([extent for extent, _, _ in self.axes])
+
+    @property
+    def run(self) -> int:
+        """Elements that stand together on both ends."""
+        return self.axes[-1][0] if self.axes and self.axes[-1][1:] == (1, 1) else 1
+
+    @property
+    def columns(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The extents, and the strides on this end and on the other."""
+        return tuple(zip(*self.axes, strict=True)) if self.axes else ((), (), ())  # type: ignore[return-value]
+
+    @property
     def swapped(self) -> Piece:
         """The same elements seen from the other end."""
-        axes = sorted(((extent, other, stride) for extent, stride, other in self.axes), key=lambda axis: -axis[1])
+        axes = [(extent, other, stride) for extent, stride, other in self.axes]
+        if len(axes) > 1:
+            axes.sort(key=lambda axis: -axis[1])
         return Piece(self.there, self.here, tuple(axes))
+
+
+class PieceOf(NamedTuple):
+    """A piece, and the ``number`` of what its other end is in: a tensor of a file, a block of a buffer, a memory."""
+
+    number: int
+    piece: Piece
+
+
+def dense(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a row-major tensor."""
+    return tuple([math.prod(shape[axis + 1 :]) for axis in range(len(shape))])
 
 
 def span(axes: Iterable[Axis]) -> int:
@@ -54,19 +83,12 @@ def make_piece(
     axes = [axis for axis in zip(extents, strides, others, strict=True) if axis[0] != 1]
     if len(axes) > 1:
         axes.sort(key=lambda axis: (-axis[1], -axis[2]))
-        return Piece(here, there, _merge(axes))
+        return Piece(here, there, merge(axes))
     return Piece(here, there, tuple(axes))
 
 
-def merge_axes(
-    extents: tuple[int, ...], source_strides: tuple[int, ...], target_strides: tuple[int, ...]
-) -> list[Axis]:
-    """``(extent, source stride, target stride)`` per axis, outermost first in target order, neighbours merged."""
-    axes = make_piece(0, target_strides, 0, source_strides, extents).axes
-    return [(extent, source, target) for extent, target, source in axes]
-
-
-def _merge(axes: list[Axis]) -> tuple[Axis, ...]:
+def merge(axes: Iterable[Axis]) -> tuple[Axis, ...]:
+    """Axes, outermost first, with those that run on from each other on both ends as one."""
     merged: list[Axis] = []
     for extent, stride, other in axes:
         if merged and merged[-1][1] == extent * stride and merged[-1][2] == extent * other:
@@ -74,6 +96,20 @@ def _merge(axes: list[Axis]) -> tuple[Axis, ...]:
         else:
             merged.append((extent, stride, other))
     return tuple(merged)
+
+
+def continued(first: Piece, second: Piece) -> Piece | None:
+    """Both as one piece, if the second is the rest of the first along one of its axes, on both ends. Its axes need not
+    be nested."""
+    if [axis[1:] for axis in first.axes] != [axis[1:] for axis in second.axes]:
+        return None
+    gap = second.here - first.here, second.there - first.there
+    for index, (extent, stride, other) in enumerate(first.axes):
+        before, after = first.axes[:index], first.axes[index + 1 :]
+        if gap == (extent * stride, extent * other) and second.axes == (*before, second.axes[index], *after):
+            longer = (extent + second.axes[index][0], stride, other)
+            return Piece(first.here, first.there, merge((*before, longer, *after)))
+    return None
 
 
 def is_nested(axes: tuple[Axis, ...]) -> bool:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from crosswalk.runtime.dtypes import cast_is_exact
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
-from .affine import Piece, clip, intersect, make_piece, split_rows
+from .affine import Piece, clip, intersect, split_rows
 from .joining import join
-from .parts import AnyPlan, Copy, Exemption, PlanParts, RawCopy, RawRegion, Region, TensorSpec
+from .parts import AnyPlan, Copy, Exemption, PlanParts, RawCopy, RawRegion, Region, TensorSpec, raw_copy
 
 #: ``(start, stop)`` per dimension of a tensor.
 Box = tuple[tuple[int, int], ...]
@@ -62,12 +62,12 @@ def restrict(
         source, target = plan.sources[copy.source].name, plan.targets[copy.target].name
         if (sources is not None and source not in sources) or (targets is not None and target not in targets):
             continue
-        pieces = [_source_piece(copy)]
+        pieces = [copy.piece]
         if source in source_cuts:
-            pieces = [part for piece in pieces for part in cut(piece, source_cuts[source])]
+            pieces = [part.swapped for piece in pieces for part in cut(piece.swapped, source_cuts[source])]
         if target in target_cuts:
-            pieces = [part.swapped for piece in pieces for part in cut(piece.swapped, target_cuts[target])]
-        copies += [_raw(source, target, piece, copy.rule) for piece in pieces]
+            pieces = [part for piece in pieces for part in cut(piece, target_cuts[target])]
+        copies += [raw_copy(source, target, piece, copy.rule) for piece in pieces]
 
     padded = _cut_regions(plan.padded, plan.targets, targets, target_cuts) if sources is None else []
     truncated = _cut_regions(plan.truncated, plan.sources, sources, source_cuts) if targets is None else []
@@ -222,7 +222,7 @@ def compose(first: AnyPlan, second: AnyPlan) -> AnyPlan:
             source, target = first.sources[one.source], second.targets[other.target]
             if between != target.dtype and not cast_is_exact(source.dtype, between):
                 lossy[source.name, name, target.name] = None
-            copies += [_raw(source.name, target.name, part, other.rule) for part in intersect(left, right)]
+            copies += [raw_copy(source.name, target.name, part.swapped, other.rule) for part in intersect(left, right)]
     if lossy:
         raise CrosswalkError(
             Diagnostic(
@@ -248,7 +248,7 @@ def _readers(plan: PlanParts) -> Mapping[str, list[_Entry]]:
     """What reads each source: copies, and regions that are truncated."""
     found: dict[str, list[_Entry]] = defaultdict(list)
     for copy in plan.copies:
-        found[plan.sources[copy.source].name].append((_source_piece(copy), copy))
+        found[plan.sources[copy.source].name].append((copy.piece.swapped, copy))
     for region in plan.truncated:
         found[plan.sources[region.tensor].name].append((region.piece, region))
     return found
@@ -258,7 +258,7 @@ def _writers(plan: PlanParts) -> Mapping[str, list[_Entry]]:
     """What writes each target: copies, from their far end, and regions that are padded."""
     found: dict[str, list[_Entry]] = defaultdict(list)
     for copy in plan.copies:
-        found[plan.targets[copy.target].name].append((_source_piece(copy).swapped, copy))
+        found[plan.targets[copy.target].name].append((copy.piece, copy))
     for region in plan.padded:
         found[plan.targets[region.tensor].name].append((region.piece, region))
     return found
@@ -294,18 +294,10 @@ def _meeting(left: list[_Entry], right: list[_Entry]) -> Iterator[tuple[_Entry, 
                 yield entry, other
 
 
-def _source_piece(copy: Copy) -> Piece:
-    return make_piece(copy.source_offset, copy.source_strides, copy.target_offset, copy.target_strides, copy.extents)
-
-
-def _raw(source: str, target: str, piece: Piece, rule: int) -> RawCopy:
-    extents, strides, others = zip(*piece.axes, strict=True) if piece.axes else ((), (), ())
-    return (source, target, extents, piece.here, strides, piece.there, others, rule)
-
-
 def _raw_region(name: str, piece: Piece, rule: int) -> RawRegion:
     """The end of a piece that is ``here``, as a region of the tensor ``name``."""
-    return (name, tuple(axis[0] for axis in piece.axes), piece.here, tuple(axis[1] for axis in piece.axes), rule)
+    extents, strides, _ = piece.columns
+    return (name, extents, piece.here, strides, rule)
 
 
 def _named(region: Region, tensors: Sequence[TensorSpec], rules: int = 0) -> RawRegion:

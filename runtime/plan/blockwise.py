@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
+from .affine import dense
 from .encodings import KINDS, EncodingKind, Shape
 from .parts import AnyPlan, Copy, Encoding, Exemption, PlanParts, RawCopy, TensorSpec
 
@@ -175,15 +176,10 @@ def _grid(shape: Shape, block: Shape) -> Shape:
     return tuple(-(-size // step) for size, step in zip(shape, block, strict=True))
 
 
-def _dense(shape: Shape) -> list[int]:
-    """The strides of a row-major tensor."""
-    return [math.prod(shape[dimension + 1 :]) for dimension in range(len(shape))]
-
-
 def _digits(offset: int, shape: Shape) -> list[int]:
     """The index in each dimension of a flat offset."""
     result = []
-    for step in _dense(shape):
+    for step in dense(shape):
         digit, offset = divmod(offset, max(step, 1))
         result.append(digit)
     return result
@@ -211,7 +207,7 @@ def _in_dimensions(copy: Copy, source: Shape, target: Shape) -> list[_Axis] | No
 
 def _dimension(stride: int, shape: Shape) -> tuple[int, int] | None:
     """The dimension that a stride steps in, and how far; None if it is no whole number of steps."""
-    for dimension, step in enumerate(_dense(shape)):
+    for dimension, step in enumerate(dense(shape)):
         if shape[dimension] > 1 and stride >= step:
             return (dimension, stride // step) if stride % step == 0 else None
     return None
@@ -226,10 +222,10 @@ def _of_blocks(
     starts = _digits(copy.source_offset, source), _digits(copy.target_offset, target)
     if any(at % step for pair in zip(starts, blocks, strict=True) for at, step in zip(*pair, strict=True)):
         return None
-    dense = [_dense(_grid(shape, block)) for shape, block in zip(shapes, blocks, strict=True)]
+    steps = [dense(_grid(shape, block)) for shape, block in zip(shapes, blocks, strict=True)]
     offsets = [
         sum(at // width * step for at, width, step in zip(*end, strict=True))
-        for end in zip(starts, blocks, dense, strict=True)
+        for end in zip(starts, blocks, steps, strict=True)
     ]
     whole = {dimension for dimension, size in enumerate(source) if min(size, own[dimension]) == 1}
     extents, read, written = [], [], []
@@ -241,14 +237,14 @@ def _of_blocks(
                 return None
             whole.add(from_dim)
             extents.append(-(-extent // block))
-            steps = 1, 1
+            apart = 1, 1
         elif from_step % block or to_step % other:
             return None
         else:
             extents.append(extent)
-            steps = from_step // block, to_step // other
-        read.append(steps[0] * dense[0][from_dim])
-        written.append(steps[1] * dense[1][to_dim])
+            apart = from_step // block, to_step // other
+        read.append(apart[0] * steps[0][from_dim])
+        written.append(apart[1] * steps[1][to_dim])
     if len(whole) < len(source):
         return None
     return tuple(extents), (offsets[0], tuple(read), offsets[1], tuple(written))

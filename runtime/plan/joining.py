@@ -10,20 +10,24 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from .affine import Axis, is_nested, merge_axes
-from .parts import RawCopy
+from .affine import Axis, Piece, continued, is_nested, make_piece, merge
+from .parts import RawCopy, raw_copy
 
 
 class _Ordered(NamedTuple):
-    """A copy whose order is by what has to be equal first, then by place. ``axes`` are (extent, stride in the source,
-    stride in the target), merged and outermost first."""
+    """A copy whose order is by what has to be equal first, then by place: a piece whose ``here`` end is in the
+    target."""
 
     source: str
     target: str
     rule: int
     axes: tuple[Axis, ...]
-    target_offset: int
-    source_offset: int
+    here: int
+    there: int
+
+    @property
+    def piece(self) -> Piece:
+        return Piece(self.here, self.there, self.axes)
 
     @property
     def strides(self) -> list[tuple[int, int]]:
@@ -31,7 +35,7 @@ class _Ordered(NamedTuple):
 
     def along(self, axes: tuple[Axis, ...]) -> _Ordered:
         """The copy along these axes from the same place on."""
-        return self._replace(axes=tuple(merge_axes(*zip(*axes, strict=True))) if axes else ())
+        return self._replace(axes=merge(sorted(axes, key=lambda axis: -axis[1])))
 
 
 def join(copies: Iterable[RawCopy]) -> list[RawCopy]:
@@ -40,19 +44,14 @@ def join(copies: Iterable[RawCopy]) -> list[RawCopy]:
     while True:
         joined = list(_lengthened(_stacked(parts)))
         if len(joined) == len(parts):
-            return [_raw(part) for part in joined]
+            return [raw_copy(part.source, part.target, part.piece, part.rule) for part in joined]
         parts = joined
 
 
 def _part(copy: RawCopy) -> _Ordered:
     source, target, extents, source_offset, source_strides, target_offset, target_strides, rule = copy
-    axes = tuple(merge_axes(extents, source_strides, target_strides))
-    return _Ordered(source, target, rule, axes, target_offset, source_offset)
-
-
-def _raw(part: _Ordered) -> RawCopy:
-    extents, sources, targets = zip(*part.axes, strict=True) if part.axes else ((), (), ())
-    return (part.source, part.target, extents, part.source_offset, sources, part.target_offset, targets, part.rule)
+    piece = make_piece(target_offset, target_strides, source_offset, source_strides, extents)
+    return _Ordered(source, target, rule, piece.axes, piece.here, piece.there)
 
 
 def _stacked(parts: Iterable[_Ordered]) -> Iterator[_Ordered]:
@@ -76,7 +75,7 @@ def _lengthened(parts: Iterable[_Ordered]) -> Iterator[_Ordered]:
     """A copy that begins where another ends along one of its axes, on both ends, is the rest of it."""
 
     def place(part: _Ordered) -> tuple[str, str, int, list[tuple[int, int]], int]:
-        return (part.source, part.target, part.rule, part.strides, part.target_offset)
+        return (part.source, part.target, part.rule, part.strides, part.here)
 
     last: _Ordered | None = None
     for part in sorted(parts, key=place):
@@ -89,25 +88,17 @@ def _lengthened(parts: Iterable[_Ordered]) -> Iterator[_Ordered]:
 
 
 def _continued(first: _Ordered, second: _Ordered) -> _Ordered | None:
-    if first[:3] != second[:3] or first.strides != second.strides:
+    if first[:3] != second[:3]:
         return None
-    gap = _gap(first, second)
-    for index, (extent, *strides) in enumerate(first.axes):
-        before, after = first.axes[:index], first.axes[index + 1 :]
-        same = second.axes[:index] == before and second.axes[index + 1 :] == after
-        if same and gap == tuple(extent * stride for stride in strides):
-            axes = (*before, (extent + second.axes[index][0], strides[0], strides[1]), *after)
-            if _is_nested(axes):
-                return first.along(axes)
-    return None
+    longer = continued(first.piece, second.piece)
+    return first._replace(axes=longer.axes) if longer is not None and _is_nested(longer.axes) else None
 
 
 def _gap(first: _Ordered, second: _Ordered) -> tuple[int, int]:
-    return second.source_offset - first.source_offset, second.target_offset - first.target_offset
+    return second.here - first.here, second.there - first.there
 
 
 def _is_nested(axes: tuple[Axis, ...]) -> bool:
     """Whether the axes are nested on both ends."""
-    by_source = tuple(sorted(axes, key=lambda axis: -axis[1]))
-    by_target = tuple(sorted(((extent, target, source) for extent, source, target in axes), key=lambda axis: -axis[1]))
-    return is_nested(by_source) and is_nested(by_target)
+    ordered = Piece(0, 0, tuple(sorted(axes, key=lambda axis: -axis[1])))
+    return is_nested(ordered.axes) and is_nested(ordered.swapped.axes)

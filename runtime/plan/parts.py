@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from crosswalk.runtime.dtypes import size_of
 
-from .affine import Piece, make_piece, merge_axes
+from .affine import Piece, make_piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,12 @@ class TensorSpec:
 
     @property
     def elements(self) -> int:
+        """How many elements it has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all elements."""
         return self.elements * size_of(self.dtype)
 
 
@@ -60,7 +62,14 @@ class Copy(NamedTuple):
 
     @property
     def elements(self) -> int:
+        """How many elements it moves."""
         return math.prod(self.extents)
+
+    @property
+    def piece(self) -> Piece:
+        """The copy as a piece whose ``here`` end is in the target."""
+        axes = tuple(zip(self.extents, self.target_strides, self.source_strides, strict=True))
+        return Piece(self.target_offset, self.source_offset, axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,7 @@ class Region:
 
     @property
     def elements(self) -> int:
+        """How many elements it has."""
         return math.prod(self.extents)
 
     @property
@@ -131,6 +141,12 @@ RawCopy = tuple[str, str, tuple[int, ...], int, tuple[int, ...], int, tuple[int,
 RawRegion = tuple[str, tuple[int, ...], int, tuple[int, ...], int]
 
 
+def raw_copy(source: str, target: str, piece: Piece, rule: int) -> RawCopy:
+    """The copy that a piece is whose ``here`` end is in the target."""
+    extents, strides, others = piece.columns
+    return (source, target, extents, piece.there, others, piece.here, strides, rule)
+
+
 @dataclass(frozen=True)
 class PlanParts:
     """What is read, what is written, and every copy between; ``padded`` are regions of targets that are zeros,
@@ -180,10 +196,12 @@ class PlanParts:
 
     @functools.cached_property
     def source_index(self) -> Mapping[str, int]:
+        """The place of each source in the list, by name."""
         return {tensor.name: index for index, tensor in enumerate(self.sources)}
 
     @functools.cached_property
     def target_index(self) -> Mapping[str, int]:
+        """The place of each target in the list, by name."""
         return {tensor.name: index for index, tensor in enumerate(self.targets)}
 
     @functools.cached_property
@@ -234,13 +252,12 @@ def _placed(
 ) -> tuple[Copy, ...]:
     """The copies in canonical form and order."""
     result = []
-    merged: dict[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]] = {}
+    merged: dict[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {}
     for source, target, extents, source_offset, source_strides, target_offset, target_strides, rule in copies:
         form = extents, source_strides, target_strides
         if form not in merged:  # there are few, and copies of one share them
-            axes = merge_axes(*form)
-            merged[form] = tuple(tuple(axis[column] for axis in axes) for column in range(3))
-        extents, source_strides, target_strides = merged[form]
+            merged[form] = make_piece(0, target_strides, 0, source_strides, extents).columns
+        extents, target_strides, source_strides = merged[form]
         place = (source_index[source], target_index[target])
         result.append(Copy(*place, extents, source_offset, source_strides, target_offset, target_strides, rule))
     # By target, its offset, source, its offset.
@@ -252,7 +269,6 @@ def _make_regions(regions: Iterable[RawRegion], index: Mapping[str, int]) -> tup
     """The regions in canonical form, sorted by tensor and offset. ``index``: tensor name -> place in its list."""
     made = []
     for name, extents, offset, strides, rule in regions:
-        axes = make_piece(offset, strides, offset, strides, extents).axes
-        kept, steps = tuple(axis[0] for axis in axes), tuple(axis[1] for axis in axes)
-        made.append(Region(index[name], kept, offset, steps, rule))
+        extents, strides, _ = make_piece(offset, strides, offset, strides, extents).columns
+        made.append(Region(index[name], extents, offset, strides, rule))
     return tuple(sorted(made, key=lambda r: (r.tensor, r.offset, r.extents, r.strides, r.rule)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.training.parameters import Model
@@ -16,6 +18,7 @@ from .publisher import Publisher
 
 #: Plans of one kind that are kept with a model: some are asked for in turns, as what is saved and what is sent.
 MOST = 3
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,39 @@ class Asked:
         return all(a is b for a, b in zip(self.same, other.same, strict=True)) and self.equal == other.equal
 
 
+_Entries = dict[str, list[tuple[Asked, Any]]]
 #: By model and kind, the newest first. Nothing here holds the model itself, so that it goes when its owner lets it go.
-_kept: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, list[tuple[Asked, Any]]]] = weakref.WeakKeyDictionary()
+_kept: Any = WeakIdKeyDictionary()
+
+
+def _entries(model: Model) -> _Entries | None:
+    """What is kept with a module, or with the first tensor of a dict, which has no place for more."""
+    tensors = (value for value in model.values() if isinstance(value, torch.Tensor)) if isinstance(model, dict) else ()
+    anchor = model if isinstance(model, torch.nn.Module) else next(iter(tensors), None)
+    if anchor is None:
+        return None
+    found: _Entries = _kept.setdefault(anchor, {})
+    return found
+
+
+def once(kind: str, model: Model, same: tuple[Any, ...], equal: tuple[Any, ...], make: Callable[[], _T]) -> _T:
+    """What was kept for all that is asked (see :class:`Asked`), or else what is made now, and kept. Nobody may change
+    it, and ranks that ask alike must make it alike."""
+    wanted = Asked(same, equal)
+    entries = (_entries(model) or {}).get(kind, [])
+    found = next((what for other, what in entries if other.fits(wanted)), None)
+    if found is None:
+        found = make()
+        keep(kind, model, wanted, found)
+    return cast(_T, found)
 
 
 def find(kind: str, model: Model, wanted: Asked | None, ranks: Team) -> Any:
     """What was kept for all that is ``wanted``, if every rank has it; None otherwise. A collective."""
     place = None
     with ranks.step("looking for what was planned") as step:
-        if wanted is not None and isinstance(model, torch.nn.Module):
-            entries = _kept.get(model, {}).get(kind, [])
+        if wanted is not None:
+            entries = (_entries(model) or {}).get(kind, [])
             place = next((i for i, (other, what) in enumerate(entries) if other.fits(wanted) and _fresh(what)), None)
         step.value = place
     if place is None or any(theirs != place for theirs in step.values):
@@ -50,9 +76,9 @@ def find(kind: str, model: Model, wanted: Asked | None, ranks: Team) -> Any:
 
 def keep(kind: str, model: Model, wanted: Asked | None, what: Any) -> None:
     """Keep it; the oldest of its kind goes when there are too many."""
-    if wanted is not None and isinstance(model, torch.nn.Module):
-        entries = _kept.setdefault(model, {}).setdefault(kind, [])
-        entries[:] = [(wanted, what), *entries[: MOST - 1]]
+    by_kind = _entries(model) if wanted is not None else None
+    if by_kind is not None and wanted is not None:
+        by_kind[kind] = [(wanted, what), *by_kind.get(kind, [])[: MOST - 1]]
 
 
 def loosely(model: Model) -> Model:

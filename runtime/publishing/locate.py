@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 
 from crosswalk.runtime.errors import fail
+from crosswalk.runtime.plan.affine import dense
 from crosswalk.runtime.plan.model import Plan
 
 from .current import Current
-from .pieces import Strided, dense, moves_of, out_of
+from .pieces import Strided, moves_of, out_of
 
 #: Indices that are worked on at a time: their digits stay in the cache.
 _BLOCK = 1 << 17

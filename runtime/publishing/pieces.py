@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from crosswalk.runtime.plan.affine import Piece, intersect, make_piece
+from crosswalk.runtime.plan.affine import Piece, dense, intersect, make_piece
 from crosswalk.runtime.plan.algebra import Box, Cut, box_cuts, cut
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training.ranks import Table, share_out
@@ -64,15 +63,12 @@ def moves_of(plan: Plan, shares: Mapping[int, Mapping[str, Sequence[Box]]]) -> d
         source = copy.source
         if source not in held:
             continue
-        piece = make_piece(
-            copy.source_offset, copy.source_strides, copy.target_offset, copy.target_strides, copy.extents
-        )
+        piece = copy.piece.swapped
         begin, end = bisect_right(reach[source], piece.here), bisect_left(starts[source], piece.stop)
         for one in held[source][begin:end]:
             for inside in cut(piece, one.cuts):
                 moved = inside.swapped
-                elements = math.prod(axis[0] for axis in moved.axes)
-                result[copy.target].append(Move(one.rank, source, one.box, moved, elements))
+                result[copy.target].append(Move(one.rank, source, one.box, moved, moved.elements))
     for moves in result.values():
         moves.sort(key=lambda move: (move.rank, move.piece.here))
     return result
@@ -107,46 +103,32 @@ def whole_box(shape: Sequence[int]) -> Box:
     return tuple((0, size) for size in shape)
 
 
-def dense(shape: Sequence[int]) -> tuple[int, ...]:
-    """Row-major strides."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
 def packed(move: Move, position: int = 0) -> Piece:
     """A move into the memory where its elements stand one after the other, from ``position`` on, in the order of the
     target, instead of into the target."""
-    extents = tuple(axis[0] for axis in move.piece.axes)
-    axes = tuple((n, step, axis[2]) for n, step, axis in zip(extents, dense(extents), move.piece.axes, strict=True))
-    return Piece(position, move.piece.there, axes)
+    extents, _, own = move.piece.columns
+    return Piece(position, move.piece.there, tuple(zip(extents, dense(extents), own, strict=True)))
 
 
 def out_of(piece: Piece, tensor: torch.Tensor) -> list[Strided]:
     """A piece of a box, as copies out of the memory of the tensor of the box's shape."""
     if tensor.is_contiguous():
-        extents, out, own = _columns(piece)
+        extents, out, own = piece.columns
         return [Strided(extents, own, piece.there, out, piece.here)]
     shape = tuple(tensor.shape)
     result = []
     for part in intersect(piece.swapped, make_piece(0, dense(shape), 0, tensor.stride(), shape)):
-        extents, out, own = _columns(part)
+        extents, out, own = part.columns
         result.append(Strided(extents, own, part.there, out, part.here))
     return result
 
 
 def into(move: Move, position: int = 0) -> Strided:
     """From packed memory, at ``position``, into the target."""
-    extents, out, _ = _columns(move.piece)
+    extents, out, _ = move.piece.columns
     return Strided(extents, dense(extents), position, out, move.piece.here)
 
 
 def is_run(copy: Strided) -> bool:
     """Whether elements that stand together stay together."""
     return not copy.extents or (len(copy.extents) == 1 and copy.strides == copy.out_strides == (1,))
-
-
-def _columns(piece: Piece) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The extents of a piece, and its strides here and there."""
-    if not piece.axes:
-        return (), (), ()
-    extents, here, there = zip(*piece.axes, strict=True)
-    return extents, here, there

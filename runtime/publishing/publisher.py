@@ -39,6 +39,7 @@ class Published(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all elements."""
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
@@ -64,7 +65,7 @@ class Publisher:
     it. Values are read when a bucket is made; some tensors are views of parameters.
 
     ``only``: the targets that are published; ``elsewhere``: what other ranks have, which may be absent here; ``doing``:
-    what messages call it.
+    what messages call it; ``proved``: the plan whose proof counts, if it is another (:func:`.order.doubled`).
 
     Raises ``CrosswalkError``, on every rank, for what any of them finds when it is made; and (``publisher/stale``) when
     it is used and the model has become another one. Memory that has moved is followed.
@@ -80,12 +81,13 @@ class Publisher:
         elsewhere: Mapping[str, TensorSpec] | None = None,
         only: Collection[str] | None = None,
         doing: str = "publish",
+        proved: Plan | None = None,
     ) -> None:
         self.plan, self.team, self._group, self._doing = plan, team, group, doing
         with team.step(f"checking the model to {doing}") as step:
             step.agree |= {"bucket_bytes": bucket_bytes, "plan": plan.digest, "metadata": plan.metadata}
             step.agree |= {"only": sorted(only) if only is not None else None}
-            problems = plan.verify().problems
+            problems = (proved or plan).verify().problems
             if problems:
                 raise CrosswalkError(problems)
             self.current = Current(model, plan.sources, elsewhere)
@@ -128,7 +130,8 @@ class Publisher:
 
     def packed(self, *, to: int | Collection[int] | None = None, align: int = 1) -> Iterator[Bucket]:
         """The same in one buffer of bytes for each bucket, which is new each time; tensors begin at multiples of
-        ``align`` bytes, and without one each ends where the next begins."""
+        ``align`` bytes, and without one each ends where the next begins. Raises ``CrosswalkError`` for another
+        ``align`` than a number of bytes."""
         way = self.way(self.ranks(to))
         if align < 1:
             raise fail("publisher/align", f"`align` is {align}", None, "pass a number of bytes, as 256")
@@ -208,6 +211,7 @@ class Publisher:
     def exchange(
         self, outgoing: Mapping[Ranks, torch.Tensor], incoming: Mapping[tuple[int, Ranks], int]
     ) -> dict[tuple[int, Ranks], torch.Tensor]:
+        """Send bytes to the ranks that get them, and receive those by sender and receivers. All ranks take part."""
         return exchange(outgoing, incoming, f"gathering parameters to {self._doing}", self._group)
 
     def some(self, to: Ranks | None, targets: Sequence[int]) -> list[NamedTensor]:

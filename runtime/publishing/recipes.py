@@ -11,13 +11,14 @@ import torch
 
 from crosswalk.runtime.dtypes import size_of, torch_dtype
 from crosswalk.runtime.files.kernels import as_integers, copy_integers
+from crosswalk.runtime.plan.affine import dense
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.training.ranks import Table
 from crosswalk.runtime.training.transfer import on_host
 
 from .current import Current
 from .exchange import Ranks
-from .pieces import Move, Strided, dense, into, is_run, moves_of, out_of, owners, packed, whole_box
+from .pieces import Move, Strided, into, is_run, moves_of, out_of, owners, packed, whole_box
 
 
 class Out(NamedTuple):

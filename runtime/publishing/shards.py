@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from crosswalk.runtime.plan.affine import Piece
+from crosswalk.runtime.plan.affine import Piece, dense
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan
 from crosswalk.runtime.training.ranks import Table
 
-from .pieces import dense, moves_of
+from .pieces import moves_of
 
 
 class ShardRegion(NamedTuple):

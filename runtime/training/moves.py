@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +11,11 @@ from typing import NamedTuple
 
 import torch
 
-from crosswalk.runtime.plan.affine import Piece, intersect, make_piece
+from crosswalk.runtime.plan.affine import Piece, PieceOf, dense, intersect, make_piece
 from crosswalk.runtime.plan.algebra import Cut, box_cuts, cut
 from crosswalk.runtime.plan.model import Plan
 
 from .placement import Part
-from .stretches import Placement
 from .transfer import Memory
 
 
@@ -25,21 +23,21 @@ from .transfer import Memory
 class Moves:
     """Pieces between the tensors of files, by number in the plan, and memory."""
 
-    placements: Mapping[int, Sequence[Placement]]
+    placements: Mapping[int, Sequence[PieceOf]]
     memories: Sequence[Memory]
 
-    def by_device(self) -> Iterator[tuple[torch.device, dict[int, list[Placement]]]]:
+    def by_device(self) -> Iterator[tuple[torch.device, dict[int, list[PieceOf]]]]:
         """The pieces of each device that holds memory."""
-        devices: dict[torch.device, dict[int, list[Placement]]] = {}
+        devices: dict[torch.device, dict[int, list[PieceOf]]] = {}
         for tensor, placements in self.placements.items():
             for placed in placements:
-                found = devices.setdefault(self.memories[placed.memory].flat.device, defaultdict(list))
+                found = devices.setdefault(self.memories[placed.number].flat.device, defaultdict(list))
                 found[tensor].append(placed)
         yield from devices.items()
 
     def elements(self, tensor: int) -> int:
         """Elements of a tensor of the files that are moved."""
-        return sum(math.prod(axis[0] for axis in placed.piece.axes) for placed in self.placements.get(tensor, ()))
+        return sum(piece.elements for _, piece in self.placements.get(tensor, ()))
 
 
 def moves(plan: Plan, parts: Mapping[str, Sequence[tuple[Part, str]]], memory_end: str) -> Moves:
@@ -49,13 +47,11 @@ def moves(plan: Plan, parts: Mapping[str, Sequence[tuple[Part, str]]], memory_en
     specs, index = (plan.targets, plan.target_index) if into else (plan.sources, plan.source_index)
     memories = _Memories()
     boxes = {index[name]: _Boxes(specs[index[name]].shape, found, memories) for name, found in parts.items()}
-    placements: dict[int, list[Placement]] = defaultdict(list)
+    placements: dict[int, list[PieceOf]] = defaultdict(list)
     for copy in plan.copies:
         held, file = (copy.target, copy.source) if into else (copy.source, copy.target)
         if held in boxes:
-            ends = (copy.source_offset, copy.source_strides, copy.target_offset, copy.target_strides)
-            here, strides, there, others = (*ends[2:], *ends[:2]) if into else ends
-            placements[file] += boxes[held].placements(make_piece(here, strides, there, others, copy.extents))
+            placements[file] += boxes[held].placements(copy.piece if into else copy.piece.swapped)
     return Moves(placements, memories.found)
 
 
@@ -88,7 +84,7 @@ class _Boxes:
     """The parts of a tensor of the given shape, in the order in which they begin."""
 
     def __init__(self, shape: tuple[int, ...], parts: Sequence[tuple[Part, str]], memories: _Memories) -> None:
-        strides = _dense(shape)
+        strides = dense(shape)
         self._boxes = []
         for part, dtype in parts:
             if part.tensor.numel():
@@ -101,36 +97,24 @@ class _Boxes:
         #: How far the parts up to each one reach.
         self._reach = list(accumulate((box.stop for box in self._boxes), max))
 
-    def placements(self, piece: Piece) -> Iterator[Placement]:
+    def placements(self, piece: Piece) -> Iterator[PieceOf]:
         """What the parts hold of a piece, whose ``here`` end is in the tensor and ``there`` end in a file."""
         begin, end = bisect_right(self._reach, piece.here), bisect_left(self._starts, piece.stop)
         for box in self._boxes[begin:end]:
             for inside in cut(piece, box.cuts):
                 for placed in _in_storage(inside, box.tensor):
-                    yield Placement(box.memory, placed)
-
-
-def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+                    yield PieceOf(box.memory, placed)
 
 
 def _in_storage(piece: Piece, tensor: torch.Tensor) -> list[Piece]:
     """A piece of a box (here), as pieces from the file (here) to the storage of the tensor that is the box (there)."""
     start = int(tensor.storage_offset())
     if tensor.is_contiguous():
-        extents, own, far = _columns(piece)
+        extents, own, far = piece.columns
         return [make_piece(piece.there, far, piece.here + start, own, extents)]
     shape = tuple(tensor.shape)
     pieces = []
-    for part in intersect(piece, make_piece(0, _dense(shape), start, tensor.stride(), shape)):
-        extents, own, far = _columns(part)
+    for part in intersect(piece, make_piece(0, dense(shape), start, tensor.stride(), shape)):
+        extents, own, far = part.columns
         pieces.append(make_piece(part.here, own, part.there, far, extents))
     return pieces
-
-
-def _columns(piece: Piece) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The extents of a piece, and its strides on both ends."""
-    if not piece.axes:
-        return (), (), ()
-    extents, own, far = zip(*piece.axes, strict=True)
-    return extents, own, far

@@ -11,19 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from crosswalk.runtime.files.runs import LONGEST_TOGETHER, SEEK
-from crosswalk.runtime.plan.affine import Axis, Piece, clip, span
+from crosswalk.runtime.plan.affine import Axis, Piece, PieceOf, clip, span
 
 #: Shorter holes are read along.
 GAP = SEEK
 #: Most bytes read for every byte that is needed.
 WASTE = 4
-
-
-class Placement(NamedTuple):
-    """A piece of a tensor in a file and the memory that its other end is in, by number."""
-
-    memory: int
-    piece: Piece
 
 
 class Block(NamedTuple):
@@ -34,17 +27,18 @@ class Block(NamedTuple):
     start: int
     length: int
     outer: tuple[tuple[int, int], ...]
-    placements: tuple[Placement, ...]
+    placements: tuple[PieceOf, ...]
     together: bool = False
 
     @property
     def elements(self) -> int:
+        """Elements of all stretches."""
         return math.prod(extent for extent, _ in self.outer) * self.length
 
     @property
     def needed(self) -> int:
         """Elements that the pieces move."""
-        return sum(math.prod(axis[0] for axis in placed.piece.axes) for placed in self.placements)
+        return sum(piece.elements for _, piece in self.placements)
 
     def runs(self) -> list[int]:
         """Where each stretch begins, in the order of the buffer."""
@@ -54,7 +48,7 @@ class Block(NamedTuple):
         return begins
 
 
-def blocks(placements: Iterable[Placement], limit: int, gap: int, exact: bool) -> Iterator[Block]:
+def blocks(placements: Iterable[PieceOf], limit: int, gap: int, exact: bool) -> Iterator[Block]:
     """Blocks of at most ``limit`` elements that hold all the pieces (of one tensor, no element twice).
 
     Holes of up to ``gap`` elements are part of a stretch, but never more than ``WASTE`` times what is needed; with
@@ -84,9 +78,9 @@ def without_holes(block: Block, gap: int) -> Iterator[Block]:
         yield part._replace(together=close and part.length <= LONGEST_TOGETHER * gap)
 
 
-def _grouped(placements: Sequence[Placement], gap: int) -> Iterator[Block]:
+def _grouped(placements: Sequence[PieceOf], gap: int) -> Iterator[Block]:
     """One block for all pieces that repeat along the same outer axes and whose stretches are near each other."""
-    folded: dict[tuple[tuple[int, int], ...], list[tuple[int, int, Placement]]] = {}
+    folded: dict[tuple[tuple[int, int], ...], list[tuple[int, int, PieceOf]]] = {}
     for placed in placements:
         piece = placed.piece
         inner = _fold(piece.axes, gap)
@@ -98,9 +92,9 @@ def _grouped(placements: Sequence[Placement], gap: int) -> Iterator[Block]:
         reach = outer[-1][1] if outer else None
         group = [entries[0]]
         start, end = entries[0][:2]
-        useful = _elements(entries[0][2]) // math.prod(extent for extent, _ in outer)
+        useful = entries[0][2].piece.elements // math.prod(extent for extent, _ in outer)
         for entry in entries[1:]:
-            more = _elements(entry[2]) // math.prod(extent for extent, _ in outer)
+            more = entry[2].piece.elements // math.prod(extent for extent, _ in outer)
             longer = max(end, entry[1])
             fits = reach is None or longer - start <= reach
             if fits and entry[0] - end <= gap and longer - start <= WASTE * (useful + more):
@@ -124,7 +118,7 @@ def _fold(axes: tuple[Axis, ...], gap: int) -> int:
 
 
 def _block(
-    start: int, length: int, outer: tuple[tuple[int, int], ...], group: Sequence[tuple[int, int, Placement]]
+    start: int, length: int, outer: tuple[tuple[int, int], ...], group: Sequence[tuple[int, int, PieceOf]]
 ) -> Block:
     strides, size = [], length
     for extent, _ in reversed(outer):
@@ -136,16 +130,16 @@ def _block(
             (extent, stride, other)
             for (extent, _, other), stride in zip(piece.axes[: len(outer)], reversed(strides), strict=True)
         )
-        placed.append(Placement(memory, Piece(here - start, piece.there, compact + piece.axes[len(outer) :])))
+        placed.append(PieceOf(memory, Piece(here - start, piece.there, compact + piece.axes[len(outer) :])))
     return Block(start, length, outer, tuple(placed))
 
 
-def _original(block: Block) -> list[Placement]:
+def _original(block: Block) -> list[PieceOf]:
     """The pieces as they were before they were put into the block."""
     count = len(block.outer)
     return [
-        Placement(
-            placed.memory,
+        PieceOf(
+            placed.number,
             Piece(
                 placed.piece.here + block.start,
                 placed.piece.there,
@@ -160,7 +154,7 @@ def _original(block: Block) -> list[Placement]:
     ]
 
 
-def _split(block: Block, limit: int) -> Iterator[list[Placement]]:
+def _split(block: Block, limit: int) -> Iterator[list[PieceOf]]:
     """Cut a block that is too large: along its outermost axis, or if it is one stretch, into shorter ones."""
     placements = _original(block)
     if block.outer:
@@ -172,15 +166,11 @@ def _split(block: Block, limit: int) -> Iterator[list[Placement]]:
             for memory, (here, there, axes) in placements:
                 other = axes[0][2]
                 kept = ((count, stride, other), *axes[1:]) if count > 1 else axes[1:]
-                part.append(Placement(memory, Piece(here + begin * stride, there + begin * other, kept)))
+                part.append(PieceOf(memory, Piece(here + begin * stride, there + begin * other, kept)))
             yield part
         return
     strides = [stride for placed in placements for _, stride, _ in placed.piece.axes if stride <= limit]
     unit = max(strides, default=1)
     step = limit // unit * unit
     for begin in range(block.start, block.start + block.length, step):
-        yield [Placement(memory, part) for memory, piece in placements for part in clip(piece, begin, begin + step)]
-
-
-def _elements(placed: Placement) -> int:
-    return math.prod(axis[0] for axis in placed.piece.axes)
+        yield [PieceOf(memory, part) for memory, piece in placements for part in clip(piece, begin, begin + step)]

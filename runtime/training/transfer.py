@@ -24,15 +24,15 @@ import torch
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.zeros import Zeros
 from crosswalk.runtime.dtypes import size_of
-from crosswalk.runtime.files import kernels, tasks
+from crosswalk.runtime.files import kernels
 from crosswalk.runtime.files.pool import work_through
 from crosswalk.runtime.files.runs import STEP, SourceBlock, StridedRuns
 from crosswalk.runtime.files.schedule import in_file
 from crosswalk.runtime.files.workers import one_torch_thread
 from crosswalk.runtime.kept import WORKERS
-from crosswalk.runtime.plan.affine import Piece
+from crosswalk.runtime.plan.affine import Piece, PieceOf
 
-from .stretches import GAP, Block, Placement, blocks, without_holes
+from .stretches import GAP, Block, blocks, without_holes
 
 #: Bytes of a bucket.
 BUCKET = 16 << 20
@@ -51,6 +51,7 @@ class Memory:
 
     @staticmethod
     def of(tensor: torch.Tensor, dtype: str) -> Memory:
+        """The memory behind a tensor that has the dtype of this name."""
         with torch.no_grad():
             flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
         return Memory(flat, dtype)
@@ -66,12 +67,13 @@ class Direct(NamedTuple):
     nbytes: int
 
 
-class StridedPiece(NamedTuple):
-    """One piece of tensor ``tensor`` in the buffer, counted from byte ``position`` on."""
+class Buffered(NamedTuple):
+    """One piece of tensor ``tensor``, ``here`` in the buffer, counted from byte ``position`` on, and ``there`` in the
+    memory of its number."""
 
     tensor: int
     position: int
-    placement: Placement
+    placed: PieceOf
 
 
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class TransferBucket:
 
     nbytes: int = 0
     blocks: list[SourceBlock] = field(default_factory=list)
-    copies: list[StridedPiece] = field(default_factory=list)
+    copies: list[Buffered] = field(default_factory=list)
     direct: list[Direct] = field(default_factory=list)
     direct_bytes: int = 0
     zeros: int = 0
@@ -94,7 +96,7 @@ class TransferBucket:
 
 def buckets(
     tensors: Sequence[StoredTensor],
-    placements: Mapping[int, Sequence[Placement]],
+    placements: Mapping[int, Sequence[PieceOf]],
     memories: Sequence[Memory],
     *,
     exact: bool,
@@ -132,8 +134,8 @@ def _direct(number: int, stored: StoredTensor, block: Block, memories: Sequence[
     if block.outer or len(block.placements) != 1:
         return None
     memory, piece = block.placements[0]
-    dense = not piece.axes or (len(piece.axes) == 1 and piece.axes[0][1:] == (1, 1))
-    if not dense or memories[memory].dtype != stored.dtype or not on_host(memories[memory].flat.device):
+    flat, dtype = memories[memory].flat, memories[memory].dtype
+    if piece.run != piece.elements or dtype != stored.dtype or not on_host(flat.device):
         return None
     width = size_of(stored.dtype)
     return Direct(number, stored.offset + block.start * width, memory, piece.there * width, block.elements * width)
@@ -159,7 +161,7 @@ def _add(bucket: TransferBucket, number: int, tensors: Sequence[StoredTensor], b
     else:
         position = aligned(bucket.nbytes)
         bucket.blocks.append(SourceBlock(number, runs, position, block.together and stored.content is None))
-    bucket.copies += [StridedPiece(number, position, placed) for placed in block.placements]
+    bucket.copies += [Buffered(number, position, placed) for placed in block.placements]
     bucket.nbytes = position + nbytes
 
 
@@ -274,11 +276,10 @@ def host_view(tensor: torch.Tensor) -> memoryview:
 
 def _copy(source: torch.Tensor, source_dtype: str, target: torch.Tensor, target_dtype: str, piece: Piece) -> None:
     """Copy a piece between buffers of bytes; its ``here`` end is in ``target``, its ``there`` end in ``source``."""
-    extents, strides, others = (tuple(axis[k] for axis in piece.axes) for k in range(3))
     if on_host(source.device):
-        flat = tasks.TaskPiece(0, extents, piece.there, others, piece.here, strides)
-        kernels.move(source, source_dtype, target, target_dtype, flat)
+        kernels.move(source, source_dtype, target, target_dtype, piece)
         return
+    extents, strides, others = piece.columns
     same = source_dtype == target_dtype
     reading, writing = kernels.elements(source, source_dtype, same), kernels.elements(target, target_dtype, same)
     writing.as_strided(extents, strides, writing.storage_offset() + piece.here).copy_(

@@ -67,15 +67,15 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         lambda path: (config(foo=1, bar={"x": None}, hidden_act="softplus")(path), rope(baz=True)(path)),
         ("3 keys have no counterpart in mapping `llama`", "`hidden_act` must be one of silu"),
     ),
-    "unknown model_type": (config(model_type="lama"), ("no format fits this config.json (model_type 'lama'",)),
+    "unknown model_type": (config(model_type="lama"), ('no format fits this config.json (model_type "lama"',)),
     "model_type is a number": (config(model_type=3), ("no format fits this config.json (model_type 3",)),
     "no model_type, odd architectures": (
         lambda path: (without("model_type")(path), config(architectures=3)(path)),
-        ("no format fits this config.json (model_type None",),
+        ("no format fits this config.json (model_type null",),
     ),
     "another architecture": (
         config(architectures=["LlamaForTokens"]),
-        ("`architectures` must be ['LlamaForCausalLM']",),
+        ('`architectures` must be ["LlamaForCausalLM"]',),
     ),
     "absent, of which the class has another default": (
         without("vocab_size"),
@@ -98,7 +98,7 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ),
         ("`rope_parameters.factor` is required, it is null",),
     ),
-    "text for a number": (config(num_attention_heads="6"), ("`num_attention_heads` must be of type int, it is '6'",)),
+    "text for a number": (config(num_attention_heads="6"), ('`num_attention_heads` must be of type int, it is "6"',)),
     "a float for a number": (config(hidden_size=30.0), ("`hidden_size` must be of type int, it is 30.0",)),
     "a number for a switch": (
         config(tie_word_embeddings=1),
@@ -107,7 +107,7 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "negative": (config(hidden_size=-30), ("`hidden_size` must be > 0, it is -30",)),
     "two wrong types": (
         config(num_key_value_heads="2", vocab_size=[71]),
-        ("`num_key_value_heads` must be of type int, it is '2'", "`vocab_size` must be of type int, it is [71]"),
+        ('`num_key_value_heads` must be of type int, it is "2"', "`vocab_size` must be of type int, it is [71]"),
     ),
     "a billion layers": (config(num_hidden_layers=10**9), ("`num_hidden_layers` must be a number of layers",)),
     "layers that no file holds": (
@@ -121,7 +121,7 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         config(num_hidden_layers=1_000),
         ("the config states 1000 `model.layers.{i}`, which take 2062 tensors or more, but the files hold 30 tensors",),
     ),
-    "true layers": (config(num_hidden_layers=True), ("`num_hidden_layers` must be a number of layers, it is True",)),
+    "true layers": (config(num_hidden_layers=True), ("`num_hidden_layers` must be a number of layers, it is true",)),
     "heads that do not divide": (
         lambda path: (config(num_attention_heads=7)(path), without("head_dim")(path)),
         ("`hidden_size / num_attention_heads`: 30 is not a multiple of 7",),
@@ -133,21 +133,21 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
             "[layout/check]",
         ),
     ),
-    "rope is text": (config(rope_parameters="default"), ("`rope_parameters` must be an object, it is 'default'",)),
+    "rope is text": (config(rope_parameters="default"), ('`rope_parameters` must be an object, it is "default"',)),
     "unknown rope": (rope(rope_type="longrope"), ("`rope_parameters.rope_type` must be one of default, llama3, yarn",)),
-    "rope theta is text": (rope(rope_theta="x"), ("`rope_parameters.rope_theta` must be of type float, it is 'x'",)),
+    "rope theta is text": (rope(rope_theta="x"), ('`rope_parameters.rope_theta` must be of type float, it is "x"',)),
     "a partial rope": (rope(partial_rotary_factor=0.5), ("`rope_parameters.partial_rotary_factor` must be 1.0",)),
     "two ropes that disagree": (
         config(rope_scaling={"rope_type": "linear", "factor": 2.0}),
         (
-            "`rope_scaling.rope_type` says 'linear' and `rope_parameters.rope_type` says 'default'",
+            '`rope_scaling.rope_type` says "linear" and `rope_parameters.rope_type` says "default"',
             "[config/dialects-differ]",
         ),
     ),
     "exact gelu": (
         config(hidden_act="gelu"),
         (
-            "`hidden_act` is 'gelu': the trainer computes the tanh approximation",
+            '`hidden_act` is "gelu": the trainer computes the tanh approximation',
             "[config/lossy]",
         ),
     ),
@@ -189,7 +189,7 @@ CONFIGS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "NaN": (
         config(rms_norm_eps=math.nan),
         (
-            "`rms_norm_eps` must be of type float and finite, it is nan",
+            "`rms_norm_eps` must be of type float and finite, it is NaN",
             "[config/type]",
         ),
     ),
@@ -293,9 +293,9 @@ NESTED: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("`text_config.model_type` must be one of mistral, llama",),
     ),
     "text is null": (below(text_config=None), ("`text_config` is required",)),
-    "text is text": (below(text_config="x"), ("`text_config` must be an object, it is 'x'",)),
+    "text is text": (below(text_config="x"), ('`text_config` must be an object, it is "x"',)),
     "no vision": (without("vision_config"), ("`vision_config` is required",)),
-    "type below": (below("text_config", hidden_size="x"), ("`hidden_size` must be of type int, it is 'x'",)),
+    "type below": (below("text_config", hidden_size="x"), ('`hidden_size` must be of type int, it is "x"',)),
 }
 
 

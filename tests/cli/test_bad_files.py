@@ -79,7 +79,7 @@ FILES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "an index that lies": (
         wrong_index,
-        ("`lm_head.weight` is not in model-00002", "'../model.bin' is not a plain path"),
+        ("`lm_head.weight` is not in model-00002", '"../model.bin" is not a plain path'),
     ),
     "no data": (
         lambda path: (path / "model.safetensors").unlink(),

@@ -51,15 +51,15 @@ HEAD = "head.output_weights/weights"
 
 METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "no model": (metadata(model=...), ("metadata.yaml: error: `model` is missing",)),
-    "unknown model": (metadata(model="gtp"), ("`model` must be one of gpt, multimodal; it is 'gtp'",)),
-    "model is a list": (metadata(model=["gpt"]), ("`model` must be one of gpt, multimodal; it is ['gpt']",)),
+    "unknown model": (metadata(model="gtp"), ('`model` must be one of gpt, multimodal; it is "gtp"',)),
+    "model is a list": (metadata(model=["gpt"]), ('`model` must be one of gpt, multimodal; it is ["gpt"]',)),
     "another format of the trainer": (metadata(format="llama"), ("`format` must be fast_llm",)),
     "what training saves": (
         lambda path: (metadata("metadata", state_index=...)(path), metadata(format="distributed")(path)),
         ("output.path=OUT output.format=fast_llm",),
     ),
     "no config": (metadata(config=...), ("`config` is missing",)),
-    "config is text": (metadata(config="x"), ("`config` must be a mapping; it is 'x'",)),
+    "config is text": (metadata(config="x"), ('`config` must be a mapping; it is "x"',)),
     "no base_model": (metadata("config", base_model=...), ("`config.base_model` is missing",)),
     "base_model is a list": (metadata("config", base_model=[1]), ("`config.base_model` must be a mapping; it is [1]",)),
     "no metadata": (metadata(metadata=...), ("`metadata` is missing",)),
@@ -74,16 +74,16 @@ METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
         metadata(model=3, config="x", metadata=[]),
         ("`model` must be", "`config` must be", "`metadata` must be"),
     ),
-    "origin is text": (metadata("metadata", crosswalk="x"), ("`metadata.crosswalk` must be a mapping; it is 'x'",)),
+    "origin is text": (metadata("metadata", crosswalk="x"), ('`metadata.crosswalk` must be a mapping; it is "x"',)),
     "origin has the wrong types": (
         metadata(*ORIGIN, format=3, config=[], tensor_dialect={"a": 1}, dtype=1, lossy="x", files={"a": 1}),
         (
             "`metadata.crosswalk.format` must be text; it is 3",
             "`metadata.crosswalk.config` must be text; it is []",
-            "`metadata.crosswalk.tensor_dialect` must be text; it is {'a': 1}",
+            '`metadata.crosswalk.tensor_dialect` must be text; it is {"a": 1}',
             "`metadata.crosswalk.dtype` must be text; it is 1",
-            "`metadata.crosswalk.lossy` must be true or false; it is 'x'",
-            "`metadata.crosswalk.files` must be a list of file names; it is {'a': 1}",
+            '`metadata.crosswalk.lossy` must be true or false; it is "x"',
+            '`metadata.crosswalk.files` must be a list of file names; it is {"a": 1}',
         ),
     ),
     "origin of an unknown format": (
@@ -113,7 +113,7 @@ METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
         metadata(*INDEX, **{HEAD: "model_1.safetensors"}),
         ("the file model_1.safetensors with 1 tensors is missing",),
     ),
-    "file outside": (metadata(*INDEX, **{HEAD: "../m.safetensors"}), ("'../m.safetensors' is not a plain path",)),
+    "file outside": (metadata(*INDEX, **{HEAD: "../m.safetensors"}), ('"../m.safetensors" is not a plain path',)),
     "missing tensor": (
         metadata(*INDEX, **{"more/weights": "model_0.safetensors"}),
         ("tensor `more/weights` is not in model_0.safetensors, where the index has it",),
@@ -136,7 +136,7 @@ METADATA: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "wrong types": (
         lambda path: (metadata(*BASE, hidden_size="x")(path), metadata(*MIXER, heads=[6], rotary=3)(path)),
         (
-            "`hidden_size` must be of type int, it is 'x'",
+            '`hidden_size` must be of type int, it is "x"',
             "`decoder.block.mixer.heads` must be of type int, it is [6]",
             "`decoder.block.mixer.rotary` must be an object, it is 3",
         ),
@@ -247,7 +247,9 @@ def test_a_large_document_is_parsed_once_whatever_is_wrong_with_it(
     """The positions of problems come from what was read."""
     parsed: list[str] = []
     build = portable_yaml._build
-    monkeypatch.setattr(portable_yaml, "_build", lambda text, file: parsed.append(file) or build(text, file))
+    monkeypatch.setattr(
+        portable_yaml, "_build", lambda text, file, *rest: parsed.append(file) or build(text, file, *rest)
+    )
     source = native(tmp_path, crosswalk)
     for damage in (metadata(*MIXER, head=1), metadata(model="gtp")):
         damage(source)
@@ -315,5 +317,5 @@ def test_large_metadata_is_read_and_its_problems_have_positions(crosswalk: Comma
     file.write_text(metadata_text.replace("hidden_size: 30", "hidden_size: wide", 1))
     line = metadata_text[: metadata_text.index("hidden_size: 30")].count("\n") + 1
     assert crosswalk("check", source).err.startswith(
-        f"{file}:{line}:5: error: `hidden_size` must be of type int, it is 'wide' [native/type]\n"
+        f'{file}:{line}:5: error: `hidden_size` must be of type int, it is "wide" [native/type]\n'
     )

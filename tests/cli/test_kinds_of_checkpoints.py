@@ -272,7 +272,7 @@ def test_a_config_of_another_class_of_the_same_model(crosswalk: CommandLine, tmp
     edit_config(source, lambda config: config.update(architectures=["LlamaForSequenceClassification"]))
     ran = crosswalk("check", source)
     assert ran.code == 1
-    assert "`architectures` must be ['LlamaForCausalLM']" in ran.err
+    assert '`architectures` must be ["LlamaForCausalLM"]' in ran.err
 
 
 def test_what_is_read_is_the_file_not_the_class(crosswalk: CommandLine, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_what_fits_several_formats_is_an_error_that_names_them() -> None:
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "bert.*BertForMaskedLM"),
         ({"model_type": "llamas"}, "llamas"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({}, "model_type None"),
+        ({}, "model_type null"),
         ({"model_type": ["llama"]}, "model_type"),
         ({"model_type": 3, "architectures": "LlamaForCausalLM"}, "model_type 3"),
     ],

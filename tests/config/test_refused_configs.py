@@ -62,7 +62,7 @@ TAKEN = "block:\n  tensors:\n    block_sparse_moe.experts.3.w2.weight: norm_1.we
 FUSED = "llama3:\n  tensors:\n    both.weight: [tok_embeddings.weight, lm_head.weight]\n"
 REFUSED: dict[str, tuple[str, str, Callable[[], object]]] = {
     "a kind of embedding": (
-        "config/refused", "`rope_parameters.rope_type` is 'longrope': the trainer has no rotary embeddings",
+        "config/refused", '`rope_parameters.rope_type` is "longrope": the trainer has no rotary embeddings',
         lambda: crosswalk.import_config(
 phi3(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4})),
     ),
@@ -87,7 +87,7 @@ phi3(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4})),
             PlanOptions(dialect="mine")),
     ),
     "no name of a value": (
-        "export/choice", "`decoder.block.mixer.sampling_strategy` must be one of uniform; it is 'weighted'",
+        "export/choice", '`decoder.block.mixer.sampling_strategy` must be one of uniform; it is "weighted"',
         lambda: export_model(
             compiled("enums: {sampling: {uniform: uniform}}\n", "apriel2"),
             native("apriel2_stochastic", "decoder.block.mixer.sampling_strategy", "weighted"), PlanOptions()),

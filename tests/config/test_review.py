@@ -41,7 +41,7 @@ def gemma(overrides: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("overrides", [[], [1], "x", 0, False])
 def test_overrides_that_are_no_object_are_not_overlooked(overrides: Any) -> None:
-    refused(gemma(overrides), f"`per_layer_config` must be an object, it is {overrides!r}")
+    refused(gemma(overrides), f"`per_layer_config` must be an object, it is {json.dumps(overrides)}")
 
 
 def test_two_overrides_of_one_layer() -> None:
@@ -71,7 +71,7 @@ def test_an_old_place_counts_beside_a_null_at_the_new_one() -> None:
 @pytest.mark.parametrize("rope", [[], "default", 3])
 def test_an_old_place_beside_what_is_no_object(rope: Any) -> None:
     config = {**LLAMA, "rope_parameters": rope, "rope_theta": 34567.0}
-    refused(config, f"`rope_parameters` must be an object for `rope_theta`, it is {rope!r}")
+    refused(config, f"`rope_parameters` must be an object for `rope_theta`, it is {json.dumps(rope)}")
 
 
 # ---- values of the wrong kind ---------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_a_config_nested_too_deeply(depth: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [None, [], "llama"])
 def test_a_config_that_is_no_object(config: Any) -> None:
-    refused(config, f"a config must be an object, it is {config!r}")
+    refused(config, f"a config must be an object, it is {json.dumps(config)}")
 
 
 # ---- what is kept ---------------------------------------------------------------------------------------------------

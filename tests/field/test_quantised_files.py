@@ -113,6 +113,6 @@ def test_quantisation_keys_that_are_true_are_refused(command: CommandLine, tmp_p
     source = make(tmp_path / "source")
     quantise(source, TOOLS["bitsandbytes, 8 bits"][0])
     edit_config(source, lambda config: config.update(quantization_config=LEFT["bitsandbytes"]))
-    refuse(command, source, "`quantization_config.quant_method` must be fp8 or mxfp4, it is 'bitsandbytes'")
+    refuse(command, source, '`quantization_config.quant_method` must be fp8 or mxfp4, it is "bitsandbytes"')
     edit_config(source, lambda config: config.update(quantization={"bits": 4}, quantization_config=None))
     refuse(command, source, "`quantization` says that tensors are quantised (bits 4): that is not decoded")

@@ -44,7 +44,7 @@ def test_04_the_biases_of_qwen2(command: CommandLine, tmp_path: Path) -> None:
     biases = {name for name in tensors_of(tmp_path / "native") if ".bias/" in name}
     assert biases == {f"decoder.{i}.mixer.{part}.bias/weights" for i in range(3) for part in ("query", "key_value")}
     for keys in ((*MIXER, "add_linear_biases"), ("decoder", "block", "mlp", "add_linear_biases")):
-        with pytest.raises(CrosswalkError, match=rf"`{'.'.join(keys)}` must be False in this format, it is True"):
+        with pytest.raises(CrosswalkError, match=rf"`{'.'.join(keys)}` must be false in this format, it is true"):
             crosswalk.export_config(changed(config, *keys, value=True), "qwen2")
     for part, enabled in (("query", False), ("dense", True)):
         with pytest.raises(CrosswalkError, match=rf"{part}_layer\.bias"):
@@ -89,7 +89,7 @@ def test_14_two_names_for_one_activation(command: CommandLine, tmp_path: Path) -
     assert command("convert", tmp_path / "native", tmp_path / "back").code == 0
     assert contents(tmp_path / "back") == contents(tanh)
     exact = make(tmp_path / "exact", hidden_act="gelu")
-    refuse(command, exact, "`hidden_act` is 'gelu': the trainer computes the tanh approximation of gelu")
+    refuse(command, exact, '`hidden_act` is "gelu": the trainer computes the tanh approximation of gelu')
     assert command("convert", exact, tmp_path / "lossy", "--allow-lossy").code == 0
     assert command("convert", tmp_path / "lossy", tmp_path / "again").code == 0
     assert contents(tmp_path / "again") == contents(exact)

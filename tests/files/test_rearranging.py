@@ -19,10 +19,11 @@ from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files import convert as conversion
-from crosswalk.runtime.files import kernels, rearranging, tasks
+from crosswalk.runtime.files import kernels, rearranging
 from crosswalk.runtime.files import schedule as lowering
 from crosswalk.runtime.files import workers as engine
 from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, verify_checkpoint, write_checkpoint
+from crosswalk.runtime.plan.affine import Piece, PieceOf
 from crosswalk.runtime.plan.model import TensorSpec, make_plan
 
 
@@ -147,17 +148,17 @@ def test_any_permutation_of_axes(data: st.DataObject) -> None:
     for extent in reversed(numbers.shape):
         strides.insert(0, size)
         size *= extent
-    piece = tasks.TaskPiece(0, tuple(numbers.shape), 0, numbers.stride(), offset, tuple(strides))
+    piece = Piece(offset, 0, tuple(zip(numbers.shape, strides, numbers.stride(), strict=True)))
     flat = numbers.reshape(-1)
     cuts = sorted({offset, offset + size, *data.draw(st.lists(st.integers(offset, offset + size), max_size=4))})
     for start, stop in itertools.pairwise(cuts):
         panel = torch.full((stop - start,), -1)
-        for box in lowering.clip(piece, start, stop):
+        for _, box in lowering.inside([PieceOf(0, piece)], start, stop):
             runs, staged, _ = lowering.stage(box, data.draw(st.integers(0, 200)), data.draw(st.integers(0, 8)))
             read = torch.cat([torch.arange(begin, begin + runs.length) for begin in runs.starts()])
             assert len(read) == runs.number * runs.length
-            moved = read.as_strided(box.extents, staged)
-            panel.as_strided(box.extents, box.strides, box.offset - start).copy_(moved)
+            extents, strides_in_panel, strides_in_runs = staged.columns
+            panel.as_strided(extents, strides_in_panel, box.here).copy_(read.as_strided(extents, strides_in_runs))
         assert torch.equal(panel, flat[start - offset : stop - offset])
 
 
@@ -205,7 +206,7 @@ def test_moves_without_torch_are_those_of_torch(dtype: str, data: st.DataObject)
         tuple(torch.empty([shape[axis] for axis in order]).stride(order.index(axis)) for axis in range(len(shape)))
         for order in orders
     )
-    piece = tasks.TaskPiece(0, tuple(shape), offsets[0], read, offsets[1], written)
+    piece = Piece(offsets[1], offsets[0], tuple(zip(shape, written, read, strict=True)))
     size = (math.prod(shape) + 6) * width
     source, expected = noise(size, dtype=torch.uint8), noise(size, dtype=torch.uint8)
     shift = data.draw(st.integers(0, width - 1))

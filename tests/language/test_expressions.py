@@ -57,6 +57,9 @@ def value_of(text: str) -> Any:
         ("config.layer_types[::-1][0]", "full"),
         ("find(config.layer_types, 'full', -1)", 2),
         ("find(config.layer_types, 'none', len(config.layer_types))", 3),
+        ("flags(config.layer_types, ['full', 'none'])", [0, 0, 1]),
+        ("flags([true, 1, 2], [1])", [0, 1, 0]),
+        ("[is_list(config.layer_types), is_list(seven), is_list(nothing), is_list(name)]", [True, False, False, False]),
         ("first(mixers)", "main"),
         ("first(config.layer_types)", "sliding"),
         ("mixers['other']['heads']", 5),
@@ -172,15 +175,15 @@ def test_has_asks_the_second_callback() -> None:
         ("ceil_div(1, 0.5)", "expected a whole number, found 0.5"),
         ("gated + 1", "expected a number, found true"),
         ("-gated", "expected a number, found true"),
-        ("name * 3", "expected a number, found 'yarn'"),
-        ("name + 'x'", "expected a number, found 'yarn'"),
-        ("'%s' % name", "expected a number, found '%s'"),
+        ("name * 3", 'expected a number, found "yarn"'),
+        ("name + 'x'", 'expected a number, found "yarn"'),
+        ("'%s' % name", 'expected a number, found "%s"'),
         ("nothing < 1", "expected a number, found null"),
-        ("name < 1", "expected a number, found 'yarn'"),
-        ("'a' in name", "expected a list, found 'yarn'"),
-        ("name[0]", "expected a list, found 'yarn'"),
-        ("len(name)", "expected a list, found 'yarn'"),
-        ("mixers['third']", "there is no key 'third'"),
+        ("name < 1", 'expected a number, found "yarn"'),
+        ("'a' in name", 'expected a list, found "yarn"'),
+        ("name[0]", 'expected a list, found "yarn"'),
+        ("len(name)", 'expected a list, found "yarn"'),
+        ("mixers['third']", 'there is no key "third"'),
         ("config.layer_types[3]", "list index out of range"),
         ("config.layer_types[true]", "expected a whole number, found true"),
         ("config.layer_types[1.0]", "expected a whole number, found 1.0"),
@@ -190,7 +193,7 @@ def test_has_asks_the_second_callback() -> None:
         ("log(-1.5)", "math domain error"),
         ("(0 - 8) ** 0.5", "expected a number"),
         ("min([])", "empty"),
-        ("max(1, 'x')", "expected a number, found 'x'"),
+        ("max(1, 'x')", 'expected a number, found "x"'),
         ("first([])", "it is empty"),
         ("first(seven)", "expected a list, found 7"),
         ("{seven: 1}", "keys of a dict must be text"),
@@ -281,7 +284,7 @@ def test_refuses_to_compile(text: str, message: str) -> None:
 
 def test_an_unknown_function_gets_the_list_of_what_there_is() -> None:
     with pytest.raises(
-        CrosswalkError, match=r"allowed are .*ceil_div, log, exp, round, min, max, len, find, indices, first, has"
+        CrosswalkError, match=r"allowed are .*round, min, max, len, find, indices, flags, first, is_list, has"
     ):
         compile_expression("sqrt(2)")
 

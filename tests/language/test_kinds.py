@@ -143,7 +143,7 @@ def test_the_origin_keeps_its_way_of_saying_the_same() -> None:
             "    first_k: {default: 0, write: \"= find(kinds, 'moe', num_hidden_layers)\"}\n",
             "what is written of these is read as",
         ),
-        (FORMS["first"][0].replace("'moe'", "'moes'"), FORMS["first"][1], "`'moes'` is none of its kinds"),
+        (FORMS["first"][0].replace("'moe'", "'moes'"), FORMS["first"][1], '`"moes"` is none of its kinds'),
     ],
 )
 def test_what_is_not_written_back_is_refused(each: str, config: str, words: str) -> None:

@@ -31,7 +31,7 @@ def test_several_model_types_are_read_and_the_first_is_written() -> None:
     for name in ("one", "two"):
         native, _ = import_config(mapping, LLAMA | {"model_type": name})
         assert export_config(mapping, native)[0]["model_type"] == "one"
-    with pytest.raises(CrosswalkError, match=r"model_type.*'one' or 'two'"):
+    with pytest.raises(CrosswalkError, match=r'model_type.*"one" or "two"'):
         import_config(mapping, LLAMA | {"model_type": "three"})
 
 

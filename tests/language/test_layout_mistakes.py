@@ -56,7 +56,7 @@ def test_a_mistake_is_found_when_the_layout_is_read(old: str, new: str, code: st
     [
         ("hidden: width", "hidden: width - 9", "layout/axis", "axis `hidden` = `width - 9` is -1, not a size"),
         ("depth > 1", "depth > heads", "layout/no-axis", "no axis `heads` in scope of type `model`"),
-        ("depth > 1", "note.x > 1", "layout/name", "`note.x`: there is no `x` in 'plain'"),
+        ("depth > 1", "note.x > 1", "layout/name", '`note.x`: there is no `x` in "plain"'),
     ],
 )
 def test_a_mistake_is_found_when_a_config_is_read(old: str, new: str, code: str, words: str) -> None:

@@ -55,7 +55,7 @@ def test_a_section_of_any_type_has_cases(section: str) -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_value_that_is_no_case_is_refused_where_the_cases_are(section: str) -> None:
     mapping, _, _, base = _case(section)
-    with pytest.raises(CrosswalkError, match=r"`naming` must be one of new, old; it is 'middle'") as error:
+    with pytest.raises(CrosswalkError, match=r'`naming` must be one of new, old; it is "middle"') as error:
         import_checkpoint(mapping, base | {"naming": "middle"}, None, PlanOptions())
     assert str(error.value.diagnostics[0].rule).startswith("mine.yaml:3:")
 

@@ -67,7 +67,7 @@ def without_scales(found: dict[str, torch.Tensor]) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "unknown method": (
         said(quant_method="gptq", bits=4),
-        ("`quantization_config.quant_method` must be fp8 or mxfp4, it is 'gptq'",),
+        ('`quantization_config.quant_method` must be fp8 or mxfp4, it is "gptq"',),
     ),
     "no method": (
         said(quant_method=...),
@@ -81,8 +81,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         said(bits=8, fmt="e5m2", activation_scheme="none", weight_block_siz=[8, 16]),
         (
             "`quantization_config.bits` = 8 has no counterpart in mapping `llama`",
-            "`quantization_config.fmt` must be 'e4m3', it is 'e5m2'",
-            "`quantization_config.activation_scheme` must be 'dynamic' or 'static', it is 'none'",
+            '`quantization_config.fmt` must be "e4m3", it is "e5m2"',
+            '`quantization_config.activation_scheme` must be "dynamic" or "static", it is "none"',
             "did you mean `weight_block_size`?",
         ),
     ),
@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "everything at once": (
         lambda path: (said(fmt="e5m2")(path), edit_tensors(path, lambda found: found.pop(GRID)),
                       edit_config(path, lambda config: config.update(foo=1))),
-        ("must be 'e4m3'", "its scales `{name}.weight_scale_inv` are missing", "`foo` = 1"),
+        ('must be "e4m3"', "its scales `{name}.weight_scale_inv` are missing", "`foo` = 1"),
     ),
 }  # fmt: skip
 

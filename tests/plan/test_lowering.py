@@ -12,8 +12,9 @@ import torch
 
 from crosswalk.compiler.notation.axes import bias_of, parse_dims, parse_parameter, resolve
 from crosswalk.compiler.notation.templates import Template
-from crosswalk.compiler.tensors.lower import Source, Tensor, TensorPiece, lower, ours_shape
+from crosswalk.compiler.tensors.lower import Source, Tensor, TensorPiece, lower, native_shape
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.plan.affine import Piece
 
 # Pairwise distinct and odd, so that no swap of axes passes (half is 2 by nature).
 G, P, HALF, PAIR, HIDDEN, INNER, EXPERTS, OUT = 3, 5, 2, 7, 11, 13, 9, 17
@@ -30,9 +31,7 @@ SIZES: dict[str, int | tuple[str, ...]] = {
     "intermediate": INNER,
     "expert": EXPERTS,
     "output": OUT,
-    "key_head": KEY_HEADS,
-    "per_key": PER_KEY,
-    "value_head": ("key_head", "per_key"),
+    **{"key_head": KEY_HEADS, "per_key": PER_KEY, "value_head": ("key_head", "per_key")},
     "key_dim": KEY_DIM,
     "value_dim": VALUE_DIM,
     "channel": 15,
@@ -62,10 +61,14 @@ def values(ours: Mapping[str, str]) -> Tensors:
     """Our parameters, with a different number in every element."""
     result, start = {}, 0
     for name, pattern in ours.items():
-        shape = ours_shape(parse_parameter(pattern), SIZES)
+        shape = native_shape(parse_parameter(pattern), SIZES)
         result[name] = torch.arange(start, start + math.prod(shape)).reshape(shape)
         start += math.prod(shape)
     return result
+
+
+def run(elements: int, offset: int = 0) -> TensorPiece:
+    return TensorPiece("w", Piece(offset, 0, ((elements, 1, 1),)))
 
 
 def exported(tensors: list[Tensor], ours: Tensors) -> Tensors:
@@ -74,10 +77,11 @@ def exported(tensors: list[Tensor], ours: Tensors) -> Tensors:
     read = Counter[int]()
     for tensor in tensors:
         data = torch.full(tensor.shape, -1)
-        for piece in tensor.pieces:
-            target = data.as_strided(piece.extents, piece.theirs_strides, piece.theirs_offset)
+        for parameter, piece in tensor.pieces:
+            (extents, strides, others), source = piece.columns, ours[parameter]
+            target = data.as_strided(extents, others, piece.there)
             assert (target == -1).all()
-            target.copy_(ours[piece.parameter].as_strided(piece.extents, piece.ours_strides, piece.ours_offset))
+            target.copy_(source.as_strided(extents, strides, piece.here))
         read.update(data.flatten().tolist())
         result[tensor.name] = data
     assert read == Counter(torch.cat([data.flatten() for data in ours.values()]).tolist())
@@ -114,8 +118,8 @@ def test_absent_branches_take_no_room() -> None:
     pattern = resolve(parse_parameter(GATE_UP), lambda condition: condition != "gated")
     for template, dims in [("{gate|up}_proj", None), ("up_proj", "([gate|up] intermediate) hidden")]:
         (tensor,) = lower(Template.parse(template), [Source("w", pattern)], SIZES, parse_dims(dims) if dims else None)
-        assert tensor == Tensor("up_proj", (INNER, HIDDEN), (TensorPiece("w", (INNER * HIDDEN,), 0, (1,), 0, (1,)),))
-    assert ours_shape(pattern, SIZES) == (INNER, HIDDEN)
+        assert tensor == Tensor("up_proj", (INNER, HIDDEN), (run(INNER * HIDDEN),))
+    assert native_shape(pattern, SIZES) == (INNER, HIDDEN)
     shared = resolve(parse_parameter(KEY_VALUE), lambda condition: condition != "not shared_key_value")
     (tensor,) = lower(Template.parse("{k|v}_proj"), [Source("kv", shared)], SIZES)
     assert (tensor.name, tensor.shape) == ("k_proj", (G * DIM, HIDDEN))
@@ -306,17 +310,15 @@ def test_sizes_of_one_and_zero() -> None:
 
 def test_pieces_are_as_large_as_they_can_be() -> None:
     """What is contiguous on both ends is one run, also across branches."""
-    whole = TensorPiece("w", (EXPERTS * 2 * INNER * HIDDEN,), 0, (1,), 0, (1,))
+    whole = run(EXPERTS * 2 * INNER * HIDDEN)
     assert low("gu", {"w": MOE_1}, "expert ([gate|up] intermediate) hidden")[0].pieces == (whole,)
     assert low("gu", {"w": MOE_1})[0].pieces == (whole,)
     assert low("conv", {"w": "[q: key_head key_dim | v: value_head value_dim] 1 hidden"})[0].pieces == (
-        TensorPiece("w", ((KEY_HEADS * KEY_DIM + KEY_HEADS * PER_KEY * VALUE_DIM) * HIDDEN,), 0, (1,), 0, (1,)),
+        run((KEY_HEADS * KEY_DIM + KEY_HEADS * PER_KEY * VALUE_DIM) * HIDDEN),
     )
     expert = low("experts.{expert}.{w1=gate|w3=up}", {"w": MOE_1})[EXPERTS + 4]
     offset = (4 * 2 + 1) * INNER * HIDDEN
-    assert expert == Tensor(
-        "experts.4.w3", (INNER, HIDDEN), (TensorPiece("w", (INNER * HIDDEN,), offset, (1,), 0, (1,)),)
-    )
+    assert expert == Tensor("experts.4.w3", (INNER, HIDDEN), (run(INNER * HIDDEN, offset),))
 
 
 # Mistakes.
@@ -333,8 +335,8 @@ def test_a_missing_axis_shows_both_sides() -> None:
     (found,) = problems("gate_up", {"w": MOE_1}, "expert ([gate|up] intermediate)", position=position)
     assert str(found) == (
         "m.yaml:71:69: error: `gate_up`: axis `hidden` of `w` is missing\n"
-        "  ours:   (expert [gate if gated | up] intermediate) <- hidden  size (9 * 2 * 13) x 11\n"
-        "  theirs: expert ([gate|up] intermediate) [axes/missing]\n"
+        "  native: (expert [gate if gated | up] intermediate) <- hidden  size (9 * 2 * 13) x 11\n"
+        "  hf:     expert ([gate|up] intermediate) [axes/missing]\n"
         "  hint: add `hidden` to the axes, or {hidden} to the name"
     )
 
@@ -395,4 +397,4 @@ def test_all_mistakes_are_reported_at_once() -> None:
 
 def test_an_axis_made_of_itself() -> None:
     with pytest.raises(CrosswalkError, match=r"axis `a` is made of itself: a -> b -> a.*\[axes/circular\]"):
-        ours_shape(parse_parameter("a"), {"a": ("b", "c"), "b": ("a",), "c": 3})
+        native_shape(parse_parameter("a"), {"a": ("b", "c"), "b": ("a",), "c": 3})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from crosswalk.compiler.notation.axes import parse_dims, parse_parameter
 from crosswalk.compiler.notation.templates import Template
-from crosswalk.compiler.tensors.lower import Source, Tensor, lower, ours_shape
+from crosswalk.compiler.tensors.lower import Source, Tensor, lower, native_shape
 
 ATOMS = {"a": 2, "b": 3, "c": 4, "d": 1, "e": 3, "f": 2}
 COMPOSITES: dict[str, tuple[str, ...]] = {"ab": ("a", "b"), "ef": ("e", "f"), "abc": ("ab", "c")}
@@ -118,13 +118,12 @@ def pairs(tensors: list[Tensor], ours: list[Coordinate]) -> dict[str, list[Coord
     result: dict[str, list[Coordinate | None]] = {}
     for tensor in tensors:
         elements: list[Coordinate | None] = [None] * math.prod(tensor.shape)
-        for piece in tensor.pieces:
-            for index in itertools.product(*map(range, piece.extents)):
-                at = piece.theirs_offset + sum(i * s for i, s in zip(index, piece.theirs_strides, strict=True))
+        for _, piece in tensor.pieces:
+            extents, strides, others = piece.columns
+            for index in itertools.product(*map(range, extents)):
+                at = piece.there + sum(i * s for i, s in zip(index, others, strict=True))
                 assert elements[at] is None
-                elements[at] = ours[
-                    piece.ours_offset + sum(i * s for i, s in zip(index, piece.ours_strides, strict=True))
-                ]
+                elements[at] = ours[piece.here + sum(i * s for i, s in zip(index, strides, strict=True))]
         result[tensor.name] = elements
     return result
 
@@ -133,7 +132,7 @@ def pairs(tensors: list[Tensor], ours: list[Coordinate]) -> dict[str, list[Coord
 def test_every_element_goes_where_its_coordinates_say(case: Case) -> None:
     layout = parse_parameter(text(case.layout))
     ours = coordinates(case.layout)
-    assert math.prod(ours_shape(layout, case.sizes)) == len(ours)
+    assert math.prod(native_shape(layout, case.sizes)) == len(ours)
     dims = parse_dims(text(case.dims, bare=True)) if case.dims else ()
     found = pairs(lower(Template.parse(case.template), [Source("p", layout)], case.sizes, dims), ours)
 

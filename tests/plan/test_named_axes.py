@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import crosswalk
-from crosswalk.compiler.layout.cells import AxisTable, ours_shape
+from crosswalk.compiler.layout.cells import AxisTable, native_shape
 from crosswalk.compiler.layout.model import load_layout
 from crosswalk.compiler.layout.named_axes import axis_size, stacked
 from crosswalk.compiler.layout.natives import natives_of
@@ -31,10 +31,11 @@ def run(tensors: list[Tensor], ours: dict[str, torch.Tensor]) -> dict[str, torch
     result = {}
     for tensor in tensors:
         data = torch.full(tensor.shape, -1)
-        for piece in tensor.pieces:
-            target = data.as_strided(piece.extents, piece.theirs_strides, piece.theirs_offset)
+        for parameter, piece in tensor.pieces:
+            extents, strides, others = piece.columns
+            target = data.as_strided(extents, others, piece.there)
             assert (target == -1).all()
-            target.copy_(ours[piece.parameter].as_strided(piece.extents, piece.ours_strides, piece.ours_offset))
+            target.copy_(ours[parameter].as_strided(extents, strides, piece.here))
         result[tensor.name] = data
     return result
 
@@ -63,7 +64,7 @@ def test_the_copies_are_those_of_the_stack(
 ) -> None:
     of_each = parse_parameter(pattern)
     whole = stacked(of_each, axes)
-    shape = ours_shape(whole, SIZES)
+    shape = native_shape(whole, SIZES)
     stack = torch.arange(math.prod(shape)).reshape(shape)
     written = parse_dims(dims) if dims else None
     expected = run(lower(Template.parse(template), [Source("w", whole)], SIZES, written), {"w": stack})
@@ -80,7 +81,7 @@ def test_the_copies_are_those_of_the_stack(
 def test_pieces_are_as_large_as_they_can_be() -> None:
     source = Source.of(Template.parse("w{expert}"), parse_parameter(FIRST), ("expert",))
     (tensor,) = lower(Template.parse("gate_up"), [source], SIZES)
-    assert [(p.parameter, p.extents, p.theirs_offset) for p in tensor.pieces] == [
+    assert [(parameter, piece.columns[0], piece.there) for parameter, piece in tensor.pieces] == [
         (f"w{expert}", (2 * 7 * 3,), expert * 2 * 7 * 3) for expert in range(5)
     ]
 

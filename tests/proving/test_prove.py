@@ -9,10 +9,12 @@ from pathlib import Path
 import oracles
 import pytest
 from family_cases import CONFIGS as FAMILIES
-from real_configs import CONFIGS
+from golden_cases import CASES
+from real_configs import CONFIGS, llava_hybrid
 
 import crosswalk
 from crosswalk.cli.commands import cli, run_command
+from crosswalk.jobs.formats import catalog as crosswalk_catalog
 from crosswalk.proving.findings import Proof
 from crosswalk.runtime.errors import CrosswalkError
 
@@ -29,25 +31,65 @@ def config_file(directory: Path, model: str) -> Path:
 
 # ---- shipped mappings ------------------------------------------------------------------------------------------------
 
-SHIPPED = [
-    "llama",
-    "mistral-window",
-    "mixtral",
-    "qwen2-window",
-    "qwen3-window-tied",
-    "qwen3_moe",
-    "exaone4",
-]
+#: Of formats that refuse what their class has by default, or of which that cannot be run: another model.
+OTHERS = {
+    "gemma4": "gemma4-moe-k-is-v", "llava": "llava", "nemotron": "nemotron-other", "qwen3_moe": "qwen3_moe",
+    "phi3": "phi3-partial", "glm4": "glm4", "llama": "llama",
+}  # fmt: skip
+FORMATS = {name: crosswalk_catalog().mapping(name) for name in crosswalk_catalog().formats()}
+WITH_CLASS = [name for name, mapping in FORMATS.items() if str(mapping.config_class).startswith("transformers.")]
+#: Formats whose class comes with checkpoints, and such a checkpoint.
+ALONE = {
+    "apriel2": "apriel2_mm_fixed", "apriel2_text": "apriel2_stochastic", "apriel_hybrid_ssm": "apriel_t_m2",
+    "diffusion_llama": "diffusion_llama_base", "dream": "dream_base", "mtp_llama": "mtp_llama_3heads",
+    "llava_hybrid_ssm": "",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("model", SHIPPED)
-def test_nothing_is_found_in_a_shipped_mapping(model: str, tmp_path: Path) -> None:
-    """A sample of the keys of each; ``crosswalk prove`` tries them all."""
-    proof = crosswalk.prove(model.partition("-")[0], config_file(tmp_path, model), keys=3, logits=model == "llama")
+def test_every_shipped_format_is_proved_one_way_or_the_other() -> None:
+    assert sorted((*WITH_CLASS, *ALONE)) == sorted(FORMATS)
+
+
+@pytest.mark.parametrize("name", WITH_CLASS)
+def test_nothing_is_found_in_a_shipped_mapping(name: str, tmp_path: Path) -> None:
+    """One of the keys of each, another for every format; ``crosswalk prove`` tries them all."""
+    mapping = FORMATS[name]
+    config = {"architectures": [mapping.architecture], "model_type": mapping.model_types[0]}
+    (tmp_path / "config.json").write_text(json.dumps(EVERY[OTHERS[name]] if name in OTHERS else config))
+    proof = crosswalk.prove(name, tmp_path, keys=1, seed=len(name), logits=name == "llama")
     assert proof.holds, [str(found) for found in proof.findings]
-    assert proof.reference == EVERY[model]["architectures"][0]
-    assert all(proof.tried[name] for name in ("left out", "changed", "exported", "names"))
-    assert bool(proof.tried["logits"]) == (model == "llama")
+    assert proof.reference == mapping.architecture
+    assert not proof.alone
+    assert all(proof.tried[check] for check in ("exported", "names"))
+    assert bool(proof.tried["logits"]) == (name == "llama")
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_without_the_class_what_can_be_proved_is(name: str, tmp_path: Path) -> None:
+    config = CASES[ALONE[name]].hf_config() if ALONE[name] else llava_hybrid()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    proof = crosswalk.prove(name, tmp_path, keys=2)
+    assert proof.holds, [str(found) for found in proof.findings]
+    assert proof.alone
+    assert all(proof.tried[check] for check in ("exported", "names", "native"))
+    assert not proof.tried["left out"]
+    assert f"`{FORMATS[name].architecture}` comes with its checkpoints, and was not asked" in proof.notes[0]
+
+
+def test_without_the_class_an_export_that_is_read_as_another_model_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (MAPPINGS / "mtp_llama.yaml").read_text()
+    line = "prediction_heads: {is: head.prediction_heads, default: 1}"
+    assert line in text
+    (tmp_path / "mtp_llama.yaml").write_text(text.replace(line, line[:-1] + ", omit: 4}"))
+    config = CASES["mtp_llama_3heads"].hf_config()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = ["prove", str(tmp_path / "mtp_llama.yaml"), str(tmp_path), "--keys", "prediction_heads"]
+    assert run_command(cli, arguments) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("mtp_llama: by itself\n`MTPLlamaForCausalLM` comes with its checkpoints, and was not asked")
+    assert "prediction_heads" in out
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -68,6 +110,7 @@ class Mistake:
     logits: bool = False
 
 
+HEADS = "head_dim: {is: head_size, default: = hidden_size / num_attention_heads}"
 NORM = "  sets: {normalization: layer_norm}\n"
 HEAD = "  sets: {head.normalization: layer_norm}"
 FULL, SLIDING = "    full_attention:", "    sliding_attention:"
@@ -79,6 +122,10 @@ MISTAKES = {
     "the default of another model": Mistake(
         "mixtral", {"rope_theta: 1000000.0": "rope_theta: 10000.0"},
         "mixtral", ("rope_parameters",), "prove/default", "rope_parameters", "1000000.0",
+    ),
+    "a size that is the one of a tiny model": Mistake(
+        "llama", {HEADS: HEADS.replace("= hidden_size / num_attention_heads", "16")},
+        "llama", ("head_dim",), "prove/default", "head_dim", "the mapping takes 16",
     ),
     "a key that matters is kept": Mistake(
         "starcoder2",
@@ -98,7 +145,7 @@ MISTAKES = {
     ),
     "a key that is left out where the class takes something else": Mistake(
         "starcoder2", {"{is: window_size, default: null}": "{is: window_size, default: null, omit: 5}"},
-        "starcoder2", ("sliding_window",), "prove/export", "", "would be read as None",
+        "starcoder2", ("sliding_window",), "prove/export", "", "would be read as null",
     ),
     "a field of no effect": Mistake(
         "qwen3_moe",

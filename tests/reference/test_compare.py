@@ -13,7 +13,6 @@ from typing import Any
 
 import oracles
 import pytest
-import titan_cases
 import transformers
 from golden_cases import GOLDEN, load_tensors
 from real_configs import CONFIGS
@@ -121,6 +120,12 @@ def test_a_tiny_copy_has_every_kind_of_layer_and_small_sizes() -> None:
     assert found["vocab_size"] > max(found["pad_token_id"], *found["eos_token_id"])
     assert (found["sliding_window"], found["rms_norm_eps"]) == (5, 1e-6)
     assert "quantization_config" not in found
+    other = shrunk(config, more=1)
+    assert (other["num_attention_heads"], other["num_key_value_heads"], other["head_dim"]) == (8, 4, 24)
+    assert (other["hidden_size"], other["intermediate_size"], other["vocab_size"]) == (8 * 28, 78, 132)
+    for factor, size in ((0.25, 16), (0.4, 20), (0.75, 16), (0.6, 20)):
+        heads = {"hidden_size": 960, "num_attention_heads": 12, "partial_rotary_factor": factor}
+        assert shrunk(heads)["hidden_size"] == 6 * size, "what is turned of a head is an even number of channels"
     assert found["vision_config"] == {
         "hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3, "patch_size": 4,
     }  # fmt: skip
@@ -339,40 +344,6 @@ def test_the_two_may_stand_the_other_way_round(tmp_path: Path) -> None:
     assert "give the Hugging Face checkpoint" in str(caught.value.diagnostics[0].hint)
     with pytest.raises(CrosswalkError, match="no class of transformers can run it"):
         crosswalk.compare(tmp_path / "native", tmp_path / "native")
-
-
-# torchtitan
-
-
-def test_without_torchtitan_the_reference_computes_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crosswalk.models.converted._installed", lambda: False)
-    source = _checkpoint(tmp_path / "hf", attention_bias=False)
-    crosswalk.convert(source, tmp_path / "titan", to="torchtitan")
-    found = crosswalk.compare(source, tmp_path / "titan")
-    assert found.same
-    assert found.by == "the reference"
-    assert "torchtitan is not installed: computed by way of `fast_llm`" in found.notes[0]
-    assert "pip install --no-deps torchtitan==" in found.notes[0]
-    titan_cases.hugging_face("gpt_oss", tmp_path / "other")
-    crosswalk.convert(tmp_path / "other", tmp_path / "other-titan", to="torchtitan")
-    pairs: list[tuple[Path | None, str | None]] = [(tmp_path / "other-titan", None), (None, "torchtitan_gpt_oss")]
-    for converted, format in pairs:
-        with pytest.raises(CrosswalkError, match=r"is not installed \[compare/torchtitan\]") as caught:
-            crosswalk.compare(tmp_path / "other", converted, format)
-        assert "pip install --no-deps torchtitan==" in str(caught.value)
-
-
-@pytest.mark.parametrize("name", titan_cases.FORMATS)
-def test_the_classes_of_torchtitan_run_its_checkpoints(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("torchtitan")
-    source = titan_cases.hugging_face(name, tmp_path / "hf")
-    crosswalk.convert(source, tmp_path / "titan", to="torchtitan")
-    found = crosswalk.compare(source, tmp_path / "titan", tokens=23)
-    assert found.by == f"`{titan_cases.ROOTS[titan_cases.FORMATS[name][0]]}` of torchtitan"
-    assert found.same, found
-    assert max(*found.parts.values(), found.logits) < 1e-5
-    (tmp_path / "titan" / "crosswalk.yaml").unlink()  # as training saves it
-    assert crosswalk.compare(source, tmp_path / "titan", tokens=23, layout="torchtitan") == found
 
 
 # the command

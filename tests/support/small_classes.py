@@ -6,6 +6,7 @@ same as the object that it was written from. Each kind of layer is kept once, in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +33,9 @@ WIDTHS: dict[str, int] = {
     **dict.fromkeys(("head_dim", "kv_channels", "attention_head_dim", "d_kv", "global_head_dim"), HEAD_DIM),
     "linear_key_head_dim": 8, "linear_value_head_dim": 6, "q_lora_rank": 16, "kv_lora_rank": 24, "o_lora_rank": 12,
     "qk_rope_head_dim": 6, "qk_nope_head_dim": 8, "v_head_dim": 6, "index_n_heads": 2, "index_head_dim": 12,
+    "num_conv_pos_embedding_groups": 4, "upsample_groups": 40,
+    **dict.fromkeys(("t2u_encoder_attention_heads", "t2u_decoder_attention_heads"), HEADS),
+    **dict.fromkeys(("t2u_encoder_ffn_dim", "t2u_decoder_ffn_dim"), 44),
     "max_position_embeddings": 96, "n_positions": 96, "max_source_positions": 48, "max_target_positions": 48,
 }  # fmt: skip
 #: What is needed whatever the widths are: few experts, few words.
@@ -40,6 +44,7 @@ COUNTS: dict[str, int] = {
     **dict.fromkeys(("num_experts_per_tok", "top_k_experts", "num_experts_per_token", "moe_topk", "moe_k"), 2),
     **dict.fromkeys(("moe_num_active_experts", "n_group", "topk_group", "num_selected_experts", "moe_top_k"), 2),
     **dict.fromkeys(("vocab_size", "text_vocab_size", "audio_vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
+    **dict.fromkeys(("entity_vocab_size", "t2u_vocab_size", "unit_hifi_gan_vocab_size"), 103),
     "encoder_hash_byte_group_vocab": 97, "codebook_size": 64,
     "first_k_dense_replace": 1, "num_dense_layers": 1, "zero_expert_num": 2, "type_vocab_size": 2,
 }  # fmt: skip
@@ -47,7 +52,7 @@ COUNTS: dict[str, int] = {
 LAYERS = (
     "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers", "depth",
     "num_decoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "decoder_num_hidden_layers",
-    "num_local_layers", "speech_encoder_layers", "text_encoder_layers",
+    "num_local_layers", "speech_encoder_layers", "text_encoder_layers", "t2u_encoder_layers", "t2u_decoder_layers",
 )  # fmt: skip
 #: Keys of lists of numbers of layers; keys that count layers from one kind to the next.
 PICKED = ("_layers", "_indices", "_ids", "_indexes")
@@ -55,7 +60,7 @@ STEPS = ("_interval", "_pattern", "_step", "_freq", "_period", "_every_n_layers"
 
 #: What layers have of their own, by their number; what is no config.
 PER_LAYER, LABELS = "per_layer_config", ("id2label", "label2id", "per_layer_config")
-#: What fits a type of config, where the names of its fields do not tell it.
+#: What fits a type of config, or a class, where the names of its fields do not tell it.
 OVERRIDES: dict[str, Config] = {
     **{key: {"head_dim": HEAD_DIM} for key in ("hunyuan_v1_moe", "hunyuan_v1_dense", "ministral")},
     **{key: {"mamba_n_heads": 8, "mamba_d_head": HEAD_DIM} for key in ("bamba", "granitemoehybrid")},
@@ -92,7 +97,34 @@ OVERRIDES: dict[str, Config] = {
     "zamba": {"num_hidden_layers": 6, "layers_block_type": ["linear_attention", "hybrid", "linear_attention"] * 2},
     "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0,
                                          "vocab_size_per_layer_input": 0}},
-    **{key: {"num_filters": 2} for key in ("vibevoice_acoustic_tokenizer", "vibevoice_acoustic_tokenizer_encoder")},
+    **{f"vibevoice_acoustic_tokenizer{part}": {"num_filters": 2} for part in ("", "_encoder", "_decoder")},
+    "apertus1p5": {"image_token_offset": 20, "audio_token_offset": 84},
+    "wavtokenizer_encoder": {"decoder_hidden_size": 64},
+    "apertus1p5_text": {"vocab_size": 301},
+    "apertus1p5_vision_tokenizer": {"base_channels": 32, "num_res_blocks": 1},
+    "granite4_vision": {"deepstack_layer_map": [[1, 0]], "downsample_rate": "1/2",
+                        "vision_config": {"hidden_size": 128}},
+    "qwen3_omni_moe": {"talker_config": {"spatial_merge_size": 2}},
+    "hiera": {"decoder_hidden_size": 40, "decoder_depth": 2, "decoder_num_heads": HEADS},
+    **{key: {"hidden_size": 64} for key in ("neucodec", "xcodec2")},
+    "pe_video_encoder": {"vision_config": {"architecture": "vit_pe_core_tiny_patch16_384"}},
+    "perception_lm": {"vision_config": {"architecture": "vit_pe_core_tiny_patch16_384",
+                                        "model_args": {"embed_dim": 192}}},
+    "Data2VecVisionForSemanticSegmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
+    "BeitForSemanticSegmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4],
+                                    "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+    "sapiens2": {"head_config": {"upsample_out_channels": [12], "upsample_kernel_sizes": [4],
+                                 "conv_out_channels": [14], "conv_kernel_sizes": [1]}},
+    "moonshine_streaming": {"num_key_value_heads": 2},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 28},
+    "esm": {"vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1},
+    "perceiver": {"d_latents": 40, "num_latents": 12, "num_cross_attention_heads": 1, "num_self_attention_heads": 4},
+    **{key: {"prediction_length": 6} for key in ("autoformer", "informer", "time_series_transformer")},
+    **{key: {"vocab_size": 32} for key in ("wav2vec2-bert", "wav2vec2-conformer")},
+    "gemma3n_vision": {"architecture": "mobilenetv3_small_050"},
+    "timm_backbone": {"backbone": "resnet10t"},
+    "t5gemma2_text": {"dropout_rate": 0.0},
+    "ReformerForMaskedLM": {"is_decoder": False},
 }  # fmt: skip
 
 
@@ -111,7 +143,8 @@ def small(config: Any, build: Callable[[Any], Any]) -> Any:
     errors: list[str] = []
     for sizes, layers in attempts:
         try:
-            shrunk = type(config).from_dict(_shrunk(config.to_dict(), sizes, layers))
+            fitting = OVERRIDES.get(getattr(build, "__name__", ""), {})
+            shrunk = type(config).from_dict(_merged(_shrunk(config.to_dict(), sizes, layers), fitting))
             with torch.device("meta"):
                 elements = sum(tensor.numel() for tensor in build(shrunk).state_dict().values())
             if elements > LARGEST:
@@ -160,7 +193,7 @@ def _shrunk_value(key: str, value: Any, sizes: dict[str, int], layers: bool) -> 
         return _shrunk(value, sizes, layers) if key not in LABELS else value
     if _is_list(value) and any(isinstance(one, dict) for one in value):
         return [_shrunk(one, sizes, layers) if isinstance(one, dict) else one for one in value]
-    return _token(value) if sizes and key.endswith(("_token_id", "_token_index", "_id")) else value
+    return _token(value) if sizes and str(key).endswith(("_token_id", "_token_index", "_id")) else value
 
 
 def _merged(config: Config, changes: Config) -> Config:
@@ -186,9 +219,14 @@ def _fewer_layers(config: Config, result: Config, key: str) -> None:
         kind = [value[layer] for value in lists.values()] + [layer in value for value in picked.values()]
         first.setdefault(repr([*kind, own.get(layer)]), layer)
     steps = [value for name, value in config.items() if name.endswith(STEPS) and _is_index(value)]
-    least = max([2, *(step + 1 for step in steps if step < 9)])
+    features = config.get("out_features") or ()
+    least = max([2, len(features), *(step + 1 for step in steps if step < 9)])
     kept = sorted({*first.values(), *range(min(count, least))})
     result[key] = len(kept)
+    if features and all(re.fullmatch(r"stage\d+", one) for one in features):
+        result["out_features"] = [f"stage{len(kept) - back}" for back in reversed(range(len(features)))]
+        result.pop("out_indices", None)
+        result.pop("stage_names", None)
     for name, value in lists.items():
         result[name] = [value[layer] for layer in kept]
     for name, value in picked.items():

@@ -159,3 +159,29 @@ def test_a_publisher_writes_what_it_publishes(llama: Path, tmp_path: Path) -> No
     publisher.save(tmp_path / "out")
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert cases.differences(found, dict(itertools.chain.from_iterable(publisher.buckets()))) == []
+
+
+def test_tied_tensors_under_every_name_that_the_class_has(tmp_path: Path) -> None:
+    """For receivers that keep them apart; files have them once all the same."""
+    make_checkpoint(tmp_path / "hf", {**LLAMA, "tie_word_embeddings": True})
+    state = native_state(tmp_path / "hf")
+    loaded = crosswalk.load(tmp_path / "hf", state)
+    assert "lm_head.weight" not in {one.name for one in crosswalk.publisher(state, loaded).metadata}
+    policy = {"lm_head.weight": "float32", "*": "bfloat16"}
+    publisher = crosswalk.publisher(state, loaded, ties="both", dtype=policy)
+    owner = "model.embed_tokens.weight"
+    expected = load_file(tmp_path / "hf" / "model.safetensors")
+    expected = {name: tensor.bfloat16() for name, tensor in expected.items()} | {"lm_head.weight": expected[owner]}
+    assert cases.differences(dict(itertools.chain.from_iterable(publisher.buckets())), expected) == []
+    assert [(one.name, one.dtype) for one in publisher.metadata if one.name == "lm_head.weight"] == [
+        ("lm_head.weight", torch.float32)
+    ]
+    snapshot = publisher.snapshot()
+    state["embeddings.word_embeddings_weight"][3, 5] = 8.0
+    patches = {patch.name: patch for patch in publisher.delta(snapshot).patches()}
+    assert {name: patch.values.tolist() for name, patch in patches.items()} == {owner: [8.0], "lm_head.weight": [8.0]}
+    assert torch.equal(patches[owner].indices, patches["lm_head.weight"].indices)
+    publisher.save(tmp_path / "out")
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(expected) - {"lm_head.weight"}
+    with pytest.raises(CrosswalkError, match=r"`ties` is `twice` \[publisher/ties\]"):
+        crosswalk.publisher(state, loaded, ties="twice")

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosswalk.runtime.errors import CrosswalkError
-from crosswalk.runtime.plan.affine import Piece
+from crosswalk.runtime.plan.affine import Piece, PieceOf
 from crosswalk.runtime.training.placement import Shards, place, subtract
-from crosswalk.runtime.training.stretches import WASTE, Placement, blocks, without_holes
+from crosswalk.runtime.training.stretches import WASTE, blocks, without_holes
 
 
 def codes(error: pytest.ExceptionInfo[CrosswalkError]) -> list[str]:
@@ -56,7 +56,7 @@ def test_blocks_move_every_element_once(
     size, pieces = grid
     wanted = sorted(itertools.chain.from_iterable(elements(piece) for piece in pieces))
     found = []
-    made = blocks([Placement(3, piece) for piece in pieces], limit, gap, exact)
+    made = blocks([PieceOf(3, piece) for piece in pieces], limit, gap, exact)
     for block in made if kept else itertools.chain.from_iterable(without_holes(block, gap) for block in made):
         assert not block.together or 0 < block.outer[-1][1] - block.length <= gap
         assert block.elements <= limit
