@@ -21,12 +21,12 @@ from .lines import (
     Claim,
     check_rules,
     fill_kind,
-    header_rules,
     misspelt_word,
     named_type,
     only_type,
     theirs_rule,
     value_rule,
+    with_header,
 )
 from .sections import Sections
 from .tensor_rules import section_tensors
@@ -39,7 +39,6 @@ from .tree import (
     Layers,
     Node,
     Nullable,
-    OneOf,
     OursFact,
     PartNode,
     Refusal,
@@ -76,7 +75,7 @@ class Builder:
         section = self.sections.of_type_or_empty(kind, mapping.sections, mapping.position)
         root = self.object(kind, section, _Place((), (), mapping.sections))
         self.sections.check_reached()
-        return _with_rules(root, tuple(header_rules(mapping, root)))
+        return with_header(mapping, root)
 
     # ---- objects --------------------------------------------------------------------------------------------------
 
@@ -393,10 +392,3 @@ class Builder:
             if node is not None:
                 kinds.append(LayerKind(None if name is None else scalar_of(name, section.position), node))
         return kinds
-
-
-def _with_rules(node: OneOf, rules: tuple[Rule, ...]) -> OneOf:
-    """The node of an object with further rules, in each of its cases."""
-    if isinstance(node, Struct):
-        return replace(node, rules=(*node.rules, *rules))
-    return replace(node, cases=tuple(replace(case, node=_with_rules(case.node, rules)) for case in node.cases))

@@ -64,6 +64,7 @@ class Struct:
 
     @property
     def position(self) -> Position:
+        """Where the section begins."""
         return self.section.position
 
 
