@@ -92,7 +92,8 @@ class Catalog:
         )  # fmt: skip
 
     def formats(self) -> list[str]:
-        """The mappings of whole models: neither abstract nor of a part, such as a vision encoder."""
+        """The mappings of whole models: neither abstract, nor of a part such as a vision encoder, nor of another form
+        of the config of a layout."""
         return [name for name in self.names() if self.listed(name).is_format]
 
     def documents(self) -> Mapping[str, Map]:
@@ -107,6 +108,8 @@ class Catalog:
         if mapping.abstract or mapping.layout is None:
             return False
         layout = self.layout(mapping.layout, mapping.position)
+        if mapping.name in (form["with"] for form in layout.forms):
+            return False
         return mapping.root in (None, layout.root) or layout.types[mapping.root].model is not None
 
     def mapping(self, name: str, at: Position | None = None) -> MappingFile:
@@ -116,7 +119,8 @@ class Catalog:
         return self._mappings[name]
 
     def compiled(self, name: str, at: Position | None = None) -> CompiledMapping:
-        """The mapping of that name, checked against its layout and compiled."""
+        """The mapping of that name, checked against its layout and compiled. Raises ``CrosswalkError`` with all that
+        is wrong in either."""
         if name not in self._compiled:
             mapping = self.mapping(name, at)
             if mapping.layout is None:
@@ -129,6 +133,7 @@ class Catalog:
         return self._compiled[name]
 
     def layout(self, name: str, at: Position | None = None) -> Layout:
+        """The layout of that name, read and checked once. Raises ``CrosswalkError`` with all that is wrong in it."""
         if name not in self._layouts:
             document = self._document(f"layouts/{name}", "layout", at)
             self._layouts[name] = load_layout(document)

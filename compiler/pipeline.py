@@ -390,7 +390,8 @@ def _remembered(
 
 @contextmanager
 def at(locate: Locate) -> Iterator[None]:
-    """Problems of this block are at the places that ``locate`` finds for them."""
+    """Problems of this block are at the places that ``locate`` finds for them. They are raised as ``CrosswalkError``
+    again."""
     try:
         yield
     except CrosswalkError as error:

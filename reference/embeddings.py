@@ -21,6 +21,8 @@ def embed(
     * `position_embeddings`: whether there is a P (`position_embeddings_weight`)
     * `num_position_embeddings`: rows of P
     * `embedding_scale`: as in the formula, of images too
+
+    Raises ``CrosswalkError`` for a token that there is not.
     """
     size = config["vocab_size"]
     if bool(((tokens < 0) | (tokens >= size))[~is_image].any()):

@@ -25,6 +25,8 @@ def patch_embeddings(config: Config, parameters: Parameters, image: torch.Tensor
     * `patch_width`: columns of pixels of a patch
     * `patch_embeddings`: W and b
     * `normalization`: as in the formula
+
+    Raises ``CrosswalkError`` for an image of another shape.
     """
     height, width = config["patch_height"], config["patch_width"]
     if image.dim() != 3 or image.shape[1] % height or image.shape[2] % width:

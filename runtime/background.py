@@ -34,6 +34,7 @@ class Later(Future[T]):
         self._key = key
 
     def result(self, timeout: float | None = None) -> T:
+        """The result, once it is there; raises what the work raised, or ``TimeoutError`` after ``timeout`` seconds."""
         try:
             return super().result(timeout)
         finally:
@@ -41,6 +42,7 @@ class Later(Future[T]):
                 tell([self._key])
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the work raised, or None; raises ``TimeoutError`` after ``timeout`` seconds."""
         try:
             return super().exception(timeout)
         finally:

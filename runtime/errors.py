@@ -107,7 +107,8 @@ def fail(code: str, message: str, position: Position | None = None, hint: str | 
 
 @contextmanager
 def system_limits() -> Iterator[None]:
-    """What runs into a limit of the system is a problem like any other: memory, threads, and the length of names."""
+    """What runs into a limit of the system is a problem like any other: memory, threads, and the length of names.
+    Raises ``CrosswalkError``."""
     try:
         yield
     except MemoryError as error:

@@ -221,7 +221,9 @@ def choose_dialects(
 ) -> tuple[str, ...]:
     """The dialects to write: what the user asked for (names with ``-`` or ``_``, several joined by commas), else those
     of ``origin``, the config that the checkpoint comes from, else those that the mapping names. One that is about names
-    of tensors alone leaves open how the config is written."""
+    of tensors alone leaves open how the config is written.
+
+    Raises ``CrosswalkError`` for one that the format does not have."""
     newest = mapping.source.newest or "newest"
     if asked is None:
         kept = dialects_of(mapping, origin) if origin is not None else ()

@@ -45,6 +45,7 @@ class Taking:
     notes: list[str] = field(default_factory=list)
 
     def add(self, path: KeyPath, chosen: Chosen) -> None:
+        """Note what was taken for the object at a native path."""
         self.cases.setdefault(path, []).append(chosen)
 
     def absorb(self, other: Taking, anchor: KeyPath = ()) -> None:
@@ -54,6 +55,7 @@ class Taking:
         self.notes += other.notes
 
     def taken(self, lossy: Iterable[str]) -> Taken:
+        """What was taken, once all of it is known; each note once."""
         return Taken(self.cases, tuple(dict.fromkeys(self.notes)), tuple(dict.fromkeys(lossy)))
 
 

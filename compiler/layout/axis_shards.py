@@ -44,6 +44,7 @@ class Held:
 
     @property
     def local_shape(self) -> tuple[int, ...]:
+        """The shape of what the rank holds."""
         return tuple(sum(stop - start for start, stop in dimension) for dimension in self.intervals)
 
 

@@ -40,6 +40,7 @@ class PartedAxis:
 
     @property
     def names(self) -> frozenset[str]:
+        """The names of the parts."""
         return frozenset(name for name, _ in self.parts)
 
 
@@ -71,7 +72,8 @@ def with_parts(sizes: AxisTable, cuts: Sequence[PartedAxis]) -> AxisTable:
 
 
 def atoms_of(axis: str, sizes: AxisTable, _within: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The atoms that an axis is made of, outermost first; those of a primed axis are primed."""
+    """The atoms that an axis is made of, outermost first; those of a primed axis are primed. Raises
+    ``CrosswalkError`` for one that is made of itself."""
     base = axis.rstrip("'")
     factors = sizes[base]
     if isinstance(factors, int):

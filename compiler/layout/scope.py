@@ -58,7 +58,8 @@ class Scope:
         self.root: Scope = parent.root if parent else self
 
     def raw(self, name: str) -> Any:
-        """The stored value of a field, or its default; MISSING if it has neither."""
+        """The stored value of a field, or its default; MISSING if it has neither. Raises ``Unresolved`` for an
+        argument that is not known yet."""
         if self.pending and (*self.path, name) in self.pending:
             raise Unresolved(".".join((*self.path, name)))
         value = self.config.get(name, MISSING)
@@ -95,7 +96,8 @@ class Scope:
         return Scope(self.layout, kind, value, self, (*self.path, name, key))
 
     def resolve(self, path: KeyPath) -> Any:
-        """The value of a dotted name in an expression: a field, an argument, an axis, or ``root.`` and one of those."""
+        """The value of a dotted name in an expression: a field, an argument, an axis, or ``root.`` and one of those.
+        Raises ``CrosswalkError`` for one that there is not."""
         if path[0] == "root":
             return self.root.resolve(path[1:]) if len(path) > 1 else self.root
         head: Any
@@ -136,7 +138,7 @@ class Scope:
 
     def axis_entry(self, name: str, lengths: Mapping[str, int] = MappingProxyType({})) -> int | tuple[str, ...]:
         """An axis as the lowering wants it: its size, or the axes that it is made of. ``lengths``: axes of the root
-        that have other sizes than its config says."""
+        that have other sizes than its config says. Raises ``CrosswalkError`` for an axis that there is not."""
         if name in self.axis_names and self.parent is not None:
             return self.parent.axis_entry(self.axis_names[name], lengths)
         if self.parent is None and name in lengths:

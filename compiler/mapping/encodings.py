@@ -31,7 +31,8 @@ def parse_encodings(
 
 
 def parse_signs(document: Map, base: MappingFile) -> tuple[tuple[Template, tuple[str, ...]], ...]:
-    """The names of tensors that say who quantised a file, with those that a mapping inherits."""
+    """The names of tensors that say who quantised a file, with those that a mapping inherits. Raises
+    ``CrosswalkError`` for what is none."""
     body = document.get("quantised", Map())
     own = []
     for name, tools in body.items():

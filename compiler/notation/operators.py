@@ -21,7 +21,7 @@ MAX_ITEMS = 100_000
 #: What a refusal names as the language.
 ALLOWED = (
     "allowed are literals, names, + - * / // % **, comparisons, `in`, `and` `or` `not`, `a if b else c`, [lists], "
-    "{dicts}, indexing, slices, and ceil_div, log, exp, round, min, max, len, find, indices, first, has"
+    "{dicts}, indexing, slices, and ceil_div, log, exp, round, min, max, len, find, indices, flags, first, is_list, has"
 )
 
 
@@ -73,7 +73,8 @@ def multiply(a: Any, b: Any) -> Any:
 
 
 def divide(a: Any, b: Any) -> Any:
-    """The quotient; of whole numbers only where one is a multiple of the other, and whole then."""
+    """The quotient; of whole numbers only where one is a multiple of the other, and whole then. Raises
+    ``ZeroDivisionError`` and ``ExpressionProblem``."""
     if isinstance(number(a), int) and isinstance(number(b), int):
         if b == 0:
             raise ZeroDivisionError
@@ -84,7 +85,7 @@ def divide(a: Any, b: Any) -> Any:
 
 
 def power(a: Any, b: Any) -> Any:
-    """A number to a bounded power."""
+    """A number to a bounded power. Raises ``ExpressionProblem`` for larger ones."""
     if abs(number(b)) > MAX_EXPONENT:
         raise ExpressionProblem(f"the exponent is beyond {MAX_EXPONENT}")
     result = number(a) ** b
@@ -112,7 +113,7 @@ def _a_list(value: Any) -> list[Any]:
 
 
 def item(container: Any, key: Any) -> Any:
-    """The value under a key of an object, or at an index of a list."""
+    """The value under a key of an object, or at an index of a list. Raises ``ExpressionProblem`` if there is none."""
     if isinstance(container, dict):
         if not isinstance(key, str) or key not in container:
             raise ExpressionProblem(f"there is no key {shown(key)}")
@@ -141,7 +142,7 @@ def find(values: Any, value: Any, default: Any) -> Any:
 
 
 def first(value: Any) -> Any:
-    """The first item of a list that is not empty."""
+    """The first item of a list that is not empty. Raises ``ExpressionProblem`` for an empty one."""
     if not length(value):
         raise ExpressionProblem("it is empty")
     return next(iter(value))
@@ -166,6 +167,16 @@ def rounded(value: Any) -> int:
 def indices(values: Any, value: Any) -> list[int]:
     """Where a list has a value."""
     return [index for index, item in enumerate(_a_list(values)) if same_value(item, value)]
+
+
+def flags(values: Any, wanted: Any) -> list[int]:
+    """For each item of a list whether it is one of those that are wanted: 1 or 0."""
+    return [int(contained(item, _a_list(wanted))) for item in _a_list(values)]
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list."""
+    return isinstance(value, list)
 
 
 def bounded(value: Any) -> Any:

@@ -89,12 +89,13 @@ class Builder:
             return self.struct(kind, section, place)
         plain = replace(section, by=None, cases={})
         cases = tuple(
-            Case(scalar_of(value, case.position), self.struct(kind, overlay(plain, case), place))
+            Case(scalar_of(value, case.position), self.object(kind, overlay(plain, case), place))
             for value, case in section.cases.items()
         )
         return CaseNode((*place.theirs, *section.by), section.by_default, place.ours, cases, section.position)
 
     def struct(self, kind: ConfigType, section: Section, place: _Place) -> Struct:
+        """The node of an object: the rules of its section, and a node for each field that is an object."""
         ours, theirs = place.ours, place.theirs
         lines: tuple[Entry | Fact, ...] = (*section.config, *section.sets)
         own = [Claim(line.ours, line, theirs, ours) for line in lines if line.ours]
@@ -243,6 +244,7 @@ class Builder:
             children.append(node)
 
     def silent(self, declared: Field, ours: KeyPath, section: Section, rules: list[Rule]) -> None:
+        """What it means that no line speaks of a field: that it is unused, a problem, or nothing."""
         if declared.group == "features" or (declared.group == "fields" and declared.nullable and declared.is_config):
             rules.append(Unused(ours, declared, section.position))
         elif declared.group == "fields":
@@ -296,6 +298,7 @@ class Builder:
     def family_choice(
         self, section: Section, family: Family, place: _Place, only: tuple[str, ...] | None, position: Position
     ) -> CaseNode | None:
+        """The node of an object of which a key says the type; None after noting why there can be none."""
         if not section.by or not section.cases:
             missing = "cases" if section.by else "by"
             message = f"section `{section.name}` needs `by:` and `cases:`, there is no `{missing}:`"

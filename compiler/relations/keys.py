@@ -106,7 +106,8 @@ class Names:
         return what.evaluate(resolve, lambda name: self.exists(name, at))
 
     def lookup(self, name: KeyPath, at: KeyPath) -> Any:
-        """The value of a dotted name below ``at`` (``root.``: of the outermost object)."""
+        """The value of a dotted name below ``at`` (``root.``: of the outermost object). Raises ``CrosswalkError`` if
+        it is not there and has no default."""
         path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
         value = get(data, fill(path, self.holes))
         default = self.defaults.of(path, value)
@@ -125,5 +126,6 @@ class Names:
             self.active.pop()
 
     def exists(self, name: KeyPath, at: KeyPath) -> bool:
+        """Whether a dotted name below ``at`` (``root.``: of the outermost object) is in the data."""
         path, data = (name[1:], self.root) if name[0] == "root" else ((*at, *name), self.data)
         return get(data, fill(path, self.holes)) is not MISSING

@@ -233,6 +233,7 @@ class Carried(_Written):
 
     @property
     def kept(self) -> bool:
+        """Whether the line asks for it to be restored on export."""
         return self.line.kind == "keep"
 
     def places(self) -> tuple[KeyPath, ...]:
@@ -258,6 +259,7 @@ class OursFact(_Written):
 
     @property
     def value(self) -> Any:
+        """What the field is: a literal, or an expression over other fields."""
         return self.line.value
 
     def over_ours(self) -> Expression | None:

@@ -24,9 +24,11 @@ class Sections:
         self.guessed: set[tuple[str, str]] = set()
 
     def error(self, code: str, message: str, position: Position, hint: str | None = None) -> None:
+        """Note a problem at a position of the mapping."""
         self.problems.append(Diagnostic(code, message, position, hint))
 
     def no_such_field(self, kind: ConfigType, name: str, position: Position, hint: str | None = None) -> None:
+        """Note that a type has no field of that name, with the nearest that it has."""
         near = difflib.get_close_matches(name, kind.fields, 1)
         if near:
             self.guessed.add((kind.name, near[0]))
@@ -79,6 +81,7 @@ class Sections:
                 self.check_section(name, section)
 
     def check_section(self, name: str, section: Section) -> None:
+        """Note a section of what the layout does not have, or that no rule leads to."""
         known = {*self.layout.families, *(kind.name for kind in self.layout.all_types())}
         if name not in known:
             message = f"section `{name}`: layout `{self.layout.name}` has no type or family of that name"

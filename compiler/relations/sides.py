@@ -60,7 +60,7 @@ class Reading:
         return ".".join(fill(theirs, self.names.holes))
 
     def set(self, ours: KeyPath, value: Any, position: Position) -> None:
-        """Give a field its value; another one than it has already is an error."""
+        """Give a field its value. Raises ``CrosswalkError`` if it has another one already."""
         old = get(self.out, ours)
         if old is not MISSING and not same_value(old, value):
             raise fail("config/conflict", f"`{'.'.join(ours)}` would be both {shown(old)} and {shown(value)}", position)
@@ -148,4 +148,5 @@ class Writing:
             self.out.put(path, value, rule.position)
 
     def error(self, code: str, ours: KeyPath, message: str, rule: Position, hint: str | None = None) -> None:
+        """Note a problem of the native field ``ours``, below the anchor."""
         self.out.problems.append(Diagnostic(code, message, None, hint, path=(*self.anchor, *ours), rule=rule))

@@ -194,6 +194,7 @@ class CompiledMapping:
 
     @property
     def name(self) -> str:
+        """The name of the format."""
         return self.source.name
 
     def in_dialect(self, name: str | None) -> CompiledMapping:
@@ -247,7 +248,7 @@ def claimed_paths(root: OneOf) -> set[KeyPath]:
 
 
 def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
-    """The mapping of a part that the ``model_type`` in its object names."""
+    """The mapping of a part that the ``model_type`` in its object names. Raises ``CrosswalkError`` if it names none."""
     if len(node.mappings) == 1 and "model_type" not in value:
         return node.mappings[0]
     given = value.get("model_type", node.part.default)

@@ -57,6 +57,7 @@ class Stored:
 
     @staticmethod
     def of(tag: str, source: Source, sizes: AxisTable) -> Stored:
+        """A parameter with its axes taken apart into atoms."""
         dims = tuple(expand(dim, sizes) for dim in source.pattern.dims)
         apart = frozenset(atom for axis in source.axes for atom in atoms_of(axis, sizes))
         cells = [
@@ -89,6 +90,7 @@ class Gone:
         return term
 
     def strip_all(self, terms: Sequence[Term]) -> tuple[Term, ...]:
+        """The terms without what is gone; those of which nothing is left are left out."""
         return tuple(left for term in terms if (left := self.strip(term)) is not None)
 
 

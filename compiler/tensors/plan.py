@@ -250,7 +250,8 @@ def check_protected(protect: Sequence[str], plan: Plan) -> None:
 
 
 def check_dtype(dtype: str | None) -> str | None:
-    """A dtype as users write it (``bfloat16``, ``BF16``, ``torch.bfloat16``) by its safetensors name; floats only."""
+    """A dtype as users write it (``bfloat16``, ``BF16``, ``torch.bfloat16``) by its safetensors name; floats only.
+    Raises ``CrosswalkError`` for any other."""
     if dtype is None:
         return None
     by_name = {name.lower(): name for name in DTYPES} | {attribute: name for name, (_, attribute) in DTYPES.items()}
@@ -281,7 +282,8 @@ def check_published(tensors: Iterable[TensorSpec], dtype: str | None) -> None:
 
 
 def tensor_dialect(mapping: CompiledMapping, dialects: Sequence[str]) -> str | None:
-    """The one among the dialects to write that has tensor names of its own."""
+    """The one among the dialects to write that has tensor names of its own. Raises ``CrosswalkError`` if there are
+    two."""
     known = mapping.source.dialects
     named = [name for name in dialects if name in known and (known[name].tensors or known[name].sections)]
     if len(named) > 1:

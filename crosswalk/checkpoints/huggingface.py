@@ -166,7 +166,8 @@ def _levels(config: dict[str, Any]) -> int:
 
 
 def carried_files(path: Path, beside: frozenset[str] = frozenset((CONFIG,))) -> dict[str, Path]:
-    """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code."""
+    """Everything in a directory that is no weights: tokenizer, generation config, chat template, model code. Raises
+    ``CrosswalkError`` for a directory that there is not."""
     if not path.is_dir():
         raise fail("files/not-a-directory", "there is no such directory", Position(str(path)))
     try:

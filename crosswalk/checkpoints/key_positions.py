@@ -21,6 +21,8 @@ def locator(text: str, file: str, root: tuple[str, ...] = ()) -> Callable[[tuple
 
         with suppress(CrosswalkError):  # fine for its own reader only
             return load(text, file)
+        with suppress(CrosswalkError):
+            return load(text, file, shared=True)
         return None
 
     def locate(path: tuple[str, ...]) -> Position:
@@ -50,7 +52,8 @@ def located(problems: Iterable[Diagnostic], text: str, file: Path, root: tuple[s
 
 @contextmanager
 def read_from(file: Path, text: str = "", root: tuple[str, ...] = ()) -> Iterator[None]:
-    """Problems of this block that have no position are those of ``file``, at their keys if its ``text`` is given."""
+    """Problems of this block that have no position are those of ``file``, at their keys if its ``text`` is given.
+    They are raised as ``CrosswalkError`` again."""
     try:
         yield
     except CrosswalkError as error:

@@ -86,7 +86,7 @@ def _converted(todo: Mapping[str, Any], model: Any, tracing: Tracing) -> Relatio
 
 @contextmanager
 def converting(model: Any) -> Iterator[None]:
-    """Whatever goes wrong in code that is not ours, as one message."""
+    """Whatever goes wrong in code that is not ours, as one message. Raises ``CrosswalkError``."""
     try:
         yield
     except CrosswalkError:

@@ -52,6 +52,7 @@ class LiveClass:
 
     @property
     def name(self) -> str:
+        """The name of the class of transformers."""
         return type(self.rules).__name__
 
 
@@ -286,6 +287,7 @@ class ClassExport:
         return {"class": self.live.name, "config": config, "dtype": self.dtype}
 
     def plan(self, memory: Mapping[str, TensorSpec]) -> ClassExported:
+        """The plan for parameters of these shapes. Raises ``CrosswalkError`` for what the class cannot write."""
         check_published(memory.values(), self.dtype)
         loaded = self.origin.plan if self.origin is not None else None
         if loaded is None or not leads_back(loaded, memory):
@@ -304,6 +306,7 @@ class ClassExport:
         return replace(self, layout=layout, overwrite=written.overwrite)
 
     def output(self, exported: ClassExported) -> Output:
+        """The files: the tensors that the plan makes, and what stands beside them."""
         bytes_of: dict[str, int] = {}
         for spec in exported.plan.targets:
             bytes_of[spec.dtype] = bytes_of.get(spec.dtype, 0) + spec.nbytes

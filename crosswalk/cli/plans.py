@@ -44,14 +44,17 @@ class Relation:
 
     @property
     def hf(self) -> str:
+        """The names of the hf side, with places folded into ranges."""
         return _folded([pair.hf for pair in self.pairs])
 
     @property
     def native(self) -> str:
+        """The names of the native side, with places folded into ranges."""
         return _folded([pair.native for pair in self.pairs])
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all pairs."""
         return sum(pair.nbytes for pair in self.pairs)
 
 

@@ -23,6 +23,7 @@ from crosswalk.runtime.plan.model import TensorSpec
 
 from .draft import Draft
 from .fit import Fit, Fitting
+from .kinds import other_kinds
 from .search import facts_of, stated
 from .words import Words
 
@@ -35,10 +36,12 @@ class Tiny:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of the model, by name as files hold them."""
         return self.subject.saved(self._model)
 
     @cached_property
     def expected(self) -> Trace:
+        """What the model computes, by place."""
         return self.subject.trace(self._model)
 
     @cached_property
@@ -102,6 +105,7 @@ def _changes(fitting: Fitting, draft: Draft, fit: Fit, words: Words) -> Iterator
             for hf, right in lines.items():
                 changed.put(section, "tensors", hf, right, "as the class computes it")
             drafts.append(changed)
+    drafts += other_kinds(fitting, draft, words)
     for changed in drafts:
         found = fitting.of(changed)
         if found.compiled is not None and found.cost <= fit.cost:

@@ -118,7 +118,7 @@ def parse_sizes(texts: Iterable[str], option: str) -> dict[str, int]:
 
 def parse_size(text: int | str | None, option: str = "--max-shard-size") -> int:
     """Bytes of a size such as ``5GB``, ``500MiB`` or a number, by default of the largest data file; ``option`` is what
-    the user calls it."""
+    the user calls it. Raises ``CrosswalkError`` for what is no size."""
     if text is None:
         return DEFAULT_SHARD
     if isinstance(text, int):

@@ -46,6 +46,7 @@ class Report:
 
     @staticmethod
     def of(prepared: Prepared, done: FileReport | None = None, destination: Path | None = None) -> Report:
+        """The report of a conversion that is prepared, or done (``done``: what was written)."""
         summary: dict[str, Any] = prepared.plan.summary()
         return Report(
             format=short_name(prepared.mapping),

@@ -346,6 +346,7 @@ class Export:
         }  # fmt: skip
 
     def plan(self, specs: Mapping[str, TensorSpec]) -> Exported:
+        """The plan and config for these parameters. Raises ``CrosswalkError`` for what the format cannot hold."""
         check_published(specs.values(), self.options.dtype)
         mapping = format_named(self.format)
         copies = copies_in(mapping.layout, mapping.root.type, self.native_config, specs)
@@ -358,9 +359,9 @@ class Export:
         return replace(self, written=written)
 
     def output(self, exported: Exported) -> Output:
+        """The files: config.json, and what is carried. Raises ``CrosswalkError`` if the format needs model files."""
         source, origin, written = exported.mapping.source, self.origin, self.written
-        carried: dict[str, Path] = {}
-        text = config_bytes(exported.config)
+        carried, text = dict[str, Path](), config_bytes(exported.config)
         if origin is not None:
             carried = files_to_write(source, origin.files, None, Path(origin.name))
             text = origin.text.encode() if exported.unchanged else text
@@ -376,7 +377,7 @@ class Export:
 
 def export_of(given: Config | Loaded, options: Options, output: OutputOptions, model: Model | None = None) -> Exporting:
     """The way from what was loaded, or from a config alone, to the files; by its class, if the ``model`` is one of
-    transformers."""
+    transformers. Raises ``CrosswalkError`` if neither says the format."""
     loaded = given if isinstance(given, Loaded) else None
     kind = live_class(model) if model is not None else None
     if kind is not None:
@@ -384,8 +385,7 @@ def export_of(given: Config | Loaded, options: Options, output: OutputOptions, m
                  "carry_from": options.like, "keep": options.keep}  # fmt: skip
         refuse_options(kind, asked)
         origin = loaded.origin if loaded is not None and isinstance(loaded.origin, ClassOrigin) else None
-        dtype = check_dtype(options.dtype)
-        return ClassExport(kind, dtype, origin).writing(output)
+        return ClassExport(kind, check_dtype(options.dtype), origin).writing(output)
     config: Config = given.config if isinstance(given, Loaded) else given
     name = options.named_format or (loaded.format if loaded is not None else None)
     if name is None:

@@ -139,7 +139,7 @@ def _layers(modules: Iterator[Any], config: Any) -> Sequence[Any]:
 
 @contextmanager
 def one_message(what: str, where: str) -> Iterator[None]:
-    """Whatever goes wrong in code that is not ours, as one message."""
+    """Whatever goes wrong in code that is not ours, as one message. Raises ``CrosswalkError``."""
     try:
         yield
     except CrosswalkError:

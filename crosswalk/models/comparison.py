@@ -56,6 +56,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
+        """Whether nothing differs."""
         return self.first is None
 
 

@@ -31,6 +31,7 @@ class Span:
 
     @property
     def stop(self) -> int:
+        """One past the last index."""
         return self.start + (self.count - 1) * self.step + 1
 
     def __str__(self) -> str:

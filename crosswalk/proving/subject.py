@@ -84,6 +84,7 @@ class Subject:
 
     @property
     def name(self) -> str:
+        """The name of the class."""
         return str(self.kind.__name__)
 
     def behaviour(self, config: Config) -> Behaviour | None:

@@ -6,7 +6,6 @@ be applied once, to the version before.
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from safetensors.torch import save
 from crosswalk.runtime.errors import fail
 from crosswalk.runtime.publishing.checksums import digest_of
 from crosswalk.runtime.publishing.delta import Delta
-from crosswalk.runtime.staging.directory import Staging, write_file
-from crosswalk.runtime.staging.stale import owner
+from crosswalk.runtime.staging.finishing import write_folder
 
 
 def slime(delta: Delta, folder: str | Path, version: int, checksum: str = "adler32") -> Path | None:
@@ -26,14 +24,12 @@ def slime(delta: Delta, folder: str | Path, version: int, checksum: str = "adler
     them with ``xor``. ``checksum``: ``adler32`` or ``xxh3-128``. See :func:`skyrl`."""
     target = Path(folder) / f"weight_v{version:06d}"
     found = _encoded(delta, checksum)
-    if found is None:
-        return None
     name = "model-00000-of-00001.safetensors"
     metadata = {"version": f"{version:06d}", "base_version": f"{version - 1:06d}", "delta_encoding": "xor",
                 "compression_format": "zstd", "checksum_format": checksum}  # fmt: skip
     index = {"metadata": metadata, "weight_map": dict.fromkeys(found, name)}
     sums = {key: str(record["checksum"]) for key, (_, record) in found.items()}
-    return _written(target, name, found, sums, "model.safetensors.index.json", index)
+    return _written(delta, target, name, found, sums, "model.safetensors.index.json", index)
 
 
 def skyrl(delta: Delta, folder: str | Path, version: int, checksum: str = "xxh3-128") -> Path | None:
@@ -41,11 +37,9 @@ def skyrl(delta: Delta, folder: str | Path, version: int, checksum: str = "xxh3-
     ``checksum``: ``xxh3-128`` or ``sha256``.
 
     Rank 0 writes and returns the folder, the others None; all call this. ``delta.commit()`` belongs after the receivers
-    have it. Needs the package zstandard, and xxhash for its checksum: ``publisher/package`` says which is missing."""
+    have it. Needs the package zstandard (``publisher/package``)."""
     target = Path(folder) / f"delta-{version:08d}"
     found = _encoded(delta, checksum)
-    if found is None:
-        return None
     name = "delta-rank00000-file000000.safetensors"
     records = [{**record, "payload_file": name, "payload_key": key} for key, (_, record) in found.items()]
     manifest = {
@@ -54,12 +48,17 @@ def skyrl(delta: Delta, folder: str | Path, version: int, checksum: str = "xxh3-
         "total_compressed_num_bytes": sum(record["compressed_num_bytes"] for record in records),
         "payload_files": [name] if found else [],
     }  # fmt: skip
-    return _written(target, name, found, {}, "manifest.json", manifest)
+    return _written(delta, target, name, found, {}, "manifest.json", manifest)
 
 
-def _encoded(delta: Delta, checksum: str) -> dict[str, tuple[torch.Tensor, dict[str, Any]]] | None:
-    """Of each tensor that has changed its compressed difference, and what is said of it; None but on rank 0."""
-    digest, compress = digest_of(checksum), _package("zstandard").ZstdCompressor(level=1).compress
+def _encoded(delta: Delta, checksum: str) -> dict[str, tuple[torch.Tensor, dict[str, Any]]]:
+    """Of each tensor that has changed its compressed difference, and what is said of it; nothing but on rank 0."""
+    try:
+        from zstandard import ZstdCompressor
+    except ImportError as error:
+        text = "this needs the package `zstandard`"
+        raise fail("publisher/package", text, None, "pip install zstandard") from error
+    digest, compress = digest_of(checksum), ZstdCompressor(level=1).compress
     result = {}
     for name, shape, dtype, now, before in delta.replaced(to=0):
         new, old = (tensor.cpu().contiguous().view(-1).view(torch.uint8) for tensor in (now, before))
@@ -70,29 +69,11 @@ def _encoded(delta: Delta, checksum: str) -> dict[str, tuple[torch.Tensor, dict[
             "checksum": digest(new.numpy().tobytes()), "checksum_algorithm": checksum,
         }  # fmt: skip
         result[name] = torch.frombuffer(packed, dtype=torch.uint8), record
-    return result if delta.publisher.team.rank == 0 else None
+    return result
 
 
-def _written(target: Path, name: str, found: Any, sums: dict[str, str], last: str, content: Any) -> Path:
-    """The folder, which appears whole. Raises ``CrosswalkError``, and leaves nothing, if it is there already or cannot
-    be written."""
+def _written(delta: Delta, target: Path, name: str, found: Any, sums: dict[str, str], last: str, content: Any) -> Any:
     files = {last: json.dumps(content).encode()}
     if found:
         files[name] = save({key: tensor for key, (tensor, _) in found.items()}, metadata=sums)
-    staging = Staging(target, {"owner": owner(), "files": list(files)}, files, overwrite=False, resume=False)
-    try:
-        with staging.errors("written"):
-            for file, data in files.items():
-                write_file(staging, file, data)
-        staging.commit()
-    except BaseException:
-        staging.abandon()
-        raise
-    return target
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise fail("publisher/package", f"this needs the package `{name}`", None, f"pip install {name}") from error
+    return write_folder(target, files) if delta.publisher.team.rank == 0 else None

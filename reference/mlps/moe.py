@@ -37,6 +37,8 @@ def moe(config: Config, parameters: Parameters, x: torch.Tensor) -> torch.Tensor
     * `add_linear_biases`: must be false
     * `pre_norm`: of what the experts see; the router sees x itself. Null is none
     * `post_norm`: null is none
+
+    Raises ``CrosswalkError`` for a routing that it does not know.
     """
     router_input = normalize(config["router_normalization"], parameters.under("router_normalization"), x)
     if config["router_scale"]["enabled"]:

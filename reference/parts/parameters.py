@@ -23,6 +23,7 @@ class Parameters:
     prefix: str = ""
 
     def under(self, name: str) -> Parameters:
+        """The tensors below a further prefix, ``name.``."""
         return Parameters(self.tensors, self.dtype, f"{self.prefix}{name}.")
 
     def __getitem__(self, name: str) -> torch.Tensor:

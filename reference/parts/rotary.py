@@ -51,6 +51,8 @@ def proportional(config: Config, x: torch.Tensor, positions: Positions) -> torch
 
     * `theta`: as in the formula; the exponent is that of all channels, not of the n turned ones
     * `partial_rotary_factor`: the part of the channels that is turned; n must be even and more than 0
+
+    Raises ``CrosswalkError`` for more channels than there are.
     """
     turned = round(x.shape[-1] * config["partial_rotary_factor"])
     if turned <= 0 or turned % 2:
@@ -118,6 +120,8 @@ def default_2d(config: Config, x: torch.Tensor, positions: Positions) -> torch.T
         angle[head_size/4 + j] = column theta^(-(4 j + 2) / head_size)
 
     * `theta`: as in the formula
+
+    Raises ``CrosswalkError`` for what is no patch of an image.
     """
     if positions.grid is None:
         raise fail("reference/rotary", "only the patches of an image have rows and columns to turn by")
@@ -155,7 +159,8 @@ ROTARIES: dict[str, Callable[[Config, torch.Tensor, Positions], torch.Tensor]] =
 
 
 def rotate(config: Config, x: torch.Tensor, positions: Positions) -> torch.Tensor:
-    """Queries or keys (sequence, heads, head_size) with the rotary embedding that a config names."""
+    """Queries or keys (sequence, heads, head_size) with the rotary embedding that a config names. Raises
+    ``CrosswalkError`` for one that it does not know."""
     if config["type"] not in ROTARIES:
         raise unknown("rotary embedding", config["type"])
     return ROTARIES[config["type"]](config, x, positions)

@@ -59,6 +59,7 @@ class Checksums:
         return list(parts.items())
 
     def set(self, tensor: int, chunk: int, digest: bytes) -> None:
+        """Note the digest of a chunk."""
         with self._lock:
             digests = self._digests.setdefault(tensor, [None] * -(-self._sizes[tensor] // self.chunk_size(tensor)))
         digests[chunk] = digest

@@ -71,7 +71,8 @@ class Reader:
             self._descriptors.release(path)
 
     def read_runs(self, source: int, starts: Iterable[int], length: int, view: memoryview) -> None:
-        """Fill ``view`` with runs of ``length`` bytes, one after the other, that start at these bytes of the file."""
+        """Fill ``view`` with runs of ``length`` bytes, one after the other, that start at these bytes of the file.
+        Raises ``CrosswalkError`` for what cannot be read."""
         stored = self.tensors[source]
         content = stored.content
         if content is None:
@@ -81,16 +82,19 @@ class Reader:
         if isinstance(content, ContentOfRuns):
             content.fill_runs(begins, length, view, functools.partial(self._read, source))
             return
-        found = content.runs_in_files(begins, length) if isinstance(content, ContentInFiles) else [(None, begins)]
-        for file, places in found:
-            if file is not None:
-                begin, count = places[0], len(places)
-                self._read_runs(source, file, (begin, places[-1] + length - begin), places, length, view)
-                view = view[count * length :]
-                continue
-            for place in places:
-                self.read(source, stored.offset + place, view[:length])
+        if not isinstance(content, ContentInFiles):
+            for begin in begins:
+                self.read(source, stored.offset + begin, view[:length])
                 view = view[length:]
+            return
+        for file, places in content.runs_in_files(begins, length):
+            part, view = view[: len(places) * length], view[len(places) * length :]
+            if file is not None:
+                soon = places[0], places[-1] + length - places[0]
+                self._read_runs(source, file, soon, places, length, part)
+                continue
+            for number, begin in enumerate(places):
+                self.read(source, stored.offset + begin, part[number * length : (number + 1) * length])
 
     def _read_runs(
         self, source: int, path: Path, soon: tuple[int, int], starts: Iterable[int], length: int, view: memoryview
@@ -120,6 +124,7 @@ class Reader:
         self._descriptors.each(self._check)
 
     def close(self) -> None:
+        """Close the files."""
         self._descriptors.close()
 
     def _check(self, path: Path, descriptor: int) -> None:

@@ -28,10 +28,12 @@ class StridedRuns(NamedTuple):
 
     @property
     def number(self) -> int:
+        """How many runs there are."""
         return math.prod(extent for extent, _ in self.axes)
 
     @property
     def nbytes(self) -> int:
+        """Bytes in all runs."""
         return self.number * self.length
 
     def starts(self) -> Iterator[int]:

@@ -35,6 +35,7 @@ class HashSink:
         self._checksums = checksums
 
     def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
+        """Add the bytes of a segment to the checksums, yielding the number of bytes after every step."""
         stream = self._checksums.stream(segment.target, segment.start, segment.start + segment.nbytes)
         for block in worker.blocks(segment.target, segment.operations):
             stream.update(block)
@@ -50,6 +51,7 @@ class CompareSink:
         self.differing: dict[int, int] = {}
 
     def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
+        """Compare a segment with what is stored, yielding the number of bytes after every step."""
         other, done = worker.other, 0
         base = self._stored.tensors[segment.target].offset
         for block in worker.blocks(segment.target, segment.operations):
@@ -98,6 +100,7 @@ class WriteSink:
                 completed(path)
 
     def take(self, segment: Segment, worker: Worker) -> Iterator[int]:
+        """Write a segment to its file, yielding the number of bytes after every step. Raises ``CrosswalkError``."""
         place = self._places[segment.target]
         try:
             with self._descriptors.opened(place.file) as descriptor:

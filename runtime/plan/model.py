@@ -117,9 +117,9 @@ class Plan(PlanParts):
         )
 
     def explain(self, name: str) -> list[dict[str, Any]]:
-        """Every copy that writes or reads the tensor ``name``, with its rule; an error names the nearest tensors. A
-        region of padding has the ``source`` None, one that is not read the ``target`` None. A tensor that is stored for
-        an encoded one is explained as that one."""
+        """Every copy that writes or reads the tensor ``name``, with its rule. A region of padding has the
+        ``source`` None, one that is not read the ``target`` None. A tensor that is stored for an encoded one is
+        explained as that one. Raises ``CrosswalkError``, with the nearest names, if there is none."""
         name = next((e.tensor for e in self.encodings for part in e.stored if part.name == name), name)
         target, source = self.target_index.get(name), self.source_index.get(name)
         if target is None and source is None:

@@ -34,10 +34,12 @@ class TensorSpec:
 
     @property
     def elements(self) -> int:
+        """How many elements it has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all elements."""
         return self.elements * size_of(self.dtype)
 
 
@@ -60,6 +62,7 @@ class Copy(NamedTuple):
 
     @property
     def elements(self) -> int:
+        """How many elements it moves."""
         return math.prod(self.extents)
 
     @property
@@ -85,6 +88,7 @@ class Region:
 
     @property
     def elements(self) -> int:
+        """How many elements it has."""
         return math.prod(self.extents)
 
     @property
@@ -192,10 +196,12 @@ class PlanParts:
 
     @functools.cached_property
     def source_index(self) -> Mapping[str, int]:
+        """The place of each source in the list, by name."""
         return {tensor.name: index for index, tensor in enumerate(self.sources)}
 
     @functools.cached_property
     def target_index(self) -> Mapping[str, int]:
+        """The place of each target in the list, by name."""
         return {tensor.name: index for index, tensor in enumerate(self.targets)}
 
     @functools.cached_property

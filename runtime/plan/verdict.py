@@ -41,6 +41,7 @@ class Amount:
 
     @staticmethod
     def of(regions: Sequence[Region]) -> Amount:
+        """The amount of some regions."""
         return Amount(len({region.tensor for region in regions}), sum(region.elements for region in regions))
 
 

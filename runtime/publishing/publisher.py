@@ -39,6 +39,7 @@ class Published(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all elements."""
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
@@ -129,7 +130,8 @@ class Publisher:
 
     def packed(self, *, to: int | Collection[int] | None = None, align: int = 1) -> Iterator[Bucket]:
         """The same in one buffer of bytes for each bucket, which is new each time; tensors begin at multiples of
-        ``align`` bytes, and without one each ends where the next begins."""
+        ``align`` bytes, and without one each ends where the next begins. Raises ``CrosswalkError`` for another
+        ``align`` than a number of bytes."""
         way = self.way(self.ranks(to))
         if align < 1:
             raise fail("publisher/align", f"`align` is {align}", None, "pass a number of bytes, as 256")
@@ -209,6 +211,7 @@ class Publisher:
     def exchange(
         self, outgoing: Mapping[Ranks, torch.Tensor], incoming: Mapping[tuple[int, Ranks], int]
     ) -> dict[tuple[int, Ranks], torch.Tensor]:
+        """Send bytes to the ranks that get them, and receive those by sender and receivers. All ranks take part."""
         return exchange(outgoing, incoming, f"gathering parameters to {self._doing}", self._group)
 
     def some(self, to: Ranks | None, targets: Sequence[int]) -> list[NamedTensor]:

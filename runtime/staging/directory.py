@@ -317,7 +317,8 @@ def write_file(staging: Staging, name: str, content: bytes) -> bytes:
 
 
 def copy_file(staging: Staging, name: str, origin: Path) -> bytes:
-    """Copy the content of a file, following links, and sync it; the digest of what was read."""
+    """Copy the content of a file, following links, and sync it; the digest of what was read. Raises
+    ``CrosswalkError`` for what cannot be read."""
     seen = hashlib.blake2b()
     try:
         with os.fdopen(open_regular(origin), "rb") as source, open(staging.create(name), "r+b") as target:

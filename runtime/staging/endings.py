@@ -16,7 +16,8 @@ from typing import Protocol
 class Unfinished(Protocol):
     """An output that is not complete."""
 
-    def abandon(self) -> None: ...
+    def abandon(self) -> None:
+        """Remove what there is of it, or leave it for a later run to continue."""
 
 
 #: With the process that makes it: one that is forked from it has the list, but nothing to remove.

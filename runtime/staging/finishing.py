@@ -12,6 +12,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
 from .directory import Staging, copy_file, digest_of, write_file
+from .stale import owner
 
 
 def add_small_files(
@@ -109,3 +110,18 @@ def _torn(staging: Staging, name: str, reason: str) -> Diagnostic:
         Position(str(staging.destination)),
         "the disk may be full or failing; nothing was put in place",
     )
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> Path:
+    """A folder of files, which appears whole. Raises ``CrosswalkError``, and leaves nothing, if it is there already or
+    cannot be written."""
+    staging = Staging(target, {"owner": owner(), "files": list(files)}, files, overwrite=False, resume=False)
+    try:
+        with staging.errors("written"):
+            for name, content in files.items():
+                write_file(staging, name, content)
+        staging.commit()
+    except BaseException:
+        staging.abandon()
+        raise
+    return target

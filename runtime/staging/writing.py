@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 
 def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
-    """Write all of ``content`` from byte ``offset`` of the file on."""
+    """Write all of ``content`` from byte ``offset`` of the file on. Raises ``OSError``."""
     view = memoryview(content)
     while view:
         count = _uninterrupted(os.pwrite, descriptor, view, offset)

@@ -101,7 +101,8 @@ class PlanReader(StorageReader):
 
     @system_limits()
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read what the items need, all at once, into the tensors that the planner gives."""
+        """Read what the items need, all at once, into the tensors that the planner gives. Raises ``CrosswalkError``
+        for what cannot be read."""
         parts: dict[str, list[tuple[Part, str]]] = defaultdict(list)
         items = []
         for item in plan.items:
@@ -151,7 +152,7 @@ class Writer(StorageWriter):
         """Nothing to do."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """As planned; everything must be a tensor."""
+        """As planned; everything must be a tensor. Raises ``CrosswalkError`` for all that is not."""
         problems = [
             Diagnostic("dcp/bytes", f"`{item.index.fqn}` is no tensor: a model checkpoint holds tensors only")
             for item in plan.items
@@ -163,7 +164,8 @@ class Writer(StorageWriter):
 
     @system_limits()
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """On the coordinator: make the plan, prove that the ranks hold all of it, create the files."""
+        """On the coordinator: make the plan, prove that the ranks hold all of it, create the files. Raises
+        ``CrosswalkError`` for what nobody holds."""
         specs: dict[str, TensorSpec] = {}
         tables: list[dict[str, list[Box]]] = []
         for plan in plans:
@@ -195,7 +197,8 @@ class Writer(StorageWriter):
 
     @system_limits()
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write and sync the regions that the items of this rank fill."""
+        """Write and sync the regions that the items of this rank fill. Raises ``CrosswalkError`` for what cannot be
+        written."""
         path, specs, digest = plan.storage_data
         made, output = self._make_plan(specs)
         if made.digest != digest:
@@ -231,7 +234,7 @@ class Writer(StorageWriter):
     @system_limits()
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator: compare copies of tied tensors, add headers, index and small files, and put the directory
-        in place."""
+        in place. Raises ``CrosswalkError`` with every copy that differs."""
         assert self._draft is not None
         try:
             checksums = [{r.index.fqn: r.storage_data} for rank in results for r in rank if r.storage_data is not None]

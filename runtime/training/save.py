@@ -242,7 +242,8 @@ class Regions:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[Write]:
-        """A function that writes buckets, from any thread; at the end, what was written is synced."""
+        """A function that writes buckets, from any thread; at the end, what was written is synced. Raises
+        ``CrosswalkError`` for what cannot be written."""
         descriptors: dict[Path, int] = {}
         lock = threading.Lock()
 

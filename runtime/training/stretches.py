@@ -32,6 +32,7 @@ class Block(NamedTuple):
 
     @property
     def elements(self) -> int:
+        """Elements of all stretches."""
         return math.prod(extent for extent, _ in self.outer) * self.length
 
     @property

@@ -51,6 +51,7 @@ class Memory:
 
     @staticmethod
     def of(tensor: torch.Tensor, dtype: str) -> Memory:
+        """The memory behind a tensor that has the dtype of this name."""
         with torch.no_grad():
             flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
         return Memory(flat, dtype)

@@ -51,7 +51,7 @@ def test_renders_file_by_file_as_found_with_message_lines_after_the_excerpt() ->
     at = {name: Position(*where) for name, where in {"b": ("f", 2, 1), "a": ("f", 1, 1), "none": ("g", 9, 1)}.items()}
     found = [
         Diagnostic("c", "nowhere"),
-        Diagnostic("c", "axis\nours:   a b\ntheirs: a", at["b"]),
+        Diagnostic("c", "axis\nnative: a b\nhf:     a", at["b"]),
         Diagnostic("c", "gone", at["none"]),
         Diagnostic("c", "key", at["a"], severity="warning"),
         Diagnostic("c", "the file", Position("f")),

@@ -3,8 +3,10 @@
 import ast
 import builtins
 import graphlib
+import re
 import typing
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -123,16 +125,41 @@ def _lines(function: ast.FunctionDef) -> int:
 
 
 def test_what_is_public_says_what_it_is() -> None:
-    """Every module, function and class of the product; fields alone may speak for themselves."""
-    silent = []
-    for file in MODULES.values():
-        module = ast.parse(file.read_text())
-        silent += [] if ast.get_docstring(module) else [f"{file}"]
-        for node in module.body:
-            fields = isinstance(node, ast.ClassDef) and all(isinstance(each, ast.AnnAssign) for each in node.body)
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not (node.name.startswith("_") or fields):
-                silent += [] if ast.get_docstring(node) else [f"{file}: {node.name}"]
+    """Every module, function, class and method of the product, also what it raises; fields alone may speak for
+    themselves, and so may a method for which the class that it is derived from has spoken."""
+    modules = {file: ast.parse(file.read_text()) for file in MODULES.values()}
+    classes = {node.name: node for module in modules.values() for node in module.body if isinstance(node, ast.ClassDef)}
+    silent = [f"{file}" for file, module in modules.items() if not ast.get_docstring(module)]
+    for file, module in modules.items():
+        for owner in (module, *(node for node in module.body if isinstance(node, ast.ClassDef) and _public(node))):
+            known = _methods_said(owner, classes) if isinstance(owner, ast.ClassDef) else {}
+            for node in owner.body:
+                if not (isinstance(node, (ast.FunctionDef, ast.ClassDef)) and _public(node)):
+                    continue
+                said = ast.get_docstring(node) or known.get(node.name, "")
+                raises = isinstance(node, ast.FunctionDef) and "cli" not in file.parts and _raises(node)
+                if not said or (raises and not re.search("[Rr]aise|[Rr]efuse|[Ff]ail|Error", said)):
+                    silent.append(f"{file}: {node.name}")
     assert silent == []
+
+
+def _public(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    fields = isinstance(node, ast.ClassDef) and all(isinstance(each, ast.AnnAssign) for each in node.body)
+    return not (node.name.startswith("_") or fields)
+
+
+def _methods_said(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, str]:
+    """What the classes that one is derived from say of their methods."""
+    bases = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
+    said = {name: text for base in bases for name, text in _methods_said(base, classes).items()}
+    methods = (each for base in bases for each in base.body if isinstance(each, ast.FunctionDef))
+    return said | {method.name: text for method in methods if (text := ast.get_docstring(method))}
+
+
+def _raises(node: ast.AST) -> bool:
+    """Whether what a function does itself raises an error."""
+    inside = (each for each in ast.iter_child_nodes(node) if not isinstance(each, (ast.FunctionDef, ast.Lambda)))
+    return any((isinstance(each, ast.Raise) and each.exc is not None) or _raises(each) for each in inside)
 
 
 def test_a_class_has_its_name_alone() -> None:

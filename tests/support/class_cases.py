@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import crosswalk
 
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     "vocab_size": 71, "hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 6,
     "num_key_value_heads": 2, "head_dim": 14, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
@@ -22,18 +22,18 @@ _TEXT: dict[str, Any] = {
 _MOE: dict[str, Any] = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 19}
 #: Class -> config: memory that is the file, experts that are split, other names too, ties, buffers, a tower.
 CLASSES: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": _TEXT,
-    "Qwen3MoeForCausalLM": {**_TEXT, **_MOE, "decoder_sparse_step": 1, "mlp_only_layers": [1]},
-    "MixtralForCausalLM": {**_TEXT, "num_local_experts": 5, "num_experts_per_tok": 2},
-    "Gemma3ForCausalLM": {**_TEXT, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"]},
+    "LlamaForCausalLM": TEXT,
+    "Qwen3MoeForCausalLM": {**TEXT, **_MOE, "decoder_sparse_step": 1, "mlp_only_layers": [1]},
+    "MixtralForCausalLM": {**TEXT, "num_local_experts": 5, "num_experts_per_tok": 2},
+    "Gemma3ForCausalLM": {**TEXT, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"]},
     "DeepseekV3ForCausalLM": {
-        **_TEXT, "head_dim": 8, "num_key_value_heads": 6, "moe_intermediate_size": 19, "n_routed_experts": 4,
+        **TEXT, "head_dim": 8, "num_key_value_heads": 6, "moe_intermediate_size": 19, "n_routed_experts": 4,
         "n_group": 2,
         "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "q_lora_rank": 10, "kv_lora_rank": 12,
         "qk_rope_head_dim": 8, "qk_nope_head_dim": 6, "v_head_dim": 10,
     },
     "BambaForCausalLM": {
-        **_TEXT, "mamba_n_heads": 4, "mamba_d_head": 12, "mamba_n_groups": 1, "mamba_d_state": 8,
+        **TEXT, "mamba_n_heads": 4, "mamba_d_head": 12, "mamba_n_groups": 1, "mamba_d_state": 8,
         "attn_layer_indices": [1],
     },
 }  # fmt: skip

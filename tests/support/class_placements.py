@@ -23,6 +23,7 @@ MOE, TIED, SPARSE, BUFFERS, PLAIN, TOWERS = (
 OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "tensor": (BUFFERS, {"tp_size": 2, "fsdp_size": 2}),
     "tensor, tied": (TIED, {"tp_size": 4}),
+    "tensor, packed": (MOE, {"tp_size": 4}),
     "experts": (SPARSE, {"tp_size": 2, "ep_size": 2, "fsdp_size": 2}),
     "replicas": (MOE, {"dp_replicate_size": 2, "fsdp_size": 2}),
     "replicas on the host": (TIED, {"dp_replicate_size": 2, "fsdp_size": 2, "fsdp_cpu_offload": True}),
@@ -103,6 +104,10 @@ def through(rank: int, checkpoint: Path, model: Any, out: Path) -> dict[str, Any
     with counted() as counts:
         mine = _all(publisher.buckets(to=0))
     wrong += cases.differences(mine, expected) if rank == 0 else list(mine)
+    with counted() as halved:
+        mine = _all(crosswalk.publisher(model, loaded, dtype="bfloat16").buckets(to=0))
+    halves = {name: tensor.bfloat16() for name, tensor in expected.items()}
+    wrong += cases.differences(mine, halves) if rank == 0 else list(mine)
     snapshot = publisher.snapshot()
     engine = {name: tensor.clone() for name, tensor in expected.items()}
     with torch.no_grad():
@@ -112,7 +117,13 @@ def through(rank: int, checkpoint: Path, model: Any, out: Path) -> dict[str, Any
     sparse = apply(engine, publisher.delta(snapshot).patches(to=None))
     wrong += cases.differences(engine, now) + ([] if sparse > 100 else ["nothing was sparse"])
     held = {local(t).data_ptr(): local(t).nbytes for t in model.state_dict().values()}
-    return {"wrong": wrong, "written": report.bytes_written, "held": sum(held.values()), "bytes": counts}
+    return {
+        "wrong": wrong,
+        "written": report.bytes_written,
+        "held": sum(held.values()),
+        "bytes": counts,
+        "halved": halved,
+    }
 
 
 def _all(buckets: Iterable[list[tuple[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:

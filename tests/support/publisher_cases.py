@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import math
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,7 +239,10 @@ def steps(rank: int, whole: dict[str, torch.Tensor], loaded: Any, kind: str) -> 
         after = {n: t.clone() for bucket in publisher.buckets() for n, t in bucket}
         delta = publisher.delta(snapshot)
         if density == 0.01:  # the receivers refused it, and training goes on
-            list(delta.patches())
+            refused = list(delta.patches(to=0))
+            if rank == 0:
+                apply(before, refused)
+                wrong += [(density, n) for n in after if not torch.equal(bits(before[n]), bits(after[n]))]
             delta.discard()
             continue
         rows: list[Any] = [None] * size
@@ -255,6 +260,45 @@ def steps(rank: int, whole: dict[str, torch.Tensor], loaded: Any, kind: str) -> 
                 wrong.append((density, "names", differ))
         delta.commit()
     return wrong + [("not committed", patch.name) for patch in publisher.delta(snapshot).patches(to=None)]
+
+
+def killed(rank: int, checkpoint: Path) -> dict[str, Any]:
+    """Rank 1 dies when all of a delta was sent, before anybody commits it: what rank 0 says, whether its snapshot is
+    still what it was, and what the receivers have."""
+    whole = native_state(checkpoint)
+    loaded = alone(lambda: crosswalk.load(checkpoint, whole))
+    state = placed("by hand", whole, rank, 2)
+    publisher = crosswalk.publisher(state, loaded, bucket_bytes=60_000)
+    engine = {n: t.clone() for bucket in publisher.buckets() for n, t in bucket}
+    snapshot = publisher.snapshot()
+    before = [buffer.clone() for buffer in snapshot.buffers]
+    fill_in(state, changed(whole, 0.01, 3))
+    delta = publisher.delta(snapshot)
+    apply(engine, delta.patches(to=0))
+    dist.barrier()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    found = codes(delta.commit)
+    kept = all(map(torch.equal, snapshot.buffers, before))
+    return {"codes": found, "kept": kept, "engine": engine}
+
+
+def restarted(rank: int, checkpoint: Path, engine: dict[str, torch.Tensor]) -> list[str]:
+    """The job comes back, with the parameters of the step after, and sends all once, and changes from then on."""
+    whole = changed(changed(native_state(checkpoint), 0.01, 3), 0.01, 4)
+    loaded = alone(lambda: crosswalk.load(checkpoint, native_state(checkpoint)))
+    state = placed("stages", whole, rank, 2)
+    publisher = crosswalk.publisher(state, loaded, bucket_bytes=60_000)
+    snapshot = publisher.snapshot()
+    for name, tensor in itertools.chain.from_iterable(publisher.buckets(to=0)):
+        engine[name].copy_(tensor)
+    fill_in(state, changed(whole, 0.01, 5))
+    delta = publisher.delta(snapshot)
+    apply(engine, delta.patches(to=0))
+    delta.commit()
+    now = dict(itertools.chain.from_iterable(publisher.buckets()))
+    wrong = [patch.name for patch in publisher.delta(snapshot).patches(to=None)]
+    return wrong + [n for n in now if rank == 0 and not torch.equal(bits(engine[n]), bits(now[n]))]
 
 
 def wrong_rows(every: list[list[Row]], before: dict[str, Any], after: dict[str, Any]) -> list[Any]:

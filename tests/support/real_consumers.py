@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import class_cases as cases
+import real_folders
 import torch
 
 import crosswalk
@@ -62,7 +63,7 @@ class Engine(torch.nn.Module):
         return loaded
 
 
-def on_ranks(rank: int, home: Path) -> list[Any]:
+def on_ranks(rank: int, home: Path, out: Path) -> list[Any]:
     """What is wrong with any of the receivers, for a sharded model with fused experts, in bf16 with an fp32 router."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -90,6 +91,8 @@ def on_ranks(rank: int, home: Path) -> list[Any]:
     for receiver in (_verl, _vllm_patches):
         found = receiver(publisher.delta(snapshot), Engine(expected), rank)
         wrong += [] if found is None else cases.differences(found, now)
+    if (home / "slime").is_dir() or (home / "skyrl").is_dir():
+        wrong += real_folders.pulled(publisher, real_folders.changing(model), home, out, rank)
     return wrong
 
 

@@ -34,6 +34,7 @@ def test_every_way_to_spread_a_class_over_ranks(tmp_path: Path) -> None:
         assert cases.differences(cases.files(tmp_path / "out" / way), expected) == [], way
         assert sum(rank["written"] for rank in ranks) == total, way
         assert [rank["bytes"][0] for rank in ranks] == [total - ranks[0]["held"], 0, 0, 0], way
+        assert [2 * rank["halved"][0] for rank in ranks] == [rank["bytes"][0] for rank in ranks], way  # cast, then sent
         config = json.loads((tmp_path / "out" / way / "config.json").read_text())
         assert config == json.loads((tmp_path / name / "config.json").read_text()), way
     absent = [("class/absent", "model.language_model.norm.weight")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,16 @@ def test_folders_of_changes(
     with pytest.raises(CrosswalkError) as caught:
         write(publisher.delta(snapshot), tmp_path / "out", 4, "crc32")
     assert [d.code for d in caught.value.diagnostics] == ["publisher/checksum"]
+
+
+def test_adapters_are_as_short_as_documented() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "publishing.md").read_text()
+    found = dict(re.findall(r"^\| [^|]+ \| `(\w+)` \| (\d+) \|", text, re.MULTILINE))
+    modules = {path.stem: path for path in (root / "crosswalk" / "publish").glob("*.py")}
+    assert found.keys() == modules.keys() - {"__init__", "publisher"}
+    assert found == {name: str(len(modules[name].read_text().splitlines())) for name in found}
+    assert max(map(int, found.values())) <= 80
 
 
 def test_a_package_that_is_missing_is_named(publisher: ModelPublisher, tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_patches_equal_what_is_published(size: int, llama: Path) -> None:
         assert found == []
 
 
+def test_a_process_that_is_killed_between_delta_and_commit(llama: Path) -> None:
+    """Nobody commits; the job that comes back sends all of it once, whatever the receivers have taken by then."""
+    first, second = run_ranks(2, cases.killed, llama)
+    assert second is None
+    assert not isinstance(first, Failed), first.text
+    assert (first["codes"], first["kept"]) == (["distributed/lost"], True)
+    assert run_ranks(2, cases.restarted, llama, first["engine"]) == [[], []]
+
+
 def identity(state: dict[str, torch.Tensor], dtypes: dict[str, str]) -> Publisher:
     """A publisher of tensors under their own names."""
     specs = [TensorSpec(name, tuple(tensor.shape), dtypes[name]) for name, tensor in state.items()]

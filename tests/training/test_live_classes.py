@@ -195,3 +195,41 @@ def test_a_model_that_is_not_what_its_class_saves_is_refused_or_published_as_sav
     model = cases.made("LlamaForCausalLM")
     model.lm_head.weight = torch.nn.Parameter(torch.ones(71, 24, dtype=torch.int8), requires_grad=False)
     assert code(model) == ["class/quantised"]
+
+
+def test_parts_that_stay_wide_are_published_as_wide(home: Path, tmp_path: Path) -> None:
+    """Loaded in 16 bits, the class keeps some tensors in 32, and saves them so; a policy says otherwise."""
+    name = "DeepseekV3ForCausalLM"
+    model = getattr(transformers, name).from_pretrained(home / name, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "theirs")
+    expected = cases.files(tmp_path / "theirs")
+    wide = {key for key, tensor in expected.items() if tensor.dtype == torch.float32}
+    assert any(key.endswith("e_score_correction_bias") for key in wide)
+    assert len(wide) < len(expected)
+    crosswalk.save(model, model.config, tmp_path / "ours")
+    for found in (
+        dict(itertools.chain.from_iterable(crosswalk.publisher(model, model.config).buckets())),
+        cases.files(tmp_path / "ours"),
+    ):
+        assert cases.differences(found, expected) == []
+        assert {key for key, tensor in found.items() if tensor.dtype == torch.float32} == wide
+    policy = {"*.mlp.gate.weight": "float32", "*": "bfloat16"}
+    narrow = crosswalk.publisher(model, model.config, dtype=policy)
+    assert {one.name for one in narrow.metadata if one.dtype == torch.float32} == {
+        key for key in expected if key.endswith(".mlp.gate.weight")
+    }
+
+
+def test_the_text_of_a_larger_model_is_published_under_the_names_of_its_files(tmp_path: Path) -> None:
+    """Loaded into the class of the text alone, which says that it does not want the rest."""
+    text = {**cases.TEXT, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10}  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 24, "intermediate_size": 29, "num_heads": 2, "out_hidden_size": 24}
+    config = transformers.Qwen3_5Config(text_config=text, vision_config=vision)
+    transformers.Qwen3_5ForConditionalGeneration(config).save_pretrained(tmp_path / "hf")
+    expected = {key: tensor for key, tensor in cases.files(tmp_path / "hf").items() if ".visual." not in key}
+    model = cases.blank(transformers.Qwen3_5ForCausalLM(config.text_config))
+    loaded = crosswalk.load(tmp_path / "hf", model)
+    assert "model.language_model.layers.0.linear_attn.in_proj_qkv.weight" in expected
+    found = dict(itertools.chain.from_iterable(crosswalk.publisher(model, loaded).buckets()))
+    assert cases.differences(found, expected) == []
