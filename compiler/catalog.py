@@ -92,7 +92,8 @@ class Catalog:
         )  # fmt: skip
 
     def formats(self) -> list[str]:
-        """The mappings of whole models: neither abstract nor of a part, such as a vision encoder."""
+        """The mappings of whole models: neither abstract, nor of a part such as a vision encoder, nor of another form
+        of the config of a layout."""
         return [name for name in self.names() if self.listed(name).is_format]
 
     def documents(self) -> Mapping[str, Map]:
@@ -107,6 +108,8 @@ class Catalog:
         if mapping.abstract or mapping.layout is None:
             return False
         layout = self.layout(mapping.layout, mapping.position)
+        if mapping.name in (form["with"] for form in layout.forms):
+            return False
         return mapping.root in (None, layout.root) or layout.types[mapping.root].model is not None
 
     def mapping(self, name: str, at: Position | None = None) -> MappingFile:

@@ -13,7 +13,14 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 if TYPE_CHECKING:
     from crosswalk.jobs.check import check
     from crosswalk.jobs.convert import convert
-    from crosswalk.jobs.plans import compile_plan, export_config, formats, import_config, normalize_native
+    from crosswalk.jobs.plans import (
+        compile_plan,
+        export_config,
+        formats,
+        import_config,
+        native_forms,
+        normalize_native,
+    )
     from crosswalk.jobs.shards import shards
     from crosswalk.jobs.train import load, reader, save, stream, writer
     from crosswalk.jobs.verify import verify
@@ -32,6 +39,7 @@ _HOMES = {
     "formats": "jobs.plans",
     "import_config": "jobs.plans",
     "load": "jobs.train",
+    "native_forms": "jobs.plans",
     "normalize_native": "jobs.plans",
     "prove": "proving.proof",
     "publisher": "publish.publisher",
@@ -54,6 +62,7 @@ __all__ = [
     "formats",
     "import_config",
     "load",
+    "native_forms",
     "normalize_native",
     "prove",
     "publisher",

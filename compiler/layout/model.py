@@ -150,6 +150,7 @@ class Layout:
     stacked: Mapping[str, str] | None = None  # parts of names there -> parts of names here
     extra_states: Sequence[str] | None = None  # modules that have one there
     saved: Mapping[str, Mapping[str, str]] | None = None  # training fields -> value here -> value there
+    forms: Sequence[Mapping[str, Any]] = ()  # other forms of a config
 
     def type_of(self, name: str) -> ConfigType | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
@@ -203,8 +204,8 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        doc, words = self.document, ("directory", "stacked", "extra_states", "saved")
-        rest = {word: doc[word] for word in words if word in doc}
+        doc = self.document
+        rest = {word: doc[word] for word in ("directory", "stacked", "extra_states", "saved", "forms") if word in doc}
         made = Layout(doc["layout"], doc["root"], self.enums, types, families, doc.position.file, **rest)
         self.problems += (*_unpaddable(made), *_unnameable(made))
         return made
@@ -274,10 +275,8 @@ class _Reader:
         default: Any = MISSING
         if (text_default := match["default"]) is not None:
             default = json.loads(text_default) if text_default[:1] in "[{" else scalar_of(text_default)
-        arguments = {}
-        for item in filter(None, (match["arguments"] or "").split(",")):
-            key, _, value = item.partition("=")
-            arguments[key.strip()] = compile_expression(value.strip(), position)
+        pairs = (item.partition("=") for item in filter(None, (match["arguments"] or "").split(",")))
+        arguments = {key.strip(): compile_expression(value.strip(), position) for key, _, value in pairs}
         bound = (match["relation"], float(match["bound"])) if match["relation"] else None
         null = compile_expression(match["null"], position) if match["null"] else None
         return Field(name, kind, of, group, bool(match["nullable"]), default, null, bound, arguments, position)

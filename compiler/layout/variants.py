@@ -73,6 +73,12 @@ def in_directory(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tables[key].get(value, value) if key in tables else value for key, value in config.items()}
 
 
+def out_of_directory(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the values of these fields as a model has them: what :func:`in_directory` undoes."""
+    tables = {key: {there: here for here, there in table.items()} for key, table in (layout.saved or {}).items()}
+    return {key: tables[key].get(value, value) if key in tables else value for key, value in config.items()}
+
+
 def choices(root: Scope) -> Iterator[StoredChoice]:
     """The fields of ``training`` in a config that decide how parameters are stored."""
     decisive = frozenset(_mentioned(root.layout))

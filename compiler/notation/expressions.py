@@ -300,6 +300,8 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "exp": (1, 1, ops.exponential),
     "round": (1, 1, ops.rounded),
     "indices": (2, 2, ops.indices),
+    "flags": (2, 2, ops.flags),
+    "is_list": (1, 1, ops.is_list),
     "min": (1, 99, ops.extreme(min)),
     "max": (1, 99, ops.extreme(max)),
     "len": (1, 1, ops.length),

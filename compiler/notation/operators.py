@@ -21,7 +21,7 @@ MAX_ITEMS = 100_000
 #: What a refusal names as the language.
 ALLOWED = (
     "allowed are literals, names, + - * / // % **, comparisons, `in`, `and` `or` `not`, `a if b else c`, [lists], "
-    "{dicts}, indexing, slices, and ceil_div, log, exp, round, min, max, len, find, indices, first, has"
+    "{dicts}, indexing, slices, and ceil_div, log, exp, round, min, max, len, find, indices, flags, first, is_list, has"
 )
 
 
@@ -167,6 +167,16 @@ def rounded(value: Any) -> int:
 def indices(values: Any, value: Any) -> list[int]:
     """Where a list has a value."""
     return [index for index, item in enumerate(_a_list(values)) if same_value(item, value)]
+
+
+def flags(values: Any, wanted: Any) -> list[int]:
+    """For each item of a list whether it is one of those that are wanted: 1 or 0."""
+    return [int(contained(item, _a_list(wanted))) for item in _a_list(values)]
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list."""
+    return isinstance(value, list)
 
 
 def bounded(value: Any) -> Any:

@@ -89,7 +89,7 @@ class Builder:
             return self.struct(kind, section, place)
         plain = replace(section, by=None, cases={})
         cases = tuple(
-            Case(scalar_of(value, case.position), self.struct(kind, overlay(plain, case), place))
+            Case(scalar_of(value, case.position), self.object(kind, overlay(plain, case), place))
             for value, case in section.cases.items()
         )
         return CaseNode((*place.theirs, *section.by), section.by_default, place.ours, cases, section.position)

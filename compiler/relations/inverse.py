@@ -27,6 +27,8 @@ ROUNDING = 1e-9
 _CARRIERS: Mapping[str, Callable[[list[Any]], list[Any]]] = {
     **dict.fromkeys(("+", "-", "*", "/", "**", "neg", "pos"), lambda parts: parts),
     "if": lambda parts: parts[1:],
+    "list": lambda parts: parts,
+    "[]": lambda parts: parts[:1],
     "call": lambda parts: parts[1:] if parts[0] in ("log", "exp") else [],
 }
 _DRAWS, _NEEDED = 60, 8
@@ -65,9 +67,10 @@ def _kinds_lost(mapping: CompiledMapping, node: Layers, each: Expression) -> str
                 return f"`{shown(next(name for name in kinds if node.kind(name) is None))}` is none of its kinds"
             written = _DrawnKeys(mapping, node.count, generator)
             written.known = {node.count: count}
-            for path in keys.known.keys() - {node.count}:
-                rule = rules.get(path)
-                expression = rule.line.write if rule is not None else None
+            computed = {path: rule.line.write for path, rule in rules.items() if path in keys.known}
+            # Those that stay what they are come first: others are made of them.
+            for path in sorted(keys.known.keys() - {node.count}, key=lambda path: computed.get(path) is not None):
+                rule, expression = rules.get(path), computed.get(path)
                 default = rule.line.default if rule is not None else keys.known[path]
                 found = written.evaluate(expression, path[:-1], {("kinds",): kinds}) if expression else default
                 written.known[path] = written.evaluate(found, path[:-1], {}) if isinstance(found, Expression) else found

@@ -21,6 +21,8 @@ def locator(text: str, file: str, root: tuple[str, ...] = ()) -> Callable[[tuple
 
         with suppress(CrosswalkError):  # fine for its own reader only
             return load(text, file)
+        with suppress(CrosswalkError):
+            return load(text, file, shared=True)
         return None
 
     def locate(path: tuple[str, ...]) -> Position:

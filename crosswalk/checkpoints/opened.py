@@ -18,7 +18,8 @@ class Opened:
     said. ``origin``: what was recorded of the Hugging Face checkpoint that it came from, empty if it came from
     elsewhere. ``tensors``: of the model alone, under the names of the layout. ``text`` is what ``file`` says, in which
     the config stands below the keys ``config_at``, and the record below ``origin_at``. ``notes`` say what else lies in
-    the directory, and is left; ``run``: arguments of the run that saved it, plain values only, where it has them."""
+    the directory, and is left; ``run``: arguments of the run that saved it, plain values only, where it has them.
+    ``own``: whether the config is one that the trainer keeps itself, in a form of its own."""
 
     path: Path
     kind: str
@@ -33,6 +34,7 @@ class Opened:
     origin_at: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     run: Mapping[str, Any] = field(default_factory=dict)
+    own: bool = False
 
 
 #: Keys that lead to a value of a document, what it has to be in words, and whether a value is that.

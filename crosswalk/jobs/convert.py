@@ -87,4 +87,4 @@ def _contents(prepared: Prepared) -> Contents:
     mapping = prepared.mapping
     ties = ties_of(Scope(mapping.layout, mapping.root.type, prepared.config)) if prepared.kind.twice else {}
     root, targets = mapping.root.type.name, prepared.plan.targets
-    return Contents(mapping.layout, root, prepared.config, prepared.origin, ties, targets)
+    return Contents(mapping.layout, root, prepared.config, prepared.origin, ties, targets, prepared.forms)

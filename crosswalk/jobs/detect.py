@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from crosswalk.checkpoints.towers import FLAG, formats_of_tower
 from crosswalk.compiler.catalog_text import Listed
 from crosswalk.compiler.config.architectures import class_name
 from crosswalk.compiler.config.coverage import asked_features
+from crosswalk.compiler.config.write import export_config
+from crosswalk.compiler.layout.model import Layout
+from crosswalk.compiler.layout.scope import normalize
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.pipeline import PlanOptions, import_checkpoint
 from crosswalk.compiler.relations.tree import CompiledMapping
@@ -129,3 +133,15 @@ def _holds(mapping: Listed, config: Mapping[str, Any], specs: Iterable[TensorSpe
     except CrosswalkError as error:
         return all(found.code in _COMMON for found in error.diagnostics)
     return True
+
+
+def formats_that_hold(layout: Layout, config: Mapping[str, Any]) -> list[CompiledMapping]:
+    """The formats of a layout that a native config can be written in, in the order of their names."""
+    found = []
+    for listed in map(catalog().listed, catalog().formats()):
+        if listed.layout == layout.name:
+            mapping = catalog().compiled(listed.name)
+            with suppress(CrosswalkError):
+                export_config(mapping, normalize(layout, config, mapping.root.type.name))
+                found.append(mapping)
+    return found

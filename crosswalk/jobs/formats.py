@@ -40,6 +40,12 @@ def use_folders(found: Iterable[Path]) -> None:
     catalog.cache_clear()
 
 
+def layouts_kept_as(kind: str) -> list[str]:
+    """The layouts whose trainers keep their checkpoints in a kind of directory."""
+    found = catalog()
+    return [name for name in found.layout_names() if found.layout(name).directory == kind]
+
+
 def format_named(name: str, layout: str | None = None) -> CompiledMapping:
     """The compiled mapping of a format: one of that name, which in ``layout`` may be the name of its file without that
     of the layout, or the model_type of one format only. Raises

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from crosswalk.checkpoints.kinds.forms import read_form, write_forms
 from crosswalk.compiler.layout.scope import normalize
 from crosswalk.compiler.pipeline import Sizes, export_checkpoint, export_model, import_checkpoint, import_model
 from crosswalk.compiler.relations.tree import CompiledMapping
@@ -28,9 +29,21 @@ def formats(layout: str | None = None) -> list[str]:
 def normalize_native(
     config: Mapping[str, Any], root: str | None = None, layout: str = DEFAULT_LAYOUT
 ) -> dict[str, Any]:
-    """A native config with every default of the layout filled in. ``root`` is its type, such as ``base_model`` or
-    ``multimodal_model``, by default that of the layout. Raises ``CrosswalkError`` listing every invalid field."""
-    return normalize(catalog().layout(layout), config, root)
+    """A native config, in any form that the layout knows, with every default of the layout filled in. ``root`` is its
+    type, such as ``base_model`` or ``multimodal_model``, by default that of the layout. Raises ``CrosswalkError``
+    listing every invalid field."""
+    found = catalog().layout(layout)
+    return normalize(found, read_form(found, config, catalog().compiled) or config, root)
+
+
+@system_limits()
+def native_forms(config: Mapping[str, Any], layout: str) -> dict[str, dict[str, Any]]:
+    """A native config in the other forms that its trainer has: document by the name of the file, or of the part of the
+    common state, that holds it in a folder of the trainer. Raises ``CrosswalkError`` listing every invalid field; a
+    form that has no place for this model is left out."""
+    found = catalog().layout(layout)
+    forms, _ = write_forms(found, normalize_native(config, layout=layout), catalog().compiled)
+    return {form.file or form.state or "": dict(form.document) for form in forms}
 
 
 @system_limits()

@@ -19,8 +19,9 @@ from crosswalk.checkpoints.huggingface import (
     parse_config,
 )
 from crosswalk.checkpoints.key_positions import located, locator, read_from
-from crosswalk.checkpoints.kinds.beside import read as read_config_file
+from crosswalk.checkpoints.kinds.beside import config_of
 from crosswalk.checkpoints.kinds.every import BY_NAME, HUGGING_FACE, kind_of, kind_to_write
+from crosswalk.checkpoints.kinds.forms import Form, write_forms
 from crosswalk.checkpoints.kinds.kind import Given, Kind
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.checkpoints.native import require_checkpoint
@@ -51,8 +52,8 @@ from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 
-from .detect import chosen_format
-from .formats import DEFAULT_LAYOUT, catalog, format_named, name_in_layout, short_name
+from .detect import chosen_format, formats_that_hold
+from .formats import DEFAULT_LAYOUT, catalog, format_named, layouts_kept_as, name_in_layout, short_name
 from .options import Options, check_direction
 from .origin import decoded_config, original, record, remembered
 from .plans import formats
@@ -65,7 +66,8 @@ class Prepared:
     ``notes`` say what a user should know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side
     of axes that are longer here; ``derived`` are files made from ``text``, name -> content; ``origin`` is what a native
     output is to remember; ``lossy`` says what of the config is inexact, and why; ``defaults`` are keys that config.json
-    will not hold, with what the class takes for them; ``kind`` is that of the directory to write."""
+    will not hold, with what the class takes for them; ``kind`` is that of the directory to write, and ``forms``
+    those of the native config that are written there."""
 
     to: str
     mapping: CompiledMapping
@@ -83,6 +85,7 @@ class Prepared:
     lossy: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     kind: Kind = HUGGING_FACE
+    forms: tuple[Form, ...] = ()
 
     @property
     def unpadded(self) -> Mapping[str, Any]:
@@ -126,7 +129,10 @@ def open_trainer(path: Path, options: Options) -> Opened:
     kind = kind_of(path, options.layout)
     assert kind.open is not None
     given = options.native_file if options.native_file is not None else options.native_config
-    return kind.open(path, Given(lambda name: catalog().layout(name), options.layout, given))
+    return kind.open(
+        path,
+        Given(catalog().layout, catalog().compiled, layouts_kept_as, options.layout, given, options.like is not None),
+    )
 
 
 def open_import(path: Path, options: Options) -> tuple[HuggingFaceCheckpoint, Imported]:
@@ -187,9 +193,9 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     if options.dialect is not None:
         raise fail("usage/dialect", "a dialect is one of Hugging Face checkpoints to write; this one is read", None,
                    "leave out --dialect: the dialect of a file is found from the file")  # fmt: skip
-    if options.native_file is not None:
-        options = replace(options, native_config=read_config_file(options.native_file).config)
     layout = catalog().layout(options.to or DEFAULT_LAYOUT)
+    if options.native_file is not None:
+        options = replace(options, native_config=config_of(options.native_file, layout, catalog().compiled))
     if options.native_config is not None and kind_to_write(options.kind, layout).name == layout.directory:
         options = replace(options, native_config=in_directory(layout, options.native_config))
     checkpoint, imported = open_import(path, replace(options, stored=True))
@@ -197,13 +203,20 @@ def _prepare_import(path: Path, options: Options) -> Prepared:
     text, _ = decoded_config(
         checkpoint.text, dict(checkpoint.config), mapping, imported.read, main_dtype(imported.plan.sources)
     )
+    kind = kind_to_write(options.kind, mapping.layout)
+    forms, left = _forms(kind, mapping, imported.config)
     return Prepared(
         to=mapping.layout.name, mapping=mapping, bound=imported.bound, plan=imported.plan, source=checkpoint.tensors,
         config=imported.config, text=text, files=checkpoint.files, lengths=imported.lengths,
-        notes=(*checkpoint.notes, *_notes(imported, options)), lossy=imported.read.taken.lossy,
-        origin=record(imported, text, checkpoint.files, options.text_only),
-        kind=kind_to_write(options.kind, mapping.layout),
+        notes=(*checkpoint.notes, *_notes(imported, options), *left), lossy=imported.read.taken.lossy,
+        origin=record(imported, text, checkpoint.files, options.text_only), kind=kind, forms=forms,
     )  # fmt: skip
+
+
+def _forms(kind: Kind, mapping: CompiledMapping, config: Mapping[str, Any]) -> tuple[tuple[Form, ...], list[str]]:
+    """The other forms of a native config that a directory has, and why it lacks others."""
+    forms, notes = write_forms(mapping.layout, config, catalog().compiled) if kind.forms else ([], [])
+    return tuple(forms), notes
 
 
 def _prepare_whole(path: Path, options: Options) -> Prepared:
@@ -250,7 +263,7 @@ def _way_out(opened: Opened, options: Options) -> _Way:
     """To Hugging Face, or to what another layout is made from."""
     layout = opened.layout
     origin = original(options.like, replace(options, to=layout.name)) if options.like is not None else None
-    mapping = _format_to_write(opened, origin.format if origin is not None else options.named_format)
+    mapping, fits = _format_to_write(opened, origin.format if origin is not None else options.named_format)
     if origin is None:
         origin = remembered(opened, mapping)
     config = opened.config if opened.config is not None else origin.native
@@ -266,14 +279,19 @@ def _way_out(opened: Opened, options: Options) -> _Way:
     copies: dict[str, str] = {}
     if not BY_NAME[opened.kind].exact:
         with at(places.config):
-            config = _as_saved(opened, mapping.root.type, normalize(layout, config, mapping.root.type.name), specs)
+            given = normalize(layout, config, mapping.root.type.name)
+            config = _as_saved(opened, mapping.root.type, given, specs)
+            if opened.own and not options.truncate:  # what the trainer has made longer is padding
+                cut = {axis: length(mapping.root.type, given, axis) for axis in mapping.root.type.pads}
+                longer = {axis: size for axis, size in cut.items() if size < length(mapping.root.type, config, axis)}
+                options = replace(options, truncate=longer, trusted=True)
             copies = copies_in(layout, mapping.root.type, config, specs, Limit.of(specs))
     once = {name: spec for name, spec in specs.items() if name not in copies}
     exported = export_checkpoint(mapping, config, once, options, origin, places)
     exported = replace(exported, plan=with_copies(exported.plan, specs, copies, options.take_tied))
     text = origin.text if exported.unchanged else config_bytes(exported.config).decode()
-    cut = padding_notes(mapping.root.type, exported.native, exported.lengths, False)
-    notes = (*opened.notes, *exported.notes, *cut)
+    notes_of_cut = padding_notes(mapping.root.type, exported.native, exported.lengths, False)
+    notes = (*opened.notes, *fits, *exported.notes, *notes_of_cut)
     if origin.is_of(mapping) and origin.kept:
         notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
     return _Way(mapping, origin, exported, text, notes)
@@ -293,7 +311,7 @@ def _as_saved(
     ]  # fmt: skip
     if problems:
         raise CrosswalkError(problems)
-    if opened.config is not None:
+    if opened.config is not None and not opened.own:
         return config
     sizes = {
         dim.name: specs[name].shape[place]
@@ -328,23 +346,31 @@ def _prepare_onward(opened: Opened, options: Options) -> Prepared:
         options, stored=True, allow_lossy=lossy, keep=origin.kept, native_config=None, format=mapping.name, dialect=None
     )
     imported = import_checkpoint(mapping, config, specs, onward)
+    kind = kind_to_write(options.kind, mapping.layout)
+    forms, left = _forms(kind, mapping, imported.config)
     return Prepared(
         to=mapping.layout.name, mapping=imported.mapping, bound=imported.bound,
         plan=exported.plan.compose(imported.plan),
         source=opened.tensors, config=imported.config, text=way.text, files=origin.files, lengths=imported.lengths,
-        notes=tuple(dict.fromkeys((*way.notes, *_notes(imported, options)))), defaults=exported.defaults,
+        notes=tuple(dict.fromkeys((*way.notes, *_notes(imported, options), *left))), defaults=exported.defaults,
         lossy=tuple(dict.fromkeys((*exported.lossy, *imported.read.taken.lossy))),
-        origin=record(imported, way.text, origin.files, bool(opened.origin.get("text_only"))),
-        kind=kind_to_write(options.kind, mapping.layout),
+        origin=record(imported, way.text, origin.files, bool(opened.origin.get("text_only"))), kind=kind, forms=forms,
     )  # fmt: skip
 
 
-def _format_to_write(opened: Opened, asked: str | None) -> CompiledMapping:
-    """The format asked for, or else the one that a checkpoint remembers; without either, the only one of its layout."""
+def _format_to_write(opened: Opened, asked: str | None) -> tuple[CompiledMapping, tuple[str, ...]]:
+    """The format asked for, or else the one that a checkpoint remembers; without either, the first of its layout that
+    can hold the config that the trainer keeps, with a note of it. Raises ``CrosswalkError``."""
     layout, known = opened.layout, opened.origin.get("format")
     name = asked or known
     there = [name_in_layout(name, layout.name) for name in formats(layout.name)]
     listed = f"there are {', '.join(there)}"
+    if name is None and opened.own:
+        holding = formats_that_hold(layout, opened.config or {})
+        if holding:
+            first, *others = (name_in_layout(one.name, layout.name) for one in holding)
+            also = f", as {', '.join(others)} could (--format)" if others else ""
+            return holding[0], (f"the config fits format {first}{also}",)
     if name is None:
         text = "this checkpoint does not say which format it came from"
         raise fail("format/needed", text, Position(str(opened.file)), f"pass --format; {listed}")
@@ -356,7 +382,7 @@ def _format_to_write(opened: Opened, asked: str | None) -> CompiledMapping:
     if mapping.layout is not layout:
         text = f"format `{mapping.name}` is of layout `{mapping.layout.name}`, this checkpoint of `{layout.name}`"
         raise fail("format/layout", text, None, listed)
-    return mapping
+    return mapping, ()
 
 
 def _places(file: Path, text: str, directory: Path, root: tuple[str, ...] = ()) -> Places:

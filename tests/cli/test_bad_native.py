@@ -247,7 +247,9 @@ def test_a_large_document_is_parsed_once_whatever_is_wrong_with_it(
     """The positions of problems come from what was read."""
     parsed: list[str] = []
     build = portable_yaml._build
-    monkeypatch.setattr(portable_yaml, "_build", lambda text, file: parsed.append(file) or build(text, file))
+    monkeypatch.setattr(
+        portable_yaml, "_build", lambda text, file, *rest: parsed.append(file) or build(text, file, *rest)
+    )
     source = native(tmp_path, crosswalk)
     for damage in (metadata(*MIXER, head=1), metadata(model="gtp")):
         damage(source)

@@ -57,6 +57,9 @@ def value_of(text: str) -> Any:
         ("config.layer_types[::-1][0]", "full"),
         ("find(config.layer_types, 'full', -1)", 2),
         ("find(config.layer_types, 'none', len(config.layer_types))", 3),
+        ("flags(config.layer_types, ['full', 'none'])", [0, 0, 1]),
+        ("flags([true, 1, 2], [1])", [0, 1, 0]),
+        ("[is_list(config.layer_types), is_list(seven), is_list(nothing), is_list(name)]", [True, False, False, False]),
         ("first(mixers)", "main"),
         ("first(config.layer_types)", "sliding"),
         ("mixers['other']['heads']", 5),
@@ -281,7 +284,7 @@ def test_refuses_to_compile(text: str, message: str) -> None:
 
 def test_an_unknown_function_gets_the_list_of_what_there_is() -> None:
     with pytest.raises(
-        CrosswalkError, match=r"allowed are .*ceil_div, log, exp, round, min, max, len, find, indices, first, has"
+        CrosswalkError, match=r"allowed are .*round, min, max, len, find, indices, flags, first, is_list, has"
     ):
         compile_expression("sqrt(2)")
 

@@ -60,6 +60,7 @@ LIMITS = {
     "megatron_deepseek_v3": 120,
     "megatron_glm4_moe": 95,
     "megatron_gpt_oss": 90,
+    "megatron_fields megatron_arguments": 220,
 }
 
 

@@ -29,8 +29,7 @@ from megatron.core.transformer import dot_product_attention  # noqa: E402
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-from megatron_config import flat  # noqa: E402
+import crosswalk  # noqa: E402
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 import originals  # noqa: E402
@@ -115,7 +114,8 @@ def gpt(native: dict[str, Any], **settings: Any) -> GPTModel:
     of the run take their place."""
     rope = native["rope"]
     kind = MLATransformerConfig if native["multi_latent_attention"] else TransformerConfig
-    fields = {key: value for key, value in flat(native).items() if key in kind.__dataclass_fields__}
+    said = crosswalk.native_forms(native, layout="megatron")["run_config.yaml"]["model"]
+    fields = {key: value for key, value in said.items() if key in kind.__dataclass_fields__}
     fields |= {
         "activation_func": FUNCTIONS[native["activation_func"]],
         "hidden_dropout": 0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from crosswalk.runtime.checkpoint.output import Written
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
 
+from .forms import Mappings, read_form
 from .kind import Contents, Given
+from .run import ARCHIVE, arguments
 
 NAME = "crosswalk.yaml"
 VERSION = 1
@@ -29,7 +31,8 @@ _ORIGIN = ("origin",)
 
 @dataclass(frozen=True)
 class Said:
-    """What such a file, or one with a config alone, says. ``at``: keys that lead to the config in it."""
+    """What such a file, or one with a config alone, says. ``at``: keys that lead to the config in it; ``own``: whether
+    it is a form of a config that the trainer has."""
 
     file: Path
     text: str = ""
@@ -38,6 +41,7 @@ class Said:
     config: Mapping[str, Any] | None = None
     at: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+    own: bool = False
 
     def opened(self, path: Path, kind: str, layout: Layout, tensors: Checkpoint, notes: tuple[str, ...]) -> Opened:
         """The checkpoint that this is said of. Raises ``CrosswalkError`` if the layout has no such model."""
@@ -47,8 +51,9 @@ class Said:
             raise fail("native/metadata", text, locator(self.text, str(self.file))(("model",)))
         root = roots[self.root] if self.root is not None else None
         return Opened(
-            path, kind, layout, self.config, root, self.origin, tensors, self.file, self.text, self.at, _ORIGIN, notes
-        )
+            path, kind, layout, self.config, root, self.origin, tensors, self.file, self.text, self.at, _ORIGIN, notes,
+            own=self.own,
+        )  # fmt: skip
 
 
 def text_beside(contents: Contents, written: Written) -> dict[str, bytes]:
@@ -66,9 +71,9 @@ def text_beside(contents: Contents, written: Written) -> dict[str, bytes]:
     return {NAME: yaml_text.dump(document).encode()}
 
 
-def said_of(path: Path, given: Given) -> tuple[Said, Layout]:
-    """What is known of a directory that holds tensors: by the user, or else by the file in it. Raises
-    ``CrosswalkError`` if it is not known of which layout it is."""
+def said_of(path: Path, given: Given, kind: str) -> tuple[Said, Layout]:
+    """What is known of a directory that holds tensors: by the user, or else by the file in it; its layout is the only
+    one whose trainer keeps such a kind, if nobody says it. Raises ``CrosswalkError`` if it is not known."""
     file = path / NAME
     there = read(file) if file.is_file() else Said(file)
     said = there
@@ -81,7 +86,8 @@ def said_of(path: Path, given: Given) -> tuple[Said, Layout]:
         said = Said(
             said.file, said.text, said.layout or there.layout, root, said.config, said.at, said.origin or there.origin
         )
-    name = given.layout or said.layout
+    kept = given.kept_as(kind)
+    name = given.layout or said.layout or (kept[0] if len(kept) == 1 else None)
     if name is None:
         text = f"there is no {NAME} here that says of which layout these tensors are"
         hint = "pass --layout NAME (in Python: layout=): hf for names of Hugging Face"
@@ -90,11 +96,26 @@ def said_of(path: Path, given: Given) -> tuple[Said, Layout]:
         text = f"this is said to be of layout `{said.layout}`, not `{name}`"
         raise fail("usage/layout", text, Position(str(said.file)), "leave out --layout")
     with read_from(said.file, said.text) if given.layout is None else nullcontext():
-        return said, given.layouts(name)
+        layout = given.layouts(name)
+    if said.config is not None and not said.at:
+        with read_from(said.file, said.text):
+            config = read_form(layout, said.config, given.mappings)
+        said = said if config is None else replace(said, config=config, own=True)
+    return said, layout
+
+
+def config_of(file: Path, layout: Layout, mappings: Mappings) -> Mapping[str, Any] | None:
+    """The native config that a file holds, in whatever form. Raises ``CrosswalkError``."""
+    said = read(file)
+    if said.config is None or said.at:
+        return said.config
+    with read_from(file, said.text):
+        return read_form(layout, said.config, mappings) or said.config
 
 
 def read(file: Path) -> Said:
-    """The file, or one that has nothing but a native config, as JSON or YAML. Raises ``CrosswalkError``."""
+    """The file, or one that has nothing but a native config, as JSON or YAML, or the arguments of a run. Raises
+    ``CrosswalkError``."""
     from crosswalk.checkpoints import portable_yaml
 
     where = Position(str(file))
@@ -103,12 +124,14 @@ def read(file: Path) -> Said:
             data = stream.read(_MAX + 1)
         if len(data) > _MAX:
             raise fail("native/metadata", f"larger than {_MAX >> 20} MiB", where)
+        if data.startswith(ARCHIVE):
+            return Said(file, config=arguments(data, file))
         text = data.decode()
     except UnicodeDecodeError as error:
         raise fail("native/metadata", "this is not UTF-8 text", where) from error
     except OSError as error:
         raise fail("native/metadata", f"cannot read it: {error.strerror or error}", where) from error
-    document = portable_yaml.load(text, str(file))
+    document = portable_yaml.load(text, str(file), shared=True)
     if not isinstance(document, Mapping):
         raise fail("native/metadata", "this is not a mapping of keys to values", where)
     if "crosswalk" not in document:

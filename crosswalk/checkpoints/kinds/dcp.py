@@ -24,7 +24,7 @@ from .kind import Contents, Given, Kind
 
 
 def _open(path: Path, given: Given) -> Opened:
-    said, layout = said_of(path, given)
+    said, layout = said_of(path, given, KIND.name)
     folder = open_folder(path)
     names, left = model_names(folder.entries.tensors, known_to(layout))
     if not names:

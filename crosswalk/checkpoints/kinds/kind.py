@@ -12,22 +12,28 @@ from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.checkpoint.output import OutputLayout
 from crosswalk.runtime.plan.model import TensorSpec
 
+from .forms import Form, Mappings
+
 
 @dataclass(frozen=True)
 class Given:
-    """What a user says of a directory that may not say it. ``layout``: the name of its layout; ``layouts``: finds one
-    by its name; ``config``: a file with the native config, or that config."""
+    """What a user says of a directory that may not say it. ``layout``: the name of its layout; ``layouts`` and
+    ``mappings``: find one by its name, ``kept_as`` the names of layouts whose directories are of a kind; ``config``: a
+    file with the native config, or that config; ``like``: whether an original is named, whose config counts."""
 
     layouts: Callable[[str], Layout]
+    mappings: Mappings
+    kept_as: Callable[[str], list[str]]
     layout: str | None = None
     config: Path | Mapping[str, Any] | None = None
+    like: bool = False
 
 
 @dataclass(frozen=True)
 class Contents:
     """What is written beside the tensors of a trainer: its layout, the complete native config and the type of that,
-    what it is to remember of its origin, parameters (``ties``) that have the storage of another one, and the tensors
-    that are written (``targets``)."""
+    what it is to remember of its origin, parameters (``ties``) that have the storage of another one, the tensors that
+    are written (``targets``), and other forms of the config."""
 
     layout: Layout
     root: str
@@ -35,6 +41,7 @@ class Contents:
     origin: Mapping[str, Any] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
     targets: Sequence[TensorSpec] = ()
+    forms: Sequence[Form] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,8 @@ class Kind:
     that is wrong with one; that of Hugging Face is opened by itself. ``lay_out``: how one is written, with data files
     of so many bytes, None if it is only read. ``every``: whether any layout can be written so, or only one whose
     directories are of this kind. ``twice``: whether parameters that are tied stand in one under each of their names.
-    ``exact``: whether its loader takes the tensors that its config says, and no others.
+    ``exact``: whether its loader takes the tensors that its config says, and no others. ``forms``: whether other forms
+    of the config are written in one.
     """
 
     name: str
@@ -54,3 +62,4 @@ class Kind:
     every: bool = False
     twice: bool = False
     exact: bool = False
+    forms: bool = False

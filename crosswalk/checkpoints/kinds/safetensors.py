@@ -18,7 +18,7 @@ def _recognises(path: Path) -> bool:
 
 
 def _open(path: Path, given: Given) -> Opened:
-    said, layout = said_of(path, given)
+    said, layout = said_of(path, given, KIND.name)
     tensors = open_checkpoint(path)
     return said.opened(path, KIND.name, layout, tensors, tensors.notes)
 

@@ -11,13 +11,14 @@ import io
 import itertools
 import json
 import math
-import os
-import re
+from argparse import Namespace
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crosswalk.checkpoints import yaml_text
+from crosswalk.checkpoints.key_positions import read_from
 from crosswalk.checkpoints.opened import Opened
 from crosswalk.checkpoints.states import left_out, model_names
 from crosswalk.compiler.layout.model import Layout
@@ -25,75 +26,73 @@ from crosswalk.runtime.checkpoint.header import MAX_HEADER, StoredTensor, parse_
 from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.output import OutputLayout, Written
 from crosswalk.runtime.checkpoint.source import Checkpoint
-from crosswalk.runtime.dcp.folder import Folder, is_folder, locate, open_folder
+from crosswalk.runtime.dcp.folder import locate, open_folder
 from crosswalk.runtime.dcp.metadata import METADATA
 from crosswalk.runtime.dcp.output import Place, folder_layout
 from crosswalk.runtime.dcp.parts import slice_of
 from crosswalk.runtime.errors import CrosswalkError, Position, fail, shorten, shown
 from crosswalk.runtime.plan.model import TensorSpec
-from crosswalk.runtime.torch_files.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
-from crosswalk.runtime.torch_files.pickles import Made, PickleError, Table, read_pickle
 
-from .beside import said_of, text_beside
+from .beside import Said, read, said_of, text_beside
 from .dcp import known_to
+from .forms import read_form
 from .kind import Contents, Given, Kind
+from .run import ABOUT, COMMON, COMMON_ENTRY, LATEST, RELEASE, common, is_legacy, is_run, iteration, taken
 
-_LATEST, _ABOUT, _COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.pt"
-_RELEASE, _EXTRA = "release", "_extra_state"
-#: The entry that holds what all ranks have in common, in folders without a file for it.
-_COMMON_ENTRY = re.compile(r"common_state/shard_\d+_\d+")
+_EXTRA = "_extra_state"
 #: Stands for a number of a name that is an axis of the tensor in a folder.
 _AXIS = "{}"
 #: Most tensors that the stacks of a folder may come apart into.
 _MOST = 500_000
 
 
-def _recognises(path: Path) -> bool:
-    return (path / _LATEST).is_file() or (is_folder(path) and (path / _ABOUT).is_file()) or _is_legacy(path)
-
-
-def _is_legacy(path: Path) -> bool:
-    return path.is_dir() and any(name.startswith("mp_rank_") for name in os.listdir(path))
-
-
 def _open(path: Path, given: Given) -> Opened:
-    home, path = path, _iteration(path)
-    if _is_legacy(path):
+    home, path = path, iteration(path)
+    if is_legacy(path):
         text = "this is a checkpoint of Megatron's old format `torch`: a pickle for each rank, which only it can read"
         hint = "let Megatron write it again: its script with --ckpt-convert-format torch_dist --ckpt-convert-save DIR"
         raise fail("directory/legacy", text, Position(str(path)), hint)
     _check_backend(path)
-    said, layout = said_of(path, given)
+    said, layout = said_of(path, given, KIND.name)
     folder = open_folder(path)
-    common = _common(folder)
+    file, run = common(folder)
     names, left = model_names(folder.entries.tensors, known_to(layout))
     if not names:
         raise fail("dcp/no-model", "no tensor of this folder is one of a model", Position(str(path / METADATA)))
     found = locate(folder, names)
     tensors = dict(_apart(found, layout.stacked or {}))
-    others = [name for name in folder.entries.objects if not _COMMON_ENTRY.fullmatch(name)]
-    opened = said.opened(home, KIND.name, layout, replace(found, tensors=tensors), left_out(left, others))
-    return replace(opened, run=common)
+    others = [name for name in folder.entries.objects if not COMMON_ENTRY.fullmatch(name)]
+    notes = (*taken(home, path), *left_out(left, others))
+    if said.config is None and not given.like:
+        said, note = _from_forms(path, said, layout, given, file, run)
+        notes = (*notes, *note)
+    opened = said.opened(home, KIND.name, layout, replace(found, tensors=tensors), notes)
+    return replace(opened, run=run)
 
 
-def _iteration(path: Path) -> Path:
-    """The folder of the last iteration in the directory of a run; a folder itself stays what it is."""
-    latest = path / _LATEST
-    if not latest.is_file():
-        return path
-    try:
-        text = read_inside(latest, path, 64).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise fail("directory/latest", f"cannot be read: {error.strerror or error}", Position(str(latest))) from error
-    folder = path / (f"iter_{int(text):07}" if text.isascii() and text.isdigit() else _RELEASE)
-    if not folder.is_dir():
-        message = f"the last iteration is {shorten(text)}, and there is no {folder.name}"
-        raise fail("directory/latest", message, Position(str(latest)), "copy that folder too, or name another one")
-    return folder
+def _from_forms(
+    path: Path, said: Said, layout: Layout, given: Given, common_file: Path, run: Mapping[str, Any]
+) -> tuple[Said, tuple[str, ...]]:
+    """The config that a folder says in another form, and a note of which: in a file, or the arguments of the run."""
+    files = [path / form["file"] for form in layout.forms if "file" in form]
+    for file in filter(Path.is_file, files):
+        one = read(file)
+        with read_from(file, one.text):
+            config = read_form(layout, one.config or {}, given.mappings)
+        if config is not None:
+            said = replace(said, file=file, text=one.text, config=config, own=True)
+            return said, (f"the config is that of `{file.name}`",)
+    if any("state" in form for form in layout.forms):
+        with read_from(common_file):
+            config = read_form(layout, run, given.mappings)
+        if config is not None:
+            said = replace(said, file=common_file, config=config, own=True)
+            return said, ("the config is that of the arguments of the run",)
+    return said, ()
 
 
 def _check_backend(path: Path) -> None:
-    file = path / _ABOUT
+    file = path / ABOUT
     try:
         about = parse_json(read_inside(file, path, MAX_HEADER), file)
     except OSError as error:
@@ -102,36 +101,6 @@ def _check_backend(path: Path) -> None:
     if backend != "torch_dist":
         text = f"`sharded_backend` is {shown(backend)}, and only torch_dist is read"
         raise fail("directory/backend", text, Position(str(file)), "let Megatron write it again as torch_dist")
-
-
-def _part_of(data: bytes) -> ReadPart:
-    return lambda offset, size: data[offset : offset + size]
-
-
-def _common(folder: Folder) -> Mapping[str, Any]:
-    """The arguments of the run, from what its ranks have in common: a file, or an entry of the folder. Nothing of it is
-    run, whatever it names: what is no plain value stays a name."""
-    file = folder.path / _COMMON
-    name = next((name for name in folder.entries.objects if _COMMON_ENTRY.fullmatch(name)), None)
-    where = Position(str(file if file.is_file() else folder.path / METADATA))
-    try:
-        if file.is_file():
-            data = read_inside(file, folder.path, MAX_PICKLE + 1)
-            read, length = _part_of(data), len(data)
-        elif name is not None:
-            read, length = folder.read_object(name)
-        else:
-            return {}
-        value = read_pickle(read_record(read, read_records(read, length), "data.pkl", length), lambda name: True)
-    except (ArchiveError, PickleError) as error:
-        raise fail("directory/common", f"the state that ranks have in common: {shorten(str(error))}", where) from error
-    except OSError as error:
-        raise fail("directory/common", f"cannot be read: {error.strerror or error}", where) from error
-    if isinstance(value, list) and value:
-        value = value[0]
-    arguments = value.texts().get("args") if isinstance(value, Table) else None
-    found = arguments.fields() if isinstance(arguments, Made) else {}
-    return {key: value for key, value in found.items() if isinstance(value, (bool, int, float, str))}
 
 
 def _apart(found: Checkpoint, stacked: Mapping[str, str]) -> Iterator[tuple[str, StoredTensor]]:
@@ -245,7 +214,12 @@ def _lay_out(contents: Contents, size: int) -> OutputLayout:
     import torch
 
     about = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-    common = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"singleton_local_shards": False}}
+    state: dict[str, Any] = {
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        "content_metadata": {"singleton_local_shards": False},
+    }
+    state |= {form.state: Namespace(**form.document) for form in contents.forms if form.state}
 
     def saved(value: Any) -> bytes:
         stream = io.BytesIO()
@@ -254,18 +228,19 @@ def _lay_out(contents: Contents, size: int) -> OutputLayout:
 
     def finish(written: Written) -> Mapping[str, bytes]:
         # Versions up to 0.16 look for a file of what ranks have in common, later ones for an entry.
-        there = {_ABOUT: json.dumps(about | {"common_backend": "torch", "common_backend_version": 1}).encode()}
-        there |= {_COMMON: saved(common), **text_beside(contents, written)}
-        return {_LATEST: _RELEASE.encode(), **{f"{_RELEASE}/{name}": content for name, content in there.items()}}
+        there = {ABOUT: json.dumps(about | {"common_backend": "torch", "common_backend_version": 1}).encode()}
+        there |= {form.file: yaml_text.dump(form.document).encode() for form in contents.forms if form.file}
+        there |= {COMMON: saved(state), **text_beside(contents, written)}
+        return {LATEST: RELEASE.encode(), **{f"{RELEASE}/{name}": content for name, content in there.items()}}
 
     stacks = places(contents.targets, contents.layout)
     # dist_checkpointing refuses a folder without these, unless told otherwise.
     empty = saved([torch.empty(0, dtype=torch.uint8)])
     objects = dict.fromkeys(extra_states(stacks.values(), contents.layout.extra_states or ()), empty)
     return folder_layout(
-        finish, size, objects={"common_state/shard_0_1": saved([common]), **objects}, inside=f"{_RELEASE}/",
+        finish, size, objects={"common_state/shard_0_1": saved([state]), **objects}, inside=f"{RELEASE}/",
         stacks=stacks,
     )  # fmt: skip
 
 
-KIND = Kind("torch_dist", _ABOUT, _recognises, _open, _lay_out)
+KIND = Kind("torch_dist", ABOUT, is_run, _open, _lay_out, forms=True)
