@@ -192,7 +192,7 @@ def test_a_bad_checkpoint_is_the_same_problems_for_every_entry(what: str, tmp_pa
 def test_prove_says_it_too_where_the_class_takes_the_config(tmp_path: Path, command: CommandLine) -> None:
     """In the file of the user, not in the tiny copy that is made of it."""
     path = make(tmp_path / "bad")
-    config(hidden_dropout=0.25, foo=1)(path)
+    config(hidden_dropout=0.25)(path)
     assert command("prove", "llama", path).err == command("check", path).err
 
 
