@@ -19,6 +19,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, shown
 
 from .keys import Defaults, Names
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
+from .tensor_rules import TensorRules
 
 __all__ = [
     "Carried",
@@ -49,16 +50,22 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """An object of a fixed type: its rules and what is below it. ``typed``: its type is stated by a native fact."""
+    """An object of a fixed type: its rules, those of its tensors, and what is below it. ``typed``: its type is stated
+    by a native fact."""
 
     type: ConfigType
     ours: KeyPath
     theirs: KeyPath
     section: Section
     rules: tuple[Rule, ...]
+    tensors: TensorRules
     children: tuple[Node, ...]
     typed: bool
-    position: Position
+
+    @property
+    def position(self) -> Position:
+        """Where the section begins."""
+        return self.section.position
 
 
 @dataclass(frozen=True, slots=True)

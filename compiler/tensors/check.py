@@ -15,6 +15,7 @@ from typing import Any
 
 from crosswalk.compiler.config.taken import Chosen
 from crosswalk.compiler.layout.model import ConfigType, Field, Layout
+from crosswalk.compiler.layout.modules import types_below, types_in
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
@@ -73,23 +74,28 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     layout = mapping.layout
     structs = [node for node in nodes_of(mapping.root) if isinstance(node, Struct)]
     reached = {node.type.name for node in structs}
-    decided = {kind.name for node in structs for kind in _types_of(node.type.family or "", layout)}
+    decided = {kind.name for node in structs for kind in types_in(layout, node.type.family or "")}
     for node in structs:
         for line in node.section.tensors:
             yield from _check_counts(line, node.type)
+            wrong = []
             for index, path in enumerate(line.ours):
                 at = line.ours_at[index] if index < len(line.ours_at) else line.position
-                yield from _check_path(path, node.type, line, at, layout)
-                yield from _check_holes(path, layout, line)
+                wrong += _check_path(path, node.type, line, at, layout)
+                wrong += _check_holes(path, layout, line)
+            yield from wrong
             known = {kind.name for kind in layout.all_types()}
             for name in line.types or ():
-                at = line.ours_at[0]
+                at, path = line.ours_at[0], ".".join(line.ours[0])
+                possible = {kind.name for _, types in _step(line.ours[0], node.type, layout) for kind in types}
                 if name not in known:
                     message = f"there is no type `{name}`"
                     yield Diagnostic("mapping/no-such-type", message, at, did_you_mean(name, known))
+                elif name not in possible and not wrong:
+                    hint = f"it is one of {', '.join(sorted(possible))}" if possible else "only a module has a type"
+                    yield Diagnostic("mapping/no-such-type", f"`{path}` is never a `{name}`", at, hint)
                 elif name in decided - reached and at.file == mapping.source.file:
-                    message = f"no rule makes `{'.'.join(line.ours[0])}` a `{name}`"
-                    yield Diagnostic("mapping/unreachable", message, at)
+                    yield Diagnostic("mapping/unreachable", f"no rule makes `{path}` a `{name}`", at)
 
 
 def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
@@ -130,30 +136,11 @@ def _step(path: KeyPath, kind: ConfigType, layout: Layout) -> Iterator[tuple[int
     for child in kind.children:
         name = tuple(str(child.name).split("."))
         if path[: len(name)] == name:
-            yield len(name), _types_at(kind, child.config, layout)
+            yield len(name), types_below(layout, kind, child)
     for parameter in kind.parameters:
         name = tuple(str(parameter.name).split("."))
         if path and name[: len(path)] == path:
             yield len(path), []
-
-
-def _types_at(kind: ConfigType, config: KeyPath, layout: Layout) -> list[ConfigType]:
-    """The types that the config of a module can have."""
-    owners = [kind]
-    for name in config:
-        if name.startswith("{"):  # an entry of what stands before: a layer or an entry of a dict
-            blocks = [owner.fields[part] for owner in owners for part in ("block",) if part in owner.fields]
-            owners = [found for block in blocks for found in _types_of(block.of, layout)] or owners
-        else:
-            owners = [t for owner in owners if name in owner.fields for t in _types_of(owner.fields[name].of, layout)]
-    return owners
-
-
-def _types_of(name: str, layout: Layout) -> list[ConfigType]:
-    if name in layout.families:
-        return list(layout.families[name].types.values())
-    kind = layout.type_of(name)
-    return [] if kind is None else [kind]
 
 
 def _members(kind: ConfigType) -> Iterator[str]:
@@ -276,7 +263,7 @@ class _Models:
 
     def free(self, declared: Field, where: KeyPath) -> list[_Model]:
         """A typed choice that is no part of the stored model, but of how it is stored."""
-        types = _types_of(declared.of, self.layout) if declared.kind == "family" else []
+        types = types_in(self.layout, declared.of) if declared.kind == "family" else []
         if not any(kind.parameters or kind.children for kind in types):
             return []
         result = [_Model() for _ in types]
