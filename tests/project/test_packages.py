@@ -146,6 +146,7 @@ def test_every_library_that_is_imported_is_required() -> None:
         "transformers",
         "vllm",
         "sglang",
+        "zstandard",
     }
     names = {"ruamel": "ruamel.yaml", "yaml": "pyyaml"}
     for top in ("crosswalk", "compiler", "runtime", "reference"):
