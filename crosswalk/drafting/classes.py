@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.models.tiny import LAYER_COUNTS
 from crosswalk.proving.reading import differences, native_of
 from crosswalk.proving.subject import Subject
 from crosswalk.proving.values import changed, others, without
 from crosswalk.runtime.errors import CrosswalkError
 
-#: Values of a key that are tried.
-_VALUES = 3
+#: Values of a key that are tried; and layers of a model that shows their pattern.
+_VALUES, _MANY = 3, 48
+#: Most layers of a pattern that an expression repeats.
+_PERIOD = 12
 
 
 class Known:
@@ -45,7 +48,8 @@ class Known:
         return False
 
     def other_defaults(self, mapping: CompiledMapping) -> Iterator[tuple[str, Any]]:
-        """The keys for which the class takes something else than a mapping where they are absent, with that value."""
+        """The keys for which the class takes something else than a mapping where they are absent, with that value, or
+        an expression; None where no expression is known."""
         for key in self.subject.base:
             left = without(self.subject.base, (key,))
             filled = self.subject.read(left)
@@ -53,16 +57,35 @@ class Known:
                 continue
             found, expected = native_of(mapping, left), native_of(mapping, filled)
             missing = isinstance(found, CrosswalkError) and found.diagnostics[0].code == "config/missing-key"
-            if isinstance(expected, CrosswalkError) and not missing:
+            if isinstance(expected, CrosswalkError) and isinstance(found, CrosswalkError) and not missing:
                 continue
             if (
                 isinstance(found, CrosswalkError)
                 or isinstance(expected, CrosswalkError)
                 or differences(mapping, found, expected)
             ):
-                yield key, filled[key]
+                yield key, self._as_expression(key, filled[key])
+
+    def _as_expression(self, key: str, value: Any) -> Any:
+        """What the class takes for an absent key; of a list of layers what it is for any number of them, or None."""
+        base = self.subject.base
+        count = next((name for name in LAYER_COUNTS if name in base), None)
+        if not isinstance(value, list) or count is None or len(value) != base[count]:
+            return value
+        filled = self.subject.read(without(changed(base, (count,), _MANY), (key,)))
+        return None if filled is None else _repeated(filled[key], count)
 
     def defaults(self, keys: Iterable[str]) -> dict[str, Any]:
         """What the class takes for keys that it has."""
         full = self.subject.kind.config_class().to_dict()
         return {key: full[key] for key in keys if key in full}
+
+
+def _repeated(values: Sequence[Any], count: str) -> str | None:
+    """A list of kinds of layers, as one that repeats its beginning up to the number of layers under the key ``count``;
+    None if it does not."""
+    for period in range(1, min(_PERIOD, len(values) // 2) + 1):
+        if all(value == values[place % period] for place, value in enumerate(values)):
+            items = ", ".join(repr(value) for value in values[:period])
+            return f"= ([{items}] * {count})[:{count}]"
+    return None

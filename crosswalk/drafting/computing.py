@@ -23,6 +23,7 @@ from crosswalk.runtime.plan.model import TensorSpec
 
 from .draft import Draft
 from .fit import Fit, Fitting
+from .kinds import other_kinds
 from .search import facts_of, stated
 from .words import Words
 
@@ -104,6 +105,7 @@ def _changes(fitting: Fitting, draft: Draft, fit: Fit, words: Words) -> Iterator
             for hf, right in lines.items():
                 changed.put(section, "tensors", hf, right, "as the class computes it")
             drafts.append(changed)
+    drafts += other_kinds(fitting, draft, words)
     for changed in drafts:
         found = fitting.of(changed)
         if found.compiled is not None and found.cost <= fit.cost:

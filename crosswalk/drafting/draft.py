@@ -14,16 +14,19 @@ MARK = "# ?"
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*\Z")
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"}
 _WIDTH = 120
+_LAYERS = "Sequence"
 
 
 @dataclass
 class Draft:
     """``header``: word -> value; ``sections``: section -> ``config``, ``sets`` or ``tensors`` -> left -> right side;
-    ``keeps``: keys that mean nothing; ``notes``: (section, part, left) -> what stands behind the line, a question if it
-    begins with ``?``; ``open``: questions that belong to no line."""
+    ``layers``: ``each`` and ``kinds`` of the section ``Sequence``, if they are stated; ``keeps``: keys that mean
+    nothing; ``notes``: (section, part, left) -> what stands behind the line, a question if it begins with ``?``;
+    ``open``: questions that belong to no line."""
 
     header: dict[str, Any]
     sections: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
     keeps: list[str] = field(default_factory=list)
     notes: dict[tuple[str, str, str], str] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
@@ -56,9 +59,15 @@ class Draft:
         if self.keeps:
             yield from _wrapped("keeps: [", self.keeps, "]")
         yield from (f"{MARK} {question}" for question in self.open)
-        for section, parts in self.sections.items():
+        layers = {_LAYERS: self.sections.get(_LAYERS, {})} if self.layers else {}
+        for section, parts in {**self.sections, **layers}.items():
             filled = {part: lines for part, lines in parts.items() if lines}
-            yield from ("", f"{section}:") if filled else ()
+            stated = self.layers if section == _LAYERS else {}
+            yield from ("", f"{section}:") if filled or stated else ()
+            if stated:
+                yield f"  each: {written(stated['each'])}"
+                yield "  kinds:"
+                yield from (f"    {written(kind)}: {written(lines)}" for kind, lines in stated["kinds"].items())
             for part, lines in filled.items():
                 yield f"  {part}:"
                 for left, right in lines.items():

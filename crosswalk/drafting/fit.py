@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,13 @@ class Fitting:
         self.catalog, self.layout, self.config, self.keys = catalog, layout, config, {*config, *keys}
         self.matters = cache(matters)
         self.shapes = folded(shapes)
-        self._count = 0
+        self._numbers = itertools.count(1)
+
+    def other(self, config: Mapping[str, Any], shapes: Shapes) -> Fitting:
+        """Drafts of another checkpoint of the same class."""
+        found = Fitting(self.catalog, self.layout, config, shapes, self.keys, self.matters)
+        found._numbers = self._numbers  # of names in the catalog
+        return found
 
     @property
     def counts(self) -> set[Any]:
@@ -72,8 +79,7 @@ class Fitting:
 
     def of(self, draft: Draft) -> Fit:
         """Compile a draft and hold it against the checkpoint."""
-        self._count += 1
-        name = f"draft {self._count}"
+        name = f"draft {next(self._numbers)}"
         self.catalog.texts[name] = draft.text()
         try:
             compiled = self.catalog.compiled(name)

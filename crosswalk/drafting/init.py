@@ -17,7 +17,9 @@ from .computing import compute_alike
 from .draft import Draft
 from .fit import Fit, Fitting
 from .keys import relate_keys, state_defaults
+from .kinds import layer_kinds
 from .search import fit_tensors, nearest, simplest
+from .switches import follow_switches
 from .words import words_of
 
 
@@ -50,8 +52,10 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     draft, fit = simplest([fit_tensors(fitting, draft, fit, words) for draft, fit in begun])
     if fit.compiled is not None and known is not None:
         draft.header["class_defaults"] = known.defaults(fit.compiled.source.class_defaults)
+    draft, fit = layer_kinds(fitting, draft, fit, words, known)
     draft, fit = relate_keys(fitting, draft, fit, known)
     if known is not None and fit.compiled is not None:
+        draft, fit = follow_switches(fitting, draft, fit, known)
         draft, fit = state_defaults(fitting, draft, fit, known)
         draft, fit = compute_alike(fitting, draft, fit, words, known.subject)
     _ask(draft, fit)

@@ -28,7 +28,7 @@ def relate_keys(fitting: Fitting, draft: Draft, fit: Fit, known: Known | None) -
     while (best := max(_pairs(fitting, fit), default=None)) is not None:
         _, key, section, name = best
         changed = draft.copy()
-        for kind, other in [(section, name), *_stated_alike(fit, name, fitting.config[key])]:
+        for kind, other in [(section, name), *stated_alike(fit, name, fitting.config[key])]:
             changed.sections.get(kind, {}).get("sets", {}).pop(other, None)
             changed.put(kind, "config", key, other, "by its name")
         found = fitting.of(changed)
@@ -52,12 +52,14 @@ def relate_keys(fitting: Fitting, draft: Draft, fit: Fit, known: Known | None) -
 def _fixed(key: str, value: Any, known: Known | None) -> dict[str, Any]:
     """The line that refuses other values; it is written where the class would take another."""
     taken = known.defaults([key]) if known else {}
-    if key not in taken or isinstance(value, list):
+    if isinstance(value, list):
+        return {"only": [value]}  # a list by itself would be one of values
+    if key not in taken:
         return {"only": value}
     return {"const": value} if same_value(taken[key], value) else {"const": value, "default": taken[key]}
 
 
-def _stated_alike(fit: Fit, name: str, value: Any) -> Iterator[tuple[str, str]]:
+def stated_alike(fit: Fit, name: str, value: Any) -> Iterator[tuple[str, str]]:
     """Sections that state a field at this value: the key speaks for all of them."""
     assert fit.compiled is not None
     for section in fit.compiled.source.sections.values():
@@ -75,7 +77,7 @@ def _pairs(fitting: Fitting, fit: Fit) -> Iterator[tuple[float, str, str, str]]:
             if value is None or misfit(declared, value) or isinstance(value, bool) != (declared.of == "bool"):
                 continue
             likest = max(likeness(name, key), likeness(f"{kind.name}.{name}", key))
-            stated = any(section == kind.name for section, _ in _stated_alike(fit, name, value))
+            stated = any(section == kind.name for section, _ in stated_alike(fit, name, value))
             if likest >= (_LIKE_STATED if stated else _LIKE):
                 yield likest, key, kind.name, name
 
@@ -108,6 +110,9 @@ def state_defaults(fitting: Fitting, draft: Draft, fit: Fit, known: Known) -> tu
                 draft.open.append(
                     f"`{key}`: the class takes {shown(value)} where it is absent, and {at} something else"
                 )
+                continue
+            if value is None:
+                draft.open.append(f"`{key}`: which kind is each layer of where it is absent?")
                 continue
             right = {"is": ".".join(entry.ours)} if entry.ours else {}
             draft.put(name, "config", key, {**right, "default": value})
