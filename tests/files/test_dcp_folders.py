@@ -346,13 +346,10 @@ def test_a_folder_that_was_not_finished(folder: Path) -> None:
     "data",
     [
         b"\x80\x04\x82\x01.",  # numbers that stand for classes
-        b"\x80\x04\x84\x01\x00\x00\x00.",
         b"\x80\x04(cos\nsystem\n\x8c\x02lso.",  # other ways to call something
         b"\x80\x04(\x8c\x02lsios\nsystem\n.",
         b"\x80\x04\x8c\x05torch\x8c\x04Size\x93)R)R.",  # what was called is called
         b"\x80\x02]r\xff\xff\xff\xff.",  # a place to remember far from all others
-        b"\x80\x04h\x07.",
-        b"\x80\x04Nb.",
     ],
 )
 def test_what_a_pickle_of_torch_has_not_is_refused(data: bytes) -> None:
