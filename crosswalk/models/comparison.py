@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_text
+from crosswalk.checkpoints.huggingface import CONFIG, open_hugging_face, parse_config, read_config_text
 from crosswalk.checkpoints.key_positions import read_from
 from crosswalk.checkpoints.kinds.every import HUGGING_FACE, kind_of
 from crosswalk.jobs.detect import chosen_format
@@ -91,11 +91,11 @@ def compare(
     made = other is None or kind_of(other, layout) is HUGGING_FACE
     to = layout_asked(format) if made else DEFAULT_LAYOUT
     options = Options(format=format, to=to, allow_lossy=allow_lossy, keep=keep, layout=layout)
-    file = source if tiny and source.is_file() else source / CONFIG
+    if not tiny:  # what is wrong with the files is said as it is everywhere, not by the class
+        return _compare(source, open_hugging_face(source).config, other or source, options, tokens, tolerance)
+    file = source if source.is_file() else source / CONFIG
     text = read_config_text(file)
     config = parse_config(text, file)
-    if not tiny:
-        return _compare(source, config, other or source, options, tokens, tolerance)
     with read_from(file, text):  # what is wrong with the config is said of the file of the user, not of the copy
         name = chosen_format(format, config, layout=to).name
         import_config(config, name, allow_lossy, keep=keep)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_text
+from crosswalk.checkpoints.key_positions import read_from
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders, format_named
@@ -18,7 +19,7 @@ from crosswalk.models.comparison import inputs, windows_of
 from crosswalk.runtime.errors import CrosswalkError, fail, shown
 
 from .findings import Proof, dotted
-from .keys import Accepted, check_alone, check_changed, check_left_out
+from .keys import Accepted, check_alone, check_changed, check_left_out, check_nothing_said
 from .models import check_exported, check_logits, check_names, check_native, check_own_names, dialects_to_read
 from .reading import Native, differences, native_of, without_loss
 from .subject import Subject
@@ -54,11 +55,17 @@ def prove(
     if logits and compiled.layout.name != DEFAULT_LAYOUT:
         text = f"the reference is that of layout `{DEFAULT_LAYOUT}`, not of `{compiled.layout.name}`"
         raise fail("usage/prove", text, None, "leave out --logits")
-    config = parse_config(read_config_text(file), file)
+    text = read_config_text(file)
+    config = parse_config(text, file)
     if _comes_with_checkpoints(compiled, config):
-        return _prove_alone(compiled, config, str(file), keys, random.Random(seed))
+        with read_from(file, text):
+            native = native_of(compiled, config)
+            if isinstance(native, CrosswalkError):
+                raise native
+        return _prove_alone(compiled, config, native, keys, random.Random(seed))
     subject = Subject.of(config, str(file))
-    native, notes = _exact(compiled, subject)
+    with read_from(file, text):
+        native, notes = _exact(compiled, subject)
     subject.tokens, subject.images = _inputs(native)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the models are too small for more
@@ -77,13 +84,9 @@ def _comes_with_checkpoints(mapping: CompiledMapping, config: Mapping[str, Any])
 
 
 def _prove_alone(
-    mapping: CompiledMapping, config: Mapping[str, Any], where: str, keys: Any, draw: random.Random
+    mapping: CompiledMapping, config: Mapping[str, Any], native: Native, keys: Any, draw: random.Random
 ) -> Proof:
-    """Without the class, which leaves no reason to make the model small. Raises ``CrosswalkError`` where the mapping
-    refuses the config."""
-    native = native_of(mapping, config)
-    if isinstance(native, CrosswalkError):
-        raise native
+    """Without the class, which leaves no reason to make the model small."""
     name = str(mapping.source.architecture)
     text = f"`{name}` comes with its checkpoints, and was not asked: what absent keys mean, which keys matter, names of"
     proof = Proof(mapping.name, name, notes=[f"{text} tensors and what is computed are not proved"], alone=True)
@@ -146,6 +149,8 @@ def _prove(
         for config in (subject.base, {**subject.keys(), **subject.base})
     )
     check_left_out(mapping, subject, stated, proof)
+    if names is None:
+        check_nothing_said(mapping, subject, proof)
     accepted = check_changed(mapping, subject, base, every, proof)
     other = [one for one in accepted if one.behaviour is not behaviour]
     check_exported(mapping, subject, base, dialects_to_read(mapping), proof)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -57,6 +57,16 @@ class ContentOfRuns(Content, Protocol):
         """Fill ``view`` with runs of ``nbytes`` bytes that begin at the bytes ``starts``, one after the other."""
 
 
+@runtime_checkable
+class ContentInFiles(Content, Protocol):
+    """One that files hold as it is, in more than one place."""
+
+    def runs_in_files(self, starts: Iterable[int], nbytes: int) -> Iterator[tuple[Path | None, list[int]]]:
+        """Where runs of ``nbytes`` bytes are that begin at the bytes ``starts``, in their order: those that follow each
+        other in one file, by where they begin in it; without a file, those that are in several places, by where they
+        begin in the tensor."""
+
+
 class StoredTensor(NamedTuple):
     """A row-major tensor in a file: ``nbytes`` bytes from byte ``offset`` of ``file``. With ``content`` the bytes are
     made when they are read; offsets then only say in which order."""
@@ -67,6 +77,11 @@ class StoredTensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     content: Content | None = None
+
+    @property
+    def is_in_files(self) -> bool:
+        """Whether files hold the bytes as they are, so that reading what is between two takes no longer than it."""
+        return self.content is None or isinstance(self.content, ContentInFiles)
 
 
 @dataclass(frozen=True, slots=True)

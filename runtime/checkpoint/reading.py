@@ -11,7 +11,7 @@ from pathlib import Path
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
 
 from .descriptors import Descriptors
-from .header import ContentOfRuns, SourceFile, StoredTensor
+from .header import ContentInFiles, ContentOfRuns, SourceFile, StoredTensor
 from .opening import open_regular
 
 
@@ -22,7 +22,7 @@ class Reader:
         self.names, self.tensors = names, tensors
         self._files = files
         self._descriptors = Descriptors(self._open, self._check)
-        self._advised: set[int] = set()
+        self._advised: set[tuple[int, Path]] = set()
 
     @contextlib.contextmanager
     def opened(self, source: int) -> Iterator[int]:
@@ -73,32 +73,51 @@ class Reader:
     def read_runs(self, source: int, starts: Iterable[int], length: int, view: memoryview) -> None:
         """Fill ``view`` with runs of ``length`` bytes, one after the other, that start at these bytes of the file.
         Raises ``CrosswalkError`` for what cannot be read."""
-        place = 0
         stored = self.tensors[source]
-        if isinstance(stored.content, ContentOfRuns):
-            begins = (start - stored.offset for start in starts)
-            stored.content.fill_runs(begins, length, view, functools.partial(self._read, source))
+        content = stored.content
+        if content is None:
+            self._read_runs(source, stored.file, (stored.offset, stored.nbytes), starts, length, view)
             return
-        if stored.content is not None:
-            for start in starts:
-                self.read(source, start, view[place : place + length])
-                place += length
+        begins = (start - stored.offset for start in starts)
+        if isinstance(content, ContentOfRuns):
+            content.fill_runs(begins, length, view, functools.partial(self._read, source))
             return
-        with self.opened(source) as descriptor:
-            if source not in self._advised:
+        if not isinstance(content, ContentInFiles):
+            for begin in begins:
+                self.read(source, stored.offset + begin, view[:length])
+                view = view[length:]
+            return
+        for file, places in content.runs_in_files(begins, length):
+            part, view = view[: len(places) * length], view[len(places) * length :]
+            if file is not None:
+                soon = places[0], places[-1] + length - places[0]
+                self._read_runs(source, file, soon, places, length, part)
+                continue
+            for number, begin in enumerate(places):
+                self.read(source, stored.offset + begin, part[number * length : (number + 1) * length])
+
+    def _read_runs(
+        self, source: int, path: Path, soon: tuple[int, int], starts: Iterable[int], length: int, view: memoryview
+    ) -> None:
+        """The same from one file, of which all of ``soon`` (offset, size) will be read."""
+        place = 0
+        descriptor = self._acquire(source, path)
+        try:
+            if (source, path) not in self._advised:
                 # Short runs far apart defeat the kernel's readahead.
-                self._advised.add(source)
+                self._advised.add((source, path))
                 if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(descriptor, stored.offset, stored.nbytes, os.POSIX_FADV_WILLNEED)
+                    os.posix_fadvise(descriptor, *soon, os.POSIX_FADV_WILLNEED)
             preadv = os.preadv
-            try:
-                for start in starts:
-                    part = view[place : place + length]
-                    if preadv(descriptor, (part,), start) != length:
-                        self.read(source, start, part)
-                    place += length
-            except OSError as error:
-                raise self._failed(source, stored.file, error.strerror or str(error)) from error
+            for start in starts:
+                part = view[place : place + length]
+                if preadv(descriptor, (part,), start) != length:
+                    self._read(source, path, start, part)
+                place += length
+        except OSError as error:
+            raise self._failed(source, path, error.strerror or str(error)) from error
+        finally:
+            self._descriptors.release(path)
 
     def check(self) -> None:
         """Raise ``CrosswalkError`` if a file that was read has changed since its header was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -80,13 +80,39 @@ class Parts:
             for piece in clip(self.pieces[index], begin, end):
                 _fill(piece._replace(here=piece.here - begin), self.places[index], width, view, read)
 
+    def runs_in_files(self, starts: Iterable[int], nbytes: int) -> Iterator[tuple[Path | None, list[int]]]:
+        """Where runs of the tensor are in files (:class:`~crosswalk.runtime.checkpoint.header.ContentInFiles`)."""
+        width = size_of(self.dtype)
+        file, shift, found = None, 0, list[int]()
+        low = high = 0  # the bytes of the tensor of which the same is true
+        for start in starts:
+            if not (low <= start and start + nbytes <= high):
+                if found:
+                    yield file, found
+                file, shift, found = None, 0, []
+                low, high = start, start + nbytes
+                index = bisect_right(self.reach, start // width)
+                piece = self.pieces[index]
+                if _is_run(piece) and piece.here * width <= start and high <= piece.stop * width:
+                    file, offset = self.places[index]
+                    low, high = piece.here * width, piece.stop * width
+                    shift = offset + piece.there * width - low
+            found.append(start + shift)
+        if found:
+            yield file, found
+
+
+def _is_run(piece: Piece) -> bool:
+    """Whether a piece, whose elements stand together in its part, does so in the tensor."""
+    return not piece.axes or (len(piece.axes) == 1 and piece.axes[0][1] == 1)
+
 
 def _fill(piece: Piece, place: tuple[Path, int], width: int, view: memoryview, read: ReadFile) -> None:
     """Fill what a piece, whose elements stand together in its part, has in ``view``."""
     file, offset = place
     offset += piece.there * width
     count = math.prod(extent for extent, _, _ in piece.axes)
-    if not piece.axes or (len(piece.axes) == 1 and piece.axes[0][1] == 1):
+    if _is_run(piece):
         read(file, offset, view[piece.here * width : (piece.here + count) * width])
         return
     extent, stride, step = piece.axes[0]
@@ -121,7 +147,7 @@ def slice_of(stored: StoredTensor, start: int, shape: tuple[int, ...]) -> Stored
         for piece in clip(content.pieces[index], start, start + count):
             pieces.append(piece._replace(here=piece.here - start))
             places.append(content.places[index])
-    if len(pieces) == 1 and (not pieces[0].axes or (len(pieces[0].axes) == 1 and pieces[0].axes[0][1] == 1)):
+    if len(pieces) == 1 and _is_run(pieces[0]):
         file, begin = places[0]
         return StoredTensor(file, begin + pieces[0].there * width, count * width, stored.dtype, shape)
     file, begin = places[0]

@@ -143,7 +143,7 @@ class Lowering:
             width = size_of(self.plan.sources[source].dtype)
             at = -(-at // width) * width
             runs, kept, together = stage(box, share * box.elements // width, SEEK // width)
-            together &= self.sources[source].content is None  # what is made takes longer to make than to call for
+            together &= self.sources[source].is_in_files  # what is made takes longer to make than to call for
             staged.append(PieceOf(len(blocks), kept))
             runs = in_file(runs, self.sources[source].offset, width)
             blocks.append(SourceBlock(source, runs, at, together))

@@ -111,7 +111,7 @@ def buckets(
         stored = tensors[number]
         width = size_of(stored.dtype)
         found = blocks(placements[number], max(1, size // width), GAP // width, exact)
-        if not exact and stored.content is None:
+        if not exact and stored.is_in_files:
             found = (part for block in found for part in without_holes(block, GAP // width))
         for block in found:
             nbytes = block.elements * width
@@ -160,7 +160,7 @@ def _add(bucket: TransferBucket, number: int, tensors: Sequence[StoredTensor], b
         bucket.blocks[-1] = last._replace(runs=longer)
     else:
         position = aligned(bucket.nbytes)
-        bucket.blocks.append(SourceBlock(number, runs, position, block.together and stored.content is None))
+        bucket.blocks.append(SourceBlock(number, runs, position, block.together and stored.is_in_files))
     bucket.copies += [Buffered(number, position, placed) for placed in block.placements]
     bucket.nbytes = position + nbytes
 

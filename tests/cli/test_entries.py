@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,9 @@ OTHERWISE = {
     *(("a tie", name) for name in ("reader", "plan")),
     *((what, "verify with it") for what in ("what has no place", "a shape")),
 }
+#: Commands, with ``...`` for the checkpoint: those that plan a conversion, and those that look at its files.
+COMMANDS: Sequence[tuple[object, ...]] = (("plan", ...), ("plan", "--json", ...), ("explain", ..., "model.norm.weight"))
+READ_FILES: Sequence[tuple[object, ...]] = (("init", ...), ("compare", ..., ...))
 #: What takes nothing but a config, which is in no file then.
 CONFIGS: dict[str, Entry] = {
     "import_config": lambda path: crosswalk.import_config(config_of(path)),
@@ -178,8 +181,19 @@ def test_a_bad_checkpoint_is_the_same_problems_for_every_entry(what: str, tmp_pa
         assert [(one.code, one.message, one.rule) for one in found] == [
             (one.code, one.message, one.rule) for one in expected
         ], name
-    if (what, "plan") not in OTHERWISE:
-        assert command("plan", path).err == command("check", path).err
+    said = command("check", path).err
+    for line in COMMANDS if (what, "plan") not in OTHERWISE else ():
+        assert command(*(path if word is ... else word for word in line)).err == said, line
+    for line in READ_FILES if what in BAD_FILES and what not in ("nothing", "no model") else ():
+        assert command(*(path if word is ... else word for word in line)).err == said, line
+    assert command("compare", path.with_name("good"), path).err == said
+
+
+def test_prove_says_it_too_where_the_class_takes_the_config(tmp_path: Path, command: CommandLine) -> None:
+    """In the file of the user, not in the tiny copy that is made of it."""
+    path = make(tmp_path / "bad")
+    config(hidden_dropout=0.25)(path)
+    assert command("prove", "llama", path).err == command("check", path).err
 
 
 #: What opens a native checkpoint.
@@ -234,4 +248,45 @@ def test_a_bad_native_checkpoint_is_too(what: str, tmp_path: Path, command: Comm
         assert [(one.code, one.message, one.rule) for one in found] == [
             (one.code, one.message, one.rule) for one in expected
         ], name
+    assert command("plan", path).err == command("check", path).err
+
+
+def saved(old: str, new: str) -> Damage:
+    """Change the text of the config of a folder that ranks saved."""
+
+    def damage(path: Path) -> None:
+        text = (path / "crosswalk.yaml").read_text()
+        assert text.count(old) >= 1
+        (path / "crosswalk.yaml").write_text(text.replace(old, new, 1))
+
+    return damage
+
+
+BAD_FOLDERS: dict[str, tuple[Damage, set[str]]] = {
+    "unknown fields": (saved("config:\n", "config:\n  foo: 1\n"), {"native/unknown-field"}),
+    "a type": (saved("1.0e-05", "x"), {"native/type"}),
+    "no YAML": (lambda path: (path / "crosswalk.yaml").write_text("["), {"document/syntax"}),
+    "cut off": (cut("__0_0.distcp", 9999), {"dcp/cut-off"}),
+    "no data": (lambda path: (path / "__0_0.distcp").unlink(), {"dcp/missing-file"}),
+    "garbage": (lambda path: (path / ".metadata").write_bytes(b"garbage"), {"dcp/metadata"}),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FOLDERS)
+@pytest.mark.parametrize(("layout", "kind", "below"), [("fast_llm", "dcp", "."), ("megatron", "torch_dist", "release")])
+def test_a_bad_folder_of_ranks_is_too(
+    layout: str, kind: str, below: str, what: str, tmp_path: Path, command: CommandLine
+) -> None:
+    damage, codes = BAD_FOLDERS[what]
+    path = tmp_path / "bad"
+    crosswalk.convert(make(tmp_path / "good"), path, to=layout, kind=kind)
+    damage(path / below)
+    expected = problems(crosswalk.check, path)
+    assert {found.code for found in expected} == codes
+    assert all(found.position is not None for found in expected)
+    for name, entry in NATIVE_ENTRIES.items():
+        if name not in ("check by format", "convert onward"):
+            assert problems(entry, path) == expected, name
+    found = problems(lambda path: crosswalk.convert(path, path.with_name("out"), to=layout, kind="safetensors"), path)
+    assert found == expected
     assert command("plan", path).err == command("check", path).err
