@@ -140,7 +140,7 @@ MISTAKES = {
     "a key that kernels of attention alone look at": Mistake(
         "gemma",
         {"{only: [null, false], why: the format is that of a causal model}": "~"},
-        "gemma", ("use_bidirectional_attention",), "prove/ignored", "use_bidirectional_attention", "trains in another way",
+        "gemma", ("use_bidirectional_attention",), "prove/ignored", "use_bidirectional", "trains in another way",
     ),
     "a key that the class does not look at": Mistake(
         "qwen3_moe",
