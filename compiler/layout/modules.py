@@ -14,7 +14,7 @@ from crosswalk.compiler.notation.templates import Hole, Template, join
 from crosswalk.runtime.errors import CrosswalkError
 
 from .cells import AxisTable
-from .model import Child, ConfigType, Field, Parameter
+from .model import Child, ConfigType, Field, Layout, Parameter
 from .named_axes import axes_in_name, axis_size, names
 from .scope import Scope
 
@@ -128,6 +128,27 @@ def config_of(scope: Scope, config: KeyPath) -> Scope | None:
             return None
         value = value.field(name)
     return value if isinstance(value, Scope) else None
+
+
+def types_in(layout: Layout, of: str) -> list[ConfigType]:
+    """The types that a config can have in a field of a type or a family."""
+    if of in layout.families:
+        return list(layout.families[of].types.values())
+    kind = layout.type_of(of)
+    return [] if kind is None else [kind]
+
+
+def types_below(layout: Layout, kind: ConfigType, child: Child) -> list[ConfigType]:
+    """The types that the config of a module below an object of type ``kind`` can have."""
+    owners = [kind]
+    for name in child.config:
+        if name.startswith("{"):  # an entry of what stands before: a layer or an entry of a dict
+            blocks = [owner.fields["block"] for owner in owners if "block" in owner.fields]
+            owners = [found for block in blocks for found in types_in(layout, block.of)] or owners
+        else:
+            declared = [owner.fields[name] for owner in owners if name in owner.fields]
+            owners = [found for field in declared for found in types_in(layout, field.of)]
+    return owners
 
 
 def parameters(scope: Scope) -> Iterator[Present]:

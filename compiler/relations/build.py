@@ -21,14 +21,15 @@ from .lines import (
     Claim,
     check_rules,
     fill_kind,
-    header_rules,
     misspelt_word,
     named_type,
     only_type,
     theirs_rule,
     value_rule,
+    with_header,
 )
 from .sections import Sections
+from .tensor_rules import section_tensors
 from .tree import (
     Case,
     CaseNode,
@@ -38,7 +39,6 @@ from .tree import (
     Layers,
     Node,
     Nullable,
-    OneOf,
     OursFact,
     PartNode,
     Refusal,
@@ -75,7 +75,7 @@ class Builder:
         section = self.sections.of_type_or_empty(kind, mapping.sections, mapping.position)
         root = self.object(kind, section, _Place((), (), mapping.sections))
         self.sections.check_reached()
-        return _with_rules(root, tuple(header_rules(mapping, root)))
+        return with_header(mapping, root)
 
     # ---- objects --------------------------------------------------------------------------------------------------
 
@@ -117,7 +117,8 @@ class Builder:
                 continue
             if inside.claims or (kind.name, name) not in self.sections.guessed:
                 self.field(declared, inside, section, rules, children)
-        return Struct(kind, ours, theirs, section, tuple(rules), tuple(children), place.typed, section.position)
+        tensors = section_tensors(self.layout, kind, section)
+        return Struct(kind, ours, theirs, section, tuple(rules), tensors, tuple(children), place.typed)
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
@@ -173,7 +174,8 @@ class Builder:
                     next(c.line.position for c in place.claims if c.ours[0] == name),
                     f"say `elsewhere: [{name}]` in {' and '.join(part.mappings)}",
                 )
-        beside = Struct(kind, part.ours, place.theirs, section, tuple(rules), tuple(children), False, part.position)
+        none = section_tensors(self.layout, kind, section)
+        beside = Struct(kind, part.ours, place.theirs, section, tuple(rules), none, tuple(children), typed=False)
         return PartNode(part, part.ours, mappings, beside)
 
     # ---- fields -----------------------------------------------------------------------------------------------------
@@ -390,10 +392,3 @@ class Builder:
             if node is not None:
                 kinds.append(LayerKind(None if name is None else scalar_of(name, section.position), node))
         return kinds
-
-
-def _with_rules(node: OneOf, rules: tuple[Rule, ...]) -> OneOf:
-    """The node of an object with further rules, in each of its cases."""
-    if isinstance(node, Struct):
-        return replace(node, rules=(*node.rules, *rules))
-    return replace(node, cases=tuple(replace(case, node=_with_rules(case.node, rules)) for case in node.cases))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from crosswalk.compiler.layout.model import ConfigType, Field, Layout
-from crosswalk.compiler.mapping.model import Entry
+from crosswalk.compiler.layout.model import ConfigType, Layout
+from crosswalk.compiler.layout.modules import types_in
+from crosswalk.compiler.mapping.model import Entry, Relocation
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position
 
-from .check_dialects import check_dialects
 from .inverse import check_inverses
 from .tree import (
     Carried,
@@ -43,7 +43,7 @@ def check_config(mapping: CompiledMapping, inverses: bool = True) -> list[Diagno
         *_check_fields(mapping),
         *_check_cuts(mapping),
         *_check_circles(mapping),
-        *check_dialects(mapping),
+        *_check_dialects(mapping),
         *_check_derived_files(mapping),
         *_check_class_defaults(mapping),
     ]
@@ -175,18 +175,10 @@ def _first_unknown(
             candidates = {field for kind in owners for field in kind.fields} | (set(axes) if index == 0 else set())
             what = "field or axis" if index == 0 else "field"
             return f"type {names} has no {what} `{name}`", did_you_mean(name, sorted(candidates))
-        owners = [kind for field in fields for kind in types_of(field, layout)]
+        owners = [kind for field in fields for kind in types_in(layout, field.of)]
         if any(field.kind in ("dict", "list") or field.of in ("dict", "list", "any") for field in fields):
             return None
     return None
-
-
-def types_of(field: Field, layout: Layout) -> list[ConfigType]:
-    """The types that a config in this field can have."""
-    if field.of in layout.families:
-        return list(layout.families[field.of].types.values())
-    kind = layout.type_of(field.of)
-    return [] if kind is None else [kind]
 
 
 def _with_types(
@@ -270,6 +262,57 @@ def _circles(edges: Mapping[KeyPath, Iterable[KeyPath]]) -> Iterator[list[KeyPat
             trail.append(path)
             done.add(path)
             pending += [(other, depth + 1) for other in sorted(edges.get(path, ()))]
+
+
+# ---- dialects ---------------------------------------------------------------------------------------------------
+
+
+def _check_dialects(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    """Names of dialects, kinds and keys that do not exist."""
+    source = mapping.source
+    known = ("newest", *filter(None, [source.newest]), *source.dialects)
+    for name in source.write_dialects if source.place("write_dialects").file == source.file else ():
+        if name not in known:
+            hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
+            message = f"there is no dialect `{name}` to write"
+            yield Diagnostic("mapping/no-such-dialect", message, source.place("write_dialects"), hint)
+    for name in (name for firsts in source.versions.values() for name in firsts if name not in known):
+        if source.place("versions").file == source.file:
+            hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
+            message = f"`versions`: there is no dialect `{name}`"
+            yield Diagnostic("mapping/no-such-dialect", message, source.place("versions"), hint)
+    layers = [node for node in nodes_of(mapping.root) if isinstance(node, Layers)]
+    kinds = [str(kind) for node in layers for kind in node.kinds if kind.name is not None]
+    keys = {path[:n] for path in mapping.claims for n in range(1, len(path) + 1)}
+    for node in layers:
+        for key in sorted(node.overridable or ()):
+            if (*node.theirs, key) not in keys:
+                near = did_you_mean(key, {path[-1] for path in keys})
+                message = f"`overrides`: no rule speaks of `{key}`"
+                yield Diagnostic("mapping/no-such-key", message, node.position, near)
+    for dialect in source.dialects.values():
+        for move in dialect.config:
+            if move.position.file == source.file:  # an inherited one may be about a key that is of no use here
+                yield from _check_move(move, kinds, keys)
+
+
+def _check_move(move: Relocation, kinds: list[str], keys: Collection[KeyPath]) -> Iterator[Diagnostic]:
+    hole = next((index for index, part in enumerate(move.new) if part.startswith("{")), None)
+    if hole is not None and move.new[hole][1:-1] not in kinds:
+        hint = did_you_mean(move.new[hole][1:-1], kinds) or f"the kinds are {', '.join(kinds) or 'none'}"
+        message = f"`{move.new[hole]}` is no kind of layer"
+        yield Diagnostic("mapping/no-such-kind", message, move.position, hint)
+        return
+    if move.when is not None:
+        for operand in sorted(move.when.names - set(keys)):
+            near = did_you_mean(operand[-1], {key[-1] for key in keys})
+            message = f"`when`: no rule speaks of `{'.'.join(operand)}`"
+            yield Diagnostic("mapping/no-such-key", message, move.when.position, near)
+    path = move.new if hole is None else move.new[hole + 1 :]
+    if path not in keys:
+        message = f"no rule speaks of the new place `{'.'.join(move.new)}`"
+        near = did_you_mean(path[-1], {key[-1] for key in keys})
+        yield Diagnostic("mapping/no-such-key", message, move.position, near)
 
 
 # ---- files beside config.json -------------------------------------------------------------------------------------

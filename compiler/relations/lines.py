@@ -14,7 +14,7 @@ from crosswalk.compiler.text.positioned import describe, did_you_mean
 from crosswalk.runtime.errors import fail
 
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact
-from .tree import OneOf, claimed_paths
+from .tree import OneOf, Struct, claimed_paths
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Claim:
     scope: KeyPath
 
 
-def header_rules(mapping: MappingFile, root: OneOf) -> list[Rule]:
+def _header_rules(mapping: MappingFile, root: OneOf) -> list[Rule]:
     """What the header says of every object with this mapping, a part included. What a section says of a key, or of one
     below it, comes before."""
     claimed = {path[:length] for path in claimed_paths(root) for length in range(1, len(path) + 1)}
@@ -35,6 +35,19 @@ def header_rules(mapping: MappingFile, root: OneOf) -> list[Rule]:
     if mapping.model_type:
         rules.append(header_fact(mapping, "model_type", "model_type", mapping.model_types))
     return rules
+
+
+def with_header(mapping: MappingFile, root: OneOf) -> OneOf:
+    """The tree of a mapping with the rules of its header, in each case of the root."""
+    return _with_rules(root, tuple(_header_rules(mapping, root)))
+
+
+def _with_rules(node: OneOf, rules: tuple[Rule, ...]) -> OneOf:
+    if isinstance(node, Struct):
+        return dataclasses.replace(node, rules=(*node.rules, *rules))
+    return dataclasses.replace(
+        node, cases=tuple(dataclasses.replace(case, node=_with_rules(case.node, rules)) for case in node.cases)
+    )
 
 
 def header_fact(mapping: MappingFile, key: str, word: str, values: tuple[Any, ...]) -> TheirsFact:

@@ -7,18 +7,21 @@ mapping states has its value, conditions over anything else hold, and all axes h
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.config.taken import Chosen
 from crosswalk.compiler.layout.model import ConfigType, Field, Layout
+from crosswalk.compiler.layout.modules import types_below, types_in
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Hole
+from crosswalk.compiler.relations.keys import put
 from crosswalk.compiler.relations.tree import (
     CaseNode,
     CompiledMapping,
@@ -73,23 +76,28 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     layout = mapping.layout
     structs = [node for node in nodes_of(mapping.root) if isinstance(node, Struct)]
     reached = {node.type.name for node in structs}
-    decided = {kind.name for node in structs for kind in _types_of(node.type.family or "", layout)}
+    decided = {kind.name for node in structs for kind in types_in(layout, node.type.family or "")}
     for node in structs:
         for line in node.section.tensors:
             yield from _check_counts(line, node.type)
+            wrong = []
             for index, path in enumerate(line.ours):
                 at = line.ours_at[index] if index < len(line.ours_at) else line.position
-                yield from _check_path(path, node.type, line, at, layout)
-                yield from _check_holes(path, layout, line)
+                wrong += _check_path(path, node.type, line, at, layout)
+                wrong += _check_holes(path, layout, line)
+            yield from wrong
             known = {kind.name for kind in layout.all_types()}
             for name in line.types or ():
-                at = line.ours_at[0]
+                at, path = line.ours_at[0], ".".join(line.ours[0])
+                possible = {kind.name for _, types in _step(line.ours[0], node.type, layout) for kind in types}
                 if name not in known:
                     message = f"there is no type `{name}`"
                     yield Diagnostic("mapping/no-such-type", message, at, did_you_mean(name, known))
+                elif name not in possible and not wrong:
+                    hint = f"it is one of {', '.join(sorted(possible))}" if possible else "only a module has a type"
+                    yield Diagnostic("mapping/no-such-type", f"`{path}` is never a `{name}`", at, hint)
                 elif name in decided - reached and at.file == mapping.source.file:
-                    message = f"no rule makes `{'.'.join(line.ours[0])}` a `{name}`"
-                    yield Diagnostic("mapping/unreachable", message, at)
+                    yield Diagnostic("mapping/unreachable", f"no rule makes `{path}` a `{name}`", at)
 
 
 def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
@@ -130,30 +138,11 @@ def _step(path: KeyPath, kind: ConfigType, layout: Layout) -> Iterator[tuple[int
     for child in kind.children:
         name = tuple(str(child.name).split("."))
         if path[: len(name)] == name:
-            yield len(name), _types_at(kind, child.config, layout)
+            yield len(name), types_below(layout, kind, child)
     for parameter in kind.parameters:
         name = tuple(str(parameter.name).split("."))
         if path and name[: len(path)] == path:
             yield len(path), []
-
-
-def _types_at(kind: ConfigType, config: KeyPath, layout: Layout) -> list[ConfigType]:
-    """The types that the config of a module can have."""
-    owners = [kind]
-    for name in config:
-        if name.startswith("{"):  # an entry of what stands before: a layer or an entry of a dict
-            blocks = [owner.fields[part] for owner in owners for part in ("block",) if part in owner.fields]
-            owners = [found for block in blocks for found in _types_of(block.of, layout)] or owners
-        else:
-            owners = [t for owner in owners if name in owner.fields for t in _types_of(owner.fields[name].of, layout)]
-    return owners
-
-
-def _types_of(name: str, layout: Layout) -> list[ConfigType]:
-    if name in layout.families:
-        return list(layout.families[name].types.values())
-    kind = layout.type_of(name)
-    return [] if kind is None else [kind]
 
 
 def _members(kind: ConfigType) -> Iterator[str]:
@@ -186,36 +175,26 @@ def _check_holes(path: KeyPath, layout: Layout, line: TensorEntry) -> Iterator[D
 
 @dataclass
 class _Model:
-    """A native object: what is known of it, which of its fields are not, and the structs that speak for its objects.
-    Paths start at the object."""
+    """A native object by the paths of its fields: what is known of them, which are not known, and the structs that
+    speak for its objects."""
 
-    config: dict[str, Any] = field(default_factory=dict)
+    values: dict[KeyPath, Any] = field(default_factory=dict)
     pending: set[KeyPath] = field(default_factory=set)
     chosen: dict[KeyPath, list[Chosen]] = field(default_factory=dict)
 
-    def put(self, path: KeyPath, value: Any) -> None:
-        target = self.config
-        for name in path[:-1]:
-            target = target.setdefault(name, {})
-        target[path[-1]] = value
+    def add(self, other: _Model, to: KeyPath = (), without: int = 0) -> None:
+        """Lay another object into this one: at ``to``, ``without`` the first names of its paths."""
+        self.values |= {(*to, *path[without:]): value for path, value in other.values.items()}
+        self.pending |= {(*to, *path[without:]) for path in other.pending}
+        for path, chosen in other.chosen.items():
+            self.chosen.setdefault((*to, *path[without:]), []).extend(chosen)
 
-    def place(self, path: KeyPath, other: _Model) -> None:
-        """Lay another object into this one."""
-        target = self.config
-        for name in path:
-            target = target.setdefault(name, {})
-        _merge(target, other.config)
-        self.pending |= {(*path, *below) for below in other.pending}
-        for below, chosen in other.chosen.items():
-            self.chosen.setdefault((*path, *below), []).extend(chosen)
-
-
-def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    for key, value in source.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
-        else:
-            target[key] = value
+    @property
+    def config(self) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for path in sorted(self.values, key=len):
+            put(result, path, self.values[path] or copy.copy(self.values[path]))
+        return result
 
 
 class _Models:
@@ -223,99 +202,95 @@ class _Models:
         self.mapping, self.layout, self.tensors = mapping, mapping.layout, tensors
 
     def all(self) -> Iterator[_Model]:
-        for model in self.node(self.mapping.root, ()):
-            for name in self.mapping.source.elsewhere:
-                model.put((name,), None)
+        for model in self.node(self.mapping.root):
+            model.values |= {(name,): None for name in self.mapping.source.elsewhere}
             yield model
 
-    def node(self, node: Node, at: KeyPath) -> list[_Model]:
-        """The models of a node; their paths start at the object at ``at``."""
+    def node(self, node: Node) -> list[_Model]:
+        """The models of a node; their paths start at its anchor."""
         match node:
             case Struct():
-                return self.struct(node, at)
+                return self.struct(node)
             case CaseNode():
                 if not any(_has_modules(case.node) for case in node.cases):
-                    return self.node(node.cases[0].node, at) if node.cases else [_Model()]
-                return [model for case in node.cases for model in self.node(case.node, at)]
+                    return self.node(node.cases[0].node) if node.cases else [_Model()]
+                return [model for case in node.cases for model in self.node(case.node)]
             case Nullable():
-                return self.node(node.node, at)
+                return self.node(node.node)
             case Layers():
-                return [
-                    self.layers([model for kind in node.kinds for model in self.node(kind.node, ())], node.ours, at)
-                ]
+                return [_layers([(model, 0) for kind in node.kinds for model in self.node(kind.node)], node.ours)]
             case Entries():
                 model = _Model()
-                for index, entry in enumerate(self.node(node.node, ())):
-                    model.place((*node.ours[len(at) :], f"entry_{index}"), entry)
+                for index, entry in enumerate(self.node(node.node)):
+                    model.values[(*node.ours, f"entry_{index}")] = {}
+                    model.add(entry, (*node.ours, f"entry_{index}"))
                 return [model]
             case PartNode():
-                return self.part(node, at)
+                return self.part(node)
 
-    def struct(self, node: Struct, at: KeyPath) -> list[_Model]:
-        base, where = _Model(), node.ours[len(at) :]
+    def struct(self, node: Struct) -> list[_Model]:
+        base = _Model(chosen={node.ours: [Chosen(node, self.mapping, self.tensors)]})
         if node.type.registered:
-            base.put((*where, "type"), node.type.registered)
-        base.chosen[where] = [Chosen(node, self.mapping, self.tensors)]
+            base.values[(*node.ours, "type")] = node.type.registered
         for rule in node.rules:
             if isinstance(rule, OursFact) and not isinstance(rule.value, Expression):
-                base.put(rule.ours[len(at) :], rule.value)
+                base.values[rule.ours] = rule.value
             elif isinstance(rule, (OursFact, FieldRule)):
-                base.pending.add(rule.ours[len(at) :])
+                base.pending.add(rule.ours)
         family = self.layout.families.get(node.type.family or "")
         if family is not None and family.sequence:
-            return [self.sequence(node, at, base)]
-        alternatives = [self.node(child, at) for child in node.children]
-        alternatives += [self.free(field, where) for field in node.type.fields.values() if field.group == "training"]
+            return [self.sequence(node, base)]
+        alternatives = [self.node(child) for child in node.children]
+        alternatives += [self.free(f, node.ours) for f in node.type.fields.values() if f.group == "training"]
         result = []
         for choice in itertools.product(*filter(None, alternatives)):
             model = _Model()
             for part in (base, *choice):
-                model.place((), part)
+                model.add(part)
             result.append(model)
         return result
 
     def free(self, declared: Field, where: KeyPath) -> list[_Model]:
         """A typed choice that is no part of the stored model, but of how it is stored."""
-        types = _types_of(declared.of, self.layout) if declared.kind == "family" else []
+        types = types_in(self.layout, declared.of) if declared.kind == "family" else []
         if not any(kind.parameters or kind.children for kind in types):
             return []
-        result = [_Model() for _ in types]
-        for model, kind in zip(result, types, strict=True):
-            model.put((*where, declared.name), {"type": kind.name})
-        return result
+        return [_Model({(*where, declared.name, "type"): kind.name}) for kind in types]
 
-    def sequence(self, node: Struct, at: KeyPath, base: _Model) -> _Model:
+    def sequence(self, node: Struct, base: _Model) -> _Model:
         """A list of layers that is related as an object: all alternatives of its blocks become layers."""
-        blocks: list[_Model] = []
+        blocks: list[tuple[_Model, int]] = []
         for child in node.children:
             inner = child.node if isinstance(child, (Entries, Nullable)) else child
-            blocks += self.node(inner, () if isinstance(child, Entries) else (*node.ours, "block"))
-        model = self.layers(blocks, node.ours, at)
-        model.chosen.update({path: chosen for path, chosen in base.chosen.items() if path not in model.chosen})
+            without = 0 if isinstance(child, Entries) else len((*node.ours, "block"))
+            blocks += [(model, without) for model in self.node(inner)]
+        model = _layers(blocks, node.ours)
+        model.chosen = base.chosen | model.chosen
         return model
 
-    def layers(self, blocks: list[_Model], ours: KeyPath, at: KeyPath) -> _Model:
-        model, where = _Model(), ours[len(at) :]
-        names = [f"block_{index}" for index in range(len(blocks))]
-        for name, block in zip(names, blocks, strict=True):
-            model.place((*where, "blocks", name), block)
-        for key, value in (("type", "pattern"), ("pattern", names), ("num_blocks", len(names))):
-            model.put((*where, key), value)
-        return model
-
-    def part(self, node: PartNode, at: KeyPath) -> list[_Model]:
-        where = node.ours[len(at) :]
+    def part(self, node: PartNode) -> list[_Model]:
         prefix = ".".join(filter(None, (self.tensors, node.part.tensors)))
         result = []
         for mapping in node.mappings:
-            for inside in _Models(mapping, prefix).node(mapping.root, ()):
-                for beside in self.struct(node.beside, at):
-                    beside.chosen.pop(where, None)
-                    model = _Model()
-                    model.place(where, inside)
-                    model.place((), beside)
+            for inside in _Models(mapping, prefix).node(mapping.root):
+                for beside in self.struct(node.beside):
+                    beside.chosen.pop(node.ours, None)
+                    model = _Model({node.ours: {}} if node.ours else {})
+                    model.add(inside, node.ours)
+                    model.add(beside)
                     result.append(model)
         return result
+
+
+def _layers(blocks: list[tuple[_Model, int]], ours: KeyPath) -> _Model:
+    """A list of layers, one of each block; a block is a model and what to leave out of its paths."""
+    model, names = _Model(), [f"block_{index}" for index in range(len(blocks))]
+    for name, (block, without) in zip(names, blocks, strict=True):
+        model.values[(*ours, "blocks", name)] = {}
+        model.add(block, (*ours, "blocks", name), without)
+    for key, value in (("type", "pattern"), ("pattern", names), ("num_blocks", len(names))):
+        model.values[(*ours, key)] = value
+    return model
 
 
 def _has_modules(node: Node) -> bool:

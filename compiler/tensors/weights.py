@@ -14,21 +14,20 @@ from types import MappingProxyType
 from crosswalk.compiler.config.taken import Cases, Chosen
 from crosswalk.compiler.layout.cells import AxisTable, PartedAxis
 from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit, names_of
-from crosswalk.compiler.layout.model import Child, Layout, Parameter
+from crosswalk.compiler.layout.model import Child, ConfigType, Layout, Parameter
 from crosswalk.compiler.layout.modules import (
     AxisSizes,
     alike,
-    config_of,
-    counted_hole,
     instances,
     number_counted,
     parameters,
 )
 from crosswalk.compiler.layout.scope import ASSUMED, Scope
-from crosswalk.compiler.mapping.model import CutLine, Section, TensorEntry
+from crosswalk.compiler.mapping.model import CutLine, TensorEntry
 from crosswalk.compiler.notation.axes import labels_of
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Template, join
+from crosswalk.compiler.relations.tensor_rules import ModuleRules, TensorRule, TensorRules, section_tensors
 from crosswalk.compiler.relations.tree import alternatives
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
@@ -61,15 +60,36 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class _Claim:
-    """A line that speaks of ``ours`` below the current module; names below ``theirs`` are its left side."""
+class _Speaker:
+    """A section whose lines speak of the current module by ``rules``. The hf names that they give are below ``prefix``,
+    with the ``values`` of the holes of the modules between ``scope``, the object of the section, and this one."""
 
-    ours: tuple[KeyPath, ...]
-    theirs: Template
-    line: TensorEntry
-    chosen: Chosen | None
-    transposed: bool
-    cuts: tuple[PartedAxis, ...] = ()
+    chosen: Chosen
+    scope: Scope
+    prefix: Template
+    rules: TensorRules
+    cuts: Sequence[PartedAxis]
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    def name(self, line: TensorEntry) -> Template:
+        """The hf name of a line; holes that count no modules are left."""
+        own = line.theirs.counted(partial(number_counted, self.scope))
+        return join(self.prefix, own).render(self.values)
+
+    def below(self, rules: TensorRules, values: Mapping[str, object]) -> _Speaker:
+        """The same where the lines speak of a module further in."""
+        return replace(self, rules=rules, values={**values, **self.values})
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What is the same for all modules of a config."""
+
+    layout: Layout
+    root: Scope
+    cases: Cases
+    lengths: Mapping[str, int]
+    limit: Limit
 
 
 def relate_weights(
@@ -83,191 +103,142 @@ def relate_weights(
     ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered, or as soon as
     there are more than ``limit`` tensors."""
     weights = Weights()
-    _Walk(layout, root, cases, lengths, limit).module(root, EMPTY, None, (), weights, [])
+    _Module(_Given(layout, root, cases, lengths, limit), root, EMPTY, None, weights).relate()
     if weights.problems:
         raise CrosswalkError(dict.fromkeys(weights.problems))
     return weights
 
 
-class _Walk:
-    def __init__(self, layout: Layout, root: Scope, cases: Cases, lengths: Mapping[str, int], limit: Limit) -> None:
-        self.layout, self.root, self.cases, self.lengths, self.limit = layout, root, cases, lengths, limit
+class _Module:
+    """One module of a config. ``ours`` is its name; ``theirs`` the prefix of its tensors, None if nothing gives it one;
+    ``outer`` are the sections around it that speak of it; ``around`` speaks for the nearest module around it that
+    anything speaks for. What is found goes to ``out``."""
 
-    # ---- modules ----------------------------------------------------------------------------------------------------
-
-    def module(
+    def __init__(
         self,
+        given: _Given,
         scope: Scope,
         ours: Template,
         theirs: Template | None,
-        outer: tuple[_Claim, ...],
         out: Weights,
-        around: list[Chosen],
+        outer: Iterable[_Speaker] = (),
+        around: Sequence[Chosen] = (),
     ) -> None:
-        """One module: ``theirs`` is the prefix of its tensors, None if nothing gives it one; ``around`` speaks for the
-        nearest module around it that anything speaks for."""
-        here = [
-            c
-            for c in self.cases.get(scope.path, ())
-            if c.struct.type == scope.kind or c.struct.type.name in scope.kind.bases
-        ]
-        own: list[_Claim] = []
-        default: Template | None = None if here else theirs
-        for chosen in here:
-            section = chosen.struct.section
-            whole = any(chosen.struct is root for root in alternatives(chosen.mapping.root))
-            prefix = Template.parse(chosen.tensors) if whole else theirs
-            cuts = self.cuts(section, scope, out)
-            for line in section.tensors:
-                own_name = line.theirs.counted(partial(number_counted, scope))
-                name = own_name if prefix is None else join(prefix, own_name)
-                if line.ours and (line.types is None or self.fits(scope, line)):
-                    own.append(_Claim(line.ours, name, line, chosen, bool(section.transposed), cuts))
-                elif not line.ours and prefix is not None:
-                    out.ignored[str(name)] = line
-            if section.same_names or not section.has_tensors:
-                default = prefix
-        claims = (*outer, *own)
-        for child in scope.kind.children:
-            self.children(scope, child, ours, claims, default, out, here or around)
-        self.parameters(scope, ours, claims, default, here, out, () if theirs is not None else around)
+        self.given, self.scope, self.ours, self.theirs, self.out = given, scope, ours, theirs, out
+        self.speakers, self.around = list(outer), around
+        found, kind = given.cases.get(scope.path, ()), scope.kind
+        self.here = [c for c in found if c.struct.type == kind or c.struct.type.name in kind.bases]
+        self.default = None if self.here else theirs  # the prefix of what no line speaks of
 
-    def cuts(self, section: Section, scope: Scope, out: Weights) -> tuple[PartedAxis, ...]:
-        """The axes that a section cuts and that its lines name parts of."""
-        named = {label for line in section.tensors for label in labels_of((*(line.dims or ()), *(line.encoded or ())))}
-        result = []
-        for line in section.cuts.values():
-            if named.isdisjoint(name for name, _ in line.parts):
-                continue
+    def relate(self) -> None:
+        """Relate the tensors of the module, and of all below it."""
+        for chosen in self.here:
+            self.listen(chosen)
+        for child in self.scope.kind.children:
+            self.children(child)
+        self.parameters()
+
+    def listen(self, chosen: Chosen) -> None:
+        """Add a section that is about the module itself."""
+        struct, scope = chosen.struct, self.scope
+        whole = any(struct is root for root in alternatives(chosen.mapping.root))
+        prefix = Template.parse(chosen.tensors) if whole else self.theirs
+        as_is = struct.type is scope.kind
+        rules = struct.tensors if as_is else section_tensors(self.given.layout, scope.kind, struct.section)
+        cuts = []
+        for line in rules.cuts:
             try:
-                result.append(_cut(line, scope))
+                cuts.append(_cut(line, scope))
             except CrosswalkError as error:
-                out.problems += error.diagnostics
-        return tuple(result)
+                self.out.problems += error.diagnostics
+        speaker = _Speaker(chosen, scope, prefix or EMPTY, rules, cuts)
+        self.speakers.append(speaker)
+        if prefix is not None:
+            self.out.ignored |= {str(speaker.name(line)): line for line in rules.ignored}
+        if rules.same:
+            self.default = prefix
 
-    def fits(self, scope: Scope, line: TensorEntry) -> bool:
-        """Whether the child of a line like ``mixer(attention|mamba)`` or ``mixer.query(attention)`` has one of these
-        types."""
-        names = ((child, tuple(str(child.name).split("."))) for child in scope.kind.children)
-        child = next((child for child, name in names if line.ours[0][: len(name)] == name), None)
-        found = config_of(scope, child.config) if child else None
-        return found is not None and line.types is not None and found.kind.name in line.types
-
-    def children(
-        self,
-        scope: Scope,
-        child: Child,
-        ours: Template,
-        claims: tuple[_Claim, ...],
-        default: Template | None,
-        out: Weights,
-        around: list[Chosen],
-    ) -> None:
-        name = child.name
-        own = tuple(str(name).split("."))
-        exact = next((c for c in claims if own in c.ours), None)
-        deeper = tuple(
-            replace(c, ours=tuple(path[len(own) :] for path in c.ours))
-            for c in claims
-            if all(len(path) > len(own) and path[: len(own)] == own for path in c.ours)
-        )
+    def children(self, child: Child) -> None:
+        """The modules that a child of the layout stands for; those of one config are related once, if they may be."""
+        scope, name, out = self.scope, child.name, self.out
+        said = [(speaker, found) for speaker in self.speakers if (found := speaker.rules.below.get(str(name)))]
+        known: dict[str, tuple[Template | None, list[tuple[_Speaker, TensorRules]]]] = {}
         repeated: dict[KeyPath, tuple[Weights, list[tuple[str, str]]]] = {}
+        around = self.here or self.around
         for values, inner in instances(scope, child):
-            if out.number > self.limit.most:
-                called = exact.theirs if exact is not None else join(default or ours, name)
+            if inner.kind.name not in known:
+                known[inner.kind.name] = _said_of(said, inner.kind)
+            exact, deeper = known[inner.kind.name]
+            if out.number > self.given.limit.most:
+                called = exact if exact is not None else join(self.default or self.ours, name)
                 number = sum(number for number, _ in alike(scope, child))
-                self.limit.check(out.number, number, str(called))
+                self.given.limit.check(out.number, number, str(called))
+            prefix: Template | None = None
             if exact is not None:
-                prefix: Template | None = exact.theirs.render(values)
-            else:
-                prefix = None if default is None else join(default, name.render(values))
-            relative = bool(values) and not deeper
-            if not relative:
-                filled = tuple(replace(c, theirs=c.theirs.render(values)) for c in deeper)
-                self.module(inner, join(ours, name.render(values)), prefix, filled, out, around)
+                prefix = exact.render(values)
+            elif self.default is not None:
+                prefix = join(self.default, name.render(values))
+            ours = join(self.ours, name.render(values))
+            if deeper or not values:
+                outer = [speaker.below(rules, values) for speaker, rules in deeper]
+                _Module(self.given, inner, ours, prefix, out, outer, around).relate()
                 continue
             if inner.path not in repeated:
                 repeated[inner.path] = Weights(), []
                 below = None if prefix is None else EMPTY
-                self.module(inner, EMPTY, below, (), repeated[inner.path][0], around)
+                _Module(self.given, inner, EMPTY, below, repeated[inner.path][0], (), around).relate()
             one, places = repeated[inner.path]
-            places.append((f"{join(ours, name.render(values))}.", "" if prefix is None else f"{prefix}."))
+            places.append((f"{ours}.", "" if prefix is None else f"{prefix}."))
             out.number += one.number
         for one, places in repeated.values():
             out.repeat(one, places)
 
-    # ---- parameters -------------------------------------------------------------------------------------------------
-
-    def parameters(
-        self,
-        scope: Scope,
-        ours: Template,
-        claims: tuple[_Claim, ...],
-        default: Template | None,
-        here: list[Chosen],
-        out: Weights,
-        around: Sequence[Chosen],
-    ) -> None:
-        present: dict[str, tuple[Parameter, Source]] = {}
-        named: dict[str, Template] = {}
+    def parameters(self) -> None:
+        """The parameters of the module itself."""
+        scope = self.scope
+        present: dict[str, tuple[Parameter, Template, Source]] = {}
+        for name, known_as, parameter, pattern, holes in parameters(scope):
+            present[str(known_as)] = parameter, name, Source.of(join(self.ours, name), pattern, holes)
         sizes = AxisSizes(scope)
-        lengths = AxisSizes(scope, self.lengths) if self.lengths else sizes
-        for name, known_as, parameter, pattern, axes in parameters(scope):
-            present[str(known_as)] = (parameter, Source.of(join(ours, name), pattern, axes))
-            named[str(known_as)] = name
+        axes = (sizes, AxisSizes(scope, self.given.lengths) if self.given.lengths else sizes)
         spoken: set[str] = set()
-        # A line for `layer_1.weight` counts before one for `layer_1`, enclosing lines (they come first) before own.
-        for claim in sorted(_of_each(claims, scope), key=lambda claim: -max(map(len, claim.ours))):
-            groups = [self.leaves(path, present) for path in claim.ours]
-            leaves = {suffix for group in groups for suffix in group}
-            for suffix in sorted(leaves):
-                members = [group[suffix] for group in groups if suffix in group]
-                if any(name in spoken for name in members):
-                    continue
-                if len(members) < len(groups):
-                    out.problems.append(_one_sided(claim, suffix, members))
-                    continue
-                spoken.update(members)
-                self.lower(claim, suffix, [present[name][1] for name in members], sizes, lengths, out)
-        for stored, (parameter, source) in present.items():
+        said = [(speaker, rule) for speaker in self.speakers for rule in speaker.rules.own]
+        for speaker, rule in sorted(said, key=lambda one: -one[1].depth):  # enclosing sections come first
+            for one, values in _of_each(rule, scope):
+                for end, names in one.held.items():
+                    members = [name for name in names if name in present]
+                    if not members or not spoken.isdisjoint(members):
+                        continue
+                    theirs = join(speaker.name(rule.line).render(values), Template.parse(end))
+                    if len(members) < len(one.paths):
+                        self.out.problems.append(_one_sided(one, theirs, end, members))
+                        continue
+                    spoken.update(members)
+                    self.lower(theirs, rule.line, [present[name][2] for name in members], axes, speaker, end != "")
+        for stored, (parameter, name, source) in present.items():
             if stored in spoken or parameter.same_as is not None:
                 continue
-            if default is None:
-                self.unclaimed(source, ours, here, scope, out, around)
+            if self.default is None:
+                self.unclaimed(source)
                 continue
-            same = named[stored]
-            line = TensorEntry(same, ((stored,),), None, None, self.position(scope, here))
-            self.lower(
-                _Claim(((stored,),), join(default, same), line, here[0] if here else None, False),
-                "",
-                [source],
-                sizes,
-                lengths,
-                out,
-            )
-
-    def leaves(self, path: KeyPath, present: Mapping[str, tuple[Parameter, Source]]) -> dict[str, str]:
-        """The parameters that a path names: itself, or as a group all below it, by what is added to its name."""
-        name = ".".join(path)
-        if name in present:
-            return {"": name}
-        return {key[len(name) + 1 :]: key for key in present if key.startswith(name + ".")}
+            line = TensorEntry(name, ((stored,),), None, None, self.position)
+            self.lower(join(self.default, name), line, [source], axes)
 
     def lower(
         self,
-        claim: _Claim,
-        suffix: str,
+        template: Template,
+        line: TensorEntry,
         sources: list[Source],
-        sizes: AxisTable,
-        lengths: AxisTable,
-        out: Weights,
+        axes: tuple[AxisTable, AxisTable],
+        speaker: _Speaker | None = None,
+        in_group: bool = False,
     ) -> None:
-        template = join(claim.theirs, Template.parse(suffix))
-        is_bias = suffix != "" and not any(source.pattern.inputs for source in sources)
-        line = claim.line
+        """The tensors of a line; ``axes``: our sizes and theirs. Without a ``speaker`` they are as ours."""
+        sizes, lengths = axes
         number = names_of(template, sizes)
-        self.limit.check(out.number + number, number, str(template), line.position)
+        self.given.limit.check(self.out.number + number, number, str(template), line.position)
         ways = [(line.dims, line.dims_at)] + ([(line.encoded, line.encoded_at)] if line.encoded is not None else [])
+        bias = in_group and not any(source.pattern.inputs for source in sources)
         found: list[dict[str, Tensor]] = []
         for dims, at in ways:
             try:
@@ -276,55 +247,58 @@ class _Walk:
                     sources,
                     sizes,
                     dims,
-                    claim.transposed,
-                    "drop" if is_bias else "error",
+                    speaker is not None and speaker.chosen.struct.tensors.transposed,
+                    "drop" if bias else "error",
                     at or line.position,
-                    show_sizes=not self.root.assumes,
+                    show_sizes=not self.given.root.assumes,
                     lengths=lengths,
-                    cuts=[one for one in claim.cuts if one.names & set(labels_of(dims or ()))],
+                    cuts=[one for one in speaker.cuts if one.names & set(labels_of(dims or ()))] if speaker else (),
                 )
             except CrosswalkError as error:
-                out.problems += error.diagnostics
+                self.out.problems += error.diagnostics
                 return
             found.append({tensor.name: tensor for tensor in tensors})
-        mapping = claim.chosen.mapping.name if claim.chosen else ""
+        chosen = speaker.chosen if speaker else next(iter(self.here), None)
+        mapping = chosen.mapping.name if chosen else ""
         encoded: dict[str, Tensor] = found[-1] if len(found) > 1 else {}
-        out.add([Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()])
+        self.out.add([Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()])
 
-    def position(self, scope: Scope, here: list[Chosen]) -> Position:
-        return here[0].struct.position if here else scope.kind.position
+    @property
+    def position(self) -> Position:
+        """Where it is said what the module is."""
+        return self.here[0].struct.position if self.here else self.scope.kind.position
 
-    def unclaimed(
-        self,
-        source: Source,
-        ours: Template,
-        here: list[Chosen],
-        scope: Scope,
-        out: Weights,
-        around: Sequence[Chosen],
-    ) -> None:
-        """``around``: where the module has no name itself, what could give it one."""
-        section = (around or here)[0].struct.section.name if around or here else str(scope.kind)
-        position = around[0].struct.position if around else self.position(scope, here)
+    def unclaimed(self, source: Source) -> None:
+        """No line says which tensor holds a parameter; where the module has no name itself, no line gives it one."""
+        around = self.around if self.theirs is None else ()
+        speaks = next(iter(around or self.here), None)
+        section = speaks.struct.section.name if speaks else str(self.scope.kind)
         message = f"no line of section `{section}` says which tensor holds `{source.name}` ({source.pattern})"
         hint = 'add it under `tensors:`, or `"*": same` if all others keep their names'
         if around:
-            message = f"no line of section `{section}` names the module `{ours}`, which has `{source.name}`"
+            message = f"no line of section `{section}` names the module `{self.ours}`, which has `{source.name}`"
             hint = "add its name under `tensors:`"
-        out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
+        position = speaks.struct.position if speaks else self.position
+        self.out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
 
 
-def _of_each(claims: Iterable[_Claim], scope: Scope) -> Iterator[_Claim]:
-    """The claims, one for each value of a hole that counts parameters of this module."""
-    counted = {hole for parameter in scope.kind.parameters if (hole := counted_hole(scope.kind, parameter))}
-    for claim in claims:
-        held = next((hole for path in claim.ours for hole in counted if f"{{{hole}}}" in path), None)
-        if held is None:
-            yield claim
-            continue
-        for index in range(number_counted(scope, held) or 0):
-            ours = tuple(tuple(str(index) if part == f"{{{held}}}" else part for part in path) for path in claim.ours)
-            yield replace(claim, ours=ours, theirs=claim.theirs.render({held: index}))
+def _said_of(
+    said: Iterable[tuple[_Speaker, Mapping[str, ModuleRules]]], kind: ConfigType
+) -> tuple[Template | None, list[tuple[_Speaker, TensorRules]]]:
+    """The name that the first line gives a module of this type, and the rules of its inside."""
+    found = [(speaker, types[kind.name]) for speaker, types in said if kind.name in types]
+    name = next((speaker.name(rules.line) for speaker, rules in found if rules.line is not None), None)
+    return name, [(speaker, rules.inside) for speaker, rules in found if rules.inside is not None]
+
+
+def _of_each(rule: TensorRule, scope: Scope) -> Iterator[tuple[TensorRule, dict[str, object]]]:
+    """A rule, for each value of the hole that counts its parameters, with that value where it is in the name."""
+    if rule.counted is None:
+        yield rule, {}
+        return
+    for index in range(number_counted(scope, rule.counted) or 0):
+        one = rule.at(index)
+        yield one, {} if one.paths == rule.paths else {rule.counted: index}
 
 
 def _cut(line: CutLine, scope: Scope) -> PartedAxis:
@@ -346,11 +320,11 @@ def _cut(line: CutLine, scope: Scope) -> PartedAxis:
     return PartedAxis(line.axis, tuple((name, given.get(name, rest)) for name, _ in line.parts))
 
 
-def _one_sided(claim: _Claim, suffix: str, members: list[str]) -> Diagnostic:
+def _one_sided(rule: TensorRule, theirs: Template, end: str, members: list[str]) -> Diagnostic:
     return Diagnostic(
         "mapping/one-sided",
-        f"`{claim.theirs}.{suffix}` is to hold {' and '.join('.'.join((*path, suffix)) for path in claim.ours)}, of"
+        f"`{theirs}` is to hold {' and '.join('.'.join((*path, *filter(None, [end]))) for path in rule.paths)}, of"
         f" which this config has only {', '.join(members)}",
-        claim.line.position,
+        rule.line.position,
         "either all parts of a fused tensor have it, or none",
     )

@@ -11,6 +11,7 @@ from crosswalk.compiler.relations.tree import Struct, nodes_of
 
 from .draft import Draft
 from .fit import Fit, Fitting, fold
+from .stacked import KIND, stack_experts
 from .words import Words
 
 #: Formats that a draft is begun with.
@@ -103,6 +104,8 @@ def _bring_in(fitting: Fitting, draft: Draft, words: Words, kind: str) -> None:
             name = max(words.names_of(kind, parameter), key=lambda name: (_hits(fitting, name), name.count(".")))
             if _hits(fitting, name):
                 draft.put(kind, "tensors", name, parameter)
+    if kind == KIND and not draft.sections.get(kind, {}).get("tensors"):
+        stack_experts(fitting, draft)
     for section, field_name in words.keys:
         if section == kind:
             key = next((key for key in words.keys[section, field_name] if key in fitting.config), None)

@@ -7,9 +7,8 @@ from typing import Any
 
 from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import rules_of
-from crosswalk.proving.findings import shown
 from crosswalk.proving.values import changed
-from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.errors import CrosswalkError, shown
 
 from .classes import Known
 from .draft import Draft

@@ -11,7 +11,7 @@ from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, shown
 
 from .findings import Proof, dotted
-from .reading import Config, Native, differences, line_of_key, native_of, same_name, values_at
+from .reading import Config, Native, differences, line_of_field, line_of_key, native_of, same_name, values_at
 from .subject import ROUNDED, Behaviour, Subject
 from .values import Path, changed, has, leaves, others, without
 
@@ -55,6 +55,21 @@ def check_left_out(mapping: CompiledMapping, subject: Subject, keys: list[Path],
             for where, here, there, _ in differences(mapping, found, expected)[:1]:
                 text = f"without `{dotted(path)}` the class takes {shown(taken)}, so that `{dotted(where)}` is {there}"
                 proof.note("prove/default", f"{text}; the mapping takes {here}", at, hint)
+
+
+def check_nothing_said(mapping: CompiledMapping, subject: Subject, proof: Proof) -> None:
+    """Leave all keys out at once: some defaults go together, and a size that is left out alone fits no other."""
+    left = {key: subject.base[key] for key in ("architectures", "model_type") if key in subject.base}
+    filled = subject.read(left)
+    if filled is None:
+        return
+    proof.tried["left out"] += 1
+    found, expected = native_of(mapping, left), native_of(mapping, filled)
+    if isinstance(found, CrosswalkError) or isinstance(expected, CrosswalkError):
+        return
+    for where, here, there, _ in differences(mapping, found, expected):
+        text = f"in a config that says nothing `{dotted(where)}` is {there} to the class; the mapping takes {here}"
+        proof.note("prove/default", text, line_of_field(mapping, where), "take the defaults of the class")
 
 
 def check_changed(

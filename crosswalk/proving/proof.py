@@ -19,7 +19,7 @@ from crosswalk.models.comparison import inputs, windows_of
 from crosswalk.runtime.errors import CrosswalkError, fail, shown
 
 from .findings import Proof, dotted
-from .keys import Accepted, check_alone, check_changed, check_left_out
+from .keys import Accepted, check_alone, check_changed, check_left_out, check_nothing_said
 from .models import check_exported, check_logits, check_names, check_native, check_own_names, dialects_to_read
 from .reading import Native, differences, native_of, without_loss
 from .subject import Subject
@@ -149,6 +149,8 @@ def _prove(
         for config in (subject.base, {**subject.keys(), **subject.base})
     )
     check_left_out(mapping, subject, stated, proof)
+    if names is None:
+        check_nothing_said(mapping, subject, proof)
     accepted = check_changed(mapping, subject, base, every, proof)
     other = [one for one in accepted if one.behaviour is not behaviour]
     check_exported(mapping, subject, base, dialects_to_read(mapping), proof)

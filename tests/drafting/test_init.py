@@ -72,6 +72,25 @@ def test_a_draft_is_the_model_when_its_questions_are_answered(
         catalog.cache_clear()
 
 
+def test_experts_in_one_tensor_are_drafted(tmp_path: Path) -> None:
+    """The class is run beside the draft: where it computed something else, that would be a question."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"architectures": ["GraniteMoeForCausalLM"], "model_type": "granitemoe"}))
+    draft = init(file)
+    assert draft.questions == []
+    assert draft.header["extends"] == "granite"
+    assert draft.sections["block"] == {"sets": {"mlp": "moe"}, "tensors": {"block_sparse_moe": "mlp"}}
+    assert draft.sections["moe"]["tensors"] == {
+        "input_linear.weight": {"is": "layer_1.weight", "axes": "expert ([gate|up] intermediate) hidden"},
+        "output_linear.weight": {"is": "layer_2.weight", "axes": "expert output intermediate"},
+        "router.layer": "router",
+    }
+    assert draft.sections["moe"]["config"] == {
+        "num_local_experts": {"is": "experts", "default": 8},
+        "num_experts_per_tok": {"is": "experts_per_token", "default": 2},
+    }
+
+
 def test_what_cannot_be_told_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor that is like none, and a key that nobody knows, of a class that is not installed."""
     source = tmp_path / "source"

@@ -19,7 +19,7 @@ from crosswalk.runtime.errors import CrosswalkError
 
 TOLERANCE = 1e-5
 #: Whose hidden states are scaled by a number.
-SCALED = ("granite",)
+SCALED = ("granite", "granitemoe", "granitemoeshared", "hyperclovax-plain")
 #: Of the file, not of the model.
 APART = ("architectures", "model_type", "transformers_version", "dtype")
 
@@ -88,7 +88,35 @@ def _forgotten(native: Path, target: Path) -> Path:
     return target
 
 
-_LEFT_OUT = [(name, key) for name, config in CONFIGS.items() if "-" not in name for key in config if key not in APART]
+def test_what_ministral3_loses_is_beyond_the_original_context(tmp_path: Path) -> None:
+    """Scores that grow with the position are refused; accepted, the models are the same up to there."""
+    config = copy.deepcopy(CONFIGS["ministral3"])
+    config["rope_parameters"] |= {"llama_4_scaling_beta": 0.25, "original_max_position_embeddings": 16}
+    source = tmp_path / "source"
+    oracles.make_checkpoint(source, config)
+    with pytest.raises(CrosswalkError, match="the trainer does not scale scores beyond the original context") as caught:
+        crosswalk.convert(source, tmp_path / "refused")
+    assert caught.value.diagnostics[0].code == "config/lossy"
+    report = crosswalk.convert(source, tmp_path / "native", allow_lossy=True)
+    assert [text for text in report.lossy if "llama_4_scaling_beta" in text]
+    crosswalk.convert(tmp_path / "native", tmp_path / "back", to="hf")
+    assert (tmp_path / "back" / "config.json").read_text() == (source / "config.json").read_text()
+    assert crosswalk.compare(source, tmp_path / "native", tokens=16, tolerance=TOLERANCE).same
+    beyond = crosswalk.compare(source, tmp_path / "native", tokens=40, tolerance=TOLERANCE)
+    assert beyond.first == "decoder.0"
+    trained = _forgotten(tmp_path / "native", tmp_path / "trained")
+    crosswalk.convert(trained, tmp_path / "new", format="ministral3")
+    written = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert written["rope_parameters"]["llama_4_scaling_beta"] == 0.0
+
+
+#: Without it a file is of another format, and is refused in other words than the 0 that the class takes.
+OTHERS = [("granitemoeshared", "shared_intermediate_size")]
+_LEFT_OUT = [
+    (name, key)
+    for name, config in CONFIGS.items() if "-" not in name
+    for key in config if key not in APART and (name, key) not in OTHERS
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "key"), _LEFT_OUT)

@@ -1,6 +1,6 @@
 """The path for accelerators, without one: a device that works late.
 
-Tensors stay on the CPU, but transfer takes them for those of an accelerator, whose streams do nothing until somebody
+Tensors stay on the CPU, but they are taken for those of an accelerator, whose streams do nothing until somebody
 waits for them. A buffer that is filled again too early, or a result that is used too early, then has wrong bytes.
 """
 
@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import publisher_cases as cases
 import pytest
 import torch
 from native_llama import assert_equal, blank, native_state
@@ -149,3 +150,89 @@ def test_loading_and_saving_wait_for_the_device(
             assert isinstance(done, Future)
             done.result()
         assert_equal(load_file(destination / "model.safetensors"), theirs)
+
+
+class Late(TorchDispatchMode):
+    """A device whose one stream works when it must: copies wait in a queue, in their order, until something else that
+    is done on the device, or a copy to the host that is waited for. One that is not waits until the end. ``hosts``:
+    where tensors of the host begin."""
+
+    def __init__(self, hosts: set[int]) -> None:
+        super().__init__()
+        self.hosts, self.late = hosts, 0
+        self.queue: list[Callable[[], Any]] = []
+
+    def work(self) -> None:
+        while self.queue:
+            self.queue.pop(0)()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        def do() -> Any:
+            return function(*arguments, **(options or {}))
+
+        written = [a.alias_info is not None and a.alias_info.is_write for a in function._schema.arguments]
+        if not any(written) and any(a.alias_info is not None for a in function._schema.arguments):
+            return do()  # a view
+        if function is torch.ops.aten._foreach_copy_.default:
+            for pair in zip(*arguments[:2], strict=True):
+                self.__torch_dispatch__(torch.ops.aten.copy_.default, (), pair, {"non_blocking": True})
+            return None
+        if function is torch.ops.aten.copy_.default:
+            waits = arguments[2] if len(arguments) > 2 else (options or {}).get("non_blocking", False)
+            self.queue.append(do)
+            self.late += 1
+            if self._on_host(arguments[0]) and not waits:
+                self.work()
+            return arguments[0]
+        tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
+        if not tensors or not all(map(self._on_host, tensors)):
+            self.work()
+        return do()
+
+    def _on_host(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self.hosts
+
+
+def test_publishing_waits_for_the_device(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets, packed and not, changes against a snapshot in pinned memory, and the places of elements."""
+    state = native_state(checkpoint)
+    loaded = crosswalk.load(checkpoint, state)
+    publisher = crosswalk.publisher(state, loaded, dtype={"*norm*": "bfloat16"}, bucket_bytes=60_000)
+    expected = {name: tensor.clone() for bucket in publisher.buckets() for name, tensor in bucket}
+    device = Late(set())
+    empty = torch.empty
+
+    def pinned(*sizes: Any, pin_memory: bool = False, **more: Any) -> torch.Tensor:
+        tensor = empty(*sizes, **more)
+        if pin_memory:
+            device.hosts.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr("crosswalk.runtime.publishing.recipes.on_host", lambda where: False)
+    with device:
+        snapshot = publisher.snapshot(pin=True)
+        found = {name: tensor for bucket in publisher.buckets() for name, tensor in bucket}
+        packed = {name: tensor for bucket in publisher.packed(align=256) for name, tensor in bucket.named()}
+        for tensor in state.values():
+            tensor.view(-1)[2::37] += 1
+        delta = publisher.delta(snapshot)
+        patches = list(delta.patches())
+        delta.commit()
+        again = list(publisher.delta(snapshot).patches())
+        name = "decoder.1.mlp.layer_2.weight"
+        located = list(publisher.locate(name, torch.arange(state[name].numel())))
+    assert device.late > 50
+    device.work()
+    monkeypatch.undo()
+    now = {name: tensor.clone() for bucket in publisher.buckets() for name, tensor in bucket}
+    engine = {name: tensor.clone() for name, tensor in expected.items()}
+    views = {name for name, tensor in found.items() if torch.equal(tensor, now[name])}
+    assert 0 < len(views) < len(found)
+    assert_equal({n: t for n, t in found.items() if n not in views}, {n: expected[n] for n in found if n not in views})
+    assert_equal(packed, expected)
+    assert again == []
+    assert cases.apply(engine, patches) > 100
+    assert_equal(engine, now)
+    for target, positions, indices in located:
+        assert torch.equal(now[target].view(-1)[indices.long()], state[name].view(-1)[positions])
