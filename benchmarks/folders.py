@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from media import evict, sync
 from planning import llama, write
-from run import evict, machine, measured, sync
+from run import machine, measured
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 

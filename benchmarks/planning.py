@@ -1,10 +1,14 @@
 """What users wait for beside the moving of bytes: start-up, planning of large models, whole processes beside ``cp``.
 
     python benchmarks/planning.py --tmpfs /dev/shm --rounds 5 --results planning.json
+    python benchmarks/planning.py --parts whole --whole 24 --rounds 3
+    python benchmarks/planning.py --parts whole --whole 29 --rounds 3 --disk DIRECTORY
 
 Everything runs in processes of its own, with the command line as users call it. Sources of the growing models are
-sparse files: only their headers are read. Writes JSON, and beside it the tables of docs/performance.md (``.md``) and
-their picture (``.svg``).
+sparse files: only their headers are read. Writes JSON, and beside it the tables of docs/performance.md (``.md``) and,
+of all parts, their picture (``.svg``). Of a model that is converted whole, two copies are there at a time: 24 layers
+(11 GB) fit into the memory of a machine of 24 GiB. With ``--disk`` the sources lie in that directory, evicted, and only
+what is made of them on tmpfs, as ``cp`` and Crosswalk do alike: 29 layers (13 GB).
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import plot_planning
+from media import evict
 
 Shapes = dict[str, tuple[int, ...]]
 #: Layers and experts of a Mixtral: 10^3 to 10^5 tensors.
@@ -31,6 +36,7 @@ GROWTH = ((4, 80), (16, 200), (61, 256), (61, 384), (64, 520))
 FORMATS = (10, 30, 100)
 #: Layers of a Llama of the widths of 8B with a small vocabulary: 1.4 and 3.6 GB. Two copies must fit into memory.
 WHOLE = (2, 7)
+PARTS = ("startup", "growth", "formats", "whole")
 _PLAN = """
 import gc, json, sys, time
 gc.disable()
@@ -176,6 +182,7 @@ def growth(home: Path, rounds: int) -> list[dict[str, Any]]:
 def formats(home: Path, rounds: int) -> list[dict[str, Any]]:
     """``check`` of a tiny model with more and more formats in a folder of one's own."""
     shipped = Path(__file__).parent.parent / "mappings"
+    write(home / "own", *llama(2, 64, 96, 128), filled=True)
     rows = []
     for number in FORMATS:
         folder = home / f"formats-{number}"
@@ -183,33 +190,38 @@ def formats(home: Path, rounds: int) -> list[dict[str, Any]]:
         for copy in range(number):
             shutil.copy(shipped / "llama.yaml", folder / f"llama_{copy}.yaml")
         environment = {"CROSSWALK_MAPPINGS": str(folder), "XDG_CACHE_HOME": str(home / "cache")}
-        command = crosswalk("check", home / "tiny", "--format", "llama")
+        command = crosswalk("check", home / "own", "--format", "llama")
         runs = [run(command, environment) for _ in range(rounds + 1)]
         rows.append({"formats": number, "first": runs[0], "then": median(runs[1:])})
     return rows
 
 
-def whole(home: Path, rounds: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Whole conversions against ``cp`` of their source in the same round."""
+def whole(home: Path, rounds: int, sizes: Sequence[int], disk: Path | None) -> list[dict[str, Any]]:
+    """Whole conversions against ``cp`` of their source in the same round. Sources are evicted if they lie on a disk."""
     rows = []
+    sources = disk or home
     for layers in sizes:
-        size = write(home / "in", *llama(layers), filled=True)
+        size = write(sources / "in", *llama(layers), filled=True)
         ratios: dict[str, list[float]] = {"import": [], "export": []}
         runs: dict[str, list[dict[str, float]]] = {}
         for _ in range(rounds):
-            for way, source, target in (
-                ("import", home / "in", home / "native"),
-                ("export", home / "native", home / "out"),
-            ):
-                copied = run(["cp", "-r", source, home / "copy"])
-                shutil.rmtree(home / "copy")
-                converted = run(crosswalk("convert", source, target))
-                ratios[way].append(converted["seconds"] / copied["seconds"])
-                runs.setdefault(f"cp for {way}", []).append(copied)
-                runs.setdefault(way, []).append(converted)
+            source = sources / "in"
+            for way in ("import", "export"):
+                taken = {}
+                for name, command, made in (
+                    (f"cp for {way}", ["cp", "-r"], home / "copy"),
+                    (way, crosswalk("convert"), home / "made"),
+                ):
+                    if disk is not None:
+                        evict(source)
+                    taken[name] = run([*command, source, made])
+                    runs.setdefault(name, []).append(taken[name])
+                    shutil.rmtree(home / "copy", ignore_errors=True)
+                ratios[way].append(taken[way]["seconds"] / taken[f"cp for {way}"]["seconds"])
                 shutil.rmtree(source)
-            (home / "out").rename(home / "in")  # the same model again
-        shutil.rmtree(home / "in")
+                source = sources / ("native" if way == "import" else "in")  # the same model again after both
+                shutil.move(home / "made", source)
+        shutil.rmtree(sources / "in")
         rows.append(
             {"gb": size / 1e9, **{name: median(found) for name, found in runs.items()}}
             | {f"{way} to cp": statistics.median(found) for way, found in ratios.items()}
@@ -218,52 +230,65 @@ def whole(home: Path, rounds: int, sizes: Sequence[int]) -> list[dict[str, Any]]
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """The tables of docs/performance.md."""
-    lines = ["| tiny model | seconds | CPU |", "|---|---|---|"]
-    for name, found in results["startup"].items():
-        lines.append(f"| `{name}` | {found['seconds']:.2f} | {found['user'] + found['system']:.2f} |")
-    lines += ["", "| tensors | `check`, seconds (CPU) | compile | verify | digest | text, seconds | text, kB |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for row in results["growth"]:
+    """The tables of docs/performance.md, of what was measured."""
+    found = {
+        "startup": ["| tiny model | seconds | CPU |", "|---|---|---|"],
+        "growth": [
+            "| tensors | `check`, seconds (CPU) | compile | verify | digest | text, seconds | text, kB |",
+            "|---|---|---|---|---|---|---|",
+        ],
+        "formats": ["| formats of one's own | first `check`, seconds | then |", "|---|---|---|"],
+        "whole": [
+            "| GB | import: seconds, user, system | of `cp` | export: seconds, user, system | of `cp` |",
+            "|---|---|---|---|---|",
+        ],
+    }
+    for name, row in results.get("startup", {}).items():
+        found["startup"].append(f"| `{name}` | {row['seconds']:.2f} | {row['user'] + row['system']:.2f} |")
+    for row in results.get("growth", ()):
         check = f"{row['check']['seconds']:.2f} ({row['check']['user'] + row['check']['system']:.2f})"
         parts = " | ".join(f"{row[part]:.2f}" for part in ("compile", "verify", "digest", "text"))
-        lines.append(f"| {row['tensors']:,.0f} | {check} | {parts} | {row['characters'] / 1000:.1f} |")
-    lines += ["", "| formats of one's own | first `check`, seconds | then |", "|---|---|---|"]
-    for row in results["formats"]:
-        lines.append(f"| {row['formats']} | {row['first']['seconds']:.2f} | {row['then']['seconds']:.2f} |")
-    lines += ["", "| GB | import: seconds, user, system | of `cp` | export: seconds, user, system | of `cp` |"]
-    lines += ["|---|---|---|---|---|"]
-    for row in results["whole"]:
+        found["growth"].append(f"| {row['tensors']:,.0f} | {check} | {parts} | {row['characters'] / 1000:.1f} |")
+    for row in results.get("formats", ()):
+        seconds = f"{row['first']['seconds']:.2f} | {row['then']['seconds']:.2f}"
+        found["formats"].append(f"| {row['formats']} | {seconds} |")
+    for row in results.get("whole", ()):
         ways = (
             f"{row[way]['seconds']:.2f}, {row[way]['user']:.2f}, {row[way]['system']:.2f} | {row[f'{way} to cp']:.2f}"
             for way in ("import", "export")
         )
-        lines.append(f"| {row['gb']:.1f} | {' | '.join(ways)} |")
-    return "\n".join(lines) + "\n"
+        found["whole"].append(f"| {row['gb']:.1f} | {' | '.join(ways)} |")
+    return "\n\n".join("\n".join(lines) for part, lines in found.items() if part in results) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
     parser.add_argument("--whole", type=int, nargs="*", default=WHOLE, help="layers of the models that are converted")
+    parser.add_argument("--disk", type=Path, help="where the sources of whole conversions are, if not on tmpfs")
     parser.add_argument("--results", type=Path, default=Path("planning.json"))
     options = parser.parse_args()
-    home = options.tmpfs / f"crosswalk-planning-{os.getpid()}"
+    name = f"crosswalk-planning-{os.getpid()}"
+    home, disk = options.tmpfs / name, options.disk and options.disk / name
     home.mkdir()
+    results: dict[str, Any] = {"machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0]}}
+    measure: dict[str, Callable[[], Any]] = {
+        "startup": lambda: startup(home, options.rounds),
+        "growth": lambda: growth(home, options.rounds),
+        "formats": lambda: formats(home, options.rounds),
+        "whole": lambda: whole(home, options.rounds, options.whole, disk),
+    }
     try:
-        results = {
-            "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0]},
-            "startup": startup(home, options.rounds),
-            "growth": growth(home, options.rounds),
-            "formats": formats(home, options.rounds),
-            "whole": whole(home, options.rounds, options.whole),
-        }
+        results |= {part: measure[part]() for part in PARTS if part in options.parts}
     finally:
-        shutil.rmtree(home)
+        for directory in (home, disk):
+            shutil.rmtree(directory or home, ignore_errors=True)
     options.results.write_text(json.dumps(results, indent=1) + "\n")
     options.results.with_suffix(".md").write_text(tables(results))
-    options.results.with_suffix(".svg").write_text(plot_planning.draw(results))
+    if all(part in results for part in PARTS):
+        options.results.with_suffix(".svg").write_text(plot_planning.draw(results))
     print(tables(results))
 
 

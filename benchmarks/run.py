@@ -30,6 +30,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from media import evict, sync
 from plot import draw, table
 from workloads import Workload, workloads, write_random
 
@@ -74,22 +75,6 @@ def measured(result: dict[str, Any]) -> Iterator[None]:
     stop.set()
     watcher.join()
     result["peak"] = peak[0] - base
-
-
-def sync(directory: Path) -> None:
-    for path in directory.glob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def evict(directory: Path) -> None:
-    """Drop the files of a directory from the page cache."""
-    sync(directory)
-    for path in directory.glob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 def child(name: str, variant: str, source: Path, target: Path, plan: Path, synced: bool) -> dict[str, Any]:

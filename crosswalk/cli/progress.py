@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -13,18 +14,24 @@ if TYPE_CHECKING:
 
 #: Seconds after which a command that has shown nothing says what it does.
 _PATIENCE = 0.3
+#: Seconds after which it says it again.
+_AGAIN = 1.0
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[Callable[[], None]]:
-    """Say what is being done if it takes long, until it ends or the function given is called."""
+    """Say what is being done if it takes long, and for how many seconds already, until it ends or the function given is
+    called."""
     said, ended = [False], threading.Event()
+    started = time.monotonic()
 
     def say() -> None:
-        if not ended.wait(_PATIENCE):
-            said[0] = True
-            sys.stderr.write(f"{what} ...")
+        patience = _PATIENCE
+        while not ended.wait(patience):
+            seconds = round(time.monotonic() - started)
+            sys.stderr.write(f"\r{what} ... {seconds} s" if said[0] else f"{what} ...")
             sys.stderr.flush()
+            said[0], patience = True, _AGAIN
 
     def end() -> None:
         if ended.is_set():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -31,7 +32,9 @@ def shown(code: str) -> str:
     return found.decode()
 
 
-COMMAND = "from crosswalk.cli import progress, commands; progress._PATIENCE = {}; commands.main({!r})"
+COMMAND = (
+    "from crosswalk.cli import progress, commands; progress._PATIENCE, progress._AGAIN = {}, 60; commands.main({!r})"
+)
 
 
 def test_planning_that_takes_long_is_told_and_wiped(tmp_path: Path) -> None:
@@ -40,6 +43,14 @@ def test_planning_that_takes_long_is_told_and_wiped(tmp_path: Path) -> None:
     found = shown(COMMAND.format(0, ["convert", str(source), str(tmp_path / "out")]))
     assert found.startswith("planning ...\r\x1b[2K")
     assert (tmp_path / "out" / "ok").exists()
+
+
+def test_what_takes_very_long_says_for_how_long() -> None:
+    code = (
+        "import time\nfrom crosswalk.cli import progress\nprogress._PATIENCE, progress._AGAIN = 0, 0.4\n"
+        "with progress.waiting('checking'):\n    time.sleep(1.5)"
+    )
+    assert re.fullmatch(r"checking \.\.\.(\rchecking \.\.\. [0-9]+ s){2,}\r\x1b\[2K", shown(code))
 
 
 def test_what_is_quick_shows_nothing(tmp_path: Path) -> None:

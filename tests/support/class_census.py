@@ -174,6 +174,14 @@ def page(results: Sequence[Result], version: str) -> str:
     for title, group in rows:
         counts = Counter(result.outcome for result in group)
         lines.append(f"| {title} | {len(group)} | " + " | ".join(str(counts[one]) for one in outcomes) + " |")
+    kinds_of: dict[str, set[str]] = defaultdict(set)
+    for result in rows[1][1]:
+        kinds_of[result.job.name].add(result.outcome)
+    equal = sum(found == {EQUAL} for found in kinds_of.values())
+    lines += [
+        "",
+        f"The {len(rows[1][1])} pairs of the second line are {len(kinds_of)} classes; {equal} are equal in all.",
+    ]
     for outcome in outcomes[1:]:
         found = [result for result in results if result.outcome == outcome]
         lines += ["", f"## {outcome.capitalize()}", "", MEANING[outcome], ""] if found else []

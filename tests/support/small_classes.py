@@ -122,7 +122,7 @@ OVERRIDES: dict[str, Config] = {
     **{key: {"prediction_length": 6} for key in ("autoformer", "informer", "time_series_transformer")},
     **{key: {"vocab_size": 32} for key in ("wav2vec2-bert", "wav2vec2-conformer")},
     "gemma3n_vision": {"architecture": "mobilenetv3_small_050"},
-    "timm_backbone": {"backbone": "resnet10t"},
+    "TimmBackbone": {"backbone": "resnet10t"},
     "t5gemma2_text": {"dropout_rate": 0.0},
     "ReformerForMaskedLM": {"is_decoder": False},
 }  # fmt: skip
