@@ -32,7 +32,9 @@ def shown(code: str) -> str:
     return found.decode()
 
 
-COMMAND = "from crosswalk.cli import progress, commands; progress._PATIENCE, progress._AGAIN = {}, 60; commands.main({!r})"
+COMMAND = (
+    "from crosswalk.cli import progress, commands\nprogress._PATIENCE, progress._AGAIN = {}, 60\ncommands.main({!r})"
+)
 
 
 def test_planning_that_takes_long_is_told_and_wiped(tmp_path: Path) -> None:
