@@ -77,7 +77,7 @@ def locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
         else:
             problems.append(Diagnostic("dcp/parts", f"tensor `{shorten(name)}` {fault}", where))
     files: dict[Path, SourceFile] = {}
-    places: dict[Item, int] = {}
+    places: dict[Item, tuple[Path, int]] = {}
     for file, parts in _by_file(wanted).items():
         try:
             path = inside(folder.path, file)
@@ -85,7 +85,7 @@ def locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
                 files[path] = SourceFile.of(status, {})
                 for entry, index in parts:
                     item = entry.chunks[index].item
-                    places[item] = item.offset + _start(read, status.st_size, entry, index, path)
+                    places[item] = path, item.offset + _start(read, status.st_size, entry, index, path)
         except CrosswalkError as error:
             problems += error.diagnostics
     if problems:
@@ -153,13 +153,12 @@ def _start(read: ReadPart, size: int, entry: StoredEntry, index: int, path: Path
     return found.offset
 
 
-def stored_in_parts(directory: Path, entry: StoredEntry, places: Mapping[Item, int]) -> StoredTensor:
+def stored_in_parts(directory: Path, entry: StoredEntry, places: Mapping[Item, tuple[Path, int]]) -> StoredTensor:
     """Where a tensor lies: in one place, or in its parts."""
     assert entry.dtype is not None
     nbytes = math.prod(entry.shape) * size_of(entry.dtype)
     filled = [index for index, chunk in enumerate(entry.chunks) if math.prod(chunk.sizes)]
-    items = [entry.chunks[index].item for index in filled]
-    where = [(directory / item.file, places[item]) for item in items]
+    where = [places[entry.chunks[index].item] for index in filled]
     if not where:
         return StoredTensor(directory / METADATA, 0, nbytes, entry.dtype, entry.shape, Zeros())
     file, offset = where[0]

@@ -63,7 +63,9 @@ def open_sharded(directory: Path) -> Checkpoint:
         entries.append(entry)
     if problems:
         raise CrosswalkError(limited(problems, Position(str(directory))))
-    places = {chunk.item: chunk.item.offset for entry in entries for chunk in entry.chunks}
+    items = [chunk.item for entry in entries for chunk in entry.chunks]
+    paths = {item.file: directory / item.file for item in items}
+    places = {item: (paths[item.file], item.offset) for item in items}
     return Checkpoint(directory, {entry.name: stored_in_parts(directory, entry, places) for entry in entries}, files)
 
 
