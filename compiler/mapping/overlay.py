@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from .model import CheckEntry, Entry, Line, ReplacedLine, Section, TensorEntry
+
+_WORDS = [field for field in dataclasses.fields(Section) if field.name != "name"]
 
 
 def overlay(base: Section, over: Section) -> Section:
@@ -24,31 +27,24 @@ def overlay(base: Section, over: Section) -> Section:
         return True
 
     claims: tuple[Line, ...] = (*over.config, *over.sets)
-    return dataclasses.replace(
-        base,
-        position=over.position,
-        config=(*(e for e in base.config if keep(e, claims)), *over.config),
-        sets=(*(f for f in base.sets if keep(f, claims)), *over.sets),
-        tensors=(*(t for t in base.tensors if keep(t, over.tensors)), *over.tensors),
-        same_names=base.same_names or over.same_names,
-        has_tensors=base.has_tensors or over.has_tensors,
-        checks=_laid_over(base.checks, over.checks),
-        by=base.by if over.by is None else over.by,
-        by_default=base.by_default if over.by is None else over.by_default,
-        cases=_cases(base, over),
-        of=over.of or base.of,
-        count=over.count or base.count,
-        each=base.each if over.each is None else over.each,
-        repeats=base.repeats if over.each is None else over.repeats,
-        kinds=_kinds(base, over),
-        nothing=(base.nothing - over.cases.keys() - over.kinds.keys()) | over.nothing,
-        overrides=over.overrides or base.overrides,
-        overridable=over.overridable if over.overrides else base.overridable,
-        refused=over.refused,
-        transposed=base.transposed if over.transposed is None else over.transposed,
-        cuts={**base.cuts, **over.cuts},
-        replaced=tuple(replaced),
-    )
+    # Any other word that a section says takes the place of the inherited one.
+    said = {word.name: found for word in _WORDS if (found := getattr(over, word.name)) != word.default}
+    special: dict[str, Any] = {
+        "config": (*(e for e in base.config if keep(e, claims)), *over.config),
+        "sets": (*(f for f in base.sets if keep(f, claims)), *over.sets),
+        "tensors": (*(t for t in base.tensors if keep(t, over.tensors)), *over.tensors),
+        "checks": _laid_over(base.checks, over.checks),
+        "by_default": base.by_default if over.by is None else over.by_default,
+        "cases": _cases(base, over),
+        "repeats": base.repeats if over.each is None else over.repeats,
+        "kinds": _kinds(base, over),
+        "nothing": (base.nothing - over.cases.keys() - over.kinds.keys()) | over.nothing,
+        "overridable": over.overridable if over.overrides else base.overridable,
+        "refused": over.refused,
+        "cuts": {**base.cuts, **over.cuts},
+        "replaced": tuple(replaced),
+    }
+    return dataclasses.replace(base, **{**said, **special})
 
 
 def _cases(base: Section, over: Section) -> dict[str, Section]:

@@ -238,7 +238,7 @@ class _DrawnKeys:
 
     def _drawn(self, path: KeyPath) -> tuple[Any, bool]:
         """A value, and whether it is free of the value at hand."""
-        rules = [rule for rule in rules_of(self.mapping.root) if path in rule.places()]
+        rules = self.mapping.rules_at.get(path, ())
         for rule in rules:
             if isinstance(rule, Carried) and rule.line.write is not None and ("kinds",) not in rule.line.write.names:
                 free = not rule.line.write.names

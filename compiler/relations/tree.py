@@ -7,7 +7,8 @@ the *anchor*: the root config, or the config of a layer or of an entry of a dict
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,6 +204,15 @@ class CompiledMapping:
     def name(self) -> str:
         """The name of the format."""
         return self.source.name
+
+    @functools.cached_property
+    def rules_at(self) -> Mapping[KeyPath, Sequence[Rule]]:
+        """The rules that speak of each hf path, holes included."""
+        result: dict[KeyPath, list[Rule]] = {}
+        for rule in rules_of(self.root):
+            for place in dict.fromkeys(rule.places()):
+                result.setdefault(place, []).append(rule)
+        return result
 
     def in_dialect(self, name: str | None) -> CompiledMapping:
         """The mapping as it is where the files hold tensors as the dialect ``name`` has them; itself for any other."""

@@ -7,9 +7,10 @@ mapping states has its value, conditions over anything else hold, and all axes h
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Hole
+from crosswalk.compiler.relations.keys import put
 from crosswalk.compiler.relations.tree import (
     CaseNode,
     CompiledMapping,
@@ -173,36 +175,26 @@ def _check_holes(path: KeyPath, layout: Layout, line: TensorEntry) -> Iterator[D
 
 @dataclass
 class _Model:
-    """A native object: what is known of it, which of its fields are not, and the structs that speak for its objects.
-    Paths start at the object."""
+    """A native object by the paths of its fields: what is known of them, which are not known, and the structs that
+    speak for its objects."""
 
-    config: dict[str, Any] = field(default_factory=dict)
+    values: dict[KeyPath, Any] = field(default_factory=dict)
     pending: set[KeyPath] = field(default_factory=set)
     chosen: dict[KeyPath, list[Chosen]] = field(default_factory=dict)
 
-    def put(self, path: KeyPath, value: Any) -> None:
-        target = self.config
-        for name in path[:-1]:
-            target = target.setdefault(name, {})
-        target[path[-1]] = value
+    def add(self, other: _Model, to: KeyPath = (), without: int = 0) -> None:
+        """Lay another object into this one: at ``to``, ``without`` the first names of its paths."""
+        self.values |= {(*to, *path[without:]): value for path, value in other.values.items()}
+        self.pending |= {(*to, *path[without:]) for path in other.pending}
+        for path, chosen in other.chosen.items():
+            self.chosen.setdefault((*to, *path[without:]), []).extend(chosen)
 
-    def place(self, path: KeyPath, other: _Model) -> None:
-        """Lay another object into this one."""
-        target = self.config
-        for name in path:
-            target = target.setdefault(name, {})
-        _merge(target, other.config)
-        self.pending |= {(*path, *below) for below in other.pending}
-        for below, chosen in other.chosen.items():
-            self.chosen.setdefault((*path, *below), []).extend(chosen)
-
-
-def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    for key, value in source.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
-        else:
-            target[key] = value
+    @property
+    def config(self) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for path in sorted(self.values, key=len):
+            put(result, path, self.values[path] or copy.copy(self.values[path]))
+        return result
 
 
 class _Models:
@@ -210,54 +202,51 @@ class _Models:
         self.mapping, self.layout, self.tensors = mapping, mapping.layout, tensors
 
     def all(self) -> Iterator[_Model]:
-        for model in self.node(self.mapping.root, ()):
-            for name in self.mapping.source.elsewhere:
-                model.put((name,), None)
+        for model in self.node(self.mapping.root):
+            model.values |= {(name,): None for name in self.mapping.source.elsewhere}
             yield model
 
-    def node(self, node: Node, at: KeyPath) -> list[_Model]:
-        """The models of a node; their paths start at the object at ``at``."""
+    def node(self, node: Node) -> list[_Model]:
+        """The models of a node; their paths start at its anchor."""
         match node:
             case Struct():
-                return self.struct(node, at)
+                return self.struct(node)
             case CaseNode():
                 if not any(_has_modules(case.node) for case in node.cases):
-                    return self.node(node.cases[0].node, at) if node.cases else [_Model()]
-                return [model for case in node.cases for model in self.node(case.node, at)]
+                    return self.node(node.cases[0].node) if node.cases else [_Model()]
+                return [model for case in node.cases for model in self.node(case.node)]
             case Nullable():
-                return self.node(node.node, at)
+                return self.node(node.node)
             case Layers():
-                return [
-                    self.layers([model for kind in node.kinds for model in self.node(kind.node, ())], node.ours, at)
-                ]
+                return [_layers([(model, 0) for kind in node.kinds for model in self.node(kind.node)], node.ours)]
             case Entries():
                 model = _Model()
-                for index, entry in enumerate(self.node(node.node, ())):
-                    model.place((*node.ours[len(at) :], f"entry_{index}"), entry)
+                for index, entry in enumerate(self.node(node.node)):
+                    model.values[(*node.ours, f"entry_{index}")] = {}
+                    model.add(entry, (*node.ours, f"entry_{index}"))
                 return [model]
             case PartNode():
-                return self.part(node, at)
+                return self.part(node)
 
-    def struct(self, node: Struct, at: KeyPath) -> list[_Model]:
-        base, where = _Model(), node.ours[len(at) :]
+    def struct(self, node: Struct) -> list[_Model]:
+        base = _Model(chosen={node.ours: [Chosen(node, self.mapping, self.tensors)]})
         if node.type.registered:
-            base.put((*where, "type"), node.type.registered)
-        base.chosen[where] = [Chosen(node, self.mapping, self.tensors)]
+            base.values[(*node.ours, "type")] = node.type.registered
         for rule in node.rules:
             if isinstance(rule, OursFact) and not isinstance(rule.value, Expression):
-                base.put(rule.ours[len(at) :], rule.value)
+                base.values[rule.ours] = rule.value
             elif isinstance(rule, (OursFact, FieldRule)):
-                base.pending.add(rule.ours[len(at) :])
+                base.pending.add(rule.ours)
         family = self.layout.families.get(node.type.family or "")
         if family is not None and family.sequence:
-            return [self.sequence(node, at, base)]
-        alternatives = [self.node(child, at) for child in node.children]
-        alternatives += [self.free(field, where) for field in node.type.fields.values() if field.group == "training"]
+            return [self.sequence(node, base)]
+        alternatives = [self.node(child) for child in node.children]
+        alternatives += [self.free(f, node.ours) for f in node.type.fields.values() if f.group == "training"]
         result = []
         for choice in itertools.product(*filter(None, alternatives)):
             model = _Model()
             for part in (base, *choice):
-                model.place((), part)
+                model.add(part)
             result.append(model)
         return result
 
@@ -266,43 +255,42 @@ class _Models:
         types = types_in(self.layout, declared.of) if declared.kind == "family" else []
         if not any(kind.parameters or kind.children for kind in types):
             return []
-        result = [_Model() for _ in types]
-        for model, kind in zip(result, types, strict=True):
-            model.put((*where, declared.name), {"type": kind.name})
-        return result
+        return [_Model({(*where, declared.name, "type"): kind.name}) for kind in types]
 
-    def sequence(self, node: Struct, at: KeyPath, base: _Model) -> _Model:
+    def sequence(self, node: Struct, base: _Model) -> _Model:
         """A list of layers that is related as an object: all alternatives of its blocks become layers."""
-        blocks: list[_Model] = []
+        blocks: list[tuple[_Model, int]] = []
         for child in node.children:
             inner = child.node if isinstance(child, (Entries, Nullable)) else child
-            blocks += self.node(inner, () if isinstance(child, Entries) else (*node.ours, "block"))
-        model = self.layers(blocks, node.ours, at)
-        model.chosen.update({path: chosen for path, chosen in base.chosen.items() if path not in model.chosen})
+            without = 0 if isinstance(child, Entries) else len((*node.ours, "block"))
+            blocks += [(model, without) for model in self.node(inner)]
+        model = _layers(blocks, node.ours)
+        model.chosen = base.chosen | model.chosen
         return model
 
-    def layers(self, blocks: list[_Model], ours: KeyPath, at: KeyPath) -> _Model:
-        model, where = _Model(), ours[len(at) :]
-        names = [f"block_{index}" for index in range(len(blocks))]
-        for name, block in zip(names, blocks, strict=True):
-            model.place((*where, "blocks", name), block)
-        for key, value in (("type", "pattern"), ("pattern", names), ("num_blocks", len(names))):
-            model.put((*where, key), value)
-        return model
-
-    def part(self, node: PartNode, at: KeyPath) -> list[_Model]:
-        where = node.ours[len(at) :]
+    def part(self, node: PartNode) -> list[_Model]:
         prefix = ".".join(filter(None, (self.tensors, node.part.tensors)))
         result = []
         for mapping in node.mappings:
-            for inside in _Models(mapping, prefix).node(mapping.root, ()):
-                for beside in self.struct(node.beside, at):
-                    beside.chosen.pop(where, None)
-                    model = _Model()
-                    model.place(where, inside)
-                    model.place((), beside)
+            for inside in _Models(mapping, prefix).node(mapping.root):
+                for beside in self.struct(node.beside):
+                    beside.chosen.pop(node.ours, None)
+                    model = _Model({node.ours: {}} if node.ours else {})
+                    model.add(inside, node.ours)
+                    model.add(beside)
                     result.append(model)
         return result
+
+
+def _layers(blocks: list[tuple[_Model, int]], ours: KeyPath) -> _Model:
+    """A list of layers, one of each block; a block is a model and what to leave out of its paths."""
+    model, names = _Model(), [f"block_{index}" for index in range(len(blocks))]
+    for name, (block, without) in zip(names, blocks, strict=True):
+        model.values[(*ours, "blocks", name)] = {}
+        model.add(block, (*ours, "blocks", name), without)
+    for key, value in (("type", "pattern"), ("pattern", names), ("num_blocks", len(names))):
+        model.values[(*ours, key)] = value
+    return model
 
 
 def _has_modules(node: Node) -> bool:

@@ -33,7 +33,7 @@ def shown(code: str) -> str:
 
 
 COMMAND = (
-    "from crosswalk.cli import progress, commands\nprogress._PATIENCE, progress._AGAIN = {}, 60\ncommands.main({!r})"
+    "from crosswalk.cli import progress, commands; progress._PATIENCE, progress._AGAIN = {}, 60; commands.main({!r})"
 )
 
 

@@ -165,7 +165,7 @@ def test_the_text_of_a_llava_is_a_model_of_its_type(kind: str, in_memory: bool, 
 
 def test_a_model_without_other_towers_has_none_to_take(tmp_path: Path) -> None:
     source = make(tmp_path / "llama")
-    with pytest.raises(CrosswalkError, match=r"'llama' is no model of which"):
+    with pytest.raises(CrosswalkError, match=r'model_type "llama" is no model of which'):
         crosswalk.check(source, text_only=True)
     crosswalk.convert(source, tmp_path / "native")
     with pytest.raises(CrosswalkError, match=r"taken from a Hugging Face checkpoint.*\[usage/text-only\]"):

@@ -146,6 +146,8 @@ def test_every_library_that_is_imported_is_required() -> None:
         "transformers",
         "vllm",
         "sglang",
+        "zstandard",
+        "torchtitan",
     }
     names = {"ruamel": "ruamel.yaml", "yaml": "pyyaml"}
     for top in ("crosswalk", "compiler", "runtime", "reference"):

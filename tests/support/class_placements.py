@@ -89,6 +89,19 @@ def on_ranks(rank: int, home: Path, out: Path) -> dict[str, Any]:
     return found
 
 
+def loaded_by_its_class(rank: int, checkpoint: Path, out: Path, sizes: dict[str, Any]) -> list[str]:
+    """What is wrong with what is sent of a model that transformers loads and spreads; it is also saved."""
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, distributed_config=DistributedConfig(**sizes))
+    expected = cases.files(checkpoint)
+    crosswalk.save(model, model.config, out)
+    sent = _all(crosswalk.publisher(model, model.config).buckets(to=1))
+    wrong = cases.differences(sent, expected) if rank == 1 else list(sent)
+    return wrong + cases.differences(_all(crosswalk.stream(model, model.config)), expected)
+
+
 def local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter  # type: ignore[no-any-return]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from native_llama import assert_equal
 from safetensors.torch import load_file
 from shard_cases import DENSE, EXPERTS
@@ -87,9 +88,12 @@ def _sharded(local: Tensors, checkpoint: Path, axes: dict[str, tuple[int, int]])
 def _through(
     checkpoint: Path, out: Path, format: str, state: dict[str, Any], local: Tensors, expected: Tensors
 ) -> None:
-    """Load into the local tensors, compare them with those made by hand, stream, and save."""
+    """Load into the local tensors, compare them with those made by hand, stream, publish and save."""
     loaded = crosswalk.load(checkpoint, state, format)
     assert_equal(local, expected)
     streamed: Iterator[Any] = itertools.chain.from_iterable(crosswalk.stream(state, loaded, bucket_bytes=20_000))
     assert_equal(dict(streamed), load_file(checkpoint / "model.safetensors"))
+    published = crosswalk.publisher(state, loaded, bucket_bytes=20_000).buckets(to=0)
+    expected = load_file(checkpoint / "model.safetensors") if dist.get_rank() == 0 else {}
+    assert_equal(dict(itertools.chain.from_iterable(published)), expected)
     crosswalk.save(state, loaded, out)

@@ -8,7 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 from native_llama import assert_equal, native_state
 from safetensors.torch import load_file
 from sharded_models import Axes, piece
@@ -16,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -132,11 +135,27 @@ def expert_parallel(rank: int, checkpoint: Path, out: Path) -> int:
     for name, tensor in local.items():
         if "norm" in name:
             local[name] = distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None)
+    _nobody(checkpoint, {**local, **experts_by_hand(experts_state(checkpoint), axes | {"expert": (0, 2)})}, axes)
     return _through(checkpoint, out, "mixtral", axes, local, expected)
 
 
+def _nobody(checkpoint: Path, local: dict[str, Any], axes: Axes) -> None:
+    """All ranks have the first experts, so that none has the others: they are named, whatever is asked."""
+    config = crosswalk.import_config(json.loads((checkpoint / "config.json").read_text()))
+    state = crosswalk.shards(local, config, axes | {"expert": (0, 2)})
+    uncovered = r"of `decoder\.0\.mlp\.layer_1\.weight` \[[0-9, ]+\] are held by none"
+    actions: list[Any] = [
+        lambda: crosswalk.publisher(state, config, "mixtral"),
+        lambda: crosswalk.save(state, config, checkpoint.with_name("nowhere"), "mixtral"),
+    ]
+    for action in actions:
+        with pytest.raises(CrosswalkError, match=uncovered) as caught:
+            action()
+        assert {d.code for d in caught.value.diagnostics} == {"distributed/uncovered"}
+
+
 def _through(checkpoint: Path, out: Path, format: str, axes: Axes, local: dict[str, Any], expected: Tensors) -> int:
-    """Load into the local tensors, compare them with those made by hand, stream, and save."""
+    """Load into the local tensors, compare them with those made by hand, stream, publish and save."""
     config = crosswalk.import_config(json.loads((checkpoint / "config.json").read_text()))
     state = crosswalk.shards(local, config, axes)
     crosswalk.load(checkpoint, state, format)
@@ -144,5 +163,7 @@ def _through(checkpoint: Path, out: Path, format: str, axes: Axes, local: dict[s
     assert_equal(found, expected)
     streamed = dict(itertools.chain.from_iterable(crosswalk.stream(state, config, format, 20_000)))
     assert_equal(streamed, load_file(checkpoint / "model.safetensors"))
+    published = dict(itertools.chain.from_iterable(crosswalk.publisher(state, config, format).buckets(to=0)))
+    assert_equal(published, streamed if dist.get_rank() == 0 else {})
     report: Any = crosswalk.save(state, config, out, format, max_shard_size="100KB")
     return int(report.bytes_written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -40,3 +41,14 @@ def test_every_way_to_spread_a_class_over_ranks(tmp_path: Path) -> None:
     absent = [("class/absent", "model.language_model.norm.weight")]
     loading = [("class/unexpected", "language_model.model.norm.weight")]
     assert [rank["nobody"] for rank in found] == [[loading, absent, absent, absent]] * 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="transformers spreads with accelerate only")
+@pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"fsdp_size": 2}, {"tp_size": 2, "ep_size": 2}])
+def test_what_transformers_has_loaded_and_spread_itself(sizes: dict[str, int], tmp_path: Path) -> None:
+    placements.made(placements.SPARSE).save_pretrained(tmp_path / placements.SPARSE)
+    for found in run_ranks(2, placements.loaded_by_its_class, tmp_path / placements.SPARSE, tmp_path / "out", sizes):
+        assert not isinstance(found, Failed), found.text
+        assert found == []
+    expected = cases.files(tmp_path / placements.SPARSE)
+    assert cases.differences(cases.files(tmp_path / "out"), expected) == []

@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 import transformers
 from native_llama import LLAMA, Tree, assert_equal, blank, native_state
 from oracles import make_checkpoint
+from publisher_cases import apply
 from safetensors.torch import load_file, save_file
 
 import crosswalk
@@ -271,6 +272,19 @@ def test_on_a_gpu(checkpoint: Path, tmp_path: Path) -> None:
         streamed = dict(itertools.chain.from_iterable(crosswalk.stream(state, config, "llama", bucket_bytes=30_000)))
         assert all(tensor.is_cuda for tensor in streamed.values())
         assert_equal({name: tensor.cpu() for name, tensor in streamed.items()}, cast)
+        publisher = crosswalk.publisher(state, config, "llama", bucket_bytes=30_000)
+        for snapshot in (publisher.snapshot(pin=True), publisher.snapshot("cuda")):
+            engine = {name: tensor.clone() for name, tensor in itertools.chain.from_iterable(publisher.buckets())}
+            for tensor in state.values():
+                tensor.view(-1)[3::41] *= 2
+            delta = publisher.delta(snapshot)
+            apply(engine, delta.patches())
+            delta.commit()
+            now = dict(itertools.chain.from_iterable(publisher.buckets()))
+            assert_equal(engine, now)
+        name = "decoder.1.mlp.layer_2.weight"
+        for target, positions, indices in publisher.locate(name, torch.arange(state[name].numel(), device="cuda")):
+            assert torch.equal(now[target].view(-1)[indices.long()], state[name].view(-1)[positions])
 
 
 def test_open_checkpoint_sees_what_save_wrote(checkpoint: Path, tmp_path: Path) -> None:
