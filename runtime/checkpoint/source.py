@@ -7,7 +7,6 @@ what they lead to, if they are links; but for those in the cache of the Hugging 
 from __future__ import annotations
 
 import errno
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -227,7 +226,6 @@ def _absent(path: Path, name: str, tensors: int, where: Position) -> Diagnostic 
     return Diagnostic("index/missing-file", text, where, "download the rest of the checkpoint")
 
 
-@functools.lru_cache(1 << 10)  # a folder names one file for thousands of parts
 def is_plain(name: str) -> bool:
     """Whether a file name stays inside its directory and is spelt in the one normal way."""
     path = PurePosixPath(name)
