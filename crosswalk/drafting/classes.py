@@ -77,7 +77,7 @@ class Known:
 
     def defaults(self, keys: Iterable[str]) -> dict[str, Any]:
         """What the class takes for keys that it has."""
-        full = self.subject.kind.config_class().to_dict()
+        full = self.subject.config_class().to_dict()
         return {key: full[key] for key in keys if key in full}
 
 

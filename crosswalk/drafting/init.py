@@ -47,7 +47,7 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     words = words_of(catalog, DEFAULT_LAYOUT, excluded)
     header: dict[str, Any] = {"architecture": architecture, "model_type": config["model_type"]}
     if known is not None:
-        header["config_class"] = f"transformers.{known.subject.kind.config_class.__name__}"
+        header["config_class"] = f"transformers.{known.subject.config_class.__name__}"
     begun = nearest(fitting, header, _formats(catalog, excluded))
     draft, fit = simplest([fit_tensors(fitting, draft, fit, words) for draft, fit in begun])
     if fit.compiled is not None and known is not None:

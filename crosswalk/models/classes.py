@@ -51,10 +51,22 @@ def class_of(config: Mapping[str, Any], where: str) -> Any:
     return found
 
 
+def config_class_of(config: Mapping[str, Any], where: str) -> Any:
+    """The class that reads a config.json: of a model class that several families have, each with a config of its own (a
+    Llama by another name), that of the model type. Raises ``CrosswalkError`` as ``class_of``."""
+    automatic = transformers().models.auto
+    kind = class_of(config, where)
+    if config.get("model_type") in automatic.configuration_auto.CONFIG_MAPPING:
+        of_type = automatic.configuration_auto.CONFIG_MAPPING[config["model_type"]]
+        if automatic.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(of_type, None) is kind:
+            return of_type
+    return kind.config_class
+
+
 def config_object(config: Mapping[str, Any], where: str) -> Any:
     """A config.json as its own class reads it, with its defaults. Raises ``CrosswalkError`` if it does not read it."""
     package = transformers()
-    kind = class_of(config, where).config_class
+    kind = config_class_of(config, where)
     with one_message(f"`{kind.__name__}` of transformers {package.__version__} cannot read the config", where):
         return kind.from_dict(dict(config))
 
@@ -67,6 +79,8 @@ def load(directory: Path, config: Mapping[str, Any]) -> Any:
     options: dict[str, Any] = {"attn_implementation": "eager"}
     if int(package.__version__.split(".")[0]) >= 5:
         options["experts_implementation"] = "eager"
+    if config_class_of(config, str(directory)) is not kind.config_class:  # which the class would read it with
+        options["config"] = config_object(config, str(directory))
     what = f"`{kind.__name__}` of transformers {package.__version__} cannot load the checkpoint"
     with one_message(what, str(directory)):
         model, info = kind.from_pretrained(

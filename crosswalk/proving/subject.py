@@ -27,7 +27,7 @@ ROUNDED = 1e-5
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """What a class does with a config: shapes of its parameters by name, and logits (sequence, vocabulary) as it is
-    evaluated and as it is trained, dropout included."""
+    evaluated, in plain loops, and as it is trained, dropout and kernels of attention included."""
 
     shapes: Mapping[str, tuple[int, ...]]
     logits: tuple[torch.Tensor, torch.Tensor]
@@ -44,10 +44,11 @@ class Behaviour:
 
 @dataclass
 class Subject:
-    """A class, and the config of a tiny model of it, ``base``, as the class writes it; ``second`` is that of another
-    with other sizes. ``where``: the file of the config that it was made from."""
+    """A class and that of its configs, and the config of a tiny model of it, ``base``, as the class writes it;
+    ``second`` is that of another with other sizes. ``where``: the file of the config that it was made from."""
 
     kind: Any
+    config_class: Any
     base: Config
     where: str
     second: Config = field(default_factory=dict)
@@ -60,17 +61,18 @@ class Subject:
         """The tiny model of a config. Raises ``CrosswalkError`` if transformers has no class for it, or none so
         small."""
         kind = class_of(config, where)
-        full = config_object(config, where).to_dict()
+        read = config_object(config, where)
+        full, config_class = read.to_dict(), type(read)
         with one_message(f"`{kind.__name__}` cannot be made small", where):
-            base, second = (as_written(kind.config_class.from_dict(shrunk(full, more))) for more in (0, 1))
+            base, second = (as_written(config_class.from_dict(shrunk(full, more))) for more in (0, 1))
         named = {"architectures": [kind.__name__]}
-        return cls(kind, base | named, where, second | named)
+        return cls(kind, config_class, base | named, where, second | named)
 
     def read(self, config: Config) -> dict[str, Any] | None:
         """A config with what the class takes for absent keys; None if the class refuses it."""
         try:
             with one_message("", ""):
-                return {**as_written(self.kind.config_class.from_dict(_copy(config))), "architectures": [self.name]}
+                return {**as_written(self.config_class.from_dict(_copy(config))), "architectures": [self.name]}
         except CrosswalkError:
             return None
 
@@ -79,7 +81,7 @@ class Subject:
         has and that say nothing of what it computes."""
         package = transformers()
         generic = {*package.PretrainedConfig().to_dict(), "model_type", "architectures"} - {"tie_word_embeddings"}
-        full = json.loads(json.dumps(self.kind.config_class.from_dict(_copy(self.base)).to_dict(), default=str))
+        full = json.loads(json.dumps(self.config_class.from_dict(_copy(self.base)).to_dict(), default=str))
         return {key: value for key, value in full.items() if key not in generic and not key.startswith("_")}
 
     @property
@@ -101,6 +103,8 @@ class Subject:
         model = self.model(config)
         evaluated = trace(model.eval(), self.tokens, self.images).logits
         torch.manual_seed(0)
+        if getattr(model, "_supports_sdpa", False):  # kernels read what plain attention finds in its mask
+            model.set_attn_implementation("sdpa")
         trained = trace(model.train(), self.tokens, self.images).logits
         return Behaviour({n: tuple(t.shape) for n, t in model.state_dict().items()}, (evaluated, trained))
 
@@ -108,7 +112,7 @@ class Subject:
         """The model of a config, in fp32. Every weight is random, and the same wherever its name and shape are. Raises
         ``CrosswalkError`` for what the class refuses."""
         with one_message(f"`{self.name}` cannot be made", self.where):
-            made = self.kind.config_class.from_dict(_copy(config))
+            made = self.config_class.from_dict(_copy(config))
             made._attn_implementation = "eager"
             if hasattr(made, "_experts_implementation"):
                 made._experts_implementation = "eager"

@@ -19,7 +19,7 @@ from crosswalk.runtime.errors import CrosswalkError
 
 TOLERANCE = 1e-5
 #: Whose hidden states are scaled by a number.
-SCALED = ("granite",)
+SCALED = ("granite", "granitemoe", "granitemoeshared", "hyperclovax-plain")
 #: Of the file, not of the model.
 APART = ("architectures", "model_type", "transformers_version", "dtype")
 
@@ -110,7 +110,13 @@ def test_what_ministral3_loses_is_beyond_the_original_context(tmp_path: Path) ->
     assert written["rope_parameters"]["llama_4_scaling_beta"] == 0.0
 
 
-_LEFT_OUT = [(name, key) for name, config in CONFIGS.items() if "-" not in name for key in config if key not in APART]
+#: Without it a file is of another format, and is refused in other words than the 0 that the class takes.
+OTHERS = [("granitemoeshared", "shared_intermediate_size")]
+_LEFT_OUT = [
+    (name, key)
+    for name, config in CONFIGS.items() if "-" not in name
+    for key in config if key not in APART and (name, key) not in OTHERS
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "key"), _LEFT_OUT)

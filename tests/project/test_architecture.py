@@ -162,6 +162,20 @@ def _raises(node: ast.AST) -> bool:
     return any((isinstance(each, ast.Raise) and each.exc is not None) or _raises(each) for each in inside)
 
 
+def test_every_folder_says_what_lives_there_and_what_does_not() -> None:
+    folders = {file: ast.get_docstring(ast.parse(file.read_text())) or "" for file in _packages()}
+    assert len(folders) > 25
+    assert [str(file) for file, said in folders.items() if not re.search(r"\.\s+\w.*\.", said, re.DOTALL)] == []
+
+
+def _packages() -> list[Path]:
+    return [
+        file
+        for name in ("compiler", "runtime", "crosswalk", "reference")
+        for file in ROOT.glob(f"{name}/**/__init__.py")
+    ]
+
+
 def test_a_class_has_its_name_alone() -> None:
     """Among all of the product, and against what a reader knows from Python."""
     nodes = (node for file in MODULES.values() for node in ast.walk(ast.parse(file.read_text())))

@@ -137,6 +137,11 @@ MISTAKES = {
         {"{const: true, default: false, why: scores of the chosen experts add up to 1 in the trainer}": "~"},
         "qwen3_moe", ("norm_topk_prob",), "prove/ignored", "norm_topk_prob", "`norm_topk_prob` = false",
     ),
+    "a key that kernels of attention alone look at": Mistake(
+        "gemma",
+        {"{only: [null, false], why: the format is that of a causal model}": "~"},
+        "gemma", ("use_bidirectional_attention",), "prove/ignored", "use_bidirectional", "trains in another way",
+    ),
     "a key that the class does not look at": Mistake(
         "qwen3_moe",
         {"config: {sliding_window: ~} ": "config: {sliding_window: {is: window_size, default: null}} ",
@@ -195,6 +200,18 @@ def test_a_mistake_that_compiles_and_loses_nothing_is_found(name: str, tmp_path:
     position = of_code[0].position
     assert position is not None
     assert mistake.line in Path(position.file).read_text().splitlines()[position.line - 1]
+
+
+def test_defaults_are_those_of_the_config_class_of_the_model_type(tmp_path: Path) -> None:
+    """A family whose models are Llamas, with a config class of its own."""
+    named = {"architectures": ["LlamaForCausalLM"], "model_type": "internlm3"}
+    (tmp_path / "config.json").write_text(json.dumps(EVERY["llama"] | named))
+    header = "crosswalk: 1\nextends: llama\narchitecture: LlamaForCausalLM\nmodel_type: internlm3\n"
+    (tmp_path / "mine.yaml").write_text(f"{header}config_class: transformers.InternLM3Config\n")
+    proof = crosswalk.prove(tmp_path / "mine.yaml", tmp_path, keys=["intermediate_size", "hidden_act"])
+    (found,) = proof.findings
+    assert found.code == "prove/default"
+    assert "the class takes 10240" in found.message
 
 
 def test_what_is_refused_though_the_class_takes_it_is_a_warning(tmp_path: Path) -> None:

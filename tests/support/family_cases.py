@@ -105,6 +105,45 @@ def arcee(**keys: Any) -> Config:
     return _config("ArceeForCausalLM", "arcee", rms_norm_eps=3e-6, head_dim=6, **keys)
 
 
+def gemma(**keys: Any) -> Config:
+    base = {"head_dim": 10, "num_key_value_heads": 3, "tie_word_embeddings": True}
+    return _config("GemmaForCausalLM", "gemma", rms_norm_eps=3e-6, **(base | keys))
+
+
+def glm(**keys: Any) -> Config:
+    rope = _rope(partial_rotary_factor=0.4)
+    return _config("GlmForCausalLM", "glm", head_dim=20, rms_norm_eps=3e-6, **(rope | keys))
+
+
+def windowed(architecture: str, model_type: str, **keys: Any) -> Config:
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    base = {"head_dim": 10, "sliding_window": 5, "layer_types": kinds}
+    return _config(architecture, model_type, rms_norm_eps=3e-6, **(base | keys))
+
+
+def jais2(**keys: Any) -> Config:
+    return _config("Jais2ForCausalLM", "jais2", head_dim=6, layer_norm_eps=3e-6, **keys)
+
+
+def granitemoe(**keys: Any) -> Config:
+    named = {"architectures": ["GraniteMoeForCausalLM"], "model_type": "granitemoe"}
+    return {**granite(residual_multiplier=0.22, num_local_experts=5, num_experts_per_tok=2), **named, **keys}
+
+
+def granitemoeshared(**keys: Any) -> Config:
+    named = {"architectures": ["GraniteMoeSharedForCausalLM"], "model_type": "granitemoeshared"}
+    return {**granitemoe(shared_intermediate_size=21), **named, **keys}
+
+
+def hyperclovax(**keys: Any) -> Config:
+    return {**granite(), "architectures": ["HyperCLOVAXForCausalLM"], "model_type": "hyperclovax", **keys}
+
+
+def gpt_bigcode(**keys: Any) -> Config:
+    named = {"architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode", "n_inner": 55}
+    return {**gpt2(), **named, **keys}
+
+
 def gpt2(**keys: Any) -> Config:
     base = {"n_embd": 36, "n_head": 6, "n_layer": 3, "n_positions": 37, "vocab_size": 89, "layer_norm_epsilon": 3e-6}
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
@@ -143,6 +182,17 @@ CONFIGS: dict[str, Config] = {
     "exaone4": exaone4(),
     "ernie4_5": ernie4_5(use_bias=True, tie_word_embeddings=True),
     "arcee": arcee(mlp_bias=True),
+    "gemma": gemma(),
+    "glm": glm(),
+    "cwm": windowed("CwmForCausalLM", "cwm", mlp_bias=True),
+    "ministral": windowed("MinistralForCausalLM", "ministral", tie_word_embeddings=True),
+    "jais2": jais2(),
+    "granitemoe": granitemoe(),
+    "granitemoeshared": granitemoeshared(tie_word_embeddings=True),
+    "hyperclovax": hyperclovax(use_post_norm=True),
+    "hyperclovax-plain": hyperclovax(use_post_norm=False, residual_multiplier=0.22),
+    "gpt_bigcode": gpt_bigcode(),
+    "gpt_bigcode-heads": gpt_bigcode(multi_query=False),
     "gemma3_text": gemma3_text(tie_word_embeddings=True),
     "gemma3_text-capped": gemma3_text(final_logit_softcapping=30.0, query_pre_attn_scalar=10, attention_bias=True),
 }
