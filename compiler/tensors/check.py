@@ -80,7 +80,7 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     for node in structs:
         for line in node.section.tensors:
             yield from _check_counts(line, node.type)
-            wrong = []
+            wrong: list[Diagnostic] = []
             for index, path in enumerate(line.ours):
                 at = line.ours_at[index] if index < len(line.ours_at) else line.position
                 wrong += _check_path(path, node.type, line, at, layout)

@@ -192,11 +192,12 @@ def read_class(
 
     def way() -> Plan:
         files = checkpoint.tensors.specs()
-        return once(
+        plan: Plan = once(
             same,
             (config, files, dict(memory), aliases, allow_lossy),
             lambda: import_plan(live.rules, files, memory, aliases, allow_lossy),
         )
+        return plan
 
     try:
         plan = way()
