@@ -88,6 +88,12 @@ def _compiler_nodes(*kinds: type[ast.AST]) -> list[tuple[str, ast.AST]]:
     ]
 
 
+def test_the_page_lists_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text().partition("## Words")[0]
+    known = set(re.findall(r"\w+", page))
+    assert [name for name in sorted(MODULES) if name.rpartition(".")[2] not in known] == []
+
+
 def test_modules_import_each_other_in_no_circle() -> None:
     """Imports inside of functions and those for types alone count."""
     graph = {name: _imports(name) for name in MODULES}
