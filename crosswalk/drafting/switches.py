@@ -29,7 +29,7 @@ def follow_switches(fitting: Fitting, draft: Draft, fit: Fit, known: Known) -> t
         other = _fitting(fitting, turned, known)
         if other is None or _fits(other, draft):
             continue
-        candidates = ((one, fitting.of(one)) for one in _related(draft, fit, key, value))
+        candidates = ((one, fitting.of(one)) for one in _related(draft, fit, key, bool(value)))
         good = [(one, found) for one, found in candidates if found.cost <= fit.cost and _fits(other, one)]
         if good:
             draft, fit = good[0]

@@ -23,7 +23,7 @@ from crosswalk.checkpoints.kinds.beside import config_of
 from crosswalk.checkpoints.kinds.every import BY_NAME, HUGGING_FACE, kind_of, kind_to_write
 from crosswalk.checkpoints.kinds.forms import Form, write_forms
 from crosswalk.checkpoints.kinds.kind import Given, Kind
-from crosswalk.checkpoints.model_files import derived_files, files_to_write
+from crosswalk.checkpoints.model_files import derived_files, files_to_write, missing_files
 from crosswalk.checkpoints.native import require_checkpoint
 from crosswalk.checkpoints.opened import Opened
 from crosswalk.checkpoints.states import without_idle
@@ -343,6 +343,8 @@ def _prepare_onward(opened: Opened, options: Options) -> Prepared:
     """From one layout to another, or to another kind of directory, in one plan: no Hugging Face tensor is made."""
     way = _way_out(opened, replace(options, to="hf", dtype=None, protect=()))
     exported, origin = way.exported, way.origin
+    if gone := missing_files(origin.files, opened.path):
+        raise CrosswalkError(gone)
     config, specs = dict(exported.config), way.exported.plan.targets
     asked = short_name(way.mapping) if options.to == opened.layout.name else None
     mapping = chosen_format(asked, config, specs, options.to)

@@ -72,7 +72,9 @@ def _encoded(delta: Delta, checksum: str) -> dict[str, tuple[torch.Tensor, dict[
     return result
 
 
-def _written(delta: Delta, target: Path, name: str, found: Any, sums: dict[str, str], last: str, content: Any) -> Any:
+def _written(
+    delta: Delta, target: Path, name: str, found: Any, sums: dict[str, str], last: str, content: Any
+) -> Path | None:
     files = {last: json.dumps(content).encode()}
     if found:
         files[name] = save({key: tensor for key, (tensor, _) in found.items()}, metadata=sums)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
+from family_cases import CONFIGS, format_of
 
 from crosswalk.compiler.catalog import Catalog
 
@@ -81,6 +83,10 @@ def lines(name: str) -> list[str]:
 @pytest.mark.parametrize("names", LIMITS)
 def test_mapping_is_small(names: str) -> None:
     assert sum(len(lines(name)) for name in names.split()) <= LIMITS[names]
+
+
+def test_half_of_the_families_take_forty_lines_at_most() -> None:
+    assert statistics.median(len(lines(name)) for name in {format_of(name) for name in CONFIGS}) <= 40
 
 
 def test_every_mapping_has_a_limit() -> None:

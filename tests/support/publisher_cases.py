@@ -248,7 +248,12 @@ def steps(rank: int, whole: dict[str, torch.Tensor], loaded: Any, kind: str) -> 
         rows: list[Any] = [None] * size
         dist.all_gather_object(rows, list(delta.rows()))
         wrong += [(density, *w) for w in wrong_rows(rows, before, after)]
-        patches = list(delta.patches(to=0))
+        with counted() as sparse:
+            patches = list(delta.patches(to=0))
+        said = [(patch.values.nbytes, patch.indices.nbytes if patch.indices is not None else 0) for patch in patches]
+        whole_bytes, said_bytes = sum(m.nbytes for m in publisher.metadata), sum(map(sum, said))
+        if said_bytes > whole_bytes or sparse[0] > said_bytes + 8 * size * len(said):
+            wrong.append((density, "bytes", sparse, said_bytes, whole_bytes))
         if rank != 0:
             wrong += patches
             engine = after
