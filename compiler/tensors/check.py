@@ -21,15 +21,14 @@ from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Hole
 from crosswalk.compiler.relations.keys import put
+from crosswalk.compiler.relations.rules import FieldRule, OursFact
 from crosswalk.compiler.relations.tree import (
     CaseNode,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
     Nullable,
-    OursFact,
     PartNode,
     Struct,
     nodes_of,
