@@ -32,7 +32,7 @@ from crosswalk.compiler.relations.tree import (
     part_mapping,
 )
 from crosswalk.compiler.text.values import same_value
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, shown
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, listed, shown
 
 from .architectures import other_head, right_architecture
 from .coverage import as_written
@@ -170,7 +170,7 @@ class _Read:
         for case in node.cases:
             if same_value(case.value, value):
                 return self.node(case.node, view, out, anchor)
-        known = ", ".join(str(case.value) for case in node.cases)
+        known = listed(case.value for case in node.cases)
         key = ".".join(path)
         for refused in node.refused:
             if same_value(refused.value, value):

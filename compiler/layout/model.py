@@ -151,6 +151,7 @@ class Layout:
     extra_states: Sequence[str] | None = None  # modules that have one there
     saved: Mapping[str, Mapping[str, str]] | None = None  # training fields -> value here -> value there
     forms: Sequence[Mapping[str, Any]] = ()  # other forms of a config
+    idle: Mapping[str, Any] | None = None  # features -> value at which there are parameters that are zeros
 
     def type_of(self, name: str) -> ConfigType | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
@@ -204,8 +205,8 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        doc = self.document
-        rest = {word: doc[word] for word in ("directory", "stacked", "extra_states", "saved", "forms") if word in doc}
+        doc, words = self.document, ("directory", "stacked", "extra_states", "saved", "forms", "idle")
+        rest = {word: doc[word] for word in words if word in doc}
         made = Layout(doc["layout"], doc["root"], self.enums, types, families, doc.position.file, **rest)
         self.problems += (*_unpaddable(made), *_unnameable(made))
         return made

@@ -45,7 +45,7 @@ def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
     """Every problem of the tensor side that can be found without a config; parts are checked on their own too."""
     if mapping.source.abstract:
         return []
-    problems = [*_check_names(mapping), *_check_claims(mapping)]
+    problems = [*_check_names(mapping), *_check_claims(mapping)] or [*_check_unheard(mapping)]
     if problems:
         return problems
     found: list[Diagnostic] = []
@@ -113,6 +113,17 @@ def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                         key = ".".join(path)
                         message = f"`{line.theirs}` and `{first.theirs}` ({first.position}) both hold `{key}`"
                         yield Diagnostic("mapping/parameter-twice", message, line.position, "keep one of the two")
+
+
+def _check_unheard(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    """Lines that put together what no module has: no config would ask for them."""
+    for node in (node for node in nodes_of(mapping.root) if isinstance(node, Struct)):
+        heard = {id(line) for line in node.tensors.lines()}
+        for line in node.section.tensors:
+            if len(line.ours) > 1 and id(line) not in heard:
+                message = f"`{line.theirs}` is to hold {' and '.join(map('.'.join, line.ours))}: no module has them all"
+                hint = "write a line for each"
+                yield Diagnostic("mapping/one-sided", message, line.position, hint)
 
 
 def _check_path(

@@ -79,8 +79,10 @@ def inner_model(model: Model) -> Any:
         return None
     inner: Any = model
     while not isinstance(inner, modeling.PreTrainedModel):
-        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if not isinstance(inner, torch.nn.Module):
+        # Not `or`: a compiled module has a length only if what is in it has.
+        found = [getattr(inner, key, None) for key in ("module", "_orig_mod")]
+        inner = next((one for one in found if isinstance(one, torch.nn.Module)), None)
+        if inner is None:
             return None
     return inner
 
