@@ -63,6 +63,15 @@ class TensorRules:
     same: bool = False
     transposed: bool = False
 
+    def lines(self) -> Iterator[TensorEntry]:
+        """The lines that there can be a config for, those about modules below included."""
+        yield from (rule.line for rule in self.own if any(len(n) == len(rule.paths) for n in rule.held.values()))
+        for rules in (rules for types in self.below.values() for rules in types.values()):
+            if rules.line is not None:
+                yield rules.line
+            if rules.inside is not None:
+                yield from rules.inside.lines()
+
 
 class _Said(NamedTuple):
     """A line, what it is about below an object, and the types of the module there of which alone it speaks."""

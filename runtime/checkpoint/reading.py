@@ -60,6 +60,13 @@ class Reader:
         else:
             self._read(source, stored.file, offset, view)
 
+    def bytes_of(self, source: int) -> bytes:
+        """All bytes of a small tensor."""
+        stored = self.tensors[source]
+        found = bytearray(stored.nbytes)
+        self.read(source, stored.offset, memoryview(found))
+        return bytes(found)
+
     def _read(self, source: int, path: Path, offset: int, view: memoryview) -> None:
         descriptor = self._acquire(source, path)
         try:
