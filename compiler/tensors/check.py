@@ -7,7 +7,6 @@ mapping states has its value, conditions over anything else hold, and all axes h
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 from collections.abc import Iterator
@@ -22,15 +21,14 @@ from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Hole
 from crosswalk.compiler.relations.keys import put
+from crosswalk.compiler.relations.rules import FieldRule, OursFact
 from crosswalk.compiler.relations.tree import (
     CaseNode,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
     Nullable,
-    OursFact,
     PartNode,
     Struct,
     nodes_of,
@@ -204,7 +202,8 @@ class _Model:
     def config(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for path in sorted(self.values, key=len):
-            put(result, path, self.values[path] or copy.copy(self.values[path]))
+            value = self.values[path]
+            put(result, path, {} if value == {} else value)  # each config has objects of its own
         return result
 
 
