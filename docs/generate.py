@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from word_examples import examples
+
 HERE = Path(__file__).parent
 Schema = Mapping[str, Any]
 
@@ -31,28 +33,29 @@ def tables(page: str) -> str:
     def table(found: re.Match[str]) -> str:
         name, *definitions = found[1].split()
         schema = json.loads((HERE.parent / "schema" / f"{name}.schema.json").read_text(encoding="utf-8"))
-        parts, shown = [], set[str]()
+        parts, shown = [], set[tuple[str, ...]]()
         for definition in definitions:
             body = schema if definition == "-" else schema["$defs"][definition]
-            rows = [row for row in words(schema, body) if row not in shown]
-            shown.update(rows)
+            listed = [cells for cells in words(name, schema, body, definition) if cells[:3] not in shown]
+            shown.update(cells[:3] for cells in listed)
+            rows = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in listed]
             heading = f"**{body['title']}**\n\n" if len(definitions) > 1 else ""
-            parts.append(heading + "\n".join(["| word | holds | meaning |", "|---|---|---|", *rows]))
+            parts.append(heading + "\n".join(["| word | holds | meaning | as in |", "|---|---|---|---|", *rows]))
         return f"<!-- words: {found[1]} -->\n" + "\n\n".join(parts) + "\n<!-- end -->"
 
     return re.sub(r"<!-- words: ([\w. -]+?) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
-def words(schema: Schema, body: Schema) -> Iterator[str]:
-    """One row for each property of an object, or of the alternatives that are objects."""
+def words(name: str, schema: Schema, body: Schema, definition: str) -> Iterator[tuple[str, ...]]:
+    """The cells of a row for each property of an object, or of the alternatives that are objects."""
     for alternative in body.get("anyOf", ()):
-        yield from words(schema, alternative)
+        yield from words(name, schema, alternative, definition)
     for word, described in body.get("properties", {}).items():
         while "description" not in described:
             described = resolve(schema, described["$ref"])
         holds, _, meaning = described["description"].partition(". ")
-        cells = (f"`{word}`", holds.rstrip("."), f"{meaning.rstrip('.')}." if meaning else "")
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        example = examples(name).get((definition, word), "")
+        yield f"`{word}`", holds.rstrip("."), f"{meaning.rstrip('.')}." if meaning else "", example
 
 
 def resolve(schema: Any, reference: str) -> Any:

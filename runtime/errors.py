@@ -100,6 +100,11 @@ def shown(value: Any, length: int = 200) -> str:
         return "a very large number"
 
 
+def listed(values: Iterable[Any]) -> str:
+    """Values that a message offers, each once: text as it is, others as JSON writes them."""
+    return ", ".join(dict.fromkeys(value if isinstance(value, str) else shown(value) for value in values))
+
+
 def fail(code: str, message: str, position: Position | None = None, hint: str | None = None) -> CrosswalkError:
     """A :class:`CrosswalkError` with a single diagnostic, ready to be raised."""
     return CrosswalkError(Diagnostic(code, message, position, hint))

@@ -17,7 +17,7 @@ from crosswalk.compiler.layout.values import widened
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import scope_at
 from crosswalk.compiler.relations.keys import Names, fill, get, layer_index, overlaid, placed, put
-from crosswalk.compiler.relations.rules import at_rule
+from crosswalk.compiler.relations.rules import Rule, at_rule
 from crosswalk.compiler.relations.sides import Findings, Reading
 from crosswalk.compiler.relations.tree import (
     CaseNode,
@@ -27,12 +27,11 @@ from crosswalk.compiler.relations.tree import (
     Node,
     Nullable,
     PartNode,
-    Rule,
     Struct,
     part_mapping,
 )
 from crosswalk.compiler.text.values import same_value
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, shown
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, listed, shown
 
 from .architectures import other_head, right_architecture
 from .coverage import as_written
@@ -170,7 +169,7 @@ class _Read:
         for case in node.cases:
             if same_value(case.value, value):
                 return self.node(case.node, view, out, anchor)
-        known = ", ".join(str(case.value) for case in node.cases)
+        known = listed(case.value for case in node.cases)
         key = ".".join(path)
         for refused in node.refused:
             if same_value(refused.value, value):

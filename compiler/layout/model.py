@@ -151,6 +151,7 @@ class Layout:
     extra_states: Sequence[str] | None = None  # modules that have one there
     saved: Mapping[str, Mapping[str, str]] | None = None  # training fields -> value here -> value there
     forms: Sequence[Mapping[str, Any]] = ()  # other forms of a config
+    idle: Mapping[str, Any] | None = None  # features -> value at which there are parameters that are zeros
 
     def type_of(self, name: str) -> ConfigType | None:
         """A type by the name of its section: a plain type, or one that is in exactly one family."""
@@ -204,8 +205,8 @@ class _Reader:
                 self._attempt(members, member, member_body or Map(), name, {**types, **members}, position)
                 aliases |= dict.fromkeys((member_body or {}).get("aliases", ()), member)
             families[name] = Family(name, body["default"], bool(body.get("sequence")), members, aliases)
-        doc = self.document
-        rest = {word: doc[word] for word in ("directory", "stacked", "extra_states", "saved", "forms") if word in doc}
+        doc, words = self.document, ("directory", "stacked", "extra_states", "saved", "forms", "idle")
+        rest = {word: doc[word] for word in words if word in doc}
         made = Layout(doc["layout"], doc["root"], self.enums, types, families, doc.position.file, **rest)
         self.problems += (*_unpaddable(made), *_unnameable(made))
         return made
@@ -221,11 +222,8 @@ class _Reader:
         if "extends" in body:
             base = known.get(body["extends"])
             if base is None:
-                raise fail(
-                    "layout/extends",
-                    f"type `{name}` extends `{body['extends']}`, which is not declared above it",
-                    body.value_position("extends"),
-                )
+                text = f"type `{name}` extends `{body['extends']}`, which is not declared above it"
+                raise fail("layout/extends", text, body.value_position("extends"))
         fields = dict(base.fields) if base else {}
         for group in GROUPS:
             for key, text in body.get(group, {}).items():
@@ -234,7 +232,7 @@ class _Reader:
         replaced = {parameter.group for parameter in own}
         inherited = [p for p in (base.parameters if base else ()) if p.group not in replaced]
         children = {str(c.name): c for c in (base.children if base else ())}
-        children |= {str(c.name): c for c in self._children(body)}
+        children |= {str(c.name): c for c in self._children(body, fields)}
         return ConfigType(
             name=name,
             registered=name if family else body.get("name"),
@@ -292,12 +290,15 @@ class _Reader:
                 axes[name] = compile_expression(value, body["axes"].value_position(name))
         return axes
 
-    def _children(self, body: Map) -> list[Child]:
+    def _children(self, body: Map, fields: Mapping[str, Field]) -> list[Child]:
         result = []
         for name, value in body.get("children", {}).items():
             position = body["children"].key_position(name)
             options = dict(value) if isinstance(value, Mapping) else {"is": value}
             config = tuple(options.pop("is").split("."))
+            if config[0] not in fields:
+                text = f"module `{name}` is made from `{config[0]}`, which is no field of this type"
+                raise fail("layout/name", text, position, did_you_mean(config[0], sorted(fields)))
             result.append(Child(Template.parse(name, position), config, options))
         return result
 
@@ -314,7 +315,7 @@ class _Reader:
                 template, called = Template.parse(name, position), self._called(value.get("called", Map()))
                 result.append(Parameter(template, pattern, name, condition, value.get("same_as"), called))
             else:
-                pattern = parse_parameter(value["weight"], value.value_position("weight"))
+                pattern = parse_parameter(str(value["weight"]), value.value_position("weight"))
                 result.append(Parameter(Template.parse(f"{name}.weight", position), pattern, name))
                 if "bias" in value:
                     flag = compile_expression(f"{value['bias']}.bias", value.value_position("bias"))

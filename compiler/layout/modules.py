@@ -124,7 +124,7 @@ def config_of(scope: Scope, config: KeyPath) -> Scope | None:
         return blocks[-1][1] if blocks else None
     value: object = scope
     for name in config:
-        if not isinstance(value, Scope):
+        if not isinstance(value, Scope) or name not in value.kind.fields:  # other types of the family may have it
             return None
         value = value.field(name)
     return value if isinstance(value, Scope) else None

@@ -106,6 +106,19 @@ def shapes(root: Scope) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in result.items() if name not in tied}
 
 
+def idle(layout: Layout, kind: ConfigType, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter that a complete config has not, and a model of the trainer may have all the
+    same: zeros, until training changes them."""
+    root, result = Scope(layout, kind, config), dict[str, tuple[int, ...]]()
+    for name, value in (layout.idle or {}).items():
+        fields = [(path, scope.kind.fields.get(name), scope) for path, scope in root.walk()]
+        paths = [(*path, name) for path, field, scope in fields if field and scope.raw(name) == field.default]
+        changed = _changed(layout, kind, config, paths, value) if paths else None
+        result |= shapes(Scope(layout, kind, changed)) if changed is not None else {}
+    known = shapes(root) if result else {}
+    return {name: shape for name, shape in result.items() if name not in known}
+
+
 def absent(root: Scope) -> dict[str, str]:
     """Name of every parameter that a module of the config at ``root`` could have and has not -> when it would."""
     result = {}

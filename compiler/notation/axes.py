@@ -18,6 +18,8 @@ from typing import Literal, TypeAlias
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
+from .operators import MAX_DEPTH
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -207,6 +209,12 @@ class _Parser:
         self.written: set[str] = set()
         self.labels: set[str] = set()
         self.problems: list[Diagnostic] = []
+        depth = 0
+        for number, (_, value, _) in enumerate(self.tokens):
+            depth += (value in {"(", "["}) - (value in {")", "]"})
+            if depth > MAX_DEPTH:
+                self.index = number
+                raise self.error(f"nested more than {MAX_DEPTH} levels deep")
 
     def side(self) -> tuple[Term, ...]:
         """One or more terms."""

@@ -58,7 +58,8 @@ def header_fact(mapping: MappingFile, key: str, word: str, values: tuple[Any, ..
 
 def theirs_rule(line: Entry, theirs: KeyPath) -> Rule:
     """The rule of a key that no field holds."""
-    return (TheirsFact if line.kind in ("const", "only") else Carried)(line, (*theirs, *line.theirs))
+    at = (*theirs, *line.theirs)
+    return TheirsFact(line, at) if line.kind in ("const", "only") else Carried(line, at)
 
 
 def check_rules(section: Section, ours: KeyPath, theirs: KeyPath) -> list[Rule]:

@@ -12,7 +12,7 @@ from crosswalk.compiler.layout.values import misfit, widened
 from crosswalk.compiler.mapping.model import CheckEntry, Entry, EnumRow, Fact
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.values import same_value
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shown
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, listed, shown
 
 from .fields import below, is_default, object_at, scope_at, shown_native
 from .keys import Names, fill
@@ -133,7 +133,7 @@ class FieldRule(_Written):
     def _translated(self, at: Reading, table: Iterable[EnumRow], value: Any) -> Any:
         row = next((row for row in table if same_value(row.theirs, value)), None)
         if row is None:
-            known = ", ".join(str(row.theirs) for row in table)
+            known = listed(row.theirs for row in table)
             raise fail("config/choice", f"`{at.key(self.theirs)}` must be one of {known}; it is {shown(value)}")
         if row.lossy:
             reason = f"`{at.key(self.theirs)}` is {shown(value)}: {row.lossy}"
@@ -149,7 +149,7 @@ class FieldRule(_Written):
         if self.table is not None and value is not None:
             row = next((r for r in self.table if same_value(r.ours, value) and (at.allow_lossy or not r.lossy)), None)
             if row is None:
-                known = ", ".join(dict.fromkeys(str(row.ours) for row in self.table))
+                known = listed(row.ours for row in self.table)
                 message = f"`{at.where(self.ours)}` must be one of {known}; it is {shown(value)}"
                 at.error("export/choice", self.ours, message, self.position)
                 return
@@ -177,7 +177,7 @@ class FieldRule(_Written):
             wanted = unfit(value, self.field, layout)
             if self.table is not None and value is not None:
                 known = [row.theirs for row in self.table]
-                wanted = None if value in known else f"one of {', '.join(map(str, known))}"
+                wanted = None if value in known else f"one of {listed(known)}"
             if wanted:
                 what = f"the `{word}` of `{'.'.join(self.theirs)}`"
                 yield literal_problem(what, wanted, value, self.field, self.position)

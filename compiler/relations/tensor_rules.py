@@ -28,11 +28,6 @@ class TensorRule:
     held: Mapping[str, tuple[str, ...]]
     counted: str | None = None
 
-    @property
-    def depth(self) -> int:
-        """A line for ``layer_1.weight`` counts before one for ``layer_1``."""
-        return max(map(len, self.paths))
-
     def at(self, index: int) -> TensorRule:
         """The rule of one index of the hole that is ``counted``."""
 
@@ -62,6 +57,15 @@ class TensorRules:
     cuts: tuple[CutLine, ...] = ()
     same: bool = False
     transposed: bool = False
+
+    def lines(self) -> Iterator[TensorEntry]:
+        """The lines that there can be a config for, those about modules below included."""
+        yield from (rule.line for rule in self.own if any(len(n) == len(rule.paths) for n in rule.held.values()))
+        for rules in (rules for types in self.below.values() for rules in types.values()):
+            if rules.line is not None:
+                yield rules.line
+            if rules.inside is not None:
+                yield from rules.inside.lines()
 
 
 class _Said(NamedTuple):

@@ -16,37 +16,11 @@ from crosswalk.compiler.layout.model import ConfigType, Layout
 from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.values import same_value
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, shown
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, listed, shown
 
 from .keys import Defaults, Names
-from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
+from .rules import Rule, TheirsFact
 from .tensor_rules import TensorRules
-
-__all__ = [
-    "Carried",
-    "Case",
-    "CaseNode",
-    "CheckRule",
-    "CompiledMapping",
-    "Entries",
-    "FieldRule",
-    "LayerKind",
-    "Layers",
-    "Node",
-    "Nullable",
-    "OneOf",
-    "OursFact",
-    "PartNode",
-    "Refusal",
-    "Rule",
-    "Struct",
-    "TheirsFact",
-    "Unused",
-    "alternatives",
-    "claimed_paths", "nodes_of",
-    "part_mapping",
-    "rules_of",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +246,7 @@ def part_mapping(node: PartNode, value: Mapping[str, Any]) -> CompiledMapping:
     for mapping in node.mappings:
         if given in mapping.source.model_types or mapping.source.model_type is None:
             return mapping
-    known = ", ".join(str(mapping.source.model_type) for mapping in node.mappings)
+    known = listed(mapping.source.model_type for mapping in node.mappings)
     key = ".".join((*node.part.theirs, "model_type"))
     message = f"`{key}` must be one of {known}; it is {shown(given)}"
     path = (*node.part.theirs, "model_type")

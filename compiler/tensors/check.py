@@ -7,7 +7,6 @@ mapping states has its value, conditions over anything else hold, and all axes h
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 from collections.abc import Iterator
@@ -22,15 +21,14 @@ from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Hole
 from crosswalk.compiler.relations.keys import put
+from crosswalk.compiler.relations.rules import FieldRule, OursFact
 from crosswalk.compiler.relations.tree import (
     CaseNode,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
     Nullable,
-    OursFact,
     PartNode,
     Struct,
     nodes_of,
@@ -45,14 +43,14 @@ def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
     """Every problem of the tensor side that can be found without a config; parts are checked on their own too."""
     if mapping.source.abstract:
         return []
-    problems = [*_check_names(mapping), *_check_claims(mapping)]
+    problems = [*_check_names(mapping), *_check_claims(mapping)] or [*_check_unheard(mapping)]
     if problems:
         return problems
     found: list[Diagnostic] = []
     for model in _Models(mapping).all():
         scope = Scope(mapping.layout, mapping.root.type, model.config, pending=model.pending, assumes=True)
         try:
-            groups = relate_weights(mapping.layout, scope, model.chosen).groups
+            groups = relate_weights(scope, model.chosen).groups
         except CrosswalkError as error:
             found += (problem for problem in error.diagnostics if problem.code != "mapping/one-sided")
             continue
@@ -80,7 +78,7 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
     for node in structs:
         for line in node.section.tensors:
             yield from _check_counts(line, node.type)
-            wrong = []
+            wrong: list[Diagnostic] = []
             for index, path in enumerate(line.ours):
                 at = line.ours_at[index] if index < len(line.ours_at) else line.position
                 wrong += _check_path(path, node.type, line, at, layout)
@@ -113,6 +111,17 @@ def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                         key = ".".join(path)
                         message = f"`{line.theirs}` and `{first.theirs}` ({first.position}) both hold `{key}`"
                         yield Diagnostic("mapping/parameter-twice", message, line.position, "keep one of the two")
+
+
+def _check_unheard(mapping: CompiledMapping) -> Iterator[Diagnostic]:
+    """Lines that put together what no module has: no config would ask for them."""
+    for node in (node for node in nodes_of(mapping.root) if isinstance(node, Struct)):
+        heard = {id(line) for line in node.tensors.lines()}
+        for line in node.section.tensors:
+            if len(line.ours) > 1 and id(line) not in heard:
+                message = f"`{line.theirs}` is to hold {' and '.join(map('.'.join, line.ours))}: no module has them all"
+                hint = "write a line for each"
+                yield Diagnostic("mapping/one-sided", message, line.position, hint)
 
 
 def _check_path(
@@ -193,7 +202,8 @@ class _Model:
     def config(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for path in sorted(self.values, key=len):
-            put(result, path, self.values[path] or copy.copy(self.values[path]))
+            value = self.values[path]
+            put(result, path, {} if value == {} else value)  # each config has objects of its own
         return result
 
 

@@ -169,16 +169,14 @@ class _Parts(NamedTuple):
         rules: list[Rule] = []
         copies: list[RawCopy] = []
         for group in bound.groups:
-            forms = []
+            forms: list[RawCopy] = []
             for tensor, line, mapping, _ in group.related:
                 rule = numbers.setdefault(line.position, len(rules))
                 if rule == len(rules):
                     rules.append(Rule(mapping, str(line), str(line.position)))
-                for parameter, piece in tensor.pieces:
-                    name, to, *form = raw_copy(tensor.name, parameter, piece, rule)
-                    forms.append((name, to, form))
+                forms += [raw_copy(tensor.name, parameter, piece, rule) for parameter, piece in tensor.pieces]
             for native, hf in group.places:
-                copies += [(hf + name, native + parameter, *form) for name, parameter, form in forms]
+                copies += [(hf + form[0], native + form[1], *form[2:]) for form in forms]
         lines: dict[str, int] = {}
         for copy in copies if bound.padding else ():
             lines.setdefault(copy[1], copy[-1])

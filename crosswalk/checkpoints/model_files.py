@@ -12,6 +12,15 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from .huggingface import carried_files, config_bytes
 
 
+def missing_files(carried: Mapping[str, Path], source: Path) -> list[Diagnostic]:
+    """The files that are ``carried`` in the checkpoint ``source`` and are not there."""
+    return [
+        Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(source)))
+        for name, path in carried.items()
+        if not path.is_file()
+    ]
+
+
 def files_to_write(
     mapping: MappingFile, carried: Mapping[str, Path], model_files: Path | None, source: Path
 ) -> dict[str, Path]:
@@ -20,11 +29,7 @@ def files_to_write(
 
     Raises ``CrosswalkError`` for carried files that are gone, and for model code that is nowhere.
     """
-    problems = [
-        Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(source)))
-        for name, path in carried.items()
-        if not path.is_file()
-    ]
+    problems = missing_files(carried, source)
     given = carried_files(model_files) if model_files is not None else {}
     wanted = (*mapping.files, *mapping.optional_files, *mapping.derived_files)
     files = {**carried, **{name: path for name, path in given.items() if name in wanted}}

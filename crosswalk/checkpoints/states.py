@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import replace
+
+from crosswalk.runtime.checkpoint.reading import Reader
+from crosswalk.runtime.checkpoint.source import Checkpoint
+from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.folding import fold
 
 #: First parts of names of what trainers save beside a model.
 _STATE = frozenset(
@@ -50,6 +57,29 @@ def left_out(tensors: Iterable[str], objects: Iterable[str]) -> tuple[str, ...]:
     if listed := list(objects):
         notes.append(f"left out as no tensors, {len(listed)} entries: {counted(listed)}")
     return tuple(notes)
+
+
+def without_idle(
+    checkpoint: Checkpoint, idle: Iterable[str], allow_lossy: bool = False
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    """A checkpoint without the parameters ``idle``, which a trainer has for its own ends and whose zeros say nothing,
+    and a note of that. Raises ``CrosswalkError`` (``lossy/state``) for those that are not zeros, unless they may be
+    lost."""
+    names = [name for name in idle if name in checkpoint.tensors]
+    if not names:
+        return checkpoint, ()
+    with closing(Reader(names, [checkpoint.tensors[name] for name in names], checkpoint.files)) as reader:
+        used = [name for index, name in enumerate(names) if any(reader.bytes_of(index))]
+    if used and not allow_lossy:
+        text = f"{_folded(used)} is not zero, and changes what the model computes: the class has no place for it"
+        hint = "leave it out with --allow-lossy (allow_lossy=True): then the model computes something else"
+        raise fail("lossy/state", text, Position(str(checkpoint.path)), hint)
+    rest = {name: stored for name, stored in checkpoint.tensors.items() if name not in names}
+    return replace(checkpoint, tensors=rest), (f"left out, {'not all ' if used else ''}zeros: {_folded(names)}",)
+
+
+def _folded(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name, _ in fold(names))
 
 
 def counted(names: Iterable[str]) -> str:

@@ -79,8 +79,10 @@ def inner_model(model: Model) -> Any:
         return None
     inner: Any = model
     while not isinstance(inner, modeling.PreTrainedModel):
-        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if not isinstance(inner, torch.nn.Module):
+        # Not `or`: a compiled module has a length only if what is in it has.
+        found = [getattr(inner, key, None) for key in ("module", "_orig_mod")]
+        inner = next((one for one in found if isinstance(one, torch.nn.Module)), None)
+        if inner is None:
             return None
     return inner
 
@@ -161,11 +163,14 @@ def _of_any_dtype(config: Any) -> Any:
 
 def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
     """Raise ``CrosswalkError`` (``class/absent``) for all that the class saves and no rank has, under any of its
-    names."""
+    names. Of a class that takes more than its config nothing is known."""
     there = {*memory, *live.aliases}
-    twin = _twin(live.model)
+    try:
+        twin = _twin(live.model)
+    except CrosswalkError:
+        return
     absent = [names[0] for names in _tied(twin) if not there & set(names)]
-    hint = "let one of the ranks have it: files without it are not those of the class"
+    hint = "let one of the ranks have it, or pass a model of the class that has none, as the base model"
     problems = [
         Diagnostic("class/absent", f"`{live.name}` has `{pattern}`, which is on no rank", None, hint)
         for pattern, _ in fold([name for name in absent if not ignored(twin, "_keys_to_ignore_on_save", name)])
@@ -192,11 +197,12 @@ def read_class(
 
     def way() -> Plan:
         files = checkpoint.tensors.specs()
-        return once(
+        plan: Plan = once(
             same,
             (config, files, dict(memory), aliases, allow_lossy),
             lambda: import_plan(live.rules, files, memory, aliases, allow_lossy),
         )
+        return plan
 
     try:
         plan = way()

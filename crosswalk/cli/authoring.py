@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path, exists=True)
 
 
-@click.command()
+@click.command(short_help="Hold a mapping against the class of transformers.")
 @click.argument("mapping")
 @click.argument("checkpoint", type=_FILE, required=False)
 @click.option("--config", type=_FILE, metavar="FILE", help="The config.json, in place of a checkpoint.")
@@ -58,7 +58,7 @@ def show(proof: Proof) -> None:
     echo([said if proof.findings else "nothing found"])
 
 
-@click.command()
+@click.command(short_help="Draft the mapping of a checkpoint, with its questions.")
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
 @click.option("--without", multiple=True, metavar="FORMAT", help="Formats not to begin with.")

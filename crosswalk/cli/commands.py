@@ -124,7 +124,7 @@ def cli() -> None:
     """Convert model checkpoints between Hugging Face and a trainer's layout, both ways, by compiled mappings."""
 
 
-@cli.command()
+@cli.command(short_help="Convert the checkpoint SRC into the new directory DST.")
 @SOURCE
 @click.argument("dst", type=click.Path(path_type=Path))
 @planning_options
@@ -148,7 +148,7 @@ def convert(
     show_report(report)
 
 
-@cli.command()
+@cli.command(short_help="Check config.json and headers of SRC against its mapping.")
 @SOURCE
 @planning_options
 @VERBOSE
@@ -168,7 +168,7 @@ def check(src: Path, verbose: bool, **planning: Any) -> None:
         show_native_config(prepared)
 
 
-@cli.command()
+@cli.command(short_help="Show what a conversion of SRC would do, relation by relation.")
 @SOURCE
 @planning_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
@@ -213,7 +213,7 @@ def _write_page(prepared: Prepared, source: Path, file: Path, with_proof: bool) 
     click.echo(f"{file}: {len(prepared.plan.copies)} copies, {len(findings)} findings" if with_proof else str(file))
 
 
-@cli.command()
+@cli.command(short_help="Show where one tensor comes from, and which line says so.")
 @SOURCE
 @click.argument("tensor")
 @planning_options
@@ -228,7 +228,7 @@ def explain(src: Path, tensor: str, **planning: Any) -> None:
     show_explanation(prepared, tensor)
 
 
-@cli.command()
+@cli.command(short_help="Prove that DST is the conversion of SRC, by reading both.")
 @SOURCE
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected.")
@@ -264,7 +264,7 @@ def verify(
     show_report(report)
 
 
-@cli.command()
+@cli.command(short_help="List the formats; with NAME, what one of them says.")
 @click.argument("name", required=False)
 @MAPPINGS
 def formats(name: str | None) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from crosswalk.models.comparison import Comparison
 
 
-@click.command()
+@click.command(short_help="Run SRC and its conversion, and say where they first differ.")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path), required=False)
 @click.option("--format", "format_", metavar="NAME", help="The format, if it is not to be detected.")

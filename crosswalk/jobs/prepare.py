@@ -23,9 +23,10 @@ from crosswalk.checkpoints.kinds.beside import config_of
 from crosswalk.checkpoints.kinds.every import BY_NAME, HUGGING_FACE, kind_of, kind_to_write
 from crosswalk.checkpoints.kinds.forms import Form, write_forms
 from crosswalk.checkpoints.kinds.kind import Given, Kind
-from crosswalk.checkpoints.model_files import derived_files, files_to_write
+from crosswalk.checkpoints.model_files import derived_files, files_to_write, missing_files
 from crosswalk.checkpoints.native import require_checkpoint
 from crosswalk.checkpoints.opened import Opened
+from crosswalk.checkpoints.states import without_idle
 from crosswalk.checkpoints.towers import text_tower
 from crosswalk.compiler.config.dtypes import main_dtype
 from crosswalk.compiler.config.origin import Origin
@@ -34,7 +35,7 @@ from crosswalk.compiler.layout.model import ConfigType
 from crosswalk.compiler.layout.natives import copies_in
 from crosswalk.compiler.layout.padded_axes import length, padding_notes, resized
 from crosswalk.compiler.layout.scope import normalize
-from crosswalk.compiler.layout.variants import in_directory
+from crosswalk.compiler.layout.variants import idle, in_directory
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.notation.axes import Axis
 from crosswalk.compiler.pipeline import (
@@ -250,13 +251,14 @@ def _notes(imported: Imported, options: Options) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Way:
-    """The way of a trainer's checkpoint to Hugging Face. ``text``: the config.json that belongs to it."""
+    """The way of a trainer's checkpoint to Hugging Face. ``text``: the config.json of it; ``tensors``: what is read."""
 
     mapping: CompiledMapping
     origin: Origin
     exported: Exported
     text: str
     notes: tuple[str, ...]
+    tensors: Checkpoint
 
 
 def _way_out(opened: Opened, options: Options) -> _Way:
@@ -275,7 +277,8 @@ def _way_out(opened: Opened, options: Options) -> _Way:
         _places(opened.file, opened.text, opened.path, opened.config_at),
         origin=partial(located, text=opened.text, file=opened.file, root=(*opened.origin_at, "padded")),
     )
-    specs = {spec.name: spec for spec in opened.tensors.specs()}
+    tensors = opened.tensors
+    specs = {spec.name: spec for spec in tensors.specs()}
     copies: dict[str, str] = {}
     if not BY_NAME[opened.kind].exact:
         with at(places.config):
@@ -286,6 +289,8 @@ def _way_out(opened: Opened, options: Options) -> _Way:
                 longer = {axis: size for axis, size in cut.items() if size < length(mapping.root.type, config, axis)}
                 options = replace(options, truncate=longer, trusted=True)
             copies = copies_in(layout, mapping.root.type, config, specs, Limit.of(specs))
+            tensors, left = without_idle(opened.tensors, idle(layout, mapping.root.type, config), options.allow_lossy)
+            specs, fits = {spec.name: spec for spec in tensors.specs()}, (*fits, *left)
     once = {name: spec for name, spec in specs.items() if name not in copies}
     exported = export_checkpoint(mapping, config, once, options, origin, places)
     exported = replace(exported, plan=with_copies(exported.plan, specs, copies, options.take_tied))
@@ -294,7 +299,7 @@ def _way_out(opened: Opened, options: Options) -> _Way:
     notes = (*opened.notes, *fits, *exported.notes, *notes_of_cut)
     if origin.is_of(mapping) and origin.kept:
         notes += (f"restored as it was, though not understood: {', '.join(f'`{key}`' for key in origin.kept)}",)
-    return _Way(mapping, origin, exported, text, notes)
+    return _Way(mapping, origin, exported, text, notes, tensors)
 
 
 def _as_saved(
@@ -327,7 +332,7 @@ def _prepare_export(opened: Opened, options: Options) -> Prepared:
     source, exported = way.mapping.source, way.exported
     files = files_to_write(source, way.origin.files, options.model_files, opened.path)
     return Prepared(
-        to="hf", mapping=exported.mapping, bound=exported.bound, plan=way.exported.plan, source=opened.tensors,
+        to="hf", mapping=exported.mapping, bound=exported.bound, plan=way.exported.plan, source=way.tensors,
         config=exported.native, text=way.text, files=files, dialects=exported.dialects, notes=way.notes,
         lengths=exported.lengths, derived=derived_files(source, exported.config, files), lossy=exported.lossy,
         defaults=exported.defaults, kind=kind_to_write(options.kind, None),
@@ -338,6 +343,8 @@ def _prepare_onward(opened: Opened, options: Options) -> Prepared:
     """From one layout to another, or to another kind of directory, in one plan: no Hugging Face tensor is made."""
     way = _way_out(opened, replace(options, to="hf", dtype=None, protect=()))
     exported, origin = way.exported, way.origin
+    if gone := missing_files(origin.files, opened.path):
+        raise CrosswalkError(gone)
     config, specs = dict(exported.config), way.exported.plan.targets
     asked = short_name(way.mapping) if options.to == opened.layout.name else None
     mapping = chosen_format(asked, config, specs, options.to)
@@ -351,7 +358,7 @@ def _prepare_onward(opened: Opened, options: Options) -> Prepared:
     return Prepared(
         to=mapping.layout.name, mapping=imported.mapping, bound=imported.bound,
         plan=exported.plan.compose(imported.plan),
-        source=opened.tensors, config=imported.config, text=way.text, files=origin.files, lengths=imported.lengths,
+        source=way.tensors, config=imported.config, text=way.text, files=origin.files, lengths=imported.lengths,
         notes=tuple(dict.fromkeys((*way.notes, *_notes(imported, options), *left))), defaults=exported.defaults,
         lossy=tuple(dict.fromkeys((*exported.lossy, *imported.read.taken.lossy))),
         origin=record(imported, way.text, origin.files, bool(opened.origin.get("text_only"))), kind=kind, forms=forms,

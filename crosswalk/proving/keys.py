@@ -96,7 +96,12 @@ def check_nothing_said(mapping: CompiledMapping, subject: Subject, proof: Proof)
         return
     proof.tried["left out"] += 1
     found, expected = native_of(mapping, left), native_of(mapping, filled)
-    if isinstance(found, CrosswalkError) or isinstance(expected, CrosswalkError):
+    if isinstance(expected, CrosswalkError):
+        return
+    if isinstance(found, CrosswalkError):
+        text = f"a config that says nothing is refused ({_first(found)}); the class takes its defaults"
+        at = found.diagnostics[0].place or mapping.source.position
+        proof.note("prove/default", text, at, "take the defaults of the class", "warning")
         return
     for where, here, there, _ in differences(mapping, found, expected):
         text = f"in a config that says nothing `{dotted(where)}` is {there} to the class; the mapping takes {here}"

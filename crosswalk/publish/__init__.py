@@ -1,1 +1,4 @@
-"""A live model published as a Hugging Face checkpoint, over and over, and a small module for each kind of receiver."""
+"""A live model published as a Hugging Face checkpoint, over and over, and a small module for each kind of receiver.
+
+Nothing here moves elements: that is runtime/publishing.
+"""

@@ -72,8 +72,8 @@ def _encoded(delta: Delta, checksum: str) -> dict[str, tuple[torch.Tensor, dict[
     return result
 
 
-def _written(delta: Delta, target: Path, name: str, found: Any, sums: dict[str, str], last: str, content: Any) -> Any:
-    files = {last: json.dumps(content).encode()}
+def _written(delta: Delta, to: Path, name: str, found: Any, sums: dict[str, str], last: str, said: Any) -> Path | None:
+    files = {last: json.dumps(said).encode()}
     if found:
         files[name] = save({key: tensor for key, (tensor, _) in found.items()}, metadata=sums)
-    return write_folder(target, files) if delta.publisher.team.rank == 0 else None
+    return write_folder(to, files) if delta.publisher.team.rank == 0 else None

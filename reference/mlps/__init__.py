@@ -1,1 +1,1 @@
-"""MLPs, dense and of experts."""
+"""MLPs, dense and of experts. Nothing here mixes elements of a sequence."""

@@ -1,1 +1,1 @@
-"""What layers are made of: linear maps, activations, normalizations, rotations."""
+"""What layers are made of: linear maps, activations, normalizations, rotations. Nothing here knows a type of layers."""

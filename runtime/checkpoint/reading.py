@@ -14,6 +14,9 @@ from .descriptors import Descriptors
 from .header import ContentInFiles, ContentOfRuns, SourceFile, StoredTensor
 from .opening import open_regular
 
+#: Most bytes that are asked for in one call: macOS takes no more than 2 GiB.
+_MOST = 1 << 30
+
 
 class Reader:
     """Reads the tensors of a checkpoint by position. A file that is not what its header was read from is an error."""
@@ -57,11 +60,18 @@ class Reader:
         else:
             self._read(source, stored.file, offset, view)
 
+    def bytes_of(self, source: int) -> bytes:
+        """All bytes of a small tensor."""
+        stored = self.tensors[source]
+        found = bytearray(stored.nbytes)
+        self.read(source, stored.offset, memoryview(found))
+        return bytes(found)
+
     def _read(self, source: int, path: Path, offset: int, view: memoryview) -> None:
         descriptor = self._acquire(source, path)
         try:
             while view:
-                count = os.preadv(descriptor, (view,), offset)
+                count = os.preadv(descriptor, (view[:_MOST],), offset)
                 if not count:
                     raise self._failed(source, path, f"it ends at byte {offset}")
                 view, offset = view[count:], offset + count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.checkpoint.zeros import Zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
+from crosswalk.runtime.plan.affine import Piece
 from crosswalk.runtime.torch_files.archives import ArchiveError, ReadPart, read_tensor
+from crosswalk.runtime.torch_files.pickles import uncollected
 
 from .metadata import METADATA, Item, StoredEntries, StoredEntry, read_metadata
 from .parts import Parts, pieces_of, uncovered
@@ -54,8 +56,8 @@ _MAX_OBJECT = 64 << 20
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a checkpoint of this kind in a directory."""
-    return (path / METADATA).is_file()
+    """Whether there is a checkpoint of this kind in a directory, or one that was not finished."""
+    return (path / METADATA).is_file() or (path.is_dir() and any(name.endswith(".distcp") for name in os.listdir(path)))
 
 
 def open_folder(path: Path) -> Folder:
@@ -66,14 +68,22 @@ def open_folder(path: Path) -> Folder:
 def locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
     """The tensors ``names`` (entry -> name in the result) of a folder. Raises ``CrosswalkError`` for every one whose
     parts do not make it, or are not in the files as the metadata says."""
+    with uncollected():
+        return _locate(folder, names)
+
+
+def _locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
     where = Position(str(folder.path / METADATA))
     problems: list[Diagnostic] = []
     wanted: list[StoredEntry] = []
+    known: dict[str, list[Piece]] = {}
     for name in names:
         entry = folder.entries.tensors[name]
-        fault = "has a dtype that is not supported" if entry.dtype is None else uncovered(entry)
+        pieces = pieces_of(entry)
+        fault = "has a dtype that is not supported" if entry.dtype is None else uncovered(entry, pieces)
         if fault is None:
             wanted.append(entry)
+            known[entry.name] = pieces
         else:
             problems.append(Diagnostic("dcp/parts", f"tensor `{shorten(name)}` {fault}", where))
     files: dict[Path, SourceFile] = {}
@@ -90,7 +100,10 @@ def locate(folder: Folder, names: Mapping[str, str]) -> Checkpoint:
             problems += error.diagnostics
     if problems:
         raise CrosswalkError(limited(problems, where))
-    tensors = {names[entry.name]: stored_in_parts(folder.path, entry, places) for entry in wanted}
+    paths = {item.file: folder.path / item.file for item in places}
+    tensors = {
+        names[entry.name]: stored_in_parts(folder.path, entry, known[entry.name], places, paths) for entry in wanted
+    }
     return Checkpoint(folder.path, tensors, files)
 
 
@@ -138,33 +151,42 @@ def _opened(path: Path) -> Iterator[tuple[Callable[[int, int], bytes], os.stat_r
 def _start(read: ReadPart, size: int, entry: StoredEntry, index: int, path: Path) -> int:
     """Where the bytes of a part begin in its archive. Raises unless that holds what the metadata says."""
     chunk = entry.chunks[index]
-    label, where = f"the part of `{shorten(entry.name)}` at {list(chunk.offsets)}", Position(str(path))
     offset, length = chunk.item.offset, chunk.item.length
+
+    def wrong(code: str, what: str, before: str = "", hint: str | None = None) -> CrosswalkError:
+        label = f"the part of `{shorten(entry.name)}` at {list(chunk.offsets)}"
+        return fail(code, f"{before}{label} {what}", Position(str(path)), hint)
+
     if offset + length > size:
-        text = f"the file is cut off: {label} ends at byte {offset + length} of {size}"
-        raise fail("dcp/cut-off", text, where, "copy it again")
+        what = f"ends at byte {offset + length} of {size}"
+        raise wrong("dcp/cut-off", what, "the file is cut off: ", "copy it again")
     try:
         found = read_tensor(lambda start, count: read(offset + start, min(count, length - start)), length)
     except ArchiveError as error:
-        raise fail("dcp/archive", f"{label} cannot be read: {shorten(str(error))}", where) from error
+        raise wrong("dcp/archive", f"cannot be read: {shorten(str(error))}") from error
     if (found.dtype, found.shape) != (entry.dtype, chunk.sizes):
         has, wanted = f"{found.dtype} {list(found.shape)}", f"{entry.dtype} {list(chunk.sizes)}"
-        raise fail("dcp/differs", f"{label} is {has} where the metadata has {wanted}", where)
+        raise wrong("dcp/differs", f"is {has} where the metadata has {wanted}")
     return found.offset
 
 
-def stored_in_parts(directory: Path, entry: StoredEntry, places: Mapping[Item, int]) -> StoredTensor:
-    """Where a tensor lies: in one place, or in its parts."""
+def stored_in_parts(
+    directory: Path,
+    entry: StoredEntry,
+    pieces: Sequence[Piece],
+    places: Mapping[Item, int],
+    paths: Mapping[str, Path],
+) -> StoredTensor:
+    """Where a tensor lies: in one place, or in its parts. ``paths``: of the files of a folder, by their names."""
     assert entry.dtype is not None
     nbytes = math.prod(entry.shape) * size_of(entry.dtype)
     filled = [index for index, chunk in enumerate(entry.chunks) if math.prod(chunk.sizes)]
     items = [entry.chunks[index].item for index in filled]
-    where = [(directory / item.file, places[item]) for item in items]
+    where = [(paths[item.file], places[item]) for item in items]
     if not where:
         return StoredTensor(directory / METADATA, 0, nbytes, entry.dtype, entry.shape, Zeros())
     file, offset = where[0]
     if len(where) == 1:
         return StoredTensor(file, offset, nbytes, entry.dtype, entry.shape)
-    pieces = pieces_of(entry)
     content = Parts.of(entry.dtype, [pieces[index] for index in filled], where)
     return StoredTensor(file, offset, nbytes, entry.dtype, entry.shape, content)

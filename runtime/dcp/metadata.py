@@ -12,7 +12,7 @@ from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import is_plain
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten, shown
-from crosswalk.runtime.torch_files.pickles import Global, Made, PickleError, Table, read_pickle
+from crosswalk.runtime.torch_files.pickles import Global, Made, PickleError, Table, read_pickle, uncollected
 
 METADATA = ".metadata"
 #: Largest file of metadata that is read, in bytes.
@@ -87,10 +87,18 @@ def read_metadata(directory: Path) -> StoredEntries:
     where = Position(str(path))
     try:
         data = read_inside(path, directory, MAX_METADATA + 1)
+    except FileNotFoundError as error:
+        hint = "it is written last: let the save end, copy the whole folder, or take the checkpoint before"
+        raise fail("dcp/metadata", "there is none here, only parts of tensors", where, hint) from error
     except OSError as error:
         raise fail("dcp/metadata", f"cannot be read: {error.strerror or error}", where) from error
     if len(data) > MAX_METADATA:
         raise fail("dcp/metadata", f"larger than {MAX_METADATA >> 20} MiB", where)
+    with uncollected():
+        return _read(data, where)
+
+
+def _read(data: bytes, where: Position) -> StoredEntries:
     try:
         document = read_pickle(data, allowed_in_metadata)
     except PickleError as error:
@@ -109,14 +117,18 @@ def _entries(fields: Mapping[str, Any], where: Position) -> StoredEntries:
         raise fail("dcp/metadata", "it does not say what is stored, or where", where)
     problems: list[Diagnostic] = []
     items: dict[tuple[str, tuple[int, ...] | None], Item] = {}
+    plain: dict[str, bool] = {}
     for index, info in stored.pairs:
-        key, item = _index(index), _item(info)
+        key, item, transformed = _index(index), *_item(info)
         if key is None or item is None:
             problems.append(Diagnostic("dcp/metadata", "a place of `storage_data` is not one", where))
-        elif not is_plain(item.file):
+            continue
+        if item.file not in plain:
+            plain[item.file] = is_plain(item.file)
+        if not plain[item.file]:
             text = f"the file name {shown(item.file)} is not a plain path inside the checkpoint"
             problems.append(Diagnostic("dcp/file-name", text, where))
-        elif info.fields().get("transform_descriptors"):
+        elif transformed:
             problems.append(Diagnostic("dcp/transformed", f"entry `{shorten(key[0])}` is compressed", where))
         else:
             items[key] = item
@@ -177,22 +189,24 @@ def _dtype(properties: Any) -> Global | None:
 def _index(value: Any) -> tuple[str, tuple[int, ...] | None] | None:
     fields = value.fields() if _is(value, "MetadataIndex") else {}
     name, offset = fields.get("fqn"), fields.get("offset")
-    if not isinstance(name, str) or (offset is not None and _sizes(offset) is None):
+    sizes = _sizes(offset)
+    if not isinstance(name, str) or (offset is not None and sizes is None):
         return None
-    return name, _sizes(offset)
+    return name, sizes
 
 
-def _item(value: Any) -> Item | None:
+def _item(value: Any) -> tuple[Item | None, bool]:
+    """Where an entry lies, None if it says that nowhere; and whether something was done to its bytes."""
     fields = value.fields() if _is(value, "_StorageInfo") else {}
     file, offset, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
     if isinstance(file, str) and is_natural(offset) and is_natural(length):
-        return Item(file, offset, length)
-    return None
+        return Item(file, offset, length), bool(fields.get("transform_descriptors"))
+    return None, False
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
     """The numbers of a ``torch.Size``."""
-    if isinstance(value, Made) and str(value.by) == "torch.Size":
+    if isinstance(value, Made) and value.by.name == "Size" and value.by.module == "torch":
         value = value.arguments[0] if len(value.arguments) == 1 else None
         if isinstance(value, list):
             value = tuple(value)

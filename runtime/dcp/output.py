@@ -18,7 +18,7 @@ from .frames import frame
 from .metadata import METADATA, Chunk, Item, StoredEntry, write_metadata
 from .parts import slice_of
 
-#: The file of entries that are no tensors.
+#: The file of entries that no plan writes.
 _OBJECTS = "__1_0.distcp"
 
 
@@ -41,11 +41,12 @@ def folder_layout(
     objects: Mapping[str, bytes] = MappingProxyType({}),
     inside: str = "",
     stacks: Mapping[str, Place] = MappingProxyType({}),
+    zeros: Sequence[TensorSpec] = (),
 ) -> OutputLayout:
     """``__0_0.distcp`` and so on with ``.metadata``, as one process of torch writes them; ``finish`` makes what goes
     beside. ``ties``: further names of tensors, with the one whose bytes they have; ``objects``: entries that are no
     tensors, as torch.save makes them; ``inside``: a directory of the output (``NAME/``) that is the folder; ``stacks``:
-    where tensors are that are no entries of their own names."""
+    where tensors are that are no entries of their own names; ``zeros``: small ones that no plan writes."""
 
     def place(tensor: TensorSpec) -> Place:
         return stacks.get(tensor.name) or Place(tensor.name)
@@ -67,8 +68,11 @@ def folder_layout(
         entries = [_entry(name, found) for name, found in parts.items()]
         known = {entry.name: entry for entry in entries}
         entries += [replace(known[of], name=name) for name, of in ties.items()]
-        data, others = _packed(objects)
-        made = {METADATA: write_metadata(entries, others), **({_OBJECTS: data} if objects else {})}
+        data, others = _packed({**objects, **{tensor.name: _of_zeros(tensor) for tensor in zeros}})
+        for tensor in zeros:
+            chunk = Chunk((0,) * len(tensor.shape), tensor.shape, others.pop(tensor.name))
+            entries.append(StoredEntry(tensor.name, tensor.dtype, tensor.shape, (chunk,)))
+        made = {METADATA: write_metadata(entries, others), **({_OBJECTS: data} if data else {})}
         return {**{inside + name: content for name, content in made.items()}, **finish(written)}
 
     return OutputLayout(
@@ -86,8 +90,14 @@ def _entry(name: str, parts: Sequence[tuple[TensorSpec, Place, Item]]) -> Stored
     return StoredEntry(name, tensor.dtype, (*place.axes, *tensor.shape), chunks)
 
 
+def _of_zeros(tensor: TensorSpec) -> bytes:
+    """An archive with a tensor of zeros."""
+    before, after = frame(tensor)
+    return b"".join((before, bytes(tensor.nbytes), after))
+
+
 def _packed(objects: Mapping[str, bytes]) -> tuple[bytes, dict[str, Item]]:
-    """One file of all objects, and where each is in it; equal ones are there once."""
+    """One file of all archives, and where each is in it; equal ones are there once."""
     places: dict[bytes, Item] = {}
     at = 0
     for content in objects.values():

@@ -35,12 +35,12 @@ def pieces_of(entry: StoredEntry) -> list[Piece]:
     ]  # fmt: skip
 
 
-def uncovered(entry: StoredEntry) -> str | None:
-    """What is wrong with the parts of a tensor if they do not fill it, each element once."""
+def uncovered(entry: StoredEntry, pieces: Sequence[Piece]) -> str | None:
+    """What is wrong with the parts of a tensor if they do not fill it, each element once; ``pieces`` are these."""
     total = math.prod(entry.shape)
     named = [
         Piece(piece.here, index, tuple((extent, stride, 0) for extent, stride, _ in piece.axes))
-        for index, (piece, chunk) in enumerate(zip(pieces_of(entry), entry.chunks, strict=True))
+        for index, (piece, chunk) in enumerate(zip(pieces, entry.chunks, strict=True))
         if math.prod(chunk.sizes)
     ]
     fault = next(tiling_faults(named, 0, total), None)

@@ -17,7 +17,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, short
 
 from .folder import inside, stored_in_parts
 from .metadata import Chunk, Item, StoredEntry, is_natural
-from .parts import uncovered
+from .parts import pieces_of, uncovered
 
 _NAME = re.compile(r"shard-\d{5,}-model-\d{5,}-of-\d{5,}\.safetensors")
 _OFFSETS = "DCP_SHARDING_INFO"
@@ -64,7 +64,9 @@ def open_sharded(directory: Path) -> Checkpoint:
     if problems:
         raise CrosswalkError(limited(problems, Position(str(directory))))
     places = {chunk.item: chunk.item.offset for entry in entries for chunk in entry.chunks}
-    return Checkpoint(directory, {entry.name: stored_in_parts(directory, entry, places) for entry in entries}, files)
+    paths = {item.file: directory / item.file for item in places}
+    tensors = {entry.name: stored_in_parts(directory, entry, pieces_of(entry), places, paths) for entry in entries}
+    return Checkpoint(directory, tensors, files)
 
 
 def _begins(metadata: Mapping[str, str], path: Path) -> Mapping[str, tuple[int, ...]]:
@@ -87,4 +89,4 @@ def _entry(name: str, parts: list[tuple[str, Chunk]]) -> tuple[StoredEntry, str 
         return StoredEntry(name, dtype, first.sizes, chunks), "has parts of several dtypes, or of several ranks"
     ends = zip(*([a + b for a, b in zip(chunk.offsets, chunk.sizes, strict=True)] for chunk in chunks), strict=True)
     entry = StoredEntry(name, dtype, tuple(map(max, ends)), chunks)
-    return entry, uncovered(entry)
+    return entry, uncovered(entry, pieces_of(entry))

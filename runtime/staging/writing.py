@@ -7,19 +7,24 @@ success.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 _T = TypeVar("_T")
+#: Most bytes that are given in one call: macOS takes no more than 2 GiB.
+_MOST = 1 << 30
+#: What macOS has for a sync that reaches the disk, on file systems that can do it.
+_FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
 
 def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
     """Write all of ``content`` from byte ``offset`` of the file on. Raises ``OSError``."""
     view = memoryview(content)
     while view:
-        count = _uninterrupted(os.pwrite, descriptor, view, offset)
+        count = _uninterrupted(os.pwrite, descriptor, view[:_MOST], offset)
         if count <= 0:
             raise OSError(errno.EIO, "the file system takes no more bytes and gives no reason")
         view, offset = view[count:], offset + count
@@ -47,6 +52,13 @@ def set_size(descriptor: int, nbytes: int) -> None:
 
 def sync(descriptor: int) -> None:
     """Wait until what was written to a file or directory is on the disk."""
+    if _FULL_SYNC is not None:
+        try:
+            _uninterrupted(fcntl.fcntl, descriptor, _FULL_SYNC)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY):
+                raise
     _uninterrupted(os.fsync, descriptor)
 
 

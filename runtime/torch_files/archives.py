@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from crosswalk.runtime.dtypes import DTYPES, size_of
 
@@ -26,6 +25,8 @@ MAX_PICKLE = 64 << 20
 _MAX_RECORDS, _MAX_OF_MODEL = 10_000, 1_000_000
 #: Read at once from the end, and from the start: of the archive of a tensor, all that is not the tensor.
 _TAIL = 4 << 10
+#: Headers of records: in the directory, and before the bytes.
+_CENTRAL, _LOCAL = struct.Struct("<10xH8xIIHHH8xI"), struct.Struct("<26xHH")
 
 #: What records, entries of the directory, and its end begin with.
 LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
@@ -60,16 +61,14 @@ class ArchiveError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record of an archive: where its header begins, and how many bytes it has."""
 
     header: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoredStorage:
+class StoredStorage(NamedTuple):
     """A tensor of an archive: its dtype and shape, and where its bytes begin in it."""
 
     dtype: str
@@ -87,7 +86,7 @@ def allowed_in_tensors(name: Global) -> bool:
     )  # fmt: skip
 
 
-def read_records(read: ReadPart, length: int, most: int = _MAX_RECORDS) -> dict[str, Record]:
+def read_records(read: ReadPart, length: int, most: int = _MAX_RECORDS) -> Mapping[str, Record]:
     """The records of an archive of ``length`` bytes by their names without the folder that all are in, ``most`` at
     most. Raises ``ArchiveError``."""
     start = max(0, length - _TAIL)
@@ -106,10 +105,11 @@ def read_records(read: ReadPart, length: int, most: int = _MAX_RECORDS) -> dict[
     for _ in range(number):
         if directory[at : at + 4] != CENTRAL or len(directory) - at < 46:
             raise ArchiveError("its directory is damaged")
-        method, stored, real, names, extras, comments, header = struct.unpack_from("<10xH8xIIHHH8xI", directory, at)
+        method, stored, real, names, extras, comments, header = _CENTRAL.unpack_from(directory, at)
         name = directory[at + 46 : at + 46 + names].decode("utf-8", "replace")
-        extra = directory[at + 46 + names : at + 46 + names + extras]
-        real, stored, header = _wide(extra, [real, stored, header])
+        if LIMIT in (real, stored, header):
+            extra = directory[at + 46 + names : at + 46 + names + extras]
+            real, stored, header = _wide(extra, [real, stored, header])
         if method or stored != real:
             raise ArchiveError("it is compressed", "pickle/encoding")
         records[name.partition("/")[2]] = Record(header, real)
@@ -148,14 +148,14 @@ def data_offset(read: ReadPart, record: Record, length: int) -> int:
     header = read(record.header, 30) if record.header + 30 <= length else b""
     if header[:4] != LOCAL:
         raise ArchiveError("a record is not where its directory has it")
-    names, extras = struct.unpack_from("<26xHH", header)
+    names, extras = _LOCAL.unpack(header)
     start = int(record.header + 30 + names + extras)
     if start + record.size > length:
         raise ArchiveError("it is cut off")
     return start
 
 
-def read_record(read: ReadPart, records: dict[str, Record], name: str, length: int) -> bytes:
+def read_record(read: ReadPart, records: Mapping[str, Record], name: str, length: int) -> bytes:
     """The bytes of a small record. Raises ``ArchiveError``."""
     record = records.get(name)
     if record is None:
@@ -194,7 +194,7 @@ def read_tensors(read: ReadPart, length: int) -> list[tuple[Any, StoredStorage |
     return found
 
 
-def _pickle_of(read: ReadPart, records: dict[str, Record], length: int) -> bytes:
+def _pickle_of(read: ReadPart, records: Mapping[str, Record], length: int) -> bytes:
     """The pickle of an archive. Raises ``ArchiveError``."""
     if "byteorder" in records and read_record(read, records, "byteorder", length) != b"little":
         raise ArchiveError("its numbers are not little endian", "pickle/encoding")
@@ -209,7 +209,7 @@ def _content(data: bytes) -> Any:
         raise ArchiveError(str(error)) from error
 
 
-def _stored(read: ReadPart, records: dict[str, Record], described: _Described, length: int) -> StoredStorage:
+def _stored(read: ReadPart, records: Mapping[str, Record], described: _Described, length: int) -> StoredStorage:
     """Where a tensor of a pickle stands. Raises ``ArchiveError``."""
     dtype, shape, key, start, elements = described
     record = records.get(f"data/{key}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ class Table:
         return {key: value for key, value in self.pairs if isinstance(key, str)}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Made:
     """What a pickle would make by calling ``by`` with ``arguments``. ``state`` is what it would then be given, and
     ``items`` and ``pairs`` what would be put into it."""
@@ -50,8 +51,8 @@ class Made:
     by: Global
     arguments: tuple[Any, ...]
     state: Any = None
-    items: list[Any] = field(default_factory=list)
-    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+    items: Sequence[Any] = ()
+    pairs: Sequence[tuple[Any, Any]] = ()
 
     def fields(self) -> dict[str, Any]:
         """The state of an object by its attributes, empty if it is something else."""
@@ -76,12 +77,20 @@ class PickleError(Exception):
 def read_pickle(data: bytes, allowed: Callable[[Global], bool]) -> Any:
     """The value that a pickle of protocol 2 or later holds, as data. Raises ``PickleError`` for one that is malformed,
     and for the first global that is not ``allowed``."""
-    collects = gc.isenabled()
-    gc.disable()  # nothing here becomes garbage, and looking for some takes most of the time
     try:
-        return _Machine(data, allowed).run()
-    except (IndexError, struct.error, UnicodeDecodeError, OverflowError) as error:
+        with uncollected():
+            return _Machine(data, allowed).run()
+    except (LookupError, struct.error, UnicodeDecodeError, OverflowError) as error:
         raise PickleError("it ends too early, or is damaged") from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Nothing that this block makes becomes garbage, and looking for some would take most of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collects:
             gc.enable()
@@ -91,35 +100,51 @@ class _Machine:
     def __init__(self, data: bytes, allowed: Callable[[Global], bool]) -> None:
         self.data, self.at, self.allowed = data, 0, allowed
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
         self.made = 0
 
     def run(self) -> Any:
-        data, stack, memo = self.data, self.stack, self.memo
+        """What metadata is made of for the most part stands here, for large ones; the rest is in ``_STEPS``."""
+        data, stack, memo, at = self.data, self.stack, self.memo, self.at
+        push, pop, remember, long = stack.append, stack.pop, memo.append, struct.Struct("<I").unpack_from
+        constants, steps = _CONSTANTS, _STEPS
         while True:
-            code = data[self.at]
-            self.at += 1
-            # What metadata is made of to four fifths stands here, for the sake of large ones.
-            if code == 0x94:
-                memo[len(memo)] = stack[-1]
-                continue
-            if code == 0x68:
-                stack.append(memo.get(data[self.at]))
-                self.at += 1
-                continue
-            if code == 0x4B:
-                stack.append(data[self.at])
-                self.at += 1
-                continue
-            if code == 0x2E:  # STOP
-                return stack.pop()
-            if code in _CONSTANTS:
-                stack.append(_CONSTANTS[code])
-                continue
-            step = _STEPS.get(code)
-            if step is None:
-                raise PickleError(f"it has the operation 0x{code:02x}, which is not read here")
-            step(self)
+            code = data[at]
+            if code == 0x94:  # MEMOIZE, before something else
+                remember(stack[-1])
+                at += 1
+                code = data[at]
+            at += 1
+            if code == 0x6A:  # LONG_BINGET
+                push(memo[long(data, at)[0]])
+                at += 4
+            elif code == 0x68:  # BINGET
+                push(memo[data[at]])
+                at += 1
+            elif code == 0x85:  # TUPLE1
+                stack[-1] = (stack[-1],)
+            elif code == 0x4B:  # BININT1
+                push(data[at])
+                at += 1
+            elif code in (0x52, 0x81):  # REDUCE, NEWOBJ
+                arguments = pop()
+                stack[-1] = self.called(stack[-1], arguments)
+            elif code in constants:
+                push(constants[code])
+            elif code == 0x4D:  # BININT2
+                push(data[at] | data[at + 1] << 8)
+                at += 2
+            elif code == 0x86:  # TUPLE2
+                stack[-2:] = [(stack[-2], stack[-1])]
+            elif code == 0x2E:  # STOP
+                return pop()
+            else:
+                step = steps.get(code)
+                if step is None:
+                    raise PickleError(f"it has the operation 0x{code:02x}, which is not read here")
+                self.at = at
+                step(self)
+                at = self.at
 
     def take(self, count: int) -> bytes:
         if count < 0 or count > len(self.data) - self.at:
@@ -131,10 +156,19 @@ class _Machine:
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
 
-    def push(self, value: Any) -> None:
+    def called(self, by: Any, arguments: Any) -> Made:
+        if not isinstance(by, Global) or not isinstance(arguments, tuple):
+            raise PickleError("it is damaged: it calls what is no class or function")
+        self.count()
+        return Made(by, arguments)
+
+    def count(self) -> None:
         self.made += 1
         if self.made > MAX_OBJECTS:
             raise PickleError(f"it makes more than {MAX_OBJECTS:,} objects")
+
+    def push(self, value: Any) -> None:
+        self.count()
         self.stack.append(value)
 
     def since_mark(self) -> list[Any]:
@@ -200,16 +234,24 @@ def _tuple(count: int) -> Callable[[_Machine], None]:
 
 
 def _append(target: Any, values: list[Any]) -> None:
-    items = target.items if isinstance(target, Made) else target
-    if not isinstance(items, list):
+    if isinstance(target, Made):
+        target = target.items = target.items or []
+    if not isinstance(target, list):
         raise PickleError("it is damaged: it puts values into what is no list")
-    items.extend(values)
+    target.extend(values)
 
 
 def _set(target: Any, values: list[Any]) -> None:
     if not isinstance(target, (Table, Made)) or len(values) % 2:
         raise PickleError("it is damaged: it puts keys into what is no dict")
-    target.pairs.extend(zip(values[::2], values[1::2], strict=True))
+    _put(target, zip(values[::2], values[1::2], strict=True))
+
+
+def _put(target: Table | Made, pairs: Iterable[tuple[Any, Any]]) -> None:
+    found = target.pairs or []
+    assert isinstance(found, list)
+    found.extend(pairs)
+    target.pairs = found
 
 
 def _append_one(machine: _Machine) -> None:
@@ -250,18 +292,11 @@ def _stack_global(machine: _Machine) -> None:
     _named(machine, module, name)
 
 
-def _call(machine: _Machine) -> None:
-    arguments, by = machine.stack.pop(), machine.stack.pop()
-    if not isinstance(by, Global) or not isinstance(arguments, tuple):
-        raise PickleError("it is damaged: it calls what is no class or function")
-    machine.push(Made(by, arguments))
-
-
 def _call_with_names(machine: _Machine) -> None:
-    names = machine.stack.pop()
-    _call(machine)
+    names, arguments = machine.stack.pop(), machine.stack.pop()
+    machine.stack[-1] = machine.called(machine.stack[-1], arguments)
     if isinstance(names, Table):
-        machine.stack[-1].pairs.extend(names.pairs)
+        _put(machine.stack[-1], names.pairs)
 
 
 def _build(machine: _Machine) -> None:
@@ -276,13 +311,9 @@ def _persistent(machine: _Machine) -> None:
 
 
 def _remember(machine: _Machine, index: int) -> None:
-    machine.memo[index] = machine.stack[-1]
-
-
-def _recall(machine: _Machine, index: int) -> None:
-    if index not in machine.memo:
-        raise PickleError("it is damaged: it refers to what is not there")
-    machine.stack.append(machine.memo[index])
+    if index > len(machine.memo):
+        raise PickleError("it is damaged: it leaves out what it could refer to")
+    machine.memo[index : index + 1] = [machine.stack[-1]]
 
 
 def _frozen(machine: _Machine) -> None:
@@ -293,11 +324,11 @@ _CONSTANTS: dict[int, Any] = {ord("N"): None, 0x88: True, 0x89: False, ord(")"):
 _STEPS: dict[int, Callable[[_Machine], object]] = {
     0x80: lambda m: m.take(1),  # PROTO
     0x95: lambda m: m.take(8),  # FRAME
+    0x94: lambda m: m.memo.append(m.stack[-1]),
     ord("0"): lambda m: m.stack.pop(),
     ord("1"): lambda m: m.since_mark(),
     ord("2"): lambda m: m.push(m.stack[-1]),
     ord("J"): _signed,
-    ord("M"): _unsigned(2),
     0x8A: _long(1),
     0x8B: _long(4),
     ord("G"): _float,
@@ -318,17 +349,12 @@ _STEPS: dict[int, Callable[[_Machine], object]] = {
     ord("s"): _set_one,
     ord("u"): _set_all,
     ord("t"): lambda m: m.push(tuple(m.since_mark())),
-    0x85: _tuple(1),
-    0x86: _tuple(2),
     0x87: _tuple(3),
     ord("c"): _global,
     0x93: _stack_global,
-    ord("R"): _call,
-    0x81: _call,  # NEWOBJ
     0x92: _call_with_names,
     ord("b"): _build,
     ord("Q"): _persistent,
     ord("q"): lambda m: _remember(m, m.number(1)),
     ord("r"): lambda m: _remember(m, m.number(4)),
-    ord("j"): lambda m: _recall(m, m.number(4)),
 }

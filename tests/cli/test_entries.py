@@ -74,7 +74,7 @@ OTHERWISE = {
     *(("no model", name) for name in ("check by format", "save", "writer")),
     *(("an adapter", name) for name in ORIGINAL),
     *(("a tie", name) for name in ("reader", "plan")),
-    *((what, "verify with it") for what in ("what has no place", "a shape")),
+    *((what, "verify with it") for what in ("what has no place", "a shape", "a file that was carried")),
 }
 #: Commands, with ``...`` for the checkpoint: those that plan a conversion, and those that look at its files.
 COMMANDS: Sequence[tuple[object, ...]] = (("plan", ...), ("plan", "--json", ...), ("explain", ..., "model.norm.weight"))
@@ -228,6 +228,7 @@ BAD_NATIVE_FILES: dict[str, tuple[Damage, set[str]]] = {
     "cut off": (cut("model_0.safetensors", 9999), {"header/offsets"}),
     "no data": (lambda path: (path / "model_0.safetensors").unlink(), {"index/missing-file"}),
     "a shape": (tensors(lambda found: found.update({FINAL: torch.ones(17)})), {"tensors/shape"}),
+    "a file that was carried": (lambda path: (path / "generation_config.json").unlink(), {"files/missing"}),
 }
 
 
@@ -265,7 +266,7 @@ def saved(old: str, new: str) -> Damage:
 BAD_FOLDERS: dict[str, tuple[Damage, set[str]]] = {
     "unknown fields": (saved("config:\n", "config:\n  foo: 1\n"), {"native/unknown-field"}),
     "a type": (saved("1.0e-05", "x"), {"native/type"}),
-    "no YAML": (lambda path: (path / "crosswalk.yaml").write_text("["), {"document/syntax"}),
+    "no YAML": (lambda path: (path / "crosswalk.yaml").write_text("["), {"native/metadata"}),
     "cut off": (cut("__0_0.distcp", 9999), {"dcp/cut-off"}),
     "no data": (lambda path: (path / "__0_0.distcp").unlink(), {"dcp/missing-file"}),
     "garbage": (lambda path: (path / ".metadata").write_bytes(b"garbage"), {"dcp/metadata"}),

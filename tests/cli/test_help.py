@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_checkpoints import (
-    make,
-)
+from small_checkpoints import CommandLine, make
 
 # ---- help ------------------------------------------------------------------------------------------------------------
 
@@ -63,3 +61,9 @@ def test_the_installed_commands_run(tmp_path: Path) -> None:
         done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0
         assert done.stdout.startswith(f"Usage: {name} ")
+
+
+def test_the_list_of_commands_has_whole_sentences(command: CommandLine) -> None:
+    listed = command("--help").out.partition("Commands:\n")[2].splitlines()
+    assert len(listed) > 8
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)

@@ -96,6 +96,8 @@ def test_what_is_written_has_the_entries_that_megatron_writes(run: Path, name: s
     assert report.to == "megatron"
     made = run.parent / "made"
     assert sorted(os.listdir(made)) == ["latest_checkpointed_iteration.txt", "release", "tokenizer.json"]
+    cw.convert(made / "release", run.parent / "named")  # what was carried stands beside the iterations
+    assert (run.parent / "named" / "tokenizer.json").is_file()
     assert tensor_differences(by_torch(made / "release"), by_torch(folder(run))) == []
     entries, theirs = (open_folder(path).entries for path in (made / "release", folder(run)))
     assert entries.objects.keys() == theirs.objects.keys()  # states of modules without weights among them

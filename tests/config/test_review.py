@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from small_checkpoints import LLAMA, edit_config, make
 
 import crosswalk
 from crosswalk.compiler.config.coverage import restore_kept
+from crosswalk.compiler.text.positioned import Map
+from crosswalk.compiler.text.values import same_value
 from crosswalk.jobs.formats import format_named
 from crosswalk.runtime.errors import CrosswalkError
 
@@ -150,3 +153,34 @@ def test_a_directory_of_model_files_that_is_not_there(tmp_path: Path) -> None:
     crosswalk.convert(make(tmp_path / "source"), tmp_path / "native")
     with pytest.raises(CrosswalkError, match=r"there is no such directory.*\[files/not-a-directory\]"):
         crosswalk.convert(tmp_path / "native", tmp_path / "back", model_files=tmp_path / "none")
+
+
+# ---- values in messages ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"enable_moe_block": "x"}, '`enable_moe_block` must be one of false, true; it is "x"'),
+        ({"use_bidirectional_attention": "all"}, 'must be null or false or "vision" to be converted, it is "all"'),
+        ({"attention_k_eq_v": 10**5000}, "`attention_k_eq_v` must be of type bool, it is a very large number"),
+        ({"attention_k_eq_v": "\u202e\x07é"}, '`attention_k_eq_v` must be of type bool, it is "\\u202e\\u0007\\u00e9"'),
+        ({"attention_k_eq_v": ["b"] * 90}, f"it is {json.dumps(['b'] * 90)[:200]}…"),
+    ],
+)
+def test_values_are_spelled_as_in_the_file(changes: dict[str, Any], expected: str) -> None:
+    """Printable, and cut where they are long."""
+    refused(golden("gemma4_dense", **changes), expected)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        (1, 1.0, True), (True, 1, False), (0, False, False), (math.nan, math.nan, True), (None, False, False),
+        ([1, (2,)], [1.0, [2]], True), ([1], [True], False), ({"a": [1]}, Map(), False), ({"a": 1}, {"a": 1.0}, True),
+        ("1", 1, False), (2**53 + 1, float(2**53), False), (-0.0, 0, True),
+    ],
+)  # fmt: skip
+def test_equality_of_values(left: Any, right: Any, same: bool) -> None:
+    assert same_value(left, right) == same_value(right, left) == same
+    assert same_value({"a": [left]}, {"a": (right,)}) == same

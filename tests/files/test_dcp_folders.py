@@ -23,10 +23,12 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+import crosswalk
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dcp.folder import locate, open_folder
 from crosswalk.runtime.dcp.frames import frame
+from crosswalk.runtime.dcp.metadata import allowed_in_metadata
 from crosswalk.runtime.dcp.output import folder_layout
 from crosswalk.runtime.dtypes import DTYPES, size_of, torch_dtype
 from crosswalk.runtime.errors import CrosswalkError
@@ -331,6 +333,28 @@ def test_files_that_are_cut_off_or_lead_elsewhere(folder: Path, tmp_path: Path) 
     assert codes(folder) == {"dcp/cut-off"}
     (folder / ".metadata").write_bytes((folder / ".metadata").read_bytes()[:-9])
     assert codes(folder) == {"dcp/metadata"}
+
+
+def test_a_folder_that_was_not_finished(folder: Path) -> None:
+    """torch writes ``.metadata`` last."""
+    os.rename(folder / ".metadata", folder / ".metadata.tmp")
+    with pytest.raises(CrosswalkError, match=r"there is none here, only parts.*\[dcp/metadata\]\n.*let the save end"):
+        crosswalk.check(folder, layout="torchtitan", native_config={"dim": 6})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04\x82\x01.",  # numbers that stand for classes
+        b"\x80\x04(cos\nsystem\n\x8c\x02lso.",  # other ways to call something
+        b"\x80\x04(\x8c\x02lsios\nsystem\n.",
+        b"\x80\x04\x8c\x05torch\x8c\x04Size\x93)R)R.",  # what was called is called
+        b"\x80\x02]r\xff\xff\xff\xff.",  # a place to remember far from all others
+    ],
+)
+def test_what_a_pickle_of_torch_has_not_is_refused(data: bytes) -> None:
+    with pytest.raises(PickleError):
+        read_pickle(data, allowed_in_metadata)
 
 
 def test_an_entry_is_read_up_to_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,7 @@ MISTAKES = [
     ("[q: a b | k: b] a", 16, "axis `a` is written twice"),
     ("a [q: a | k]", 6, "axis `a` is written twice"),
     ("[q|k] [v|q]", 9, "label `q` is written twice"),
+    ("a " + "(" * 3000, 32, "nested more than 30 levels deep"),
 ]
 
 

@@ -34,6 +34,11 @@ def test_the_layout_of_the_mistakes_is_right_without_them() -> None:
     assert read(LAYOUT).types["model"].fields.keys() == {"width", "note", "depth"}
 
 
+def test_a_weight_of_one_element_may_be_a_number() -> None:
+    layout = read(LAYOUT.replace("{weight: hidden}", "{linear: {weight: 1}}"))
+    assert [(str(p.name), str(p.pattern)) for p in layout.types["base"].parameters] == [("linear.weight", "1")]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "code", "place"),
     [
@@ -41,6 +46,7 @@ def test_the_layout_of_the_mistakes_is_right_without_them() -> None:
         ("int = 3}", "'= 3'}", "layout/field", "10:21"),
         ("str = plain", "strong = plain", "layout/type", "5:40"),
         ("{base: depth", "{model: depth", "layout/stored-as", "11:17"),
+        ("    checks:", "    children: {inner: wdth}\n    checks:", "layout/name", "12:16"),
     ],
 )
 def test_a_mistake_is_found_when_the_layout_is_read(old: str, new: str, code: str, place: str) -> None:

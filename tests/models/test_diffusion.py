@@ -60,7 +60,7 @@ def test_only_a_model_that_attends_in_both_directions_is_exported(case: Case) ->
     with pytest.raises(CrosswalkError, match="window"):
         crosswalk.export_config(native, case.format)
     mixer |= {"window_size": None, "causal": True}
-    with pytest.raises(CrosswalkError, match=r"decoder\.block\.mixer\.causal` must be false \[export/fact\]"):
+    with pytest.raises(CrosswalkError, match=r"decoder\.block\.mixer\.causal` must be false.*\[export/fact\]"):
         crosswalk.export_config(native, case.format)
 
 

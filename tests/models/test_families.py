@@ -88,6 +88,22 @@ def _forgotten(native: Path, target: Path) -> Path:
     return target
 
 
+def test_the_keys_that_transformers_4_has_for_the_kinds_of_gemma3_say_the_same() -> None:
+    scaling = {"factor": 3.5, "low_freq_factor": 1.25, "high_freq_factor": 3.5, "original_max_position_embeddings": 64}
+    config = copy.deepcopy(CONFIGS["gemma3_text"])
+    config["rope_parameters"]["full_attention"] |= {"rope_type": "llama3", **scaling}
+    native = crosswalk.import_config(config)
+    older = crosswalk.export_config(native, "gemma3_text", dialect="transformers-4")
+    assert (older["rope_theta"], older["rope_local_base_freq"]) == (543210.0, 12345.0)
+    assert older["rope_scaling"] == {"rope_type": "llama3", **scaling}
+    assert crosswalk.import_config(older) == native
+    legacy = older | {"rope_scaling": {"type": "llama3", **scaling}}
+    assert crosswalk.import_config(legacy) == native
+    plain = crosswalk.export_config(crosswalk.import_config(CONFIGS["gemma3_text"]), "gemma3_text", "transformers-4")
+    assert plain.get("rope_scaling") is None
+    assert crosswalk.import_config(plain) == crosswalk.import_config(CONFIGS["gemma3_text"])
+
+
 def test_what_ministral3_loses_is_beyond_the_original_context(tmp_path: Path) -> None:
     """Scores that grow with the position are refused; accepted, the models are the same up to there."""
     config = copy.deepcopy(CONFIGS["ministral3"])

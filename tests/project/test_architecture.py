@@ -88,6 +88,12 @@ def _compiler_nodes(*kinds: type[ast.AST]) -> list[tuple[str, ast.AST]]:
     ]
 
 
+def test_the_page_lists_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text().partition("## Words")[0]
+    known = set(re.findall(r"\w+", page))
+    assert [name for name in sorted(MODULES) if name.rpartition(".")[2] not in known] == []
+
+
 def test_modules_import_each_other_in_no_circle() -> None:
     """Imports inside of functions and those for types alone count."""
     graph = {name: _imports(name) for name in MODULES}
@@ -160,6 +166,20 @@ def _raises(node: ast.AST) -> bool:
     """Whether what a function does itself raises an error."""
     inside = (each for each in ast.iter_child_nodes(node) if not isinstance(each, (ast.FunctionDef, ast.Lambda)))
     return any((isinstance(each, ast.Raise) and each.exc is not None) or _raises(each) for each in inside)
+
+
+def test_every_folder_says_what_lives_there_and_what_does_not() -> None:
+    folders = {file: ast.get_docstring(ast.parse(file.read_text())) or "" for file in _packages()}
+    assert len(folders) > 25
+    assert [str(file) for file, said in folders.items() if not re.search(r"\.\s+\w.*\.", said, re.DOTALL)] == []
+
+
+def _packages() -> list[Path]:
+    return [
+        file
+        for name in ("compiler", "runtime", "crosswalk", "reference")
+        for file in ROOT.glob(f"{name}/**/__init__.py")
+    ]
 
 
 def test_a_class_has_its_name_alone() -> None:

@@ -128,6 +128,13 @@ def test_the_reference_is_that_of_the_schemas() -> None:
     assert generate.generated("language.md") == (DOCS / "language.md").read_text(), "run python docs/generate.py"
 
 
+def test_every_word_has_an_example_of_a_file_that_is_compiled() -> None:
+    """In the last column of its row: of a shipped file, or of the package that tests/project/test_packages.py runs."""
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", (DOCS / "language.md").read_text(), re.MULTILINE)
+    assert len(rows) > 90
+    assert [word for word, example in rows if f"`{word}: " not in example] == []
+
+
 @pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="an older class writes other keys")
 def test_the_page_prints_what_the_commands_print() -> None:
     page = DOCS / "add-an-architecture.md"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -11,19 +13,22 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_checkpoints import make
+from small_checkpoints import make, tensors_of
 
 import crosswalk
 from crosswalk.cli.commands import cli, run_command
 from crosswalk.jobs.formats import catalog
+from crosswalk.runtime.checkpoint import reading
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.files import sinks
 from crosswalk.runtime.files.convert import EngineOptions
+from crosswalk.runtime.staging import writing
 
 ROOT = Path(__file__).parents[2]
 NANO = Path(__file__).parent / "nano_mappings"
@@ -171,15 +176,65 @@ def test_what_only_linux_has_is_not_needed(tmp_path: Path, monkeypatch: pytest.M
     """The files are those of Linux: read without advice, not shared, and swapped by two renames."""
     source = make(tmp_path / "source")
     crosswalk.convert(source, tmp_path / "here")
+    state: dict[str, Any] = {name: torch.zeros_like(tensor) for name, tensor in tensors_of(tmp_path / "here").items()}
+    state = {name.removesuffix("/weights"): tensor for name, tensor in state.items()}
     for name in ("copy_file_range", "posix_fadvise", "posix_fallocate", "sched_getaffinity", "O_TMPFILE", "O_DIRECT"):
         monkeypatch.delattr(os, name, raising=False)
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # a C library without renameat2
+    monkeypatch.setattr(sinks, "_sync_file_range", None)
     monkeypatch.setattr(fcntl, "ioctl", None)
+    asked: list[int] = []
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: asked.append(command))
+    monkeypatch.setattr(writing, "_FULL_SYNC", 51)
+    for module in (reading, writing):
+        monkeypatch.setattr(module, "_MOST", 1000)
+    for function in ("open", "read_text", "read_bytes"):
+        monkeypatch.setattr(*((builtins, "open") if function == "open" else (Path, function)), _without_proc(function))
+    with pytest.raises(FileNotFoundError):
+        Path("/proc/self/stat").read_text()
     for overwrite in (False, True):
         crosswalk.convert(source, tmp_path / "there", options=EngineOptions(overwrite=overwrite))
-        assert sorted(file.name for file in (tmp_path / "there").iterdir()) == sorted(
-            file.name for file in (tmp_path / "here").iterdir()
-        )
-        for file in (tmp_path / "here").iterdir():
-            assert (tmp_path / "there" / file.name).read_bytes() == file.read_bytes()
+        same_files(tmp_path / "there", tmp_path / "here")
+        loaded = crosswalk.load(source, state)
+        crosswalk.save(state, loaded, tmp_path / "saved", overwrite=overwrite)
+        same_files(tmp_path / "saved", source)
+    assert set(asked) == {51}
+
+
+def test_a_sync_that_a_file_system_cannot_do_is_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(writing, "_FULL_SYNC", 51)
+    monkeypatch.setattr(os, "fsync", synced.append)
+
+    def refuse(number: int) -> None:
+        def call(descriptor: int, command: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "fcntl", call)
+
+    refuse(errno.ENOTSUP)
+    writing.sync(7)
+    assert synced == [7]
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        writing.sync(7)
+    assert synced == [7]
+
+
+def _without_proc(function: str) -> Callable[..., Any]:
+    """A function of a system that has no ``/proc``."""
+    real = builtins.open if function == "open" else getattr(Path, function)
+
+    def absent(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path).startswith("/proc/"):
+            raise FileNotFoundError(path)
+        return real(path, *arguments, **options)
+
+    return absent
+
+
+def same_files(one: Path, other: Path) -> None:
+    assert sorted(file.name for file in one.iterdir()) == sorted(file.name for file in other.iterdir())
+    for file in other.iterdir():
+        assert (one / file.name).read_bytes() == file.read_bytes()

@@ -300,8 +300,12 @@ def test_a_checkpoint_that_the_class_cannot_load_is_one_message(tmp_path: Path) 
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(CrosswalkError, match=r"does not find 1 of its parameters.*layers\.1\.mlp\.up_proj"):
         crosswalk.compare(source, tmp_path / "native")
-    (source / "model.safetensors").write_bytes(b"nothing")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.norm.weight"].clone()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(CrosswalkError, match=r"`Qwen3ForCausalLM` of transformers .* cannot load the checkpoint"):
+        crosswalk.compare(source, tmp_path / "native")
+    (source / "model.safetensors").write_bytes(b"nothing")  # which is said before the class is asked
+    with pytest.raises(CrosswalkError, match="not a safetensors file: it has 7 bytes and no header"):
         crosswalk.compare(source, tmp_path / "native")
 
 

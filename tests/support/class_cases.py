@@ -73,7 +73,23 @@ def on_ranks(rank: int, home: Path, out: Path) -> list[Any]:
     moe, tied = "Qwen3MoeForCausalLM", "Gemma3ForCausalLM"
     found = sharded(rank, home / moe, out / "sharded", moe) + sharded(rank, home / tied, out / "tied", tied)
     found += sharded(rank, home / "LlamaForCausalLM", out / "offloaded", "LlamaForCausalLM", offloaded=True)
+    found += wrapped(home / "LlamaForCausalLM", "LlamaForCausalLM")
     return found + stages(rank, home / moe, out / "stages", moe) + planned_again(rank)
+
+
+def wrapped(checkpoint: Path, name: str) -> list[Any]:
+    """What wrappers put around a model, and around its layers, does not show."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = made(name)
+    for index, layer in enumerate(model.model.layers):
+        model.model.layers[index] = checkpoint_wrapper(layer)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    outer = DistributedDataParallel(torch.compile(model))
+    loaded = crosswalk.load(checkpoint, outer)
+    return differences(dict(itertools.chain.from_iterable(crosswalk.stream(outer, loaded))), files(checkpoint))
 
 
 def stages(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:

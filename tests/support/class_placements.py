@@ -14,6 +14,7 @@ from publisher_cases import apply, counted
 
 import crosswalk
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.training.placement import place
 
 MOE, TIED, SPARSE, BUFFERS, PLAIN, TOWERS = (
     "Qwen3MoeForCausalLM", "Gemma3ForCausalLM", "MixtralForCausalLM", "DeepseekV3ForCausalLM", "LlamaForCausalLM",
@@ -80,11 +81,11 @@ def on_ranks(rank: int, home: Path, out: Path) -> dict[str, Any]:
     """Of each way, what is wrong, and the bytes that this rank wrote, holds, received and sent."""
     found: dict[str, Any] = {}
     for way, (name, _) in OWN.items():
-        found[way] = through(rank, home / name, spread(home / name, way), out / way)
+        found[way] = through(rank, home / name, spread(home / name, way), made(name), out / way)
     for way, name in (("towers", TOWERS), ("experts by rank", MOE)):
         model = empty(name, home / name)
         PARTS[way](model, rank)
-        found[way] = through(rank, home / name, model, out / way)
+        found[way] = through(rank, home / name, model, made(name), out / way)
     found["nobody"] = nobody(rank, home / TOWERS, out / "nobody")
     return found
 
@@ -106,11 +107,15 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter  # type: ignore[no-any-return]
 
 
-def through(rank: int, checkpoint: Path, model: Any, out: Path) -> dict[str, Any]:
-    """Load, send to all and to one, save, and send what has changed."""
-    expected = cases.files(checkpoint)
+def through(rank: int, checkpoint: Path, model: Any, whole: Any, out: Path) -> dict[str, Any]:
+    """Load, send to all and to one, save, and send what has changed. ``whole``: the model as one process has it."""
+    expected, memory = cases.files(checkpoint), whole.state_dict()
     loaded = crosswalk.load(checkpoint, model)
-    wrong: list[Any] = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    wrong: list[Any] = []
+    for name, value in model.state_dict().items():  # of every replica
+        parts = place(value).parts
+        inside = [memory[name][tuple(slice(start, stop) for start, stop in part.box)] for part in parts]
+        wrong += [] if all(torch.equal(part.tensor, one) for part, one in zip(parts, inside, strict=True)) else [name]
     wrong += cases.differences(_all(crosswalk.stream(model, loaded)), expected)
     report = crosswalk.save(model, loaded, out)
     publisher = crosswalk.publisher(model, loaded, bucket_bytes=50_000)

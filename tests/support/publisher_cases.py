@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from native_llama import native_state
 from rank_cases import MESHES, sharded
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 from torch.distributed.device_mesh import init_device_mesh
 
 import crosswalk
@@ -248,7 +248,12 @@ def steps(rank: int, whole: dict[str, torch.Tensor], loaded: Any, kind: str) -> 
         rows: list[Any] = [None] * size
         dist.all_gather_object(rows, list(delta.rows()))
         wrong += [(density, *w) for w in wrong_rows(rows, before, after)]
-        patches = list(delta.patches(to=0))
+        with counted() as sparse:
+            patches = list(delta.patches(to=0))
+        said = [(patch.values.nbytes, patch.indices.nbytes if patch.indices is not None else 0) for patch in patches]
+        whole_bytes, said_bytes = sum(m.nbytes for m in publisher.metadata), sum(map(sum, said))
+        if said_bytes > whole_bytes or sparse[0] > said_bytes + 8 * size * len(said):
+            wrong.append((density, "bytes", sparse, said_bytes, whole_bytes))
         if rank != 0:
             wrong += patches
             engine = after
@@ -280,11 +285,13 @@ def killed(rank: int, checkpoint: Path) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
     found = codes(delta.commit)
     kept = all(map(torch.equal, snapshot.buffers, before))
-    return {"codes": found, "kept": kept, "engine": engine}
+    return {"codes": found, "kept": kept, "engine": save(engine)}
 
 
-def restarted(rank: int, checkpoint: Path, engine: dict[str, torch.Tensor]) -> list[str]:
-    """The job comes back, with the parameters of the step after, and sends all once, and changes from then on."""
+def restarted(rank: int, checkpoint: Path, taken: bytes) -> list[str]:
+    """The job comes back, with the parameters of the step after, and sends all once, and changes from then on; to
+    receivers that have ``taken`` something."""
+    engine = load(taken)
     whole = changed(changed(native_state(checkpoint), 0.01, 3), 0.01, 4)
     loaded = alone(lambda: crosswalk.load(checkpoint, native_state(checkpoint)))
     state = placed("stages", whole, rank, 2)

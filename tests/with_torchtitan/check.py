@@ -99,11 +99,13 @@ def check(name: str, folder: Path) -> tuple[float, str]:
     native = crosswalk.import_config(
         original.config.to_dict() | {"architectures": [type(original).__name__]}, to="torchtitan"
     )
-    config = config_of(native, kind, fuse=bool(list(CASES).index(name) % 2))
+    fuse = bool(list(CASES).index(name) % 2)
+    config = config_of(native, kind, fuse)
     model = config.build().eval()
     state = model.state_dict()
     dcp.load(state, checkpoint_id=folder / "titan", no_dist=True)
     model.load_state_dict(state)
+    stock(config, folder / "titan")
     ids = torch.randint(0, SIZES["vocab_size"], (2, 23), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         difference = float((logits(model, ids)[0] - original(ids).logits).abs().max())
@@ -121,6 +123,23 @@ def check(name: str, folder: Path) -> tuple[float, str]:
     assert before.keys() == after.keys(), before.keys() ^ after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     return difference, f"  not by the adapter: {', '.join(missing)}" if missing else ""
+
+
+def stock(config: Any, folder: Path) -> None:
+    """Load the folder into the same model with balanced routers, as torchtitan builds them unless told otherwise."""
+    layers = [layer for layer in config.layers if layer.moe is not None]
+    before = [layer.moe.load_balance_coeff for layer in layers]
+    for layer in layers:
+        layer.moe.load_balance_coeff = 0.001
+    state = config.build().state_dict()
+    for value in state.values():
+        value.fill_(7)
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    found = [value for key, value in state.items() if key.endswith("expert_bias_E")]
+    assert len(found) >= len(layers)
+    assert any(before) or not any(value.any() for value in found)
+    for layer, value in zip(layers, before, strict=True):
+        layer.moe.load_balance_coeff = value
 
 
 def main() -> int:

@@ -13,13 +13,14 @@ from typing import Any
 from crosswalk.compiler.config.coverage import unknown_keys
 from crosswalk.compiler.config.read import import_config
 from crosswalk.compiler.config.write import export_config
-from crosswalk.compiler.layout.differences import differing, same_value
+from crosswalk.compiler.layout.differences import differing
 from crosswalk.compiler.layout.model import MISSING, Layout
 from crosswalk.compiler.layout.scope import Scope, normalize
 from crosswalk.compiler.layout.variants import out_of_directory
 from crosswalk.compiler.relations.keys import get
 from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import CaseNode, CompiledMapping, Node, Nullable, Struct
+from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError
 
 #: Finds a mapping by its name.

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crosswalk.runtime.checkpoint.header import shorten
 from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.dcp.folder import Folder, is_folder
 from crosswalk.runtime.dcp.metadata import METADATA
-from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.errors import Position, fail, shorten
 from crosswalk.runtime.torch_files.archives import MAX_PICKLE, ArchiveError, ReadPart, read_record, read_records
 from crosswalk.runtime.torch_files.pickles import Made, PickleError, Table, read_pickle
 

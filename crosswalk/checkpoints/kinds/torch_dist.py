@@ -47,7 +47,8 @@ _MOST = 500_000
 
 
 def _open(path: Path, given: Given) -> Opened:
-    home, path = path, iteration(path)
+    named, path = path, iteration(path)
+    home = path.parent if (path.parent / LATEST).is_file() else named  # of the run, which has what was carried
     if is_legacy(path):
         text = "this is a checkpoint of Megatron's old format `torch`: a pickle for each rank, which only it can read"
         hint = "let Megatron write it again: its script with --ckpt-convert-format torch_dist --ckpt-convert-save DIR"
@@ -62,7 +63,7 @@ def _open(path: Path, given: Given) -> Opened:
     found = locate(folder, names)
     tensors = dict(_apart(found, layout.stacked or {}))
     others = [name for name in folder.entries.objects if not COMMON_ENTRY.fullmatch(name)]
-    notes = (*taken(home, path), *left_out(left, others))
+    notes = (*taken(named, path), *left_out(left, others))
     if said.config is None and not given.like:
         said, note = _from_forms(path, said, layout, given, file, run)
         notes = (*notes, *note)
