@@ -50,7 +50,7 @@ def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
     for model in _Models(mapping).all():
         scope = Scope(mapping.layout, mapping.root.type, model.config, pending=model.pending, assumes=True)
         try:
-            groups = relate_weights(mapping.layout, scope, model.chosen).groups
+            groups = relate_weights(scope, model.chosen).groups
         except CrosswalkError as error:
             found += (problem for problem in error.diagnostics if problem.code != "mapping/one-sided")
             continue

@@ -117,6 +117,15 @@ MISTAKES = {
         "starcoder2", {"head_groups, default: 2}": "head_groups, default: 3}"},
         "starcoder2", ("num_key_value_heads",), "prove/default", "num_key_value_heads", "the class takes 2",
     ),
+    "a default that forgets another key": Mistake(
+        "ministral",
+        {"'full_attention' if sliding_window == null else 'sliding_attention'": "'sliding_attention'"},
+        "ministral", ("layer_types", "sliding_window"), "prove/default", "Sequence:", "with `sliding_window` = null",
+    ),
+    "a default of one way of rotation": Mistake(
+        "llama", {"beta_fast, default: 32.0": "beta_fast, default: 6.0"},
+        "llama", ("rope_parameters",), "prove/logits", "crosswalk: 1", "yarn", logits=True,
+    ),
     "the default of another model": Mistake(
         "mixtral", {"rope_theta: 1000000.0": "rope_theta: 10000.0"},
         "mixtral", ("rope_parameters",), "prove/default", "rope_parameters", "1000000.0",
