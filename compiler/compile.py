@@ -19,14 +19,12 @@ from crosswalk.compiler.relations.build import Builder
 from crosswalk.compiler.relations.check_config import check_config
 from crosswalk.compiler.relations.keys import Defaults
 from crosswalk.compiler.relations.lines import header_fact
+from crosswalk.compiler.relations.rules import Carried, FieldRule, TheirsFact
 from crosswalk.compiler.relations.tree import (
-    Carried,
     CaseNode,
     CompiledMapping,
-    FieldRule,
     Layers,
     OneOf,
-    TheirsFact,
     claimed_paths,
     nodes_of,
     rules_of,

@@ -17,22 +17,16 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, TensorEntry
 from crosswalk.compiler.notation.axes import format_terms
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
+from crosswalk.compiler.relations.rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
 from crosswalk.compiler.relations.tree import (
-    Carried,
     CaseNode,
-    CheckRule,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
     Nullable,
-    OursFact,
     PartNode,
-    Rule,
     Struct,
-    TheirsFact,
-    Unused,
 )
 from crosswalk.compiler.text.documents import Map, load_document
 from crosswalk.jobs.formats import catalog

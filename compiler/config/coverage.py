@@ -12,8 +12,8 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import Entry
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.keys import get, put
+from crosswalk.compiler.relations.rules import Carried
 from crosswalk.compiler.relations.tree import (
-    Carried,
     CaseNode,
     CompiledMapping,
     Entries,

@@ -17,7 +17,7 @@ from crosswalk.compiler.layout.values import widened
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.fields import scope_at
 from crosswalk.compiler.relations.keys import Names, fill, get, layer_index, overlaid, placed, put
-from crosswalk.compiler.relations.rules import at_rule
+from crosswalk.compiler.relations.rules import Rule, at_rule
 from crosswalk.compiler.relations.sides import Findings, Reading
 from crosswalk.compiler.relations.tree import (
     CaseNode,
@@ -27,7 +27,6 @@ from crosswalk.compiler.relations.tree import (
     Node,
     Nullable,
     PartNode,
-    Rule,
     Struct,
     part_mapping,
 )

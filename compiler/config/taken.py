@@ -11,7 +11,8 @@ from crosswalk.compiler.layout.model import Field
 from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.keys import placed
-from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, Node, PartNode, Struct, nodes_of, rules_of
+from crosswalk.compiler.relations.rules import FieldRule
+from crosswalk.compiler.relations.tree import CompiledMapping, Node, PartNode, Struct, nodes_of, rules_of
 
 
 @dataclass(frozen=True, slots=True)

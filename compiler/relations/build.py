@@ -28,24 +28,10 @@ from .lines import (
     value_rule,
     with_header,
 )
+from .rules import OursFact, Rule, Unused
 from .sections import Sections
 from .tensor_rules import section_tensors
-from .tree import (
-    Case,
-    CaseNode,
-    CompiledMapping,
-    Entries,
-    LayerKind,
-    Layers,
-    Node,
-    Nullable,
-    OursFact,
-    PartNode,
-    Refusal,
-    Rule,
-    Struct,
-    Unused,
-)
+from .tree import Case, CaseNode, CompiledMapping, Entries, LayerKind, Layers, Node, Nullable, PartNode, Refusal, Struct
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,16 @@ from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position
 
 from .inverse import check_inverses
+from .rules import Carried, CheckRule, FieldRule, OursFact, Rule
 from .tree import (
-    Carried,
     CaseNode,
-    CheckRule,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
     Nullable,
     OneOf,
-    OursFact,
     PartNode,
-    Rule,
     Struct,
     nodes_of,
     rules_of,

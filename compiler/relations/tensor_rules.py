@@ -28,11 +28,6 @@ class TensorRule:
     held: Mapping[str, tuple[str, ...]]
     counted: str | None = None
 
-    @property
-    def depth(self) -> int:
-        """A line for ``layer_1.weight`` counts before one for ``layer_1``."""
-        return max(map(len, self.paths))
-
     def at(self, index: int) -> TensorRule:
         """The rule of one index of the hole that is ``counted``."""
 

@@ -19,34 +19,8 @@ from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, listed, shown
 
 from .keys import Defaults, Names
-from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact, Unused
+from .rules import Rule, TheirsFact
 from .tensor_rules import TensorRules
-
-__all__ = [
-    "Carried",
-    "Case",
-    "CaseNode",
-    "CheckRule",
-    "CompiledMapping",
-    "Entries",
-    "FieldRule",
-    "LayerKind",
-    "Layers",
-    "Node",
-    "Nullable",
-    "OneOf",
-    "OursFact",
-    "PartNode",
-    "Refusal",
-    "Rule",
-    "Struct",
-    "TheirsFact",
-    "Unused",
-    "alternatives",
-    "claimed_paths", "nodes_of",
-    "part_mapping",
-    "rules_of",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def bind(
     """
     scope = Scope(mapping.layout, mapping.root.type, native)
     natives = natives_of(scope, lengths, Limit(found=limit.found))
-    weights = relate_weights(mapping.layout, scope, cases, lengths, limit)
+    weights = relate_weights(scope, cases, lengths, limit)
     groups, duplicates = _without_tied(natives, weights.groups)
     hf = _shapes(groups)
     stored = {name: native for name, native in natives.items() if native.tied_to is None}

@@ -7,7 +7,6 @@ mapping states has its value, conditions over anything else hold, and all axes h
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 from collections.abc import Iterator
@@ -22,15 +21,14 @@ from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Hole
 from crosswalk.compiler.relations.keys import put
+from crosswalk.compiler.relations.rules import FieldRule, OursFact
 from crosswalk.compiler.relations.tree import (
     CaseNode,
     CompiledMapping,
     Entries,
-    FieldRule,
     Layers,
     Node,
     Nullable,
-    OursFact,
     PartNode,
     Struct,
     nodes_of,
@@ -52,7 +50,7 @@ def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
     for model in _Models(mapping).all():
         scope = Scope(mapping.layout, mapping.root.type, model.config, pending=model.pending, assumes=True)
         try:
-            groups = relate_weights(mapping.layout, scope, model.chosen).groups
+            groups = relate_weights(scope, model.chosen).groups
         except CrosswalkError as error:
             found += (problem for problem in error.diagnostics if problem.code != "mapping/one-sided")
             continue
@@ -88,16 +86,16 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             yield from wrong
             known = {kind.name for kind in layout.all_types()}
             for name in line.types or ():
-                at, path = line.ours_at[0], ".".join(line.ours[0])
+                at, said = line.ours_at[0], ".".join(line.ours[0])
                 possible = {kind.name for _, types in _step(line.ours[0], node.type, layout) for kind in types}
                 if name not in known:
                     message = f"there is no type `{name}`"
                     yield Diagnostic("mapping/no-such-type", message, at, did_you_mean(name, known))
                 elif name not in possible and not wrong:
                     hint = f"it is one of {', '.join(sorted(possible))}" if possible else "only a module has a type"
-                    yield Diagnostic("mapping/no-such-type", f"`{path}` is never a `{name}`", at, hint)
+                    yield Diagnostic("mapping/no-such-type", f"`{said}` is never a `{name}`", at, hint)
                 elif name in decided - reached and at.file == mapping.source.file:
-                    yield Diagnostic("mapping/unreachable", f"no rule makes `{path}` a `{name}`", at)
+                    yield Diagnostic("mapping/unreachable", f"no rule makes `{said}` a `{name}`", at)
 
 
 def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:
@@ -204,7 +202,8 @@ class _Model:
     def config(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for path in sorted(self.values, key=len):
-            put(result, path, self.values[path] or copy.copy(self.values[path]))
+            value = self.values[path]
+            put(result, path, {} if value == {} else value)  # each config has objects of its own
         return result
 
 

@@ -18,8 +18,8 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.layout.scope import Scope, as_stored
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.inverse import ROUNDING
-from crosswalk.compiler.relations.rules import OursFact, Rule, Unused
-from crosswalk.compiler.relations.tree import CompiledMapping, FieldRule, PartNode, nodes_of, rules_of
+from crosswalk.compiler.relations.rules import FieldRule, OursFact, Rule, Unused
+from crosswalk.compiler.relations.tree import CompiledMapping, PartNode, nodes_of, rules_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 
 from .bind import bind

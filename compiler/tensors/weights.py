@@ -14,7 +14,7 @@ from types import MappingProxyType
 from crosswalk.compiler.config.taken import Cases, Chosen
 from crosswalk.compiler.layout.cells import AxisTable, PartedAxis
 from crosswalk.compiler.layout.limit import WITHOUT_FILES, Limit, names_of
-from crosswalk.compiler.layout.model import Child, ConfigType, Layout, Parameter
+from crosswalk.compiler.layout.model import Child, ConfigType, Parameter
 from crosswalk.compiler.layout.modules import (
     AxisSizes,
     alike,
@@ -29,7 +29,7 @@ from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.relations.tensor_rules import ModuleRules, TensorRule, TensorRules, section_tensors
 from crosswalk.compiler.relations.tree import alternatives
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 
 from .lower import Source, Tensor, lower
 from .pieces import Related, Repeated
@@ -85,7 +85,6 @@ class _Speaker:
 class _Given:
     """What is the same for all modules of a config."""
 
-    layout: Layout
     root: Scope
     cases: Cases
     lengths: Mapping[str, int]
@@ -93,17 +92,13 @@ class _Given:
 
 
 def relate_weights(
-    layout: Layout,
-    root: Scope,
-    cases: Cases,
-    lengths: Mapping[str, int] = MappingProxyType({}),
-    limit: Limit = WITHOUT_FILES,
+    root: Scope, cases: Cases, lengths: Mapping[str, int] = MappingProxyType({}), limit: Limit = WITHOUT_FILES
 ) -> Weights:
     """The hf tensors for the config at ``root``; axes in ``lengths`` are that long on the hf side. Raises
     ``CrosswalkError`` with every parameter that no line speaks of and every line that cannot be lowered, or as soon as
     there are more than ``limit`` tensors."""
     weights = Weights()
-    _Module(_Given(layout, root, cases, lengths, limit), root, EMPTY, None, weights).relate()
+    _Module(_Given(root, cases, lengths, limit), root, EMPTY, None, weights).relate()
     if weights.problems:
         raise CrosswalkError(dict.fromkeys(weights.problems))
     return weights
@@ -144,7 +139,7 @@ class _Module:
         whole = any(struct is root for root in alternatives(chosen.mapping.root))
         prefix = Template.parse(chosen.tensors) if whole else self.theirs
         as_is = struct.type is scope.kind
-        rules = struct.tensors if as_is else section_tensors(self.given.layout, scope.kind, struct.section)
+        rules = struct.tensors if as_is else section_tensors(scope.layout, scope.kind, struct.section)
         cuts = []
         for line in rules.cuts:
             try:
@@ -203,7 +198,8 @@ class _Module:
         axes = (sizes, AxisSizes(scope, self.given.lengths) if self.given.lengths else sizes)
         spoken: set[str] = set()
         said = [(speaker, rule) for speaker in self.speakers for rule in speaker.rules.own]
-        for speaker, rule in sorted(said, key=lambda one: -one[1].depth):  # enclosing sections come first
+        # A line for `layer_1.weight` counts before one for `layer_1`, enclosing sections (they come first) before own.
+        for speaker, rule in sorted(said, key=lambda one: -max(map(len, one[1].paths))):
             for one, values in _of_each(rule, scope):
                 for end, names in one.held.items():
                     members = [name for name in names if name in present]
@@ -215,13 +211,14 @@ class _Module:
                         continue
                     spoken.update(members)
                     self.lower(theirs, rule.line, [present[name][2] for name in members], axes, speaker, end != "")
+        at = self.here[0].struct.position if self.here else scope.kind.position
         for stored, (parameter, name, source) in present.items():
             if stored in spoken or parameter.same_as is not None:
                 continue
             if self.default is None:
                 self.unclaimed(source)
                 continue
-            line = TensorEntry(name, ((stored,),), None, None, self.position)
+            line = TensorEntry(name, ((stored,),), None, None, at)
             self.lower(join(self.default, name), line, [source], axes)
 
     def lower(
@@ -263,11 +260,6 @@ class _Module:
         encoded: dict[str, Tensor] = found[-1] if len(found) > 1 else {}
         self.out.add([Related(tensor, line, mapping, encoded.get(name)) for name, tensor in found[0].items()])
 
-    @property
-    def position(self) -> Position:
-        """Where it is said what the module is."""
-        return self.here[0].struct.position if self.here else self.scope.kind.position
-
     def unclaimed(self, source: Source) -> None:
         """No line says which tensor holds a parameter; where the module has no name itself, no line gives it one."""
         around = self.around if self.theirs is None else ()
@@ -278,7 +270,7 @@ class _Module:
         if around:
             message = f"no line of section `{section}` names the module `{self.ours}`, which has `{source.name}`"
             hint = "add its name under `tensors:`"
-        position = speaks.struct.position if speaks else self.position
+        position = speaks.struct.position if speaks else self.scope.kind.position
         self.out.problems.append(Diagnostic("mapping/unclaimed-parameter", message, position, hint))
 
 

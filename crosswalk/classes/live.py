@@ -163,11 +163,14 @@ def _of_any_dtype(config: Any) -> Any:
 
 def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
     """Raise ``CrosswalkError`` (``class/absent``) for all that the class saves and no rank has, under any of its
-    names."""
+    names. Of a class that takes more than its config nothing is known."""
     there = {*memory, *live.aliases}
-    twin = _twin(live.model)
+    try:
+        twin = _twin(live.model)
+    except CrosswalkError:
+        return
     absent = [names[0] for names in _tied(twin) if not there & set(names)]
-    hint = "let one of the ranks have it: files without it are not those of the class"
+    hint = "let one of the ranks have it, or pass a model of the class that has none, as the base model"
     problems = [
         Diagnostic("class/absent", f"`{live.name}` has `{pattern}`, which is on no rank", None, hint)
         for pattern, _ in fold([name for name in absent if not ignored(twin, "_keys_to_ignore_on_save", name)])

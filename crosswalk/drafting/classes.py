@@ -66,6 +66,17 @@ class Known:
             ):
                 yield key, self._as_expression(key, filled[key])
 
+    def otherwise_where_null(self, mapping: CompiledMapping, key: str) -> bool:
+        """Whether the class takes something else where a key is null than where it is absent, as the mapping does."""
+        null = changed(self.subject.base, (key,), None)
+        absent, filled = (self.subject.read(config) for config in (without(null, (key,)), null))
+        if absent is None or filled is None or filled.get(key) in (None, absent.get(key)):
+            return False
+        found, expected = native_of(mapping, null), native_of(mapping, filled)
+        if isinstance(found, CrosswalkError) or isinstance(expected, CrosswalkError):
+            return False
+        return not list(differences(mapping, found, expected))
+
     def _as_expression(self, key: str, value: Any) -> Any:
         """What the class takes for an absent key; of a list of layers what it is for any number of them, or None."""
         base = self.subject.base

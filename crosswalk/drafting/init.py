@@ -55,7 +55,7 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     draft, fit = layer_kinds(fitting, draft, fit, words, known)
     draft, fit = relate_keys(fitting, draft, fit, known)
     if known is not None and fit.compiled is not None:
-        draft, fit = follow_switches(fitting, draft, fit, known)
+        draft, fit = follow_switches(fitting, draft, fit, words, known)
         draft, fit = state_defaults(fitting, draft, fit, known)
         draft, fit = compute_alike(fitting, draft, fit, words, known.subject)
     _ask(draft, fit)

@@ -8,6 +8,7 @@ from typing import Any
 
 from crosswalk.compiler.layout.model import ConfigType, Field
 from crosswalk.compiler.layout.values import misfit
+from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import Struct, nodes_of
 from crosswalk.compiler.text.values import same_value
@@ -115,5 +116,7 @@ def state_defaults(fitting: Fitting, draft: Draft, fit: Fit, known: Known) -> tu
                 draft.open.append(f"`{key}`: which kind is each layer of where it is absent?")
                 continue
             right = {"is": ".".join(entry.ours)} if entry.ours else {}
+            if isinstance(entry.default, Expression) and known.otherwise_where_null(fit.compiled, key):
+                value = f"= {entry.default.text} if has('{key}') else {shown(value)}"
             draft.put(name, "config", key, {**right, "default": value})
     return draft, fitting.of(draft)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,13 @@ from .classes import Known
 from .draft import Draft
 from .fit import Fit, Fitting
 from .keys import stated_alike
+from .words import Words
+
+#: Most sections that a switch may be related in.
+_PLACES = 4
 
 
-def follow_switches(fitting: Fitting, draft: Draft, fit: Fit, known: Known) -> tuple[Draft, Fit]:
+def follow_switches(fitting: Fitting, draft: Draft, fit: Fit, words: Words, known: Known) -> tuple[Draft, Fit]:
     """Turn each switch that changes the tensors of the class: where the draft then has others, relate the switch to its
     field in further sections, or refuse it and ask."""
     if fit.bound is None:
@@ -27,14 +32,16 @@ def follow_switches(fitting: Fitting, draft: Draft, fit: Fit, known: Known) -> t
             continue
         turned = changed(base, (key,), not value)
         other = _fitting(fitting, turned, known)
-        if other is None or _fits(other, draft):
+        if other is None or _holds(other, draft):
             continue
-        candidates = ((one, fitting.of(one)) for one in _related(draft, fit, key, bool(value)))
-        good = [(one, found) for one, found in candidates if found.cost <= fit.cost and _fits(other, one)]
+        candidates = ((one, fitting.of(one)) for one in _related(draft, fit, words, key, bool(value)))
+        good = [(one, found) for one, found in candidates if found.cost <= fit.cost and _holds(other, one)]
         if good:
             draft, fit = good[0]
             continue
         left = other.of(draft)
+        if left.compiled is not None and (left.bound is None or left.unknown):
+            continue  # it is refused
         named = next(iter((*left.extra, *left.missing)), None)
         which = f"such as `{named}`" if named else "and the draft does not compile for them"
         note = f"? `{key}`: where it is {shown(not value)} the class has other tensors, {which}; relate it to fields"
@@ -57,22 +64,42 @@ def _fitting(fitting: Fitting, config: dict[str, Any], known: Known) -> Fitting 
     return fitting.other(config, shapes)
 
 
-def _fits(fitting: Fitting, draft: Draft) -> bool:
-    """Whether a draft has the tensors of a checkpoint, or refuses it."""
+def _holds(fitting: Fitting, draft: Draft) -> bool:
+    """Whether a draft has the tensors of a checkpoint."""
     fit = fitting.of(draft)
-    return fit.compiled is not None and (fit.bound is None or bool(fit.unknown) or not (fit.missing or fit.extra))
+    return fit.bound is not None and not (fit.unknown or fit.missing or fit.extra)
 
 
-def _related(draft: Draft, fit: Fit, key: str, value: bool) -> Iterator[Draft]:
-    """Drafts that relate a key to the fields that it has somewhere, in all sections that state them, or in one."""
+def _related(draft: Draft, fit: Fit, words: Words, key: str, value: bool) -> Iterator[Draft]:
+    """Drafts that relate a key, in some sections alone, to the fields that it has somewhere in the draft, or in shipped
+    mappings: those of fewest sections first."""
     assert fit.compiled is not None
     rules = [rule for rule in rules_of(fit.compiled.root) if isinstance(rule, FieldRule) and rule.theirs == (key,)]
-    places = [
-        place for name in dict.fromkeys(rule.ours[-1] for rule in rules) for place in stated_alike(fit, name, value)
-    ]
-    for chosen in ([places] if places[1:] else []) + [[place] for place in places]:
-        one = draft.copy()
-        for section, name in chosen:
-            one.sections.get(section, {}).get("sets", {}).pop(name, None)
-            one.put(section, "config", key, name, "as elsewhere")
-        yield one
+    names = dict.fromkeys(rule.ours[-1] for rule in rules)
+    places = [place for name in names for place in stated_alike(fit, name, value)]
+    sections = fit.compiled.source.sections
+    places += [(section, name) for section in sections for name in names if key in _config(draft, section)]
+    places += [place for place, keys in words.keys.items() if key in keys and place[0] in sections]
+    distinct = list(dict.fromkeys(places))[:_PLACES]
+    for count in range(1, len(distinct) + 1):
+        for chosen in itertools.combinations(distinct, count):
+            one = draft.copy()
+            for section in sections:
+                _config(one, section).pop(key, None)
+            for section, name in chosen:
+                _put(one, section, key, name)
+            yield one
+
+
+def _config(draft: Draft, section: str) -> dict[str, Any]:
+    return draft.sections.get(section, {}).get("config", {})
+
+
+def _put(draft: Draft, section: str, key: str, name: str) -> None:
+    """Relate a key to a field, in the place of what the section says of that."""
+    draft.sections.get(section, {}).get("sets", {}).pop(name, None)
+    lines = _config(draft, section)
+    for other, right in list(lines.items()):
+        if name in (right, right.get("is") if isinstance(right, dict) else None):
+            del lines[other]
+    draft.put(section, "config", key, name, "as elsewhere")

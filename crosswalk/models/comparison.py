@@ -134,6 +134,10 @@ def _compare(
     scale = _scale(found.hidden, expected.hidden)
     if logits <= tolerance < abs(scale - 1):
         notes.append(f"hidden states are {scale:.6g} times those of the class, and compared as such: the logits agree")
+    elif tolerance < abs(scale - 1) and (after := _first_apart(expected, found, scale, tolerance)) != "embeddings":
+        notes.append(
+            f"the embeddings are {scale:.6g} times those of the class; as such, the first to differ is `{after}`"
+        )
     by = "the reference" if here.titan is None else f"`{here.titan}` of torchtitan"
     return Comparison(here.format, expected.name, len(tokens), parts, logits, tolerance, tuple(notes), by)
 
@@ -148,6 +152,12 @@ def differences(expected: Trace, found: ForwardOutput, tolerance: float = TOLERA
         for part, hidden in _in_order(expected, found.hidden)
     }
     return parts, logits
+
+
+def _first_apart(expected: Trace, found: ForwardOutput, scale: float, tolerance: float) -> str:
+    """The first part that differs where hidden states should be ``scale`` times as large."""
+    parts = ((part, found.hidden.get(part), hidden) for part, hidden in _in_order(expected, found.hidden))
+    return next((part for part, one, two in parts if not _difference(one, two, scale) <= tolerance), "logits")
 
 
 def _in_order(expected: Trace, found: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from .reading import Config, Native, differences, line_of_field, line_of_key, na
 from .subject import ROUNDED, Behaviour, Subject
 from .values import Path, changed, has, leaves, others, without
 
-#: Values of a key that are tried, of those that class takes.
+#: Values of a key that are tried, of those that class takes; of an object one more, which is all of its kinds.
 _VALUES = 2
 
 
@@ -33,28 +34,58 @@ def check_left_out(mapping: CompiledMapping, subject: Subject, keys: list[Path],
     """Leave each key out, of two models without a size in common that others follow from: what the mapping takes must
     be what the class takes."""
     second = subject.second if not isinstance(native_of(mapping, subject.second), CrosswalkError) else {}
-    both = [(config, path) for path in keys for config in (subject.base, second) if has(config, path)]
-    for config, path in both:
-        left = without(config, path)
-        filled = subject.read(left)
-        if filled is None:
-            continue
-        proof.tried["left out"] += 1
-        found, expected = native_of(mapping, left), native_of(mapping, filled)
-        taken = _at(filled, path)
-        hint = f"`default:` of the class is {shown(taken)}"
-        at = line_of_key(mapping, path)
-        if isinstance(found, CrosswalkError):
-            if not isinstance(expected, CrosswalkError):
-                text = f"without `{dotted(path)}` this is refused ({_first(found)}); the class takes {shown(taken)}"
-                proof.note("prove/default", text, at, hint, "warning")
-        elif isinstance(expected, CrosswalkError):
-            text = f"without `{dotted(path)}` the class takes {shown(taken)}, which is refused: {_first(expected)}"
-            proof.note("prove/default", text, at, hint)
-        else:
-            for where, here, there, _ in differences(mapping, found, expected)[:1]:
-                text = f"without `{dotted(path)}` the class takes {shown(taken)}, so that `{dotted(where)}` is {there}"
-                proof.note("prove/default", f"{text}; the mapping takes {here}", at, hint)
+    for path in keys:
+        for config in (subject.base, second):
+            if has(config, path):
+                _leave_out(mapping, subject, config, path, proof)
+
+
+def check_left_out_together(
+    mapping: CompiledMapping, subject: Subject, keys: list[Path], others_of: list[Path], proof: Proof
+) -> None:
+    """Leave out each key for which the class takes what follows from others, beside each change of these others."""
+    said = inspect.signature(subject.config_class).parameters
+    alone = {path: _taken(subject, subject.base, path) for path in keys if len(path) == 1 and path[0] in said}
+    following = {path: taken for path, taken in alone.items() if not same_value(taken, said[path[0]].default)}
+    values = dict(leaves({**subject.keys(), **subject.base}))
+    for other in others_of if following else ():
+        found = others(values.get(other), values_at(mapping, other))
+        for value in (*found[:_VALUES], *(() if values.get(other) is None else (None,))):
+            config = changed(subject.base, other, value)
+            for path, taken in following.items():
+                if path[0] != other[0] and not same_value(_taken(subject, config, path), taken):
+                    _leave_out(mapping, subject, config, path, proof, f"`{dotted(other)}` = {shown(value)}")
+
+
+def _taken(subject: Subject, config: Config, path: Path) -> Any:
+    """What the class takes for a key that is left out; null if it refuses the config then."""
+    filled = subject.read(without(config, path))
+    return None if filled is None else _at(filled, path)
+
+
+def _leave_out(
+    mapping: CompiledMapping, subject: Subject, config: Config, path: Path, proof: Proof, how: str = ""
+) -> None:
+    left = without(config, path)
+    filled = subject.read(left)
+    if filled is None:
+        return
+    proof.tried["left out"] += 1
+    found, expected = native_of(mapping, left), native_of(mapping, filled)
+    taken = _at(filled, path)
+    hint = f"`default:` of the class is {shown(taken)}"
+    at = line_of_key(mapping, path)
+    if isinstance(found, CrosswalkError):
+        if not isinstance(expected, CrosswalkError):
+            text = f"without `{dotted(path)}` this is refused ({_first(found)}); the class takes {shown(taken)}"
+            proof.note("prove/default", text, at, hint, "warning", how)
+    elif isinstance(expected, CrosswalkError):
+        text = f"without `{dotted(path)}` the class takes {shown(taken)}, which is refused: {_first(expected)}"
+        proof.note("prove/default", text, at, hint, how=how)
+    else:
+        for where, here, there, _ in differences(mapping, found, expected)[:1]:
+            text = f"without `{dotted(path)}` the class takes {shown(taken)}, so that `{dotted(where)}` is {there}"
+            proof.note("prove/default", f"{text}; the mapping takes {here}", at, hint, how=how)
 
 
 def check_nothing_said(mapping: CompiledMapping, subject: Subject, proof: Proof) -> None:
@@ -115,7 +146,7 @@ def _changes(
     done, felt = 0, False
     idle: list[tuple[Any, Native]] = []
     for other in (*others(value, values_at(mapping, path)), None):
-        if value is None if other is None else done >= _VALUES + (not felt):
+        if value is None if other is None else done >= _VALUES + isinstance(value, dict) + (not felt):
             continue
         config = changed(base.config, path, other)
         behaviour = subject.behaviour(config)

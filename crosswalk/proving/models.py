@@ -24,8 +24,8 @@ from crosswalk.runtime.plan.model import TensorSpec
 from .findings import Proof, dotted
 from .keys import Accepted
 from .reading import differences, line_of_field, line_of_key, native_of, only_rounded, rounds, same_name, written
-from .subject import ROUNDED, Subject
-from .values import APART, Path, changed, leaves, others
+from .subject import ROUNDED, Behaviour, Subject
+from .values import APART, Path, changed, has, leaves, others, without
 
 
 def check_exported(
@@ -47,14 +47,22 @@ def check_exported(
         what = f"the config that is exported{named}"
         _check_read_again(mapping, one.native, config, what, "prove/export", proof, one.how)
         if subject is not None:
-            _check_class_reads(mapping, subject, one, config, what, proof)
+            behaviour = subject.behaviour(config)
+            if behaviour is None and named and one.how:
+                continue  # not all that is new was there in an older form
+            _check_class_reads(mapping, subject, one, config, behaviour, what, proof)
 
 
 def _check_class_reads(
-    mapping: CompiledMapping, subject: Subject, one: Accepted, config: Mapping[str, Any], what: str, proof: Proof
+    mapping: CompiledMapping,
+    subject: Subject,
+    one: Accepted,
+    config: Mapping[str, Any],
+    behaviour: Behaviour | None,
+    what: str,
+    proof: Proof,
 ) -> None:
     at = mapping.source.position
-    behaviour = subject.behaviour(config)
     if behaviour is None:
         proof.note("prove/export", f"the class refuses {what}", at, how=one.how)
     elif one.behaviour is not None and not behaviour.same(one.behaviour):
@@ -62,6 +70,7 @@ def _check_class_reads(
         alike = any(same_name(mapping, path, *values) for path, values in apart.items())
         if (alike or rounds(mapping)) and behaviour.same(one.behaviour, ROUNDED):
             return
+        apart = _felt(subject, config, apart, behaviour) or apart
         text = f"the class computes something else with {what}"
         text += f": it reads other values of {', '.join(f'`{dotted(path)}`' for path in apart)}" if apart else ""
         lines = [line_of_key(mapping, path) for path in apart]
@@ -74,6 +83,19 @@ def _apart(subject: Subject, config: Mapping[str, Any], other: Mapping[str, Any]
     pairs = {path: (one.get(path), two.get(path)) for path in {**one, **two}}
     apart = {path: pair for path, pair in pairs.items() if not same_value(*pair)}
     return {path: pair for path, pair in apart.items() if path[-1] not in ("transformers_version", "dtype")}
+
+
+def _felt(
+    subject: Subject, config: Mapping[str, Any], apart: Mapping[Path, tuple[Any, Any]], behaviour: Behaviour
+) -> dict[Path, tuple[Any, Any]]:
+    """Those of the keys with both values of which the class does not compute the same with the other value."""
+    felt = {}
+    for path, (read, other) in apart.items():
+        other_config = without(config, path) if other is None and has(config, path) else changed(config, path, other)
+        found = subject.behaviour(other_config)
+        if found is None or not found.same(behaviour):
+            felt[path] = (read, other)
+    return felt
 
 
 def _check_read_again(
@@ -189,3 +211,11 @@ def dialects_to_read(mapping: CompiledMapping) -> list[str | None]:
     """The dialects that are tried: what is written where nothing is asked, and each by itself."""
     usual = choose_dialects(mapping, None)
     return [None, *(name for name in (str(mapping.source.newest), *mapping.source.dialects) if (name,) != usual)]
+
+
+def is_moved(mapping: CompiledMapping, base: Accepted, one: Accepted) -> bool:
+    """Whether one config differs from another in a key that a dialect has in another place."""
+    moves = (move.new for dialect in mapping.source.dialects.values() for move in dialect.config)
+    places = {str(path[0]) for path in moves}
+    before, after = (dict(leaves(config)) for config in (base.config, one.config))
+    return any(path[0] in places and before.get(path) != after.get(path) for path in {**before, **after})

@@ -19,8 +19,16 @@ from crosswalk.models.comparison import inputs, windows_of
 from crosswalk.runtime.errors import CrosswalkError, fail, shown
 
 from .findings import Proof, dotted
-from .keys import Accepted, check_alone, check_changed, check_left_out, check_nothing_said
-from .models import check_exported, check_logits, check_names, check_native, check_own_names, dialects_to_read
+from .keys import Accepted, check_alone, check_changed, check_left_out, check_left_out_together, check_nothing_said
+from .models import (
+    check_exported,
+    check_logits,
+    check_names,
+    check_native,
+    check_own_names,
+    dialects_to_read,
+    is_moved,
+)
 from .reading import Native, differences, native_of, without_loss
 from .subject import Subject
 from .values import APART, changed, leaves
@@ -28,7 +36,8 @@ from .values import Path as Keys
 
 #: Tokens that a tiny model is run on, more than its window where that is short; and most of them.
 _TOKENS, _MOST = 19, 600
-#: Most models of changed configs that are saved, and run beside the reference; most native fields that are drawn.
+#: Most models of changed configs that are saved, and most that are run beside the reference too; most native fields
+#: that are drawn.
 _MODELS, _FIELDS = 24, 40
 
 
@@ -59,10 +68,7 @@ def prove(
     config = parse_config(text, file)
     if _comes_with_checkpoints(compiled, config):
         with read_from(file, text):
-            native = native_of(compiled, config)
-            if isinstance(native, CrosswalkError):
-                raise native
-        return _prove_alone(compiled, config, native, keys, random.Random(seed))
+            return _prove_alone(compiled, config, keys, random.Random(seed))
     subject = Subject.of(config, str(file))
     with read_from(file, text):
         native, notes = _exact(compiled, subject)
@@ -83,10 +89,12 @@ def _comes_with_checkpoints(mapping: CompiledMapping, config: Mapping[str, Any])
     return not own.startswith("transformers.") and mapping.source.architecture in (config.get("architectures") or ())
 
 
-def _prove_alone(
-    mapping: CompiledMapping, config: Mapping[str, Any], native: Native, keys: Any, draw: random.Random
-) -> Proof:
-    """Without the class, which leaves no reason to make the model small."""
+def _prove_alone(mapping: CompiledMapping, config: Mapping[str, Any], keys: Any, draw: random.Random) -> Proof:
+    """Without the class, which leaves no reason to make the model small. Raises ``CrosswalkError`` where the mapping
+    refuses the config."""
+    native = native_of(mapping, config)
+    if isinstance(native, CrosswalkError):
+        raise native
     name = str(mapping.source.architecture)
     text = f"`{name}` comes with its checkpoints, and was not asked: what absent keys mean, which keys matter, names of"
     proof = Proof(mapping.name, name, notes=[f"{text} tensors and what is computed are not proved"], alone=True)
@@ -149,16 +157,18 @@ def _prove(
         for config in (subject.base, {**subject.keys(), **subject.base})
     )
     check_left_out(mapping, subject, stated, proof)
+    check_left_out_together(mapping, subject, stated, every, proof)
     if names is None:
         check_nothing_said(mapping, subject, proof)
     accepted = check_changed(mapping, subject, base, every, proof)
     other = [one for one in accepted if one.behaviour is not behaviour]
-    check_exported(mapping, subject, base, dialects_to_read(mapping), proof)
+    dialects = dialects_to_read(mapping)
+    check_exported(mapping, subject, base, dialects, proof)
     for one in other:
-        check_exported(mapping, subject, one, (None,), proof)
+        check_exported(mapping, subject, one, dialects if is_moved(mapping, base, one) else (None,), proof)
     reshaped = [one for one in other if _shapes(one) != behaviour.shapes or "tie" in one.how]
     alike = [one for one in other if one not in reshaped] if logits else []
-    for one in (base, *(*reshaped, *alike)[:_MODELS]):
+    for one in (base, *reshaped[:_MODELS], *alike[:_MODELS]):
         imported = check_names(mapping, subject, one, proof)
         if imported is not None and logits:
             check_logits(mapping, subject, one, imported, proof)

@@ -20,7 +20,8 @@ _ROTARY: tuple[dict[str, Any], ...] = (
     {"rope_type": "linear", "factor": 2.5},
     {"rope_type": "llama3", "factor": 3.0, "low_freq_factor": 1.5, "high_freq_factor": 5.0,
      "original_max_position_embeddings": 11},
-    {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 11},
+    # so long that pairs of a small head lie between the turns at which the ramp begins and ends, by default too
+    {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 4096},
 )  # fmt: skip
 _ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "relu", "gelu")
 _KINDS = ("full_attention", "sliding_attention")

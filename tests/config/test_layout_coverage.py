@@ -21,17 +21,8 @@ from native_bases import BASES, LAYOUT, Config, changes, put, scope_of
 import crosswalk
 from crosswalk.compiler.layout.model import Field
 from crosswalk.compiler.layout.scope import Scope
-from crosswalk.compiler.relations.tree import (
-    CompiledMapping,
-    Entries,
-    FieldRule,
-    Layers,
-    OursFact,
-    PartNode,
-    Struct,
-    nodes_of,
-    rules_of,
-)
+from crosswalk.compiler.relations.rules import FieldRule, OursFact
+from crosswalk.compiler.relations.tree import CompiledMapping, Entries, Layers, PartNode, Struct, nodes_of, rules_of
 from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.errors import CrosswalkError
 

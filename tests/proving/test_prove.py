@@ -34,7 +34,8 @@ def config_file(directory: Path, model: str) -> Path:
 #: Of formats that refuse what their class has by default, or of which that cannot be run: another model.
 OTHERS = {
     "gemma4": "gemma4-moe-k-is-v", "llava": "llava", "nemotron": "nemotron-other", "qwen3_moe": "qwen3_moe",
-    "phi3": "phi3-partial", "glm4": "glm4", "llama": "llama",
+    "phi3": "phi3-partial", "glm4": "glm4", "llama": "llama", "ministral": "ministral",
+    "granitemoeshared": "granitemoeshared",
 }  # fmt: skip
 FORMATS = {name: crosswalk_catalog().mapping(name) for name in crosswalk_catalog().formats()}
 WITH_CLASS = [name for name, mapping in FORMATS.items() if str(mapping.config_class).startswith("transformers.")]
@@ -118,6 +119,15 @@ MISTAKES = {
     "another default": Mistake(
         "starcoder2", {"head_groups, default: 2}": "head_groups, default: 3}"},
         "starcoder2", ("num_key_value_heads",), "prove/default", "num_key_value_heads", "the class takes 2",
+    ),
+    "a default that forgets another key": Mistake(
+        "ministral",
+        {"'full_attention' if sliding_window == null else 'sliding_attention'": "'sliding_attention'"},
+        "ministral", ("layer_types", "sliding_window"), "prove/default", "Sequence:", "with `sliding_window` = null",
+    ),
+    "a default of one way of rotation": Mistake(
+        "llama", {"beta_fast, default: 32.0": "beta_fast, default: 6.0"},
+        "llama", ("rope_parameters",), "prove/logits", "crosswalk: 1", "yarn", logits=True,
     ),
     "the default of another model": Mistake(
         "mixtral", {"rope_theta: 1000000.0": "rope_theta: 10000.0"},

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import family_cases as families
 import oracles
 import pytest
 import transformers
@@ -299,8 +300,12 @@ def test_a_checkpoint_that_the_class_cannot_load_is_one_message(tmp_path: Path) 
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(CrosswalkError, match=r"does not find 1 of its parameters.*layers\.1\.mlp\.up_proj"):
         crosswalk.compare(source, tmp_path / "native")
-    (source / "model.safetensors").write_bytes(b"nothing")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.norm.weight"].clone()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(CrosswalkError, match=r"`Qwen3ForCausalLM` of transformers .* cannot load the checkpoint"):
+        crosswalk.compare(source, tmp_path / "native")
+    (source / "model.safetensors").write_bytes(b"nothing")  # which is said before the class is asked
+    with pytest.raises(CrosswalkError, match="not a safetensors file: it has 7 bytes and no header"):
         crosswalk.compare(source, tmp_path / "native")
 
 
@@ -368,3 +373,23 @@ def test_help_is_quick_and_needs_neither_torch_nor_transformers() -> None:
     code = "import sys, crosswalk.cli.commands; print({'torch', 'transformers', 'rich'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert found.stdout.strip() == "set()"
+
+
+def test_hidden_states_of_another_size_are_said_apart_from_what_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the trainer's Granite are those of the class divided by a number, also where the MLP is wrong."""
+    oracles.make_checkpoint(tmp_path / "hf", families.CONFIGS["granite"])
+    text = (Path(catalog().mapping("granite").file)).read_text()
+    swapped = '\nmlp:\n  tensors:\n    "{gate_proj=up|up_proj=gate}": layer_1\n'
+    (tmp_path / "granite.yaml").write_text(text + swapped)
+    monkeypatch.setenv("CROSSWALK_MAPPINGS", str(tmp_path))
+    catalog.cache_clear()
+    try:
+        found = crosswalk.compare(tmp_path / "hf", tokens=19)
+    finally:
+        catalog.cache_clear()
+    assert found.first == "embeddings"
+    (note,) = found.notes
+    assert note.startswith("the embeddings are 4.54545 times those of the class")  # 1 / 0.22
+    assert note.endswith("as such, the first to differ is `decoder.0`")

@@ -102,6 +102,12 @@ def _vllm_source(publisher: Any, model: Any, expected: dict[str, torch.Tensor]) 
     source, theirs = vllm.source(publisher), base.ModuleSource(model)
     wrong = cases.differences(dict(source.iter_full()), expected)
     names = [meta.name for meta in source.metadata]
+    packing = importlib.import_module("vllm.distributed.weight_transfer.packed_tensor")
+    pairs, cut = source.iter_full(), {}
+    while (chunk := packing.pack_tensors(pairs, lambda pair: pair[1], 3_000)) is not None:
+        sizes = (chunk.names, chunk.shapes, chunk.dtypes, chunk.tensor_sizes)
+        cut |= dict(packing.unpack_tensor(chunk.packed_tensor, *sizes))
+    wrong += cases.differences(cut, expected)
     wrong += [] if source.owned_names(1) == names else ["names"]
     wrong += [] if list(itertools.chain(*base.layerwise_groups(names))) == names else ["groups"]
     layouts = {meta.name: (meta.owners, meta.shape, meta.placements) for meta in theirs.metadata}

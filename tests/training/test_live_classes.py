@@ -166,6 +166,14 @@ def test_a_class_that_cannot_be_followed_is_refused(
     assert "[class/hook]" in refused()
 
 
+class Scored(transformers.LlamaForCausalLM):
+    """A class that is not made of its config alone."""
+
+    def __init__(self, config: Any, scores: int) -> None:
+        super().__init__(config)
+        self.score = torch.nn.Linear(config.hidden_size, scores, bias=False)
+
+
 def test_a_model_that_is_not_what_its_class_saves_is_refused_or_published_as_saved(tmp_path: Path) -> None:
     """Wrappers in any order are looked through; what the class would write wrongly, or not at all, is named."""
 
@@ -192,6 +200,8 @@ def test_a_model_that_is_not_what_its_class_saves_is_refused_or_published_as_sav
     assert code(wrapper) == ["class/wrapped"]
     model.model.layers[1].mlp = model.model.layers[0].mlp
     assert code(model) == ["class/shared"]
+    model = Scored(model.config, 3)
+    assert "score.weight" in published(model, model.config)
     model = cases.made("LlamaForCausalLM")
     model.lm_head.weight = torch.nn.Parameter(torch.ones(71, 24, dtype=torch.int8), requires_grad=False)
     assert code(model) == ["class/quantised"]

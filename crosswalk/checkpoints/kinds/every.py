@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from crosswalk.checkpoints.huggingface import holds_weights
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.errors import Position, fail
 
@@ -26,7 +27,20 @@ def kind_of(path: Path, layout: str | None = None) -> Kind:
         shown = next((kind for kind in OF_TRAINERS if kind.recognises(path)), HUGGING_FACE)
     except PermissionError as error:
         raise fail("source/unreadable", f"cannot be read: {error.strerror}", Position(str(path))) from error
-    return safetensors.KIND if shown is HUGGING_FACE and layout is not None else shown
+    if shown is not HUGGING_FACE:
+        return shown
+    inside = _inside(path)
+    if len(inside) == 1 and not holds_weights(path):
+        text = f"the checkpoint is not here, but in the folder {inside[0]}"
+        raise fail("source/not-found", text, Position(str(path)), f"name {path / inside[0]}")
+    return safetensors.KIND if layout is not None else shown
+
+
+def _inside(path: Path) -> list[str]:
+    """The folders of torch.distributed.checkpoint in a directory: trainers keep a config and more beside one."""
+    if not path.is_dir():
+        return []
+    return [entry.name for entry in path.iterdir() if entry.is_dir() and dcp.KIND.recognises(entry)]
 
 
 def kind_to_write(name: str | None, layout: Layout | None) -> Kind:
