@@ -86,16 +86,16 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             yield from wrong
             known = {kind.name for kind in layout.all_types()}
             for name in line.types or ():
-                at, path = line.ours_at[0], ".".join(line.ours[0])
+                at, said = line.ours_at[0], ".".join(line.ours[0])
                 possible = {kind.name for _, types in _step(line.ours[0], node.type, layout) for kind in types}
                 if name not in known:
                     message = f"there is no type `{name}`"
                     yield Diagnostic("mapping/no-such-type", message, at, did_you_mean(name, known))
                 elif name not in possible and not wrong:
                     hint = f"it is one of {', '.join(sorted(possible))}" if possible else "only a module has a type"
-                    yield Diagnostic("mapping/no-such-type", f"`{path}` is never a `{name}`", at, hint)
+                    yield Diagnostic("mapping/no-such-type", f"`{said}` is never a `{name}`", at, hint)
                 elif name in decided - reached and at.file == mapping.source.file:
-                    yield Diagnostic("mapping/unreachable", f"no rule makes `{path}` a `{name}`", at)
+                    yield Diagnostic("mapping/unreachable", f"no rule makes `{said}` a `{name}`", at)
 
 
 def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:

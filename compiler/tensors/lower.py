@@ -275,9 +275,8 @@ def _match(
         inside = [atom for atom in other.strides if atom not in native.apart]
         extents = tuple(atom_size(atom, request.lengths) for atom in inside)
         if all(extents):
-            strides = (tuple(end.strides[a] for a in inside) for end in (cell, other))
-            here, there = ((end.offset, own) for end, own in zip((cell, other), strides, strict=True))
-            piece = TensorPiece(native.source.name, make_piece(*here, *there, extents))
+            own, far = (tuple(end.strides[atom] for atom in inside) for end in (cell, other))
+            piece = TensorPiece(native.source.name, make_piece(cell.offset, own, other.offset, far, extents))
             steps = {atom: cell.strides[atom] for atom in named_atoms}
             apart = {atom: other.strides.get(atom, 0) for atom in native.apart}
             drafts.append(Unplaced(piece, steps, native.source if apart else None, apart))

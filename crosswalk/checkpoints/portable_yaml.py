@@ -81,7 +81,7 @@ def _value(events: Iterator[Any], event: Any, at: Position, depth: int, shared: 
         return _inside(events, event, at, depth, None)
     if isinstance(event, yaml.AliasEvent):
         if event.anchor not in shared.anchored:
-            raise _refused(f"nothing has the anchor `{shorten(event.anchor)}`", at.file, event.start_mark)
+            raise _refused(f"nothing has the anchor `{shorten(str(event.anchor))}`", at.file, event.start_mark)
         value, size = shared.anchored[event.anchor]
     else:
         before, size = shared.count, 1

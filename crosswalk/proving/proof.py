@@ -68,10 +68,7 @@ def prove(
     config = parse_config(text, file)
     if _comes_with_checkpoints(compiled, config):
         with read_from(file, text):
-            native = native_of(compiled, config)
-            if isinstance(native, CrosswalkError):
-                raise native
-        return _prove_alone(compiled, config, native, keys, random.Random(seed))
+            return _prove_alone(compiled, config, keys, random.Random(seed))
     subject = Subject.of(config, str(file))
     with read_from(file, text):
         native, notes = _exact(compiled, subject)
@@ -92,10 +89,12 @@ def _comes_with_checkpoints(mapping: CompiledMapping, config: Mapping[str, Any])
     return not own.startswith("transformers.") and mapping.source.architecture in (config.get("architectures") or ())
 
 
-def _prove_alone(
-    mapping: CompiledMapping, config: Mapping[str, Any], native: Native, keys: Any, draw: random.Random
-) -> Proof:
-    """Without the class, which leaves no reason to make the model small."""
+def _prove_alone(mapping: CompiledMapping, config: Mapping[str, Any], keys: Any, draw: random.Random) -> Proof:
+    """Without the class, which leaves no reason to make the model small. Raises ``CrosswalkError`` where the mapping
+    refuses the config."""
+    native = native_of(mapping, config)
+    if isinstance(native, CrosswalkError):
+        raise native
     name = str(mapping.source.architecture)
     text = f"`{name}` comes with its checkpoints, and was not asked: what absent keys mean, which keys matter, names of"
     proof = Proof(mapping.name, name, notes=[f"{text} tensors and what is computed are not proved"], alone=True)

@@ -45,7 +45,8 @@ class Piece(NamedTuple):
     @property
     def columns(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The extents, and the strides on this end and on the other."""
-        return tuple(zip(*self.axes, strict=True)) if self.axes else ((), (), ())  # type: ignore[return-value]
+        extents, strides, others = zip(*self.axes, strict=True) if self.axes else ((), (), ())
+        return extents, strides, others
 
     @property
     def swapped(self) -> Piece:

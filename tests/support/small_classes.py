@@ -122,6 +122,14 @@ OVERRIDES: dict[str, Config] = {
     **{key: {"prediction_length": 6} for key in ("autoformer", "informer", "time_series_transformer")},
     **{key: {"vocab_size": 32} for key in ("wav2vec2-bert", "wav2vec2-conformer")},
     "gemma3n_vision": {"architecture": "mobilenetv3_small_050"},
+    **{key: {"kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8], "intraclass_block_config": {
+        part: [3, 1, 1] for part in (
+            "reduce_channel", "return_channel", "vertical_long_to_small_conv_longratio",
+            "vertical_long_to_small_conv_midratio", "vertical_long_to_small_conv_shortratio",
+            "horizontal_small_to_long_conv_longratio", "horizontal_small_to_long_conv_midratio",
+            "horizontal_small_to_long_conv_shortratio", "symmetric_conv_long_longratio",
+            "symmetric_conv_long_midratio", "symmetric_conv_long_shortratio")}}
+       for key in ("pp_ocrv5_server_det", "pp_ocrv6_medium_det")},
     "TimmBackbone": {"backbone": "resnet10t"},
     "t5gemma2_text": {"dropout_rate": 0.0},
     "ReformerForMaskedLM": {"is_decoder": False},

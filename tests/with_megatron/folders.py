@@ -28,7 +28,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from models import CASES, gpt, run_on_a_cpu
 from originals import original
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import crosswalk
 
@@ -49,6 +49,9 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 4, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 22},
     ),
 }  # fmt: skip
+#: With a layer more, which predicts a further token: no class of transformers saves it, so it is put into the file.
+FURTHER = "deepseek_v3, a further layer"
+MORE[FURTHER] = (CASES["deepseek_v3"][0], {**CASES["deepseek_v3"][1], "num_hidden_layers": 4})
 RUNS: list[tuple[str, dict[str, int]]] = [
     *((name, {}) for name in CASES),
     ("llama", {"tp": 2}),
@@ -66,6 +69,10 @@ RUNS: list[tuple[str, dict[str, int]]] = [
     ("qwen3_moe, six experts", {"ep": 2}),
     ("glm4_moe", {"ep": 2}),
     ("deepseek_v3", {"ep": 2}),
+    (FURTHER, {}),
+    (FURTHER, {"pp": 2}),
+    (FURTHER, {"tp": 2}),
+    (FURTHER, {"ep": 2}),
     ("llama, four layers, tied", {"tp": 2, "pp": 2}),
     ("qwen3_moe, six experts", {"tp": 2, "pp": 2}),
     ("qwen3_moe, six experts", {"tp": 2, "ep": 2, "etp": 1}),
@@ -103,6 +110,8 @@ class Rank:
         if experts:
             found["expert"] = parallel_state.get_expert_model_parallel_rank(), self.ep
             found["expert_ffn"] = parallel_state.get_expert_tensor_parallel_rank(), self.etp
+        if self.native["mtp_num_layers"] and self.tp > 1:
+            found["eh_proj.weight[0]"] = rank, self.tp
         if self.native["moe_shared_expert_intermediate_size"]:
             found["shared_ffn"] = rank, self.tp
         return found
@@ -172,6 +181,8 @@ def prepare(folder: Path, name: str, sizes: dict[str, int]) -> dict[str, Any]:
     """The checkpoint of transformers, the folder made of it, and the config of the GPTModel."""
     source = original(*{**CASES, **MORE}[name])
     source.save_pretrained(folder / "hf")
+    if name == FURTHER:
+        add_further(folder / "hf")
     multiple = 2 * sizes.get("tp", 1)
     (folder / "saved").mkdir()
     (folder / "saved" / "latest_checkpointed_iteration.txt").write_text("3")
@@ -180,6 +191,22 @@ def prepare(folder: Path, name: str, sizes: dict[str, int]) -> dict[str, Any]:
     given = native | {"transformer_impl": "local"} if as_local(native) else None
     crosswalk.convert(folder / "hf", folder / "run", to="megatron", pad={"vocab": multiple}, native_config=given)
     return native
+
+
+def add_further(folder: Path) -> None:
+    """Put a layer that predicts a further token into a checkpoint: another last one, with what it has beside."""
+    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    count, width = config["num_hidden_layers"], config["hidden_size"]
+    last, new = f"model.layers.{count - 1}.", f"model.layers.{count}."
+    draw = torch.Generator().manual_seed(5)
+    further = {new + name.removeprefix(last): value for name, value in tensors.items() if name.startswith(last)}
+    further = {name: torch.randn(value.shape, generator=draw) for name, value in further.items()}
+    further |= {
+        f"{new}{name}.weight": torch.randn(width, generator=draw) for name in ("enorm", "hnorm", "shared_head.norm")
+    }
+    further[f"{new}eh_proj.weight"] = torch.randn(width, 2 * width, generator=draw)
+    save_file({**tensors, **further}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
 
 
 def as_local(native: dict[str, Any]) -> bool:
