@@ -87,6 +87,7 @@ def bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+@torch.no_grad()
 def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]:
     """Name, global shape and dtype of each tensor, without those that share the memory of an earlier one. Raises
     ``CrosswalkError`` with every value that no file can hold."""
@@ -95,6 +96,7 @@ def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]
     return {name: TensorSpec(name, placed[name].shape, placed[name].dtype) for name in reversed(first.values())}
 
 
+@torch.no_grad()
 def same_memory(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, str]:
     """By each name, the first of those that are the same memory: the one that :func:`untied` has."""
     first = {_identity(values[name]): name for name in reversed(list(values))}
@@ -141,6 +143,7 @@ def of_all_ranks(values: Mapping[str, torch.Tensor | Shards], team: Team, doing:
     return found
 
 
+@torch.no_grad()
 def place_all(
     values: Mapping[str, torch.Tensor | Shards],
     expected: Sequence[TensorSpec],

@@ -95,8 +95,10 @@ def place(value: torch.Tensor | Shards) -> Placed:
 
 def local_tensor(value: DTensor) -> torch.Tensor:
     """The memory of this rank, without autograd."""
-    with torch.no_grad():  # with gradients, every call would become a node of autograd, which takes 20 µs
-        local = value.to_local().detach()
+    if torch.is_grad_enabled():  # every call would become a node of autograd, which takes 20 µs
+        with torch.no_grad():  # takes longer than the call: who asks for many does it once for all
+            return local_tensor(value)
+    local = value.to_local().detach()
     assert isinstance(local, torch.Tensor)
     return local
 

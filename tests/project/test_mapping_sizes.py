@@ -54,7 +54,7 @@ LIMITS = {
     "gemma3_text": 95,
     "gemma": 35,
     "glm": 15,
-    "cwm": 40,
+    "cwm": 50,
     "ministral": 20,
     "jais2": 30,
     "granitemoe": 35,
