@@ -39,13 +39,19 @@ class Known:
 
     def matters(self, key: str) -> bool:
         """Whether the class does something else, in evaluation or training, where a key has another value."""
+        return not all(self._same(key))
+
+    def ignores(self, key: str) -> bool:
+        """Whether it does the same at other values, of which there is one that it takes."""
+        tried = list(self._same(key))
+        return bool(tried) and all(tried)
+
+    def _same(self, key: str) -> Iterator[bool]:
+        """Whether it does the same at each of the other values of a key that it takes."""
         assert self._base is not None
         value = self.subject.keys().get(key, self.subject.base.get(key))
-        for other in others(value)[:_VALUES]:
-            found = self.subject.behaviour(changed(self.subject.base, (key,), other))
-            if found is not None and not found.same(self._base):
-                return True
-        return False
+        found = (self.subject.behaviour(changed(self.subject.base, (key,), other)) for other in others(value)[:_VALUES])
+        yield from (one.same(self._base) for one in found if one is not None)
 
     def other_defaults(self, mapping: CompiledMapping) -> Iterator[tuple[str, Any]]:
         """The keys for which the class takes something else than a mapping where they are absent, with that value, or

@@ -39,10 +39,14 @@ def relate_keys(fitting: Fitting, draft: Draft, fit: Fit, known: Known | None) -
     draft = draft.copy()
     for key in dict.fromkeys(fit.unknown):
         value = fitting.config[key]
-        if known is not None and not known.matters(key):
+        if value is None:
+            continue  # it is as if it were absent, and any other value is refused
+        if known is not None and known.ignores(key):
             draft.keeps.append(key)
-        elif value is not None and not isinstance(value, dict):
+        elif not isinstance(value, dict):
             question = "the class computes something else at other values" if known else "what does it change"
+            if known is not None and not known.matters(key):
+                question = "the class takes no other value that was tried"
             if isinstance(value, list) and len(value) in fitting.counts:
                 question += f", perhaps the kind of each layer (`each: {key}`, docs/language.md, 7)"
             note = f"? `{key}`: {question}; relate it to a field, or leave it, so that they are refused"

@@ -33,7 +33,8 @@ DRAFTS = [
     ("starcoder2", ["starcoder2", "qwen2", "arcee"], "llama", []),
     ("starcoder2-window-tied", ["starcoder2"], "mistral", []),
     ("qwen3_moe", ["qwen3_moe"], "qwen3", ["norm_topk_prob"]),
-    ("smollm3", ["smollm3"], "llama", []),  # layers of two kinds, by number
+    # Layers of two kinds, by number; their texts are all one, and the class takes no other.
+    ("smollm3", ["smollm3"], "llama", ["layer_types"]),
 ]
 
 
@@ -143,3 +144,21 @@ def test_a_draft_is_written_so_that_every_reader_reads_it() -> None:
 
     assert YAML(typ="safe").load(draft.text())["class_defaults"] == values
     assert written(1e-05) == "1.0e-05"
+
+
+def test_what_is_not_seen_to_mean_nothing_is_not_kept(tmp_path: Path) -> None:
+    """A key that kernels of attention alone look at."""
+    oracles.make_checkpoint(tmp_path / "gemma", CONFIGS["gemma"])
+    draft = init(tmp_path / "gemma", without=["gemma", *OTHERS])
+    assert json.loads((tmp_path / "gemma" / "config.json").read_text())["use_bidirectional_attention"] is None
+    assert "use_bidirectional_attention" not in draft.text()
+
+
+def test_a_family_of_models_of_another_is_read_by_its_own_config_class(tmp_path: Path) -> None:
+    named = {"architectures": ["LlamaForCausalLM"], "model_type": "internlm3"}
+    config = {**CONFIGS["arcee"], **named, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    draft = init(tmp_path, without=OTHERS)
+    assert draft.header["config_class"] == "transformers.InternLM3Config"
+    assert "num_hidden_layers: {default: 48}" in draft.text()
+    assert not draft.questions
