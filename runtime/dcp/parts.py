@@ -83,7 +83,8 @@ class Parts:
     def runs_in_files(self, starts: Iterable[int], nbytes: int) -> Iterator[tuple[Path | None, list[int]]]:
         """Where runs of the tensor are in files (:class:`~crosswalk.runtime.checkpoint.header.ContentInFiles`)."""
         width = size_of(self.dtype)
-        file, shift, found = None, 0, list[int]()
+        file: Path | None = None
+        shift, found = 0, list[int]()
         low = high = 0  # the bytes of the tensor of which the same is true
         for start in starts:
             if not (low <= start and start + nbytes <= high):

@@ -41,8 +41,9 @@ _kept: Any = WeakIdKeyDictionary()
 
 def _entries(model: Model) -> _Entries | None:
     """What is kept with a module, or with the first tensor of a dict, which has no place for more."""
-    tensors = (value for value in model.values() if isinstance(value, torch.Tensor)) if isinstance(model, dict) else ()
-    anchor = model if isinstance(model, torch.nn.Module) else next(iter(tensors), None)
+    anchor: Any = model
+    if not isinstance(model, torch.nn.Module):
+        anchor = next((value for value in model.values() if isinstance(value, torch.Tensor)), None)
     if anchor is None:
         return None
     found: _Entries = _kept.setdefault(anchor, {})
