@@ -149,4 +149,5 @@ def test_an_axis_is_cut_in_the_section_of_a_type_that_has_it() -> None:
     assert found.code == "mapping/cut"
     assert "type `base_model` has no axis `position`" in found.message
     assert found.hint == "cut it in the section of `embeddings`"
-    assert found.place is not None and found.place.line == 7
+    assert found.place is not None
+    assert found.place.line == 7
