@@ -140,6 +140,10 @@ def _check_cuts(mapping: CompiledMapping) -> Iterator[Diagnostic]:
             if line.axis not in axes:
                 message = f"`cuts`: the layout has no axis `{line.axis}`"
                 yield Diagnostic("mapping/cut", message, line.position, did_you_mean(line.axis, axes))
+            elif node.type.name == layout.root and line.axis not in node.type.axes:  # nothing is around it
+                message = f"`cuts`: type `{node.type.name}` has no axis `{line.axis}`"
+                holders = ", ".join(f"`{kind.name}`" for kind in layout.all_types() if line.axis in kind.axes)
+                yield Diagnostic("mapping/cut", message, line.position, f"cut it in the section of {holders}")
             if sum(size is None for _, size in line.parts) > 1:
                 message = f"`cuts`: two parts of `{line.axis}` cannot both be what the others leave"
                 yield Diagnostic("mapping/cut", message, line.position, "give one of them a size")

@@ -77,7 +77,8 @@ def _undetected(
     others = [m for m in mappings if m.layout != layout and (kind in m.model_types or m.architecture in classes)]
     described = {name: text for m in mappings for name, text in m.unmapped.items()}
     text = f"no format fits this config.json ({_said(config, architectures)}) in layout `{layout}`"
-    hint = f"there are {', '.join(f'{m.name} ({m.model_type})' for m in known)}"
+    listed = ", ".join(m.name if m.name == m.model_type else f"{m.name} ({m.model_type})" for m in known)
+    hint = f"there are {listed}; `crosswalk init` drafts a mapping of another"
     if towers := formats_of_tower(known, config):
         names = " or ".join(f"`{m.name}`" for m in towers)
         text += f": it has other towers beside one of text, which is {names}"

@@ -138,3 +138,16 @@ def test_mistakes(name: str) -> None:
     assert words in found.message
     assert found.place is not None
     assert found.place.file == "test.yaml"
+
+
+def test_an_axis_is_cut_in_the_section_of_a_type_that_has_it() -> None:
+    text = "base_model:\n  cuts: {position: {unused: 2, used: ~}}\n"
+    header = "# A model.\ncrosswalk: 1\nextends: gpt2\narchitecture: AForCausalLM\nmodel_type: a\n"
+    with pytest.raises(CrosswalkError) as error:
+        Catalog(texts={"test": header + text}).compiled("test")
+    (found,) = error.value.diagnostics
+    assert found.code == "mapping/cut"
+    assert "type `base_model` has no axis `position`" in found.message
+    assert found.hint == "cut it in the section of `embeddings`"
+    assert found.place is not None
+    assert found.place.line == 7
