@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from crosswalk.checkpoints.huggingface import holds_weights
@@ -25,11 +26,11 @@ def kind_of(path: Path, layout: str | None = None) -> Kind:
         return HUGGING_FACE
     try:
         shown = next((kind for kind in OF_TRAINERS if kind.recognises(path)), HUGGING_FACE)
+        inside = _inside(path) if shown is HUGGING_FACE else []
     except PermissionError as error:
         raise fail("source/unreadable", f"cannot be read: {error.strerror}", Position(str(path))) from error
     if shown is not HUGGING_FACE:
         return shown
-    inside = _inside(path)
     if len(inside) == 1 and not holds_weights(path):
         text = f"the checkpoint is not here, but in the folder {inside[0]}"
         raise fail("source/not-found", text, Position(str(path)), f"name {path / inside[0]}")
@@ -38,9 +39,12 @@ def kind_of(path: Path, layout: str | None = None) -> Kind:
 
 def _inside(path: Path) -> list[str]:
     """The folders of torch.distributed.checkpoint in a directory: trainers keep a config and more beside one."""
-    if not path.is_dir():
-        return []
-    return [entry.name for entry in path.iterdir() if entry.is_dir() and dcp.KIND.recognises(entry)]
+    found = []
+    for entry in path.iterdir() if path.is_dir() else ():
+        with suppress(OSError):  # one that may not be looked into
+            if (entry / dcp.KIND.mark).is_file():
+                found.append(entry.name)
+    return found
 
 
 def kind_to_write(name: str | None, layout: Layout | None) -> Kind:
