@@ -29,7 +29,7 @@ LIMITS = {
     "llava llava_llama pixtral": 110,
     "llava_hybrid_ssm": 30,
     "apriel2 apriel2_vision": 110,
-    "huggingface": 292,
+    "huggingface": 293,
     "torchtitan_llama3": 90,
     "torchtitan_qwen3": 45,
     "torchtitan_qwen3_moe": 60,
