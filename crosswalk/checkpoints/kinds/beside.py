@@ -72,8 +72,9 @@ def text_beside(contents: Contents, written: Written) -> dict[str, bytes]:
 
 
 def said_of(path: Path, given: Given, kind: str) -> tuple[Said, Layout]:
-    """What is known of a directory that holds tensors: by the user, or else by the file in it; its layout is the only
-    one whose trainer keeps such a kind, if nobody says it. Raises ``CrosswalkError`` if it is not known."""
+    """What is known of a directory that holds tensors: by the user, or else by the file in it. If nobody says the
+    layout, it is the only one whose trainer keeps such a kind with a config of its own in it. Raises ``CrosswalkError``
+    if it is not known."""
     file = path / NAME
     there = read(file) if file.is_file() else Said(file)
     said = there
@@ -87,7 +88,8 @@ def said_of(path: Path, given: Given, kind: str) -> tuple[Said, Layout]:
             said.file, said.text, said.layout or there.layout, root, said.config, said.at, said.origin or there.origin
         )
     kept = given.kept_as(kind)
-    name = given.layout or said.layout or (kept[0] if len(kept) == 1 else None)
+    only = kept[0] if len(kept) == 1 and given.layouts(kept[0]).forms else None
+    name = given.layout or said.layout or only
     if name is None:
         text = f"there is no {NAME} here that says of which layout these tensors are"
         hint = "pass --layout NAME (in Python: layout=): hf for names of Hugging Face"
