@@ -105,7 +105,7 @@ def test_no_memory_is_one_error_in_every_entry(tmp_path: Path, monkeypatch: pyte
         raise MemoryError
 
     for module in (train, plans):
-        for name in ("export_checkpoint", "open_import", "import_model", "export_model", "chosen_format"):
+        for name in ("export_checkpoint", "open_import", "open_into", "import_model", "export_model", "chosen_format"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, starved)
     calls: dict[str, Callable[[], object]] = {

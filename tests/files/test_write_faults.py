@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,7 +198,8 @@ def test_one_call_that_fails(
 def changes(destination: Path) -> object:
     """A folder of what has changed, as a publisher writes it."""
     packed = {"a": (torch.arange(300, dtype=torch.uint8), {})}
-    return folders._written(destination, "payload.safetensors", packed, {}, "manifest.json", {"version": 7})
+    delta: Any = SimpleNamespace(publisher=SimpleNamespace(team=SimpleNamespace(rank=0)))
+    return folders._written(delta, destination, "payload.safetensors", packed, {}, "manifest.json", {"version": 7})
 
 
 @pytest.mark.parametrize("kind", ["short", "ENOSPC"])

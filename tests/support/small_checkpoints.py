@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import oracles
 import pytest
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from crosswalk.cli.build import command as compile_command
 from crosswalk.cli.commands import cli, run_command
+from crosswalk.jobs.formats import catalog
 
 Tensors = dict[str, torch.Tensor]
 Damage = Callable[[Path], object]
@@ -170,7 +172,7 @@ class Ran:
 
 
 class CommandLine:
-    """Runs commands in this process."""
+    """Runs commands in this process, which has the folders of mappings afterwards that it had before."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
@@ -183,7 +185,12 @@ class CommandLine:
 
     def _run(self, command: Any, arguments: tuple[object, ...]) -> Ran:
         self.capsys.readouterr()
-        code = run_command(command, [str(argument) for argument in arguments])
+        before = dict(os.environ)
+        with patch.dict(os.environ):
+            code = run_command(command, [str(argument) for argument in arguments])
+            changed = dict(os.environ) != before
+        if changed:
+            catalog.cache_clear()
         out, err = self.capsys.readouterr()
         return Ran(code, out, err)
 
