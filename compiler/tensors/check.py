@@ -46,6 +46,8 @@ def check_tensors(mapping: CompiledMapping) -> list[Diagnostic]:
     problems = [*_check_names(mapping), *_check_claims(mapping)] or [*_check_unheard(mapping)]
     if problems:
         return problems
+    if not any(isinstance(node, Struct) and node.section.has_tensors for node in nodes_of(mapping.root)):
+        return []  # of configs alone: every tensor has the name that it has in the layout
     found: list[Diagnostic] = []
     for model in _Models(mapping).all():
         scope = Scope(mapping.layout, mapping.root.type, model.config, pending=model.pending, assumes=True)
