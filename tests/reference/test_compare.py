@@ -251,7 +251,7 @@ MISTAKES: dict[str, tuple[str, list[tuple[str, str]], str, str]] = {
 
 @pytest.fixture
 def mappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder whose mappings take the place of the shipped ones; nothing is kept, so only what is needed is compiled."""
+    """A folder whose mappings take the place of shipped ones; nothing is kept, so only what is needed is compiled."""
     folder = tmp_path / "mappings"
     folder.mkdir()
     monkeypatch.setenv("CROSSWALK_MAPPINGS", str(folder))
