@@ -20,13 +20,13 @@ write(build(()), Path(sys.argv[1]))
 
 
 class BuildWithCatalog(build_py):
-    """Compile the mappings that were just copied, with the compiler beside them."""
+    """Compile the mappings that were just copied, with the compiler beside them, which leaves nothing else there."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
             place = Path(self.build_lib).resolve()
-            command = [sys.executable, "-c", _COMPILE, str(place / "crosswalk" / "mappings")]
+            command = [sys.executable, "-B", "-c", _COMPILE, str(place / "crosswalk" / "mappings")]
             subprocess.run(command, env={**os.environ, "PYTHONPATH": str(place)}, cwd=place, check=True)
 
 
