@@ -70,7 +70,7 @@ def _made(catalog: Catalog, names: Iterable[str], layouts: Iterable[str], known:
             documents[name] = (number, file, encode(document))
     index = {name: catalog.listed(name) for name in sorted(documents) if "/" not in name}
     trees = {text: known.expressions.get(text) or tree_of(text) for text in texts}
-    if known.index:
+    if known.index:  # else all is compiled, and none is left of what was replaced
         trees = {**known.expressions, **trees}
     return Catalogued(digest(catalog.folders), index, trees, documents)
 

@@ -97,7 +97,8 @@ def _check_names(mapping: CompiledMapping) -> Iterator[Diagnostic]:
                     hint = f"it is one of {', '.join(sorted(possible))}" if possible else "only a module has a type"
                     yield Diagnostic("mapping/no-such-type", f"`{said}` is never a `{name}`", at, hint)
                 elif name in decided - reached and at.file == mapping.source.file:
-                    yield Diagnostic("mapping/unreachable", f"no rule makes `{said}` a `{name}`", at)
+                    hint = "leave the line out, or add the case in which it is one"
+                    yield Diagnostic("mapping/unreachable", f"no rule makes `{said}` a `{name}`", at, hint)
 
 
 def _check_claims(mapping: CompiledMapping) -> Iterator[Diagnostic]:

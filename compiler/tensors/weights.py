@@ -29,7 +29,7 @@ from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.relations.tensor_rules import ModuleRules, TensorRule, TensorRules, section_tensors
 from crosswalk.compiler.relations.tree import alternatives
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shown
 
 from .lower import Source, Tensor, lower
 from .pieces import Related, Repeated
@@ -304,7 +304,8 @@ def _cut(line: CutLine, scope: Scope) -> PartedAxis:
     given = {name: scope.evaluate(s) if isinstance(s, Expression) else s for name, s in line.parts if s is not None}
     for name, size in given.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise fail("axes/cut", f"`cuts`: part `{name}` of `{line.axis}` is {size!r}, not a size", line.position)
+            text = f"`cuts`: part `{name}` of `{line.axis}` is {shown(size)}, not a size"
+            raise fail("axes/cut", text, line.position, "state a whole number, or an expression that gives one")
     rest = whole - sum(given.values())
     if rest < 0 or (rest and len(given) == len(line.parts)):
         sizes = " + ".join(map(str, given.values()))

@@ -15,7 +15,7 @@ from .huggingface import carried_files, config_bytes
 def missing_files(carried: Mapping[str, Path], source: Path) -> list[Diagnostic]:
     """The files that are ``carried`` in the checkpoint ``source`` and are not there."""
     return [
-        Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(source)))
+        Diagnostic("files/missing", f"the carried file `{name}` is gone", Position(str(source)), "put it back there")
         for name, path in carried.items()
         if not path.is_file()
     ]

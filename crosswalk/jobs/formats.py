@@ -48,8 +48,8 @@ def layouts_kept_as(kind: str) -> list[str]:
 
 def format_named(name: str, layout: str | None = None) -> CompiledMapping:
     """The compiled mapping of a format: one of that name, which in ``layout`` may be the name of its file without that
-    of the layout, or the model_type of one format only. Raises
-    ``CrosswalkError``, with the formats, if there is none."""
+    of the layout, or the model_type of one format only. Raises ``CrosswalkError``, with the formats, if there is
+    none."""
     found = catalog()
     resolved = _resolved(name, layout)
     if resolved is None:

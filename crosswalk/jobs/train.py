@@ -232,9 +232,9 @@ def stream(
     there = of_all_ranks(collect(model), ranks, "streaming")
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
                       truncate=truncate or {}, trusted=True)  # fmt: skip
-    wanted = _asked(model, native_config, options, there, group, bucket_bytes, timeout)
-    if not isinstance(model, torch.nn.Module):
-        wanted = None  # a publisher would hold the dict that it is kept with
+    wanted = None  # a publisher would hold the dict that it is kept with
+    if isinstance(model, torch.nn.Module):
+        wanted = _asked(model, native_config, options, there, group, bucket_bytes, timeout)
     publisher = kept.find("stream", model, wanted, ranks)
     if publisher is None:
         with ranks.step("planning the stream") as step:

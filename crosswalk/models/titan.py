@@ -48,7 +48,8 @@ def forward(
     copies = {name for name in found.unexpected_keys for one in own.values() if _same(parameters[name], one)}
     apart = [*found.missing_keys, *(name for name in found.unexpected_keys if name not in copies)]
     if apart:
-        raise fail("compare/class", f"torchtitan's model and the checkpoint differ in `{apart[0]}`, of {len(apart)}")
+        text = f"torchtitan's model and the checkpoint differ in `{apart[0]}`, of {len(apart)}"
+        raise fail("compare/class", text, None, "name the format that the checkpoint has: --format")
     hidden: dict[str, torch.Tensor] = {}
     hooks = [model.tok_embeddings.register_forward_hook(_noting(hidden, "embeddings"))]
     for i, layer in enumerate(model.layers.values()):

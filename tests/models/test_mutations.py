@@ -24,18 +24,15 @@ from comparing import differences, shapes, stored_as, tensor_differences
 from formats import CONFIGS, normalized
 from golden_cases import cases, read_yaml
 from hypothesis import HealthCheck, Phase, given, settings
-from mutants import Mutant, mutants
+from mutants import Mutant, MutantCatalog, mutants
 from quantised import misread
 from semantics import meaning
 from variants import REFUSED, VARIANTS
 
-from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.config.dialects import choose_dialects
 from crosswalk.compiler.config.write import export_config
-from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.pipeline import import_model
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.compiler.text.positioned import Map
 from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import plan_for
 from crosswalk.runtime import execute
@@ -84,26 +81,6 @@ class Example:
     shapes: oracles.Shapes
     said: Config
     tensors: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
-
-
-@functools.cache
-def _layout(name: str) -> Layout:
-    return Catalog().layout(name)
-
-
-@functools.cache
-def _unchanged(name: str, kind: str) -> Map:
-    return Catalog()._checked(name, kind, None)
-
-
-class _Catalog(Catalog):
-    """With the layout, and the files that are not mutated, read once for all mutants."""
-
-    def layout(self, name: str, at: Any = None) -> Layout:
-        return _layout(name)
-
-    def _checked(self, name: str, kind: str, at: Any) -> Map:
-        return super()._checked(name, kind, at) if name in self.texts else _unchanged(name, kind)
 
 
 @functools.cache
@@ -278,7 +255,7 @@ def _users(name: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("format", list(CONFIGS))
 def test_the_mappings_themselves_pass_every_check(format: str) -> None:
-    mapping = _Catalog().compiled(format)
+    mapping = MutantCatalog().compiled(format)
     assert refused(mapping, format) is None
     assert [problem for example in examples(format) if (problem := judge(mapping, format, example))] == []
 
@@ -293,7 +270,7 @@ def test_no_entry_of_a_mapping_can_change_unnoticed(name: str) -> None:
 def _survives(name: str, mutant: Mutant) -> bool:
     for format in _users(name):
         try:
-            mapping = _Catalog(texts={name: mutant.text}).compiled(format)
+            mapping = MutantCatalog(texts={name: mutant.text}).compiled(format)
         except CrosswalkError:
             return False
         if (

@@ -22,13 +22,10 @@ from family_cases import CONFIGS as FAMILIES
 from family_cases import format_of, glm4
 from golden_cases import read_yaml
 from hypothesis import settings
-from mutants import Mutant, mutants
+from mutants import Mutant, MutantCatalog, mutants
 
-from crosswalk.compiler.catalog import Catalog
-from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.pipeline import PlanOptions, import_checkpoint
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.compiler.text.positioned import Map
 from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import plan_for
 from crosswalk.models.comparison import TOLERANCE, inputs
@@ -56,33 +53,13 @@ FORMATS = dict.fromkeys(format_of(name) for name in CONFIGS)
 FILES = [*FORMATS, *USERS]
 
 
-@functools.cache
-def _layout(name: str) -> Layout:
-    return Catalog().layout(name)
-
-
-@functools.cache
-def _unchanged(name: str, kind: str) -> Map:
-    return Catalog()._checked(name, kind, None)
-
-
-class _Catalog(Catalog):
-    """With the layout, and the files that are not mutated, read once for all mutants."""
-
-    def layout(self, name: str, at: Any = None) -> Layout:
-        return _layout(name)
-
-    def _checked(self, name: str, kind: str, at: Any) -> Map:
-        return super()._checked(name, kind, at) if name in self.texts else _unchanged(name, kind)
-
-
 class Known:
     """A tiny model of a family: what its class says of it, asked once for all mutants."""
 
     def __init__(self, name: str) -> None:
         self.format = format_of(name)
         self.subject = Subject.of(CONFIGS[name], name)
-        mapping = _Catalog().compiled(self.format)
+        mapping = MutantCatalog().compiled(self.format)
         native = native_of(mapping, self.subject.base)
         assert not isinstance(native, CrosswalkError), native
         self.subject.tokens, _ = inputs(native, 19)
@@ -94,7 +71,7 @@ class Known:
     @functools.cached_property
     def usual(self) -> frozenset[str]:
         """What is found in the mapping as it is shipped: warnings."""
-        return frozenset(self.findings(_Catalog().compiled(self.format)))
+        return frozenset(self.findings(MutantCatalog().compiled(self.format)))
 
     @torch.no_grad()
     def computes_something_else(self, mapping: CompiledMapping) -> bool:
@@ -146,7 +123,7 @@ EVERY = [(name, mutant) for name, document in DOCUMENTS.items() for mutant in mu
 def survives(name: str, mutant: Mutant) -> bool:
     for format in USERS.get(name, (name,)):
         try:
-            mapping = _Catalog(texts={name: mutant.text}).compiled(format)
+            mapping = MutantCatalog(texts={name: mutant.text}).compiled(format)
         except CrosswalkError:
             return False
         cases = known(format)
@@ -244,7 +221,7 @@ def may_go(file: str, name: str) -> bool:
 
 @pytest.mark.parametrize("format", FORMATS if THOROUGH else [])
 def test_the_mappings_themselves_pass_every_check(format: str) -> None:
-    mapping = _Catalog().compiled(format)
+    mapping = MutantCatalog().compiled(format)
     assert not any(case.computes_something_else(mapping) for case in known(format))
 
 

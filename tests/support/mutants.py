@@ -1,14 +1,20 @@
-"""Mutants of a mapping file: one entry dropped, renamed, or given the right side of its neighbour."""
+"""Mutants of a mapping file: one entry dropped, renamed, or given the right side of its neighbour; and the catalog that
+compiles them."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ruamel.yaml import YAML
+
+from crosswalk.compiler.catalog import Catalog
+from crosswalk.compiler.layout.model import Layout
+from crosswalk.compiler.text.positioned import Map
 
 Path = tuple[Any, ...]
 
@@ -109,3 +115,23 @@ def _mutant(name: str, document: Mapping[str, Any], change: Any, path: Path) -> 
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(mutated, stream)
     return Mutant(name, stream.getvalue())
+
+
+@functools.cache
+def _layout(name: str) -> Layout:
+    return Catalog().layout(name)
+
+
+@functools.cache
+def _unchanged(name: str, kind: str) -> Map:
+    return Catalog()._checked(name, kind, None)
+
+
+class MutantCatalog(Catalog):
+    """With the layout, and the files that are not mutated, read once for all mutants."""
+
+    def layout(self, name: str, at: Any = None) -> Layout:
+        return _layout(name)
+
+    def _checked(self, name: str, kind: str, at: Any) -> Map:
+        return super()._checked(name, kind, at) if name in self.texts else _unchanged(name, kind)
