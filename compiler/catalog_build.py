@@ -9,7 +9,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.notation.axes import conditions_of
 from crosswalk.compiler.notation.expressions import compile_expression, recording, tree_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.records import replace
 
 from .catalog import Catalog
 from .catalog_folders import Folder, digest, shipped
