@@ -9,7 +9,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.notation.axes import conditions_of
 from crosswalk.compiler.notation.expressions import compile_expression, recording, tree_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.records import replace
 
 from .catalog import Catalog
 from .catalog_folders import Folder, digest, shipped

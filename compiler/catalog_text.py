@@ -11,11 +11,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from crosswalk.compiler.text.positioned import FORBIDDEN, MAX_DEPTH, Map, Seq
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.records import Record, asdict
 
 #: Of the mapping language, which is what files say in ``crosswalk: 1``.
 LANGUAGE = 1
@@ -25,8 +25,7 @@ FILE = "catalog.json"
 MAX_BYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Record, frozen=True):
     """What is known of a mapping without reading it. ``is_format``: it is of whole models, not of parts of them."""
 
     name: str
@@ -43,8 +42,7 @@ class Listed:
         return self.model_types[0] if self.model_types else None
 
 
-@dataclass(frozen=True, slots=True)
-class Catalogued:
+class Catalogued(Record, frozen=True):
     """The content of a catalog. ``sources`` is the digest of what it was made from; a document is (folder, file name,
     tree): the number of the folder that it is from, and what it is called there."""
 
@@ -133,7 +131,7 @@ def _entry(name: str, entry: Any, file: str) -> tuple[int, str, list[Any]]:
 
 
 def _listed(name: str, entry: Any, file: str) -> Listed:
-    if not isinstance(entry, dict) or entry.keys() != {field.name for field in fields(Listed)} or entry["name"] != name:
+    if not isinstance(entry, dict) or entry.keys() != {*Listed.__struct_fields__} or entry["name"] != name:
         raise _refused(f"the entry of `{name}` in the index is not what an entry is", file)
     texts = (entry["layout"], entry["architecture"], entry["config_class"])
     lists = (entry["model_types"], entry["wrappers"])
