@@ -69,16 +69,15 @@ class Catalog:
 
     def names(self) -> list[str]:
         """Every mapping there is, abstract ones included, sorted."""
-        return sorted(self.texts.keys() | {name for name in self._files() if "/" not in name})
+        return sorted(self.texts.keys() | {name for name in self._files if "/" not in name})
 
     def layout_names(self) -> list[str]:
         """Every layout there is, sorted."""
-        return sorted(name.removeprefix("layouts/") for name in self._files() if "/" in name)
+        return sorted(name.removeprefix("layouts/") for name in self._files if "/" in name)
 
+    @functools.cached_property
     def _files(self) -> set[str]:
-        if self.stored:
-            return {*self.stored.documents}
-        return self.own() | sources(self.folders[-1]).keys()
+        return self.own() | (self.stored.documents.keys() if self.stored else sources(self.folders[-1]).keys())
 
     def own(self) -> set[str]:
         """Every mapping and layout (``layouts/NAME``) of the folders that are not the shipped one."""
@@ -104,9 +103,9 @@ class Catalog:
         """The documents that were needed until now, by name; those of layouts are ``layouts/NAME``."""
         return dict(sorted(self._documents.items()))
 
-    def layouts(self) -> tuple[Layout, ...]:
-        """The layouts that were needed until now."""
-        return tuple(self._layouts.values())
+    def layouts(self) -> Mapping[str, Layout]:
+        """The layouts that were needed until now, by name."""
+        return self._layouts
 
     def _is_format(self, mapping: MappingFile) -> bool:
         if mapping.abstract or mapping.layout is None:

@@ -63,13 +63,14 @@ class Expression(Record, frozen=True, eq=False):
 
 def compile_expression(text: str, position: Position | None = None) -> Expression:
     """Check ``text`` (without the leading ``= ``). Raises CrosswalkError at ``position`` for anything not allowed."""
-    if _asked is not None:
-        _asked.add(text)
     try:
-        return Expression(text, position, *_compile(text))
+        found = Expression(text, position, *_compile(text))
     except ExpressionProblem as problem:
         text = shorten(text, 80)
         raise fail("expression/syntax", f"`{text}`: {problem}", position, problem.hint) from None
+    if _asked is not None:
+        _asked.add(text)
+    return found
 
 
 #: Text -> tree, of expressions that a catalog has parsed.
@@ -91,7 +92,7 @@ def tree_of(text: str) -> Tree:
 
 @contextmanager
 def recording() -> Iterator[set[str]]:
-    """The texts of all expressions that are compiled in this block."""
+    """The texts of all expressions that are compiled in this block, of those that can be."""
     global _asked
     before, _asked = _asked, set()
     try:

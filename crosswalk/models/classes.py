@@ -29,7 +29,7 @@ def transformers() -> ModuleType:
     try:
         import transformers as package
     except ImportError as error:
-        hint = "pip install 'crosswalk[transformers]'"
+        hint = "pip install 'model-crosswalk[transformers]'"
         raise fail("compare/transformers", "this needs transformers, which is not installed", None, hint) from error
     logging: Any = package.logging
     logging.set_verbosity_error()
