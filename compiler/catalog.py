@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -18,11 +18,11 @@ from crosswalk.compiler.mapping.parse import parse_mapping
 from crosswalk.compiler.notation.expressions import learn
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import Map, did_you_mean
-from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .catalog_folders import ENDINGS, Folder, compiled, shipped, sources
 from .catalog_text import MAX_BYTES, Catalogued, Listed, from_text
-from .compile import expand
+from .compile import expand, problems_of
 
 
 def schema(name: str) -> Mapping[str, Any]:
@@ -36,6 +36,10 @@ def _schema(name: str) -> Mapping[str, Any]:
         (resources.files("crosswalk.schema") / f"{name}.schema.json").read_text(encoding="utf-8")
     )
     return result
+
+
+def _no_problems(mapping: CompiledMapping) -> Sequence[Diagnostic]:
+    return ()
 
 
 class Catalog:
@@ -65,16 +69,15 @@ class Catalog:
 
     def names(self) -> list[str]:
         """Every mapping there is, abstract ones included, sorted."""
-        return sorted(self.texts.keys() | {name for name in self._files() if "/" not in name})
+        return sorted(self.texts.keys() | {name for name in self._files if "/" not in name})
 
     def layout_names(self) -> list[str]:
         """Every layout there is, sorted."""
-        return sorted(name.removeprefix("layouts/") for name in self._files() if "/" in name)
+        return sorted(name.removeprefix("layouts/") for name in self._files if "/" in name)
 
+    @functools.cached_property
     def _files(self) -> set[str]:
-        if self.stored:
-            return {*self.stored.documents}
-        return self.own() | sources(self.folders[-1]).keys()
+        return self.own() | (self.stored.documents.keys() if self.stored else sources(self.folders[-1]).keys())
 
     def own(self) -> set[str]:
         """Every mapping and layout (``layouts/NAME``) of the folders that are not the shipped one."""
@@ -100,9 +103,9 @@ class Catalog:
         """The documents that were needed until now, by name; those of layouts are ``layouts/NAME``."""
         return dict(sorted(self._documents.items()))
 
-    def layouts(self) -> tuple[Layout, ...]:
-        """The layouts that were needed until now."""
-        return tuple(self._layouts.values())
+    def layouts(self) -> Mapping[str, Layout]:
+        """The layouts that were needed until now, by name."""
+        return self._layouts
 
     def _is_format(self, mapping: MappingFile) -> bool:
         if mapping.abstract or mapping.layout is None:
@@ -126,8 +129,10 @@ class Catalog:
             if mapping.layout is None:
                 raise fail("mapping/layout", f"mapping `{name}` names no layout", mapping.position, "add `layout:`")
             layout = self.layout(mapping.layout, mapping.place("layout"))
-            compiled = self._compiled[name] = expand(mapping, layout, self.compiled, self.inverses)
-            if not (self.stored and name in self.stored.index):  # what is stored was compiled once
+            known = self.stored is not None and name in self.stored.index  # compiled and checked when that was made
+            check = _no_problems if known else functools.partial(problems_of, inverses=self.inverses)
+            compiled = self._compiled[name] = expand(mapping, layout, self.compiled, check)
+            if not known:
                 for dialect in compiled.spelled:
                     compiled.in_dialect(dialect)
         return self._compiled[name]

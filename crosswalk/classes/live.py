@@ -7,7 +7,6 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from crosswalk.runtime.checkpoint.output import OutputLayout, hugging_face_layou
 from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import Record, field, replace
 from crosswalk.runtime.training.parameters import Model, collect, same_memory, unwrapped
 from crosswalk.runtime.training.save import Output
 
@@ -30,8 +30,7 @@ from .twins import model_config, rules_of, tied_names, twin_of
 GENERATION = "generation_config.json"
 
 
-@dataclass(frozen=True)
-class ClassOrigin:
+class ClassOrigin(Record, frozen=True):
     """The checkpoint that a live model came from: its config.json, the files that go along, and the plan that filled
     the model."""
 
@@ -41,8 +40,7 @@ class ClassOrigin:
     name: str
 
 
-@dataclass(frozen=True)
-class LiveClass:
+class LiveClass(Record, frozen=True):
     """A live model of a class of transformers. ``rules`` is a model of the class itself, without memory where the live
     one has classes of its own around it (FSDP2); ``aliases``: by every name, the first of the same memory."""
 
@@ -144,8 +142,7 @@ def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
     return tuple(name for name, _, _ in (*missing, *unsaved))
 
 
-@dataclass(frozen=True)
-class ClassExported:
+class ClassExported(Record, frozen=True):
     """The way from memory to files, once the parameters are known (``memory``)."""
 
     plan: Plan
@@ -180,8 +177,7 @@ class Exporting(Protocol):
         """The plan and the files."""
 
 
-@dataclass(frozen=True)
-class ClassExport:
+class ClassExport(Record, frozen=True):
     """From a live model of a class to a plan, and to the files beside the tensors."""
 
     live: LiveClass

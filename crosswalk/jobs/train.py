@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.publishing import kept
 from crosswalk.runtime.publishing.publisher import Publisher
+from crosswalk.runtime.records import Record, replace
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.dcp import PlanReader, Writer
@@ -61,8 +61,7 @@ Config = Mapping[str, Any]
 CLASSES = "transformers"
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(Record, frozen=True):
     """What :func:`load` found and did: the native config, complete, the name of the format, and this rank's report.
     ``truncate``: axis -> its size without padding, empty if nothing was padded; ``source``: the directory that it was
     loaded from; ``origin``: what :func:`save` keeps of that."""
@@ -72,7 +71,7 @@ class Loaded:
     report: LoadReport
     truncate: Sizes
     source: Path
-    origin: Origin | ClassOrigin = field(repr=False)
+    origin: Origin | ClassOrigin
 
 
 @system_limits()
@@ -321,8 +320,7 @@ def writer(
     return Writer(Path(hf_dir), export_of(native_config, options, output))
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(Record, frozen=True):
     """From a native config to a plan, once the parameters are known, and to the files beside the tensors. It goes to
     other processes, which compile the format anew."""
 

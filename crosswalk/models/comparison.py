@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import import_config
 from crosswalk.reference import ForwardOutput
 from crosswalk.runtime.errors import Position, fail, system_limits
+from crosswalk.runtime.records import Record, replace
 
 from .classes import Trace, load, trace
 from .converted import converted, layout_asked
@@ -32,8 +32,7 @@ TOKENS = 64
 GRID = (2, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Record, frozen=True):
     """``parts``: native name of a part of the model -> relative difference of the hidden states after it, in the order
     in which they are computed. ``logits``: that of the logits. A difference is the size of what differs in that of
     what the class of transformers (``reference``) computes; infinite if only one side has the part. ``by``: what

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from fnmatch import fnmatchcase
@@ -24,6 +23,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.publishing.delta import Delta, Snapshot
 from crosswalk.runtime.publishing.order import doubled
 from crosswalk.runtime.publishing.publisher import Publisher
+from crosswalk.runtime.records import replace
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks
 from crosswalk.runtime.training.ranks import team
@@ -80,7 +80,7 @@ def publisher(
         plan = _cast(doubled(exported.plan, exported.copies if ties == "both" else {}), policy)
         kept = None if patterns is None else _matching(plan, patterns)
         once = plan.targets[: len(exported.plan.targets)]
-        exported = dataclasses.replace(exported, plan=dataclasses.replace(exported.plan, targets=once))
+        exported = replace(exported, plan=replace(exported.plan, targets=once))
     return ModelPublisher(model, export, exported, plan, there, kept, bucket_bytes, group, timeout)
 
 
@@ -148,9 +148,9 @@ def _cast(plan: Plan, policy: Mapping[str, str]) -> Plan:
         fitting = [p for p in dtypes if fnmatchcase(spec.name, str(p))] if spec.dtype in FLOATS else []
         unused -= set(fitting)
         found = dtypes[fitting[0]] if fitting else None
-        targets.append(dataclasses.replace(spec, dtype=found) if found is not None else spec)
+        targets.append(replace(spec, dtype=found) if found is not None else spec)
     _refuse("publisher/dtype", "no float that is published", unused)
-    return dataclasses.replace(plan, targets=tuple(targets))
+    return replace(plan, targets=tuple(targets))
 
 
 def _matching(plan: Plan, patterns: Iterable[str]) -> set[str]:
