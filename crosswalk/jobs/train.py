@@ -27,9 +27,9 @@ from crosswalk.classes.live import (
     live_class,
     read_class,
     recompute,
-    refuse_options,
-    refuse_wrapped,
 )
+from crosswalk.classes.refusals import refuse_nameless, refuse_options, refuse_other_config, refuse_wrapped
+from crosswalk.classes.twins import model_config
 from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.natives import copies_in, ties_of
 from crosswalk.compiler.layout.scope import Scope
@@ -109,14 +109,14 @@ def load(
     seconds if a rank is gone.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(own(model), ranks, "loading")
+    there = of_all_ranks(partial(own, model), ranks, "loading")
     where = torch.device(device) if device is not None else None
     asked = {"format": format, "layout": layout, "native_config": native_config, "pad": pad, "text_only": text_only,
              "take_tied": take_tied, "keep": keep}  # fmt: skip
     with ranks.step("reading the checkpoint's headers") as step:
         kind = live_class(model)
         if kind is not None:
-            refuse_options(kind, asked)
+            refuse_options(kind.name, asked)
             checkpoint, found = read_class(kind, Path(hf_dir), there, allow_lossy, partial(kept.once, "class", model))
             step.agree |= {"format": kind.name, "config": checkpoint.config}
         else:
@@ -190,7 +190,7 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(collect(model), ranks, "saving")
+    there = of_all_ranks(partial(collect, model), ranks, "saving")
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                       truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
     wanted = _asked(model, native_config, options, there, group)
@@ -228,7 +228,7 @@ def stream(
     See :class:`crosswalk.runtime.publishing.publisher.Publisher`, which :func:`crosswalk.publisher` makes to be kept.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(collect(model), ranks, "streaming")
+    there = of_all_ranks(partial(collect, model), ranks, "streaming")
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
                       truncate=truncate or {}, trusted=True)  # fmt: skip
     wanted = None  # a publisher would hold the dict that it is kept with
@@ -257,7 +257,7 @@ def _asked(
     if options.like is not None:
         return None
     inner = inner_model(model)
-    config = getattr(given, "config", given) if inner is None else inner.config.to_json_string(use_diff=False)
+    config = getattr(given, "config", given) if inner is None else model_config(inner)
     if group is None and dist.is_available() and dist.is_initialized():
         group = dist.group.WORLD
     same = (getattr(given, "origin", None), getattr(inner, "_weight_conversions", None), group)
@@ -381,16 +381,15 @@ def export_of(given: Config | Loaded, options: Options, output: OutputOptions, m
     if kind is not None:
         asked = {"format": options.named_format, "dialect": options.dialect, "truncate": options.truncate,
                  "carry_from": options.like, "keep": options.keep}  # fmt: skip
-        refuse_options(kind, asked)
+        refuse_options(kind.name, asked)
         origin = loaded.origin if loaded is not None and isinstance(loaded.origin, ClassOrigin) else None
+        if origin is None:
+            refuse_other_config(kind.model, given)
         return ClassExport(kind, check_dtype(options.dtype), origin).writing(output)
     config: Config = given.config if isinstance(given, Loaded) else given
     name = options.named_format or (loaded.format if loaded is not None else None)
     if name is None:
-        if model is not None:
-            refuse_wrapped(model)
-        text = "a native config does not say which format to write"
-        raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
+        refuse_nameless(model, config)
     known = loaded.origin if loaded is not None and isinstance(loaded.origin, Origin) else None
     if (like := options.like) is not None:
         options = replace(options, format=format_named(name).name)

@@ -162,7 +162,8 @@ def test_a_class_that_cannot_be_followed_is_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "[class/version]" in refused()
     monkeypatch.undo()
-    model._hf_hook, model.hf_device_map = type("AlignDevicesHook", (), {})(), {"": "cpu"}
+    hook = type("AlignDevicesHook", (), {"offload": True})()
+    model.model._hf_hook = type("SequentialHook", (), {"hooks": (hook,)})()
     assert "[class/hook]" in refused()
 
 
