@@ -14,7 +14,7 @@ MIB = 1 << 20
 #: Bytes that are read at a time where they pass through a buffer; they stay in a core's cache until they are used.
 STEP = 1 * MIB
 #: Reading this many bytes takes as long as one run: closer ones are read together with what is between them.
-SEEK = (4 if AVAILABLE else 16) << 10
+SEEK = (8 if AVAILABLE else 16) << 10
 #: Runs of more than this many times ``SEEK`` are worth a call each, however close they stand.
 LONGEST_TOGETHER = 4
 

@@ -26,6 +26,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Found]:
     for module in (schedule, workers):
         monkeypatch.setattr(module, "STRIPE", 40 << 10)
     monkeypatch.setattr(schedule, "SEEK", 512)
+    monkeypatch.setattr(schedule, "WRITE", 512)
     monkeypatch.setattr(transposing, "_HOT", 24 << 10)
     matrix_of, matrices = transposing.matrix_of, []
 
