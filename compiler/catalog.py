@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from crosswalk.compiler.layout.model import Layout, load_layout
+from crosswalk.compiler.layout.values import unfit_defaults
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.mapping.parse import parse_mapping
 from crosswalk.compiler.notation.expressions import learn
@@ -65,7 +66,7 @@ class Catalog:
         self._mappings: dict[str, MappingFile] = {}
         self._layouts: dict[str, Layout] = {}
         self._compiled: dict[str, CompiledMapping] = {}
-        self._made: dict[str, dict[str, Map]] = {}
+        self._made: dict[str, dict[str, tuple[Catalogued, str]]] = {}
 
     def names(self) -> list[str]:
         """Every mapping there is, abstract ones included, sorted."""
@@ -141,7 +142,10 @@ class Catalog:
         """The layout of that name, read and checked once. Raises ``CrosswalkError`` with all that is wrong in it."""
         if name not in self._layouts:
             document = self._document(f"layouts/{name}", "layout", at)
-            self._layouts[name] = load_layout(document)
+            layout = load_layout(document)
+            if problems := [*unfit_defaults(layout)]:
+                raise CrosswalkError(problems)
+            self._layouts[name] = layout
         return self._layouts[name]
 
     def _parse(self, name: str, at: Position | None, chain: tuple[str, ...]) -> MappingFile:
@@ -188,7 +192,8 @@ class Catalog:
         for folder in self.folders:
             made = self._compiled_folder(folder)
             if made and name in made:
-                return made[name]
+                found, place = made[name]
+                return found.document(name, place)
             for ending in ENDINGS:
                 file = folder.joinpath(*f"{name}{ending}".split("/"))
                 if file.is_file():
@@ -198,8 +203,9 @@ class Catalog:
         hint = did_you_mean(short, known) or f"there are {', '.join(known)}"
         raise fail("mapping/not-found", f"there is no {what} `{short}`", at, hint)
 
-    def _compiled_folder(self, folder: Folder) -> dict[str, Map] | None:
-        """The documents of a folder that has a catalog in place of sources, which may be anybody's."""
+    def _compiled_folder(self, folder: Folder) -> Mapping[str, tuple[Catalogued, str]] | None:
+        """The documents of a folder that has a catalog in place of sources, which may be anybody's: by name, what they
+        are read from when they are needed, and what positions call them."""
         file = compiled(folder)
         if file is None:
             return None
@@ -210,6 +216,5 @@ class Catalog:
             except OSError as error:
                 problem = f"cannot read the file: {error.strerror or error}"
                 raise fail("document/read", problem, Position(str(file))) from None
-            places = {name: str(folder.joinpath(*entry[1].split("/"))) for name, entry in found.documents.items()}
-            self._made[str(file)] = {name: found.document(name, place) for name, place in places.items()}
+            self._made[str(file)] = {name: (found, f"{folder}/{entry[1]}") for name, entry in found.documents.items()}
         return self._made[str(file)]

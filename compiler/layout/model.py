@@ -161,7 +161,7 @@ class Layout(Record, frozen=True):
 
 _FIELD = re.compile(
     r"^(?P<container>dict of |list of )?(?P<of>\w+)(?:\((?P<arguments>[^)]*)\))?(?P<nullable>\?)?"
-    r"(?:\s*(?P<relation>>=|>)\s*(?P<bound>-?[\d.]+))?(?:\s*=\s*(?P<default>.*?))?(?:\s+else\s+(?P<null>.*))?$"
+    r"(?:\s*(?P<relation>>=|>)\s*(?P<bound>-?\d+(?:\.\d+)?))?(?:\s*=\s*(?P<default>.*?))?(?:\s+else\s+(?P<null>.*))?$"
 )
 
 
@@ -264,7 +264,10 @@ class _Reader:
             raise fail("layout/type", f"field `{name}`: there is no type, family or enum `{of}`", position)
         default: Any = MISSING
         if (text_default := match["default"]) is not None:
-            default = json.loads(text_default) if text_default[:1] in "[{" else scalar_of(text_default)
+            try:
+                default = (json.loads if text_default[:1] in ("[", "{") else scalar_of)(text_default)
+            except (ValueError, RecursionError):
+                raise fail("layout/field", f"the default of `{name}` is no JSON", position) from None
         pairs = (item.partition("=") for item in filter(None, (match["arguments"] or "").split(",")))
         arguments = {key.strip(): compile_expression(value.strip(), position) for key, _, value in pairs}
         bound = (match["relation"], float(match["bound"])) if match["relation"] else None

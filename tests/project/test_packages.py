@@ -180,6 +180,20 @@ def test_what_is_to_be_installed_is_this_distribution() -> None:
                 assert asked == name, file
 
 
+def test_the_demo_runs_what_the_readme_says_it_does() -> None:
+    said = re.findall(r"^crosswalk (.+?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    calls = [
+        node
+        for node in ast.walk(ast.parse((ROOT / "examples" / "main_job.py").read_text()))
+        if isinstance(node, ast.Call)
+    ]
+    run = [call.args for call in calls if isinstance(call.func, ast.Name) and call.func.id == "crosswalk"]
+    assert len(said) == 7
+    assert {*map(" ".join, map(str.split, said))} <= {
+        " ".join(ast.literal_eval(word) for word in words) for words in run
+    }
+
+
 def test_every_library_that_is_imported_is_required() -> None:
     """Others are for tiny models and comparisons, or hand weights to a receiver that has them, and are not needed."""
     required = {line.partition(">")[0] for line in PROJECT["project"]["dependencies"]} | {
