@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes, open_hugging_face
-from crosswalk.compiler.tensors.plan import check_published
+from crosswalk.compiler.tensors.plan import check_published, with_copies
 from crosswalk.runtime.checkpoint.output import OutputLayout, hugging_face_layout
 from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
@@ -25,7 +25,7 @@ from crosswalk.runtime.training.save import Output
 from .conversion import converting, ignored
 from .plans import Aliases, export_plan, file_copies, import_plan, leads_back
 from .refusals import refuse_incomplete, refused
-from .twins import model_config, rules_of, tied_names, twin_of
+from .twins import model_config, rules_of, stage_copies, tied_names, twin_of
 
 GENERATION = "generation_config.json"
 
@@ -52,6 +52,10 @@ class LiveClass(Record, frozen=True):
     def name(self) -> str:
         """The name of the class of transformers."""
         return type(self.rules).__name__
+
+    def copies(self, memory: Mapping[str, TensorSpec]) -> dict[str, str]:
+        """See :func:`~.twins.stage_copies`."""
+        return stage_copies(self.model, memory, self.aliases)
 
 
 def live_class(model: Model) -> LiveClass | None:
@@ -91,8 +95,10 @@ def read_class(
     if "quantization_config" in checkpoint.config:
         text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
         raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
-    # A pipeline stage has names that others have not.
-    aliases = {**{name: name for name in memory}, **live.aliases}
+    # A pipeline stage has names that others have not, and of what is tied copies.
+    copies = live.copies(memory)
+    memory = {name: spec for name, spec in memory.items() if name not in copies}
+    aliases = {**{name: name for name in memory}, **live.aliases, **copies}
     config = model_config(live.model)
     # What is kept with the model must not hold it.
     same = (None if live.rules is live.model else live.rules, getattr(live.rules, "_weight_conversions", None))
@@ -143,7 +149,7 @@ def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
 
 
 class ClassExported(Record, frozen=True):
-    """The way from memory to files, once the parameters are known (``memory``)."""
+    """The way from memory to files, once the parameters are known (``memory``, without copies of tied ones)."""
 
     plan: Plan
     live: LiveClass
@@ -195,11 +201,13 @@ class ClassExport(Record, frozen=True):
         """The plan for parameters of these shapes. Raises ``CrosswalkError`` for what the class cannot write."""
         check_published(memory.values(), self.dtype)
         loaded = self.origin.plan if self.origin is not None else None
-        if loaded is None or not leads_back(loaded, memory):
+        copies = self.live.copies(memory)
+        once = {name: spec for name, spec in memory.items() if name not in copies}
+        if loaded is None or not leads_back(loaded, once):
             refuse_incomplete(self.live.model, self.live.name, memory, self.live.aliases)
             loaded = None
-        plan = export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded)
-        return ClassExported(plan, self.live, memory)
+        plan = export_plan(self.live.rules, once, self.live.aliases, self.dtype, loaded)
+        return ClassExported(with_copies(plan, memory, copies), self.live, once)
 
     def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         exported = self.plan(specs)

@@ -6,13 +6,15 @@ import copy
 import json
 import sys
 import weakref
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
+from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.training.parameters import collect, same_memory
 
-from .conversion import converting
+from .conversion import converting, kept_alias, tied_patterns
 
 _CONFIGS = "transformers.configuration_utils"
 #: Live models -> what their config said, and the model that was made of it: a layer takes a millisecond.
@@ -62,6 +64,25 @@ def tied_names(twin: Any) -> list[list[str]]:
     for name, first in same_memory(collect(twin)).items():
         groups.setdefault(first, []).append(name)
     return list(groups.values())
+
+
+def stage_copies(model: Any, memory: Collection[str], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Names of tied tensors of which stages of a pipeline have a copy of their own -> the name that the class saves.
+    ``memory``: what any rank has; ``aliases``: the names on this rank, each with the first of the same memory. Where a
+    rank has two with memory of their own, they are no longer tied."""
+    if set(aliases.values()) == set(memory):
+        return {}
+    try:
+        twin = twin_of(model)
+    except CrosswalkError:
+        return {}
+    patterns, result = tied_patterns(twin), dict[str, str]()
+    for names in tied_names(twin):
+        there = [name for name in names if name in memory]
+        if len(there) > 1 and len({aliases[name] for name in there if name in aliases}) < 2:
+            kept = kept_alias(patterns, there)
+            result |= {name: kept for name in there if name != kept}
+    return result
 
 
 def _of_any_dtype(config: Any) -> Any:

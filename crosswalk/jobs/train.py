@@ -148,7 +148,8 @@ def _filled(
     there: Mapping[str, TensorSpec],
 ) -> Loaded:
     """A model of transformers, filled with the files of its class."""
-    report = live.load(origin.plan, checkpoint.tensors, model, ranks, device, elsewhere=there)
+    copies = kind.copies(there)
+    report = live.load(origin.plan, checkpoint.tensors, model, ranks, device, elsewhere=there, copies=copies)
     with ranks.step("computing what no file holds"):
         recomputed = recompute(kind, device)
     report = replace(report, recomputed=recomputed, on_meta=())

@@ -72,8 +72,9 @@ def test_sharded_classes_and_stages_of_a_pipeline(home: Path, tmp_path: Path) ->
         assert not isinstance(found, Failed), found.text
         assert found == []
     saved = {"sharded": "Qwen3MoeForCausalLM", "tied": "Gemma3ForCausalLM", "stages": "Qwen3MoeForCausalLM",
-             "offloaded": "LlamaForCausalLM"}  # fmt: skip
-    for out, name in {**saved, "again": "Qwen3MoeForCausalLM"}.items():
+             "offloaded": "LlamaForCausalLM", "tied stages": "Gemma3ForCausalLM"}  # fmt: skip
+    saved |= {f"{out} again": saved[out] for out in ("stages", "tied stages")}
+    for out, name in saved.items():
         assert cases.differences(cases.files(tmp_path / out), cases.files(home / name)) == [], out
 
 
