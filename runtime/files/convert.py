@@ -36,6 +36,7 @@ from .schedule import Lowering
 from .sinks import CompareSink, HashSink, WriteSink, differences
 from .tasks import Task
 from .ties import compare_ties
+from .turns import Turns
 from .workers import Progress, Sink, Worker, fit_memory, one_torch_thread, peak_memory, run, whole
 
 
@@ -281,7 +282,7 @@ def _write_data(
         names = [target.name for target in targets]
         sink = WriteSink(names, places, list(by_path), descriptors, checksums, lambda path: completed(by_path[path]))
         total, left = sum(sizes), sum(sizes[target] for target in places)
-        tasks = lowering.tasks(target for file in pending for target in file.targets)
+        tasks = Turns((lowering.tasks(file.targets) for file in pending), workers)
         _execute(lowering, source, tasks, sink, workers, total, on_progress, total - left)
     finally:
         descriptors.close()
