@@ -28,6 +28,7 @@ from .tiny import make_tiny
 
 TOLERANCE = 1e-4
 TOKENS = 64
+_MOST_TOKENS = 1 << 20
 #: Rows and columns of patches of the image that a model with a vision encoder is shown.
 GRID = (2, 3)
 
@@ -85,8 +86,9 @@ def compare(
     source, other = _hugging_face_first(Path(src), None if dst is None else Path(dst), layout)
     if tiny and other is not None:
         raise fail("usage/compare", "a tiny copy has no conversion yet", None, "leave out DST or --tiny")
-    if tokens < 1:
-        raise fail("usage/compare", f"{tokens} tokens are too few", Position("--tokens"))
+    if not 1 <= tokens <= _MOST_TOKENS:
+        text = f"{tokens} tokens are too {'few' if tokens < 1 else 'many'}"
+        raise fail("usage/compare", text, Position("--tokens"), f"1 to {_MOST_TOKENS} can be run")
     made = other is None or kind_of(other, layout) is HUGGING_FACE
     to = layout_asked(format) if made else DEFAULT_LAYOUT
     options = Options(format=format, to=to, allow_lossy=allow_lossy, keep=keep, layout=layout)
