@@ -27,7 +27,9 @@ class BuildWithCatalog(build_py):
         if not self.editable_mode:
             place = Path(self.build_lib).resolve()
             command = [sys.executable, "-B", "-c", _COMPILE, str(place / "crosswalk" / "mappings")]
-            subprocess.run(command, env={**os.environ, "PYTHONPATH": str(place)}, cwd=place, check=True)
+            # pip has what the build requires in a place of its own, which only the path of this process leads to.
+            there = os.pathsep.join([str(place), *filter(None, sys.path)])
+            subprocess.run(command, env={**os.environ, "PYTHONPATH": there}, cwd=place, check=True)
 
 
 def packages() -> list[str]:

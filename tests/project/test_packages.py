@@ -231,6 +231,27 @@ def test_what_compiles_the_catalog_of_a_wheel_is_there_where_it_is_built() -> No
                 assert {"ruamel": "ruamel.yaml"}.get(module, module) in there, (file, module)
 
 
+def test_the_catalog_of_a_wheel_is_compiled_by_a_process_that_finds_what_the_build_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip has what a build requires in a place of its own, which only the path of the process that builds leads to."""
+    setuptools = pytest.importorskip("setuptools")
+    given: dict[str, Any] = {}
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
+    exec(compile((ROOT / "setup.py").read_text(), str(ROOT / "setup.py"), "exec"), {"__file__": str(ROOT / "setup.py")})
+    command = given["cmdclass"]["build_py"](setuptools.Distribution())
+    command.build_lib, command.editable_mode = str(tmp_path), False
+    monkeypatch.setattr(type(command).__base__, "run", lambda self: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, env, **__: environments.append(env))
+    monkeypatch.syspath_prepend(str(tmp_path / "what the build requires"))
+    command.run()
+    (environment,) = environments
+    path = environment["PYTHONPATH"].split(os.pathsep)
+    assert path[0] == str(tmp_path.resolve())
+    assert str(tmp_path / "what the build requires") in path
+
+
 def test_another_system_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has neither the calls that read files in place nor locks on directories."""
     code = compile((ROOT / "runtime" / "__init__.py").read_text(), "__init__.py", "exec")
