@@ -129,14 +129,12 @@ def ignored(model: Any, attribute: str, name: str) -> bool:
 def _packed(model: Any) -> list[str]:
     """What a state dict has that are no numbers as they stand: objects, bytes as parameters, and kinds of tensors that
     compute something when they are looked at."""
-    plain = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, DTensor}
-    entries = model.state_dict(keep_vars=True).items()
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    plain, numbers = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, DTensor}, (torch.int8, torch.uint8)
+    parameters = {name: value.dtype for name, value in model.named_parameters(remove_duplicate=False)}
     return [
         name
-        for name, value in entries
-        if not name.endswith("_extra_state")
-        and (type(value) not in plain or (name in parameters and value.dtype in (torch.int8, torch.uint8)))
+        for name, value in model.state_dict(keep_vars=True).items()
+        if not name.endswith("_extra_state") and (type(value) not in plain or parameters.get(name) in numbers)
     ]
 
 
@@ -154,7 +152,8 @@ def refused(model: Any) -> list[Diagnostic]:
     if adapted or getattr(model, "_hf_peft_config_loaded", False):
         text = f"`{name}` has adapters, which put names of their own into the model"
         problems.append(Diagnostic("class/adapter", text, None, "merge them first: merge_and_unload()"))
-    hooks = sorted({type(m._hf_hook).__name__ for m in model.modules() if getattr(m, "_hf_hook", None) is not None})
+    found = (vars(module).get("_hf_hook") for module in model.modules())  # asking a module itself takes far longer
+    hooks = sorted({type(hook).__name__ for hook in found if hook is not None})
     offloading = [hook for hook in hooks if getattr(model, "hf_device_map", None) and "AlignDevices" in hook]
     if offloading and any(value in ("cpu", "disk") for value in model.hf_device_map.values()):
         text = f"parts of `{name}` are moved in and out of memory by the hook `{offloading[0]}` of accelerate"

@@ -126,6 +126,7 @@ def load(
     """
     started = time.monotonic()
     values = own(model)
+    any_on_meta = any(value.is_meta for _, value in _tensors(model))
     with team.step("checking the model") as step:
         step.agree |= {"plan": plan.digest, "metadata": plan.metadata}
         problems = plan.verify().problems
@@ -142,7 +143,7 @@ def load(
         with team.step("comparing tied tensors"):
             compared = compare_ties(plan, stored, checkpoint, rank=team.rank, ranks=team.size)
     with team.step("reading"):
-        materialized = materialize(model, placed, device)
+        materialized = materialize(model, placed, device) if any_on_meta else ()
         if materialized:
             placed = place_all(own(model), wanted, elsewhere=elsewhere)
         parts: dict[str, list[tuple[Part, str]]] = defaultdict(list)
@@ -152,7 +153,7 @@ def load(
         planned = moves(filled, parts, "target")
         read = read_moves(planned, [spec.name for spec in filled.sources], stored, checkpoint, bucket_bytes)
     held = sum(planned.elements(number) * size_of(spec.dtype) for number, spec in enumerate(plan.sources))
-    on_meta = tuple(name for name, value in _tensors(model) if value.is_meta)
+    on_meta = tuple(name for name, value in _tensors(model) if value.is_meta) if any_on_meta else ()
     return LoadReport(team.rank, held, read, compared, time.monotonic() - started, materialized, on_meta)
 
 

@@ -92,15 +92,16 @@ def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]
     """Name, global shape and dtype of each tensor, without those that share the memory of an earlier one. Raises
     ``CrosswalkError`` with every value that no file can hold."""
     placed = _place(values)
-    first = {_identity(values[name]): name for name in reversed(list(values))}
+    first = {_identity(value): name for name, value in reversed(list(values.items()))}
     return {name: TensorSpec(name, placed[name].shape, placed[name].dtype) for name in reversed(first.values())}
 
 
 @torch.no_grad()
 def same_memory(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, str]:
     """By each name, the first of those that are the same memory: the one that :func:`untied` has."""
-    first = {_identity(values[name]): name for name in reversed(list(values))}
-    return {name: first[_identity(value)] for name, value in values.items()}
+    found = {name: _identity(value) for name, value in values.items()}
+    first = {identity: name for name, identity in reversed(list(found.items()))}
+    return {name: first[identity] for name, identity in found.items()}
 
 
 def of_all_ranks(values: Mapping[str, torch.Tensor | Shards], team: Team, doing: str) -> dict[str, TensorSpec]:
@@ -243,13 +244,11 @@ def _identity(value: torch.Tensor | Shards) -> Any:
 def check_owned(model: Model, values: Mapping[str, torch.Tensor | Shards]) -> None:
     """Raise for what hooks of a module put into its state dict and that is no tensor of the module: filling it would
     change nothing."""
-    if not isinstance(model, torch.nn.Module):
-        return
+    if not isinstance(model, torch.nn.Module) or not _is_flattened(model):
+        return  # :func:`own` has left such entries out
     owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     made = [name for name, value in values.items() if id(value) not in owned]
-    hint = "pass a dict of the parameters, with a native_config for their names"
-    if _is_flattened(model):
-        hint = "the parameters of FullyShardedDataParallel are parts of flat ones: use fully_shard (FSDP2)"
+    hint = "the parameters of FullyShardedDataParallel are parts of flat ones: use fully_shard (FSDP2)"
     if made:
         raise CrosswalkError(
             Diagnostic(
