@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -45,7 +45,6 @@ from crosswalk.runtime.publishing import kept
 from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
-from crosswalk.runtime.training.dcp import PlanReader, Writer
 from crosswalk.runtime.training.load import LoadReport
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
 from crosswalk.runtime.training.ranks import TIMEOUT, Team, team
@@ -55,6 +54,9 @@ from .formats import format_named
 from .options import Options, OutputOptions, as_path, parse_size
 from .origin import origin_of, original
 from .prepare import open_import, open_into
+
+if TYPE_CHECKING:
+    from crosswalk.runtime.training.dcp import PlanReader, Writer
 
 Config = Mapping[str, Any]
 #: What takes the place of a format where the class of a live model says what its files are.
@@ -288,6 +290,8 @@ def reader(
 ) -> PlanReader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
+    from crosswalk.runtime.training.dcp import PlanReader  # imports what takes 0.1 s and loads and saves do not need
+
     options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
                       keep=keep, take_tied=take_tied, text_only=text_only)  # fmt: skip
     checkpoint, imported = open_import(Path(hf_dir), options)
@@ -315,6 +319,8 @@ def writer(
 ) -> Writer:
     """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
     files. Options are those of :func:`save`."""
+    from crosswalk.runtime.training.dcp import Writer
+
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                       truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
     output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)
