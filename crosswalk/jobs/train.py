@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
+from crosswalk.checkpoints.huggingface import CONFIG, config_bytes
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.classes.live import (
     ClassExport,
     ClassOrigin,
     Exporting,
-    LiveClass,
     inner_model,
     live_class,
     read_class,
@@ -47,7 +46,7 @@ from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.load import LoadReport
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
-from crosswalk.runtime.training.ranks import TIMEOUT, Team, team
+from crosswalk.runtime.training.ranks import TIMEOUT, team
 from crosswalk.runtime.training.save import Output, SaveReport
 
 from .formats import format_named
@@ -112,7 +111,8 @@ def load(
     seconds if a rank is gone.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(own(model), ranks, "loading")
+    values = own(model)
+    there = of_all_ranks(values, ranks, "loading")
     where = torch.device(device) if device is not None else None
     asked = {"format": format, "layout": layout, "native_config": native_config, "pad": pad, "text_only": text_only,
              "take_tied": take_tied, "keep": keep}  # fmt: skip
@@ -132,30 +132,18 @@ def load(
             name, config = imported.mapping.name, imported.config
             step.agree |= {"format": name, "config": config}
     if kind is not None:
-        return _filled(kind, checkpoint, found, model, ranks, where, there)
+        report = live.load(found.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, values=values)
+        with ranks.step("computing what no file holds"):
+            recomputed = recompute(kind, where)
+        report = replace(report, recomputed=recomputed, on_meta=())
+        return Loaded(checkpoint.config, CLASSES, report, {}, checkpoint.path, found)
     advice = Advice(imported.mapping, config)
     report = live.load(
-        imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice, copies=copies
-    )
+        imported.plan, checkpoint.tensors, model, ranks, where,
+        elsewhere=there, advice=advice, copies=copies, values=values,
+    )  # fmt: skip
     origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
     return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
-
-
-def _filled(
-    kind: LiveClass,
-    checkpoint: HuggingFaceCheckpoint,
-    origin: ClassOrigin,
-    model: Model,
-    ranks: Team,
-    device: torch.device | None,
-    there: Mapping[str, TensorSpec],
-) -> Loaded:
-    """A model of transformers, filled with the files of its class."""
-    report = live.load(origin.plan, checkpoint.tensors, model, ranks, device, elsewhere=there)
-    with ranks.step("computing what no file holds"):
-        recomputed = recompute(kind, device)
-    report = replace(report, recomputed=recomputed, on_meta=())
-    return Loaded(checkpoint.config, CLASSES, report, {}, checkpoint.path, origin)
 
 
 @system_limits()
@@ -193,7 +181,8 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(collect(model), ranks, "saving")
+    values = collect(model)
+    there = of_all_ranks(values, ranks, "saving")
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                       truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
     wanted = _asked(model, native_config, options, there, group)
@@ -207,7 +196,7 @@ def save(
     if found is None:
         kept.keep("plan", model, wanted, exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
-    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there)
+    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there, values=values)
 
 
 @system_limits()

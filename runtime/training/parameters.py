@@ -3,6 +3,7 @@ plan."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -25,9 +26,18 @@ _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module"}
 
 #: A module, or what its ``state_dict`` returns; values may also be ``Shards``.
 Model = torch.nn.Module | MutableMapping[str, Any]
-Values = dict[str, torch.Tensor | Shards]
 #: What a user should do about a tensor of a model that a plan does not have; None if there is nothing to say.
 Advice = Callable[[str], str | None]
+
+
+class Values(dict[str, torch.Tensor | Shards]):
+    """The tensors of a model by name, as they are while one thing is done with them."""
+
+    @functools.cached_property
+    @torch.no_grad()
+    def placed(self) -> dict[str, Placed]:
+        """Where each lies on this rank. Raises ``CrosswalkError`` with every value that no file can hold."""
+        return _place(self)
 
 
 def collect(model: Model) -> Values:
@@ -38,7 +48,7 @@ def collect(model: Model) -> Values:
     """
     model = unwrapped(model)
     state: Mapping[str, Any] = model.state_dict(keep_vars=True) if isinstance(model, torch.nn.Module) else model
-    return {bare(name): value for name, value in state.items() if isinstance(value, torch.Tensor | Shards)}
+    return Values((bare(name), value) for name, value in state.items() if isinstance(value, torch.Tensor | Shards))
 
 
 def unwrapped(model: Model) -> Model:
@@ -62,11 +72,11 @@ def own(model: Model) -> Values:
     module = unwrapped(model)
     assert isinstance(module, torch.nn.Module)
     owned = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    kept: Values = {name: value for name, value in values.items() if id(value) in owned}
+    kept = Values((name, value) for name, value in values.items() if id(value) in owned)
     if len(kept) == len(values):
         return values
     shown = {id(value) for value in kept.values()}
-    kept |= {name: tensor for name, tensor in _persistent(module) if id(tensor) not in shown}
+    kept.update((name, tensor) for name, tensor in _persistent(module) if id(tensor) not in shown)
     return kept
 
 
@@ -88,10 +98,10 @@ def bare(name: str) -> str:
 
 
 @torch.no_grad()
-def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]:
+def untied(values: Values) -> dict[str, TensorSpec]:
     """Name, global shape and dtype of each tensor, without those that share the memory of an earlier one. Raises
     ``CrosswalkError`` with every value that no file can hold."""
-    placed = _place(values)
+    placed = values.placed
     first = {_identity(value): name for name, value in reversed(list(values.items()))}
     return {name: TensorSpec(name, placed[name].shape, placed[name].dtype) for name in reversed(first.values())}
 
@@ -104,7 +114,7 @@ def same_memory(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, str]:
     return {name: first[identity] for name, identity in found.items()}
 
 
-def of_all_ranks(values: Mapping[str, torch.Tensor | Shards], team: Team, doing: str) -> dict[str, TensorSpec]:
+def of_all_ranks(values: Values, team: Team, doing: str) -> dict[str, TensorSpec]:
     """:func:`untied` for the whole model, of which a rank may have a part only, as with pipeline stages: what any of
     the ranks has. ``doing`` is what it is for. Raises ``CrosswalkError`` for each tensor that is not the same on all
     that have it; and for earlier work in the background that failed, if nobody has been told."""
@@ -146,7 +156,7 @@ def of_all_ranks(values: Mapping[str, torch.Tensor | Shards], team: Team, doing:
 
 @torch.no_grad()
 def place_all(
-    values: Mapping[str, torch.Tensor | Shards],
+    values: Values,
     expected: Sequence[TensorSpec],
     given_memory: bool = False,
     elsewhere: Mapping[str, TensorSpec] | None = None,
@@ -156,7 +166,7 @@ def place_all(
     another shape, of a dtype that cannot be cast, or on the meta device, unless they are ``given_memory`` later. Names
     tied to an expected one are left out. ``elsewhere``: what other ranks have, which may be absent here; ``advice``
     knows more about a name than is known here."""
-    placed = _place(values)
+    placed = dict(values.placed)
     wanted = {spec.name: spec for spec in expected}
     others = elsewhere or {}
     absent = [name for name in wanted if name not in placed]
