@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from crosswalk.runtime.dcp.frames import frame
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import replace
 
 LAYERS, VOCABULARY = 3, 48000
 #: Name, source, and what it is converted to.

@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,6 +38,7 @@ from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.files import convert
 from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.records import replace
 
 WORKERS = 2
 MODELS = ("Mixtral", "Qwen3")

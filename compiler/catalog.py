@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from crosswalk.compiler.layout.model import Layout, load_layout
+from crosswalk.compiler.layout.values import unfit_defaults
 from crosswalk.compiler.mapping.model import MappingFile
 from crosswalk.compiler.mapping.parse import parse_mapping
 from crosswalk.compiler.notation.expressions import learn
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.positioned import Map, did_you_mean
-from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 
 from .catalog_folders import ENDINGS, Folder, compiled, shipped, sources
 from .catalog_text import MAX_BYTES, Catalogued, Listed, from_text
-from .compile import expand
+from .compile import expand, problems_of
 
 
 def schema(name: str) -> Mapping[str, Any]:
@@ -36,6 +37,10 @@ def _schema(name: str) -> Mapping[str, Any]:
         (resources.files("crosswalk.schema") / f"{name}.schema.json").read_text(encoding="utf-8")
     )
     return result
+
+
+def _no_problems(mapping: CompiledMapping) -> Sequence[Diagnostic]:
+    return ()
 
 
 class Catalog:
@@ -61,20 +66,19 @@ class Catalog:
         self._mappings: dict[str, MappingFile] = {}
         self._layouts: dict[str, Layout] = {}
         self._compiled: dict[str, CompiledMapping] = {}
-        self._made: dict[str, dict[str, Map]] = {}
+        self._made: dict[str, dict[str, tuple[Catalogued, str]]] = {}
 
     def names(self) -> list[str]:
         """Every mapping there is, abstract ones included, sorted."""
-        return sorted(self.texts.keys() | {name for name in self._files() if "/" not in name})
+        return sorted(self.texts.keys() | {name for name in self._files if "/" not in name})
 
     def layout_names(self) -> list[str]:
         """Every layout there is, sorted."""
-        return sorted(name.removeprefix("layouts/") for name in self._files() if "/" in name)
+        return sorted(name.removeprefix("layouts/") for name in self._files if "/" in name)
 
+    @functools.cached_property
     def _files(self) -> set[str]:
-        if self.stored:
-            return {*self.stored.documents}
-        return self.own() | sources(self.folders[-1]).keys()
+        return self.own() | (self.stored.documents.keys() if self.stored else sources(self.folders[-1]).keys())
 
     def own(self) -> set[str]:
         """Every mapping and layout (``layouts/NAME``) of the folders that are not the shipped one."""
@@ -100,9 +104,9 @@ class Catalog:
         """The documents that were needed until now, by name; those of layouts are ``layouts/NAME``."""
         return dict(sorted(self._documents.items()))
 
-    def layouts(self) -> tuple[Layout, ...]:
-        """The layouts that were needed until now."""
-        return tuple(self._layouts.values())
+    def layouts(self) -> Mapping[str, Layout]:
+        """The layouts that were needed until now, by name."""
+        return self._layouts
 
     def _is_format(self, mapping: MappingFile) -> bool:
         if mapping.abstract or mapping.layout is None:
@@ -126,8 +130,10 @@ class Catalog:
             if mapping.layout is None:
                 raise fail("mapping/layout", f"mapping `{name}` names no layout", mapping.position, "add `layout:`")
             layout = self.layout(mapping.layout, mapping.place("layout"))
-            compiled = self._compiled[name] = expand(mapping, layout, self.compiled, self.inverses)
-            if not (self.stored and name in self.stored.index):  # what is stored was compiled once
+            known = self.stored is not None and name in self.stored.index  # compiled and checked when that was made
+            check = _no_problems if known else functools.partial(problems_of, inverses=self.inverses)
+            compiled = self._compiled[name] = expand(mapping, layout, self.compiled, check)
+            if not known:
                 for dialect in compiled.spelled:
                     compiled.in_dialect(dialect)
         return self._compiled[name]
@@ -136,7 +142,10 @@ class Catalog:
         """The layout of that name, read and checked once. Raises ``CrosswalkError`` with all that is wrong in it."""
         if name not in self._layouts:
             document = self._document(f"layouts/{name}", "layout", at)
-            self._layouts[name] = load_layout(document)
+            layout = load_layout(document)
+            if problems := [*unfit_defaults(layout)]:
+                raise CrosswalkError(problems)
+            self._layouts[name] = layout
         return self._layouts[name]
 
     def _parse(self, name: str, at: Position | None, chain: tuple[str, ...]) -> MappingFile:
@@ -183,7 +192,8 @@ class Catalog:
         for folder in self.folders:
             made = self._compiled_folder(folder)
             if made and name in made:
-                return made[name]
+                found, place = made[name]
+                return found.document(name, place)
             for ending in ENDINGS:
                 file = folder.joinpath(*f"{name}{ending}".split("/"))
                 if file.is_file():
@@ -193,8 +203,9 @@ class Catalog:
         hint = did_you_mean(short, known) or f"there are {', '.join(known)}"
         raise fail("mapping/not-found", f"there is no {what} `{short}`", at, hint)
 
-    def _compiled_folder(self, folder: Folder) -> dict[str, Map] | None:
-        """The documents of a folder that has a catalog in place of sources, which may be anybody's."""
+    def _compiled_folder(self, folder: Folder) -> Mapping[str, tuple[Catalogued, str]] | None:
+        """The documents of a folder that has a catalog in place of sources, which may be anybody's: by name, what they
+        are read from when they are needed, and what positions call them."""
         file = compiled(folder)
         if file is None:
             return None
@@ -205,6 +216,5 @@ class Catalog:
             except OSError as error:
                 problem = f"cannot read the file: {error.strerror or error}"
                 raise fail("document/read", problem, Position(str(file))) from None
-            places = {name: str(folder.joinpath(*entry[1].split("/"))) for name, entry in found.documents.items()}
-            self._made[str(file)] = {name: found.document(name, place) for name, place in places.items()}
+            self._made[str(file)] = {name: (found, f"{folder}/{entry[1]}") for name, entry in found.documents.items()}
         return self._made[str(file)]

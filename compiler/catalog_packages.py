@@ -46,11 +46,12 @@ def _folder(point: EntryPoint) -> Folder:
     hint = "install the package again, or uninstall it"
     try:
         folder = resources.files(point.module)
-    except Exception as error:  # the package is somebody's: it may fail in any way
+    except (Exception, SystemExit) as error:  # the package is somebody's: it may fail in any way
         problem = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise fail("mapping/package", f"{what} cannot be imported: {problem}", None, hint) from error
-    if not sources(folder) and not compiled(folder):
-        raise fail("mapping/package", f"{what} leads to no mappings", Position(str(folder)), hint)
+    if not sources(folder):
+        alone = " but a catalog, which would bring its own copy of shipped ones" if compiled(folder) else ""
+        raise fail("mapping/package", f"{what} leads to no mappings{alone}", Position(str(folder)), hint)
     # The path, where there is one: it is what a catalog in the cache is named after.
     return Path(folder) if isinstance(folder, os.PathLike) else folder
 

@@ -8,24 +8,24 @@ where its value stands; ``["s", line, column, [line, column, value], ...]`` is a
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from crosswalk.compiler.text.positioned import MAX_DEPTH, Map, Seq
+from crosswalk.compiler.text.positioned import FORBIDDEN, MAX_DEPTH, Map, Seq
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.records import Record, asdict
 
 #: Of the mapping language, which is what files say in ``crosswalk: 1``.
 LANGUAGE = 1
 #: Of this text: another number for any change of its form, of what documents or syntax trees are made from a source.
 VERSION = 1
 FILE = "catalog.json"
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Record, frozen=True):
     """What is known of a mapping without reading it. ``is_format``: it is of whole models, not of parts of them."""
 
     name: str
@@ -42,8 +42,7 @@ class Listed:
         return self.model_types[0] if self.model_types else None
 
 
-@dataclass(frozen=True, slots=True)
-class Catalogued:
+class Catalogued(Record, frozen=True):
     """The content of a catalog. ``sources`` is the digest of what it was made from; a document is (folder, file name,
     tree): the number of the folder that it is from, and what it is called there."""
 
@@ -132,7 +131,7 @@ def _entry(name: str, entry: Any, file: str) -> tuple[int, str, list[Any]]:
 
 
 def _listed(name: str, entry: Any, file: str) -> Listed:
-    if not isinstance(entry, dict) or entry.keys() != {field.name for field in fields(Listed)} or entry["name"] != name:
+    if not isinstance(entry, dict) or entry.keys() != {*Listed.__struct_fields__} or entry["name"] != name:
         raise _refused(f"the entry of `{name}` in the index is not what an entry is", file)
     texts = (entry["layout"], entry["architecture"], entry["config_class"])
     lists = (entry["model_types"], entry["wrappers"])
@@ -160,16 +159,14 @@ def _decode(tree: list[Any], file: str) -> Map:
 def _value(tree: Any, file: str, depth: int) -> Any:
     """The value of a tree. Raises ``ValueError`` or ``TypeError`` for what is none."""
     if not isinstance(tree, list):
-        if isinstance(tree, dict):
-            raise TypeError
-        return tree
+        return _scalar(tree)
     if not depth:
         raise ValueError
     kind, line, column, *entries = tree
     container = {"m": Map, "s": Seq}[kind](_at(file, line, column)) if kind in ("m", "s") else None
     if isinstance(container, Map):
         for key, key_line, key_column, value_line, value_column, item in entries:
-            if not isinstance(key, str):
+            if not isinstance(key, str) or _scalar(key) in container:
                 raise TypeError
             value = _value(item, file, depth - 1)
             container.put(key, value, _at(file, key_line, key_column), _at(file, value_line, value_column))
@@ -179,6 +176,22 @@ def _value(tree: Any, file: str, depth: int) -> Any:
     for line, column, item in entries:
         container.put(_value(item, file, depth - 1), _at(file, line, column))
     return container
+
+
+def _scalar(value: Any) -> Any:
+    """A value that a document can have. Raises ``ValueError`` or ``TypeError`` for any other."""
+    if isinstance(value, str):
+        if FORBIDDEN.search(value):
+            raise ValueError
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError
+    elif value is not None:
+        raise TypeError
+    return value
 
 
 def _at(file: str, line: Any, column: Any) -> Position:

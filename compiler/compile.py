@@ -7,8 +7,7 @@ exist, a rule that nothing reaches are errors here, all reported at once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING, Layout
@@ -16,7 +15,6 @@ from crosswalk.compiler.mapping.model import Dialect, MappingFile
 from crosswalk.compiler.mapping.overlay import overlay
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.build import Builder
-from crosswalk.compiler.relations.check_config import check_config
 from crosswalk.compiler.relations.keys import Defaults
 from crosswalk.compiler.relations.lines import header_fact
 from crosswalk.compiler.relations.rules import Carried, FieldRule, TheirsFact
@@ -29,22 +27,32 @@ from crosswalk.compiler.relations.tree import (
     nodes_of,
     rules_of,
 )
-from crosswalk.compiler.tensors.check import check_tensors
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.records import replace
+
+#: The problems of a compiled mapping.
+Check = Callable[[CompiledMapping], Sequence[Diagnostic]]
+
+
+def problems_of(mapping: CompiledMapping, inverses: bool = True) -> list[Diagnostic]:
+    """Every problem of a mapping that can be found without a config. ``inverses``: see :func:`check_config`."""
+    from crosswalk.compiler.relations.check_config import check_config
+    from crosswalk.compiler.tensors.check import check_tensors
+
+    return [*check_config(mapping, inverses), *check_tensors(mapping)]
 
 
 def expand(
-    mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping], inverses: bool = True
+    mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping], check: Check
 ) -> CompiledMapping:
-    """Check ``mapping`` against ``layout`` and compile it. ``load(name, position)`` gives the mappings of parts.
-    ``inverses``: see :func:`check_config`.
+    """Compile ``mapping`` and ``check`` it against ``layout``. ``load(name, position)`` gives the mappings of parts.
 
     Raises ``CrosswalkError`` with every problem found, but for those of the sections of dialects: such a variant is
     compiled when it is first asked for.
     """
-    compiled = _compiled(mapping, layout, load, inverses)
+    compiled = _compiled(mapping, layout, load, check)
     spelled = {
-        name: functools.cache(functools.partial(_compiled, _in_dialect(mapping, dialect), layout, load))
+        name: functools.cache(functools.partial(_compiled, _in_dialect(mapping, dialect), layout, load, check))
         for name, dialect in mapping.dialects.items()
         if dialect.sections
     }
@@ -61,7 +69,7 @@ def _in_dialect(mapping: MappingFile, dialect: Dialect) -> MappingFile:
 
 
 def _compiled(
-    mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping], inverses: bool = True
+    mapping: MappingFile, layout: Layout, load: Callable[[str, Position], CompiledMapping], check: Check
 ) -> CompiledMapping:
     builder = Builder(mapping, layout, load)
     root = builder.root()
@@ -70,7 +78,7 @@ def _compiled(
     compiled = CompiledMapping(
         mapping, layout, root, _architecture(mapping), _defaults(root), frozenset(claimed_paths(root))
     )
-    problems = (*check_config(compiled, inverses), *check_tensors(compiled))
+    problems = check(compiled)
     if problems:
         raise CrosswalkError(_own_first(mapping, problems))
     return compiled

@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import Record, field
 
 from .config.coverage import kept_names, left_to_the_class, restore_kept, unknown_keys
 from .config.dialects import choose_dialects, dialect_of_names, dialects_of, of_config, without_stale_versions
@@ -41,8 +41,7 @@ Sizes = Mapping[str, int]
 Locate = Callable[[Iterable[Diagnostic]], Iterable[Diagnostic]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
+class PlanOptions(Record, frozen=True, kw_only=True):
     """What decides a plan beside the config and the tensors. ``pad``: axis -> multiple, on the way to a layout;
     ``truncate``: axis -> size, on the way to Hugging Face; ``native_config``: that of the model to fill, or else
     ``parameters``: name -> shape of what that model has; ``stored``: whether the native config is to be what a
@@ -66,8 +65,7 @@ class PlanOptions:
     tensor_dialect: str | None = None
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(Record, frozen=True):
     """Who knows where problems are that do not say so: those of the config, of the tensors, and of what is remembered
     of the origin."""
 
@@ -76,8 +74,11 @@ class Places:
     origin: Locate = tuple
 
 
-@dataclass(frozen=True)
-class ConfigRead:
+#: Nobody knows.
+_NOWHERE = Places()
+
+
+class ConfigRead(Record, frozen=True):
     """A config.json, read. ``native`` is complete; ``taken`` is what was decided on the way; ``stored`` is the
     checkpoint as its decoded tensors; ``problems`` were found and do not stand in the way of looking for more; ``kept``
     are the keys that were asked to be kept."""
@@ -95,8 +96,7 @@ class ConfigRead:
         return tuple(dict.fromkeys((*self.stored.notes, *kept, *self.taken.notes)))
 
 
-@dataclass(frozen=True)
-class Imported:
+class Imported(Record, frozen=True):
     """The way to a layout. ``config``: native, complete, with padding; ``lengths``: what padded axes were before;
     ``dialect``: the one that the names of the tensors are in, None for the newest."""
 
@@ -109,8 +109,7 @@ class Imported:
     dialect: Dialect | None
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(Record, frozen=True):
     """The way to Hugging Face. ``native``: complete, as it is; ``lengths``: the sizes there of axes that are cut;
     ``config``: the config.json that belongs to it, ``unchanged`` if it is that of the origin; ``notes``: what a user
     should know; ``lossy``: what is inexact, and why; ``defaults``: key -> what the class takes for it, of what is lost
@@ -135,7 +134,7 @@ def import_checkpoint(
     config: Mapping[str, Any],
     tensors: Iterable[TensorSpec] | None,
     options: PlanOptions,
-    places: Places = Places(),
+    places: Places = _NOWHERE,
 ) -> Imported:
     """The plan for a config.json. ``tensors``: what the files hold; without, all have the dtype that the config names.
 
@@ -182,7 +181,7 @@ def read_config(
     config: Mapping[str, Any],
     tensors: Iterable[TensorSpec] | None = None,
     allow_lossy: bool = False,
-    places: Places = Places(),
+    places: Places = _NOWHERE,
     keep: str | Iterable[str] = (),
 ) -> ConfigRead:
     """Read a config.json, and the tensors beside it as they are decoded: in the dtype that it names, or BF16 if it
@@ -239,7 +238,7 @@ def export_checkpoint(
     tensors: Mapping[str, TensorSpec] | None,
     options: PlanOptions,
     origin: Origin | None = None,
-    places: Places = Places(),
+    places: Places = _NOWHERE,
 ) -> Exported:
     """The plan for a native config. ``tensors``: what the model holds; without, all are F32. What the options leave
     open is as ``origin`` has it.

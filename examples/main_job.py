@@ -32,7 +32,6 @@ def make_checkpoint(directory: Path) -> None:
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=22,
-        attention_bias=True,
         rope_parameters={
             "rope_type": "llama3",
             "rope_theta": 500000.0,
@@ -72,6 +71,7 @@ def main() -> None:
         crosswalk("convert", "llama-fast_llm", "llama-again")
         crosswalk("verify", "llama", "llama-fast_llm")
         crosswalk("verify", "llama-fast_llm", "llama-again")
+        crosswalk("convert", "llama-fast_llm", "step-0", "--to", "torchtitan")
         same = all(filecmp.cmp(Path("llama", f), Path("llama-again", f), False) for f in os.listdir("llama"))
         equal = torch.equal(logits(Path("llama")), logits(Path("llama-again")))
         print(f"\nfiles byte-identical: {same}\nlogits equal: {equal}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from crosswalk.runtime.errors import fail
+from crosswalk.runtime.records import Record
 
 from .blocks import block, blocks_of, run
 from .embeddings import embed
@@ -17,8 +17,7 @@ from .parts.rotary import Positions
 from .vision import encode
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardOutput:
+class ForwardOutput(Record, frozen=True):
     """What a forward pass gives. ``hidden``: the hidden states (sequence, hidden) after every part, by its native name
     and in the order in which they are computed: ``vision_encoder.embeddings``, ``vision_encoder.encoder.0`` ...,
     ``vision_encoder.adapter``, ``embeddings``, ``decoder.0`` ..., ``head.final_norm``. ``logits``: (sequence,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import threading
@@ -10,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from crosswalk.runtime.records import replace
 
 from .errors import CrosswalkError, Diagnostic, system_limits
 
@@ -73,7 +74,7 @@ def submit(what: str, work: Callable[[], T]) -> Later[T]:
             said = f"{what} in the background failed: "
             with _lock:
                 if key not in _told:
-                    _failed[key] = tuple(dataclasses.replace(p, message=said + p.message) for p in problems)
+                    _failed[key] = tuple(replace(p, message=said + p.message) for p in problems)
             later.set_exception(error)
         else:
             later.set_result(found)

@@ -10,8 +10,9 @@ import errno
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+
+from crosswalk.runtime.records import Record
 
 #: How many problems are shown; the exception has all.
 MOST_SHOWN = 200
@@ -19,8 +20,7 @@ MOST_SHOWN = 200
 _WIDTH = 4000
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(Record, frozen=True):
     """A place in a text file; lines and columns count from 1. ``line == 0`` means the file as a whole."""
 
     file: str
@@ -31,8 +31,7 @@ class Position:
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnostic:
+class Diagnostic(Record, frozen=True):
     """One problem: a stable code, where it is, what was expected and found, and what to do about it.
 
     ``path`` are the keys that lead to what the problem is about, where it is about a config; whoever knows the file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.notation.expressions import KeyPath
@@ -12,11 +11,11 @@ from crosswalk.compiler.relations.sides import ObjectDraft
 from crosswalk.compiler.relations.tree import Layers
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.records import field
 
 from .taken import Taking
 
 
-@dataclass
 class Attempt(ObjectDraft):
     """A draft with what differs in single layers (``overrides``), what each kind of layer has (``effective``), and a
     record of what speaks for the native objects. ``otherwise``: the origin has other values of computed keys."""

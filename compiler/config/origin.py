@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.runtime.records import Record, field
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
+class Origin(Record, frozen=True, kw_only=True):
     """What is known of the Hugging Face checkpoint that a native one came from. ``text``: its config.json, of which
     ``config`` is the content; ``dtype``: what most bytes of its tensors have; ``tensor_dialect``: whose names its
     tensors have, None for the newest; ``lossy``: whether its config is inexact here; ``padded``: axis -> its size

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +31,7 @@ from crosswalk.compiler.relations.tree import (
 )
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, listed, shown
+from crosswalk.runtime.records import Record, replace
 
 from .architectures import other_head, right_architecture
 from .coverage import as_written
@@ -68,8 +68,7 @@ def import_config(
     return result, reading.record.taken(reading.found.lossy)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(Record, frozen=True):
     """The object of a mapping: the whole file, or that of a part, which is ``at`` a path of the file. ``config`` is
     what is written there, in whatever dialect; ``tensors`` the prefix of its tensors."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.layout.model import Field
@@ -13,10 +12,10 @@ from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.relations.keys import placed
 from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import CompiledMapping, Node, PartNode, Struct, nodes_of, rules_of
+from crosswalk.runtime.records import Record, field
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(Record, frozen=True):
     """The struct that speaks for a native object; ``tensors`` is the tensor prefix of the part that it is in."""
 
     struct: Struct
@@ -28,8 +27,7 @@ class Chosen:
 Cases = Mapping[KeyPath, Sequence[Chosen]]
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Record, frozen=True):
     """What reading or writing a config decided on the way: the ``cases`` it took, ``notes`` on what a user should know
     though nothing is wrong, and what is ``lossy``, each with the reason."""
 
@@ -38,8 +36,7 @@ class Taken:
     lossy: tuple[str, ...] = ()
 
 
-@dataclass
-class Taking:
+class Taking(Record):
     """:class:`Taken` while it is made."""
 
     cases: dict[KeyPath, list[Chosen]] = field(default_factory=dict)

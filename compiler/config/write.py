@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +33,7 @@ from crosswalk.compiler.relations.tree import (
 )
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.records import replace
 
 from .computed import finish_computed, kept_otherwise
 from .dialects import read_dialects, write_dialects

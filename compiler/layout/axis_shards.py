@@ -12,13 +12,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 
 from crosswalk.compiler.notation.axes import Axis, ParameterPattern, Product, Sum, Term, axes_of
 from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.records import Record, replace
 from crosswalk.runtime.training.intervals import Interval, chunk, joined, within
 
 from .cells import expand, native_shape, term_size
@@ -31,8 +31,7 @@ AxisShards = Mapping[str, tuple[int, int]]
 _DIMENSION = re.compile(r"(?P<name>[^\[\]]+)\[(?P<number>\d+)\]")
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Record, frozen=True):
     """What a rank holds of the parameter ``name`` of ``shape``: in each dimension some ``intervals``, which stand one
     after the other in its memory. ``cut`` are the axes that shard its dimensions, by the names that were given."""
 

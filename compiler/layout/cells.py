@@ -10,11 +10,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from crosswalk.compiler.notation.axes import Axis, Branch, One, ParameterPattern, Product, Sum, Term, axes_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.records import Record
 
 #: Axis -> its size, or the axes that it is the product of, outermost first. Only unprimed names are looked up.
 AxisTable: TypeAlias = Mapping[str, int | tuple[str, ...]]
@@ -22,8 +22,7 @@ AxisTable: TypeAlias = Mapping[str, int | tuple[str, ...]]
 Box: TypeAlias = tuple[tuple[int, ...], int, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Record, frozen=True):
     """``strides`` are in elements, for exactly the atoms that the cell has, in the order of the pattern."""
 
     labels: frozenset[str]
@@ -31,8 +30,7 @@ class Cell:
     strides: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class PartedAxis:
+class PartedAxis(Record, frozen=True):
     """An axis as parts that stand one after the other, each with its name and size."""
 
     axis: str

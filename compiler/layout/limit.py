@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sized
-from dataclasses import dataclass
 
 from crosswalk.compiler.notation.templates import Hole, Template
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.records import Record
 
 from .cells import AxisTable, atom_size, atoms_of, check_known
 
@@ -17,8 +17,7 @@ MOST_TENSORS = 500_000
 _LISTED = 2_000
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Record, frozen=True):
     """At ``most`` so many tensors; ``found`` is how many the files hold that a config is compared with, if any."""
 
     most: int = MOST_TENSORS

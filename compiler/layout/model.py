@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from crosswalk.compiler.notation.axes import ParameterPattern, axes_of, bias_of, parse_parameter
@@ -17,6 +16,7 @@ from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.text.positioned import Map, did_you_mean
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.records import Record
 
 from .named_axes import axes_in_name
 
@@ -40,8 +40,7 @@ class _Missing:
 MISSING = _Missing()
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Record, frozen=True):
     """One field of a config type. ``of`` is the scalar, enum, type or family; for ``dict``, what the entries are."""
 
     name: str
@@ -61,8 +60,7 @@ class Field:
         return self.kind in ("type", "family")
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(Record, frozen=True):
     """A module below a module: its config is at ``config`` (a path with holes), ``axes`` renames axes for it."""
 
     name: Template
@@ -70,8 +68,7 @@ class Child:
     axes: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(Record, frozen=True):
     """A tensor of the trainer; present if ``condition`` holds (None: always), never stored if ``same_as`` and its
     condition hold. It has the first name of ``called`` whose condition holds, else ``name``, by which mappings know
     it."""
@@ -84,21 +81,18 @@ class Parameter:
     called: tuple[tuple[Template, Expression], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Tie:
+class Tie(Record, frozen=True):
     parameter: str
     same_as: str
     condition: Expression
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Record, frozen=True):
     expression: Expression
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigType:
+class ConfigType(Record, frozen=True):
     """A config type, with what it inherits already in it. ``family`` is None for one without a ``type`` key, unless
     ``registered`` gives it one of its own. ``pads``: axes that may be longer than in a checkpoint. ``stored_as``: types
     that this one extends, and when a config of it is stored as one of them."""
@@ -125,8 +119,7 @@ class ConfigType:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(Record, frozen=True):
     """A typed choice: the ``type`` key of a config says which of ``types`` it is, ``default`` if it is absent."""
 
     name: str
@@ -136,8 +129,7 @@ class Family:
     aliases: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Record, frozen=True):
     """A layout: its types and families, the type of its root, and how its trainer keeps checkpoints."""
 
     name: str
@@ -145,7 +137,7 @@ class Layout:
     enums: Mapping[str, tuple[str, ...]]
     types: Mapping[str, ConfigType]
     families: Mapping[str, Family]
-    file: str = field(compare=False)
+    file: str
     directory: str = "safetensors"  # the kind that the trainer keeps its checkpoints in
     stacked: Mapping[str, str] | None = None  # parts of names there -> parts of names here
     extra_states: Sequence[str] | None = None  # modules that have one there
@@ -169,7 +161,7 @@ class Layout:
 
 _FIELD = re.compile(
     r"^(?P<container>dict of |list of )?(?P<of>\w+)(?:\((?P<arguments>[^)]*)\))?(?P<nullable>\?)?"
-    r"(?:\s*(?P<relation>>=|>)\s*(?P<bound>-?[\d.]+))?(?:\s*=\s*(?P<default>.*?))?(?:\s+else\s+(?P<null>.*))?$"
+    r"(?:\s*(?P<relation>>=|>)\s*(?P<bound>-?\d+(?:\.\d+)?))?(?:\s*=\s*(?P<default>.*?))?(?:\s+else\s+(?P<null>.*))?$"
 )
 
 
@@ -272,7 +264,10 @@ class _Reader:
             raise fail("layout/type", f"field `{name}`: there is no type, family or enum `{of}`", position)
         default: Any = MISSING
         if (text_default := match["default"]) is not None:
-            default = json.loads(text_default) if text_default[:1] in "[{" else scalar_of(text_default)
+            try:
+                default = (json.loads if text_default[:1] in ("[", "{") else scalar_of)(text_default)
+            except (ValueError, RecursionError):
+                raise fail("layout/field", f"the default of `{name}` is no JSON", position) from None
         pairs = (item.partition("=") for item in filter(None, (match["arguments"] or "").split(",")))
         arguments = {key.strip(): compile_expression(value.strip(), position) for key, _, value in pairs}
         bound = (match["relation"], float(match["bound"])) if match["relation"] else None

@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import replace
 
 from crosswalk.compiler.notation.axes import Axis, ParameterPattern
 from crosswalk.compiler.notation.templates import Hole, Template
+from crosswalk.runtime.records import replace
 
 from .cells import AxisTable, atom_size, atoms_of
 

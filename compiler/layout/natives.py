@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.notation.templates import Template, join
+from crosswalk.runtime.records import Record, replace
 
 from .cells import Box, native_shape, outside
 from .limit import WITHOUT_FILES, Limit
@@ -17,8 +17,7 @@ from .modules import AxisSizes, alike, instances, number_of_names, parameters
 from .scope import Scope, normalize
 
 
-@dataclass(frozen=True, slots=True)
-class Native:
+class Native(Record, frozen=True):
     """A parameter of the trainer; ``tied_to`` is the one that has the storage. ``padding``: the elements that hf
     does not have, as disjoint boxes."""
 

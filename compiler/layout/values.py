@@ -1,13 +1,15 @@
-"""Values that a scalar or list field can hold."""
+"""Values that fields can hold, and defaults that they cannot have."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .model import Field
+from crosswalk.runtime.errors import Diagnostic, shown
+
+from .model import MISSING, Field, Layout
 
 _SCALARS: Mapping[str, Callable[[Any], bool]] = {
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
@@ -42,3 +44,29 @@ def widened(declared: Field, value: Any) -> Any:
         with contextlib.suppress(OverflowError):
             return float(value)
     return value
+
+
+def unfit_defaults(layout: Layout) -> Iterator[Diagnostic]:
+    """Defaults that their fields cannot have, which would be found in the middle of a config otherwise."""
+    for kind in layout.all_types():
+        for name, declared in kind.fields.items():
+            if declared.default is not MISSING and (wanted := _unfit(layout, declared, declared.default)):
+                text = f"the default of `{name}` must be {wanted}, it is {shown(declared.default)}"
+                yield Diagnostic("layout/field", text, declared.position)
+
+
+def _unfit(layout: Layout, declared: Field, value: Any) -> str | None:
+    """What the default of a field had to be, if it is not."""
+    if value is None:
+        return None if declared.nullable or declared.of == "any" else "a value, or the type must end in `?`"
+    if declared.kind == "enum":
+        choices = layout.enums[declared.of]
+        return None if value in choices else f"one of {', '.join(choices)}"
+    if declared.kind == "family":
+        family = layout.families[declared.of]
+        named = value.get("type", family.default) if isinstance(value, Mapping) else value
+        known = {*family.types, *family.aliases}
+        return None if isinstance(named, str) and named in known else f"one of {', '.join(sorted(known))}"
+    if declared.kind in ("type", "dict"):
+        return None if isinstance(value, Mapping) else "an object"
+    return misfit(declared, widened(declared, value))

@@ -7,7 +7,6 @@ resolved when the sections are expanded over the layout's types (:mod:`.expand`)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from crosswalk.compiler.layout.model import MISSING
@@ -15,10 +14,10 @@ from crosswalk.compiler.notation.axes import Term
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.notation.templates import Template
 from crosswalk.runtime.errors import Position
+from crosswalk.runtime.records import Record, field
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record, frozen=True):
     """One line of ``config:``. ``theirs`` is a path of keys below the object that the section is applied to.
 
     ``kind``: ``field`` relates it to ``ours``; ``const`` and ``only`` state its value; ``keep`` carries it;
@@ -61,8 +60,7 @@ class Entry:
 PLACES = frozenset(("theirs", "kind", "position", "ours", "values", "ours_at"))
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(Record, frozen=True):
     """One line of ``sets:``: ``ours`` has ``value`` (a literal, the name of a type, or an expression)."""
 
     ours: KeyPath
@@ -80,8 +78,7 @@ class Fact:
         return f"sets {'.'.join(self.ours)}: {value}"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(Record, frozen=True):
     """One line of ``tensors:``; ``ours`` is empty for a tensor that may be in the file and is not needed. ``encoded``:
     its dimensions where it is stored encoded, if they are not ``dims`` then."""
 
@@ -103,8 +100,7 @@ class TensorEntry:
 Line: TypeAlias = Entry | Fact | TensorEntry
 
 
-@dataclass(frozen=True, slots=True)
-class CutLine:
+class CutLine(Record, frozen=True):
     """One line of ``cuts:``: an axis of the layout as named parts with sizes; None is what the others leave."""
 
     axis: str
@@ -112,8 +108,7 @@ class CutLine:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class CheckEntry:
+class CheckEntry(Record, frozen=True):
     """One line of ``checks``: a condition, and what is said where it does not hold."""
 
     expression: Expression
@@ -122,16 +117,14 @@ class CheckEntry:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class ReplacedLine:
+class ReplacedLine(Record, frozen=True):
     """An inherited line that an overlay replaced."""
 
     old: Line
     new: Line
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(Record, frozen=True):
     """What is true of every object of one type, or which type of a family an object has. ``by`` and ``each`` are None
     where nothing is said, and empty where ``~`` takes the inherited one away; ``each`` may be an expression that gives
     the kind of ``layer``. ``nothing`` are the cases and kinds that are written as ``~``: they take inherited ones away,
@@ -162,8 +155,7 @@ class Section:
     nothing: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Relocation:
+class Relocation(Record, frozen=True):
     """Where else files keep a thing: ``old`` place, ``new`` place. ``legacy``: read, never written. ``yields``: may
     differ from the new place, which wins. ``unset``: values of the old place that mean it is not there. ``default``:
     meant where a file has neither the old place nor the object of the new. ``when``: the old place counts only then."""
@@ -178,8 +170,7 @@ class Relocation:
     when: Expression | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Record, frozen=True):
     """Another shape of the same files. ``tensors`` are pairs of prefixes, old and new; ``sections``, by type, hold the
     lines that are laid over those of the file where tensors are named and cut otherwise."""
 
@@ -194,8 +185,7 @@ class Dialect:
         return bool(self.tensors or self.sections) and not self.config
 
 
-@dataclass(frozen=True, slots=True)
-class EncodingCase:
+class EncodingCase(Record, frozen=True):
     """One way to store a tensor as others: a ``kind`` of ``runtime.plan.encodings``, what else the config may
     say of it, and names: of the ``tensor`` that is meant, of what is stored for it, and of what may stand beside it and
     is not needed. Each has the same hole, ``{name}``."""
@@ -209,8 +199,7 @@ class EncodingCase:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class Encodings:
+class Encodings(Record, frozen=True):
     """The object under ``key`` of config.json says how tensors are stored; its key ``by`` tells which case it is."""
 
     key: str
@@ -218,8 +207,7 @@ class Encodings:
     cases: Mapping[str, EncodingCase]
 
 
-@dataclass(frozen=True, slots=True)
-class EnumRow:
+class EnumRow(Record, frozen=True):
     """One line of an enum: the hf value, the native value, and what is lost where they are not quite the same."""
 
     theirs: Any
@@ -228,8 +216,7 @@ class EnumRow:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class PartLine:
+class PartLine(Record, frozen=True):
     """An object of config.json and a tensor prefix with a mapping of their own."""
 
     theirs: KeyPath
@@ -243,8 +230,7 @@ class PartLine:
     with_at: Position
 
 
-@dataclass(frozen=True, slots=True)
-class Tower:
+class Tower(Record, frozen=True):
     """Where a model with other towers holds this one: its config under the key ``config``, and its tensors under
     prefixes, each with the one that stands in its place where the tower is alone. ``default``: the ``model_type`` that
     is meant where the config has none."""
@@ -254,8 +240,7 @@ class Tower:
     default: str | None = None
 
 
-@dataclass(frozen=True)
-class MappingFile:
+class MappingFile(Record, frozen=True):
     """One architecture, or an abstract base of several. ``other_model_types`` are read beside ``model_type``;
     ``unmapped`` says of model types without a mapping what such a model has; ``wrappers`` are put before the name of a
     class in training; ``quantised`` are names of tensors and the tools that store them beside quantised ones."""

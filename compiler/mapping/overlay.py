@@ -6,13 +6,15 @@ deleted. What was replaced is kept for ``crosswalk formats NAME``.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from crosswalk.runtime.records import defaults_of, replace
+
 from .model import CheckEntry, Entry, Line, ReplacedLine, Section, TensorEntry
 
-_WORDS = [field for field in dataclasses.fields(Section) if field.name != "name"]
+_WORDS = [name for name in Section.__struct_fields__ if name != "name"]
+_UNSAID = dict.fromkeys(_WORDS) | defaults_of(Section)
 
 
 def overlay(base: Section, over: Section) -> Section:
@@ -28,7 +30,7 @@ def overlay(base: Section, over: Section) -> Section:
 
     claims: tuple[Line, ...] = (*over.config, *over.sets)
     # Any other word that a section says takes the place of the inherited one.
-    said = {word.name: found for word in _WORDS if (found := getattr(over, word.name)) != word.default}
+    said = {word: found for word in _WORDS if (found := getattr(over, word)) != _UNSAID[word]}
     special: dict[str, Any] = {
         "config": (*(e for e in base.config if keep(e, claims)), *over.config),
         "sets": (*(f for f in base.sets if keep(f, claims)), *over.sets),
@@ -44,7 +46,7 @@ def overlay(base: Section, over: Section) -> Section:
         "cuts": {**base.cuts, **over.cuts},
         "replaced": tuple(replaced),
     }
-    return dataclasses.replace(base, **{**said, **special})
+    return replace(base, **{**said, **special})
 
 
 def _cases(base: Section, over: Section) -> dict[str, Section]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from crosswalk.compiler.notation.templates import Template
 from crosswalk.compiler.text.positioned import Map, Seq
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.records import replace
 
 from .dialects import parse_dialects
 from .encodings import parse_encodings, parse_signs
@@ -22,7 +22,7 @@ from .overlay import overlay
 
 #: The words of an entry of ``config:`` that are fields of it, and with those that tell its kind: a map with any of
 #: them is an entry, any other map nests keys.
-_FIELDS = tuple(field.name for field in dataclasses.fields(Entry) if field.name not in PLACES)
+_FIELDS = tuple(word for word in Entry.__struct_fields__ if word not in PLACES)
 ENTRY_WORDS = frozenset(("is", "const", "only", *_FIELDS))
 #: The same for ``tensors:``.
 TENSOR_WORDS = frozenset(("is", "axes", "encoded"))
@@ -213,7 +213,7 @@ def _entries(body: Map, prefix: KeyPath) -> list[Entry]:
         else:
             entry = _entry(theirs, value, body.key_position(key))
             at = body.value_position(key) if isinstance(value, str) else value.value_position("is") if value else None
-            result.append(dataclasses.replace(entry, ours_at=at) if entry.ours else entry)
+            result.append(replace(entry, ours_at=at) if entry.ours else entry)
     return result
 
 

@@ -13,35 +13,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.records import Record, replace
 
 from .operators import MAX_DEPTH
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(Record, frozen=True):
     """A dimension, or a part of one, by the name of an axis."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class One:
+class One(Record, frozen=True):
     """A dimension of size 1 that has no name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(Record, frozen=True):
     """Axes in one dimension, ``(group per_group)``: the last one runs fastest."""
 
     terms: tuple[Term, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(Record, frozen=True):
     """A segment of a sum. ``terms`` is None for a bare label: no axes of its own in a layout; in a mapping, those of
     its axes in the layout that are not written elsewhere."""
 
@@ -50,8 +46,7 @@ class Branch:
     terms: tuple[Term, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Sum:
+class Sum(Record, frozen=True):
     """``absent`` lists the labels that :func:`resolve` took out: they may still be named, and take no room."""
 
     branches: tuple[Branch, ...]
@@ -61,8 +56,7 @@ class Sum:
 Term: TypeAlias = Axis | One | Product | Sum
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterPattern:
+class ParameterPattern(Record, frozen=True):
     """How a layout stores a parameter: one term per dimension, in storage order. ``outputs`` and ``inputs`` are the
     indices of the dimensions on either side of the arrow; without one, the first is the output and the rest inputs."""
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from crosswalk.runtime.errors import Position, fail, shorten, shown
+from crosswalk.runtime.records import Record
 
 from . import operators as ops
 from .operators import ALLOWED, COMPARISONS, MAX_DEPTH, MAX_LENGTH, ExpressionProblem
@@ -23,8 +23,7 @@ KeyPath = tuple[str, ...]
 Tree = list[Any]
 
 
-@dataclass(slots=True)
-class _Scope:
+class _Scope(Record):
     resolve: Callable[[KeyPath], Any]
     exists: Callable[[KeyPath], bool] | None
 
@@ -32,8 +31,7 @@ class _Scope:
 Run = Callable[[_Scope], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
+class Expression(Record, frozen=True, eq=False):
     """A checked expression. ``names`` are the dotted paths it reads, ``tested`` those it asks ``has('a.b')`` about;
     ``tree`` is its syntax."""
 
@@ -41,8 +39,14 @@ class Expression:
     position: Position | None
     names: frozenset[KeyPath]
     tested: frozenset[KeyPath]
-    _run: Run = field(repr=False, compare=False)
-    tree: Tree = field(repr=False, compare=False)
+    _run: Run
+    tree: Tree
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Expression) and (self.text, self.position) == (other.text, other.position)
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.position))
 
     def evaluate(self, resolve: Callable[[KeyPath], Any], exists: Callable[[KeyPath], bool] | None = None) -> Any:
         """The value, as None, bool, int, float, str, list or dict.
@@ -59,13 +63,14 @@ class Expression:
 
 def compile_expression(text: str, position: Position | None = None) -> Expression:
     """Check ``text`` (without the leading ``= ``). Raises CrosswalkError at ``position`` for anything not allowed."""
-    if _asked is not None:
-        _asked.add(text)
     try:
-        return Expression(text, position, *_compile(text))
+        found = Expression(text, position, *_compile(text))
     except ExpressionProblem as problem:
         text = shorten(text, 80)
         raise fail("expression/syntax", f"`{text}`: {problem}", position, problem.hint) from None
+    if _asked is not None:
+        _asked.add(text)
+    return found
 
 
 #: Text -> tree, of expressions that a catalog has parsed.
@@ -87,7 +92,7 @@ def tree_of(text: str) -> Tree:
 
 @contextmanager
 def recording() -> Iterator[set[str]]:
-    """The texts of all expressions that are compiled in this block."""
+    """The texts of all expressions that are compiled in this block, of those that can be."""
     global _asked
     before, _asked = _asked, set()
     try:

@@ -9,16 +9,15 @@ hole stands for (an index, a key of a dict, an axis) follows from where the temp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from crosswalk.runtime.errors import Position, fail
+from crosswalk.runtime.records import Record
 
 from .axes import shifted
 
 
-@dataclass(frozen=True, slots=True)
-class Hole:
+class Hole(Record, frozen=True):
     """``{name}`` or ``{name+plus}``. A ``plus`` that is another hole means as many as that one counts."""
 
     name: str
@@ -28,8 +27,7 @@ class Hole:
         return f"{{{self.name}+{self.plus}}}" if self.plus else f"{{{self.name}}}"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Record, frozen=True):
     """``{text=label|...}``: one name for each label of a sum. ``options`` are pairs (text, label)."""
 
     options: tuple[tuple[str, str], ...]
@@ -41,12 +39,17 @@ class Choice:
 Segment: TypeAlias = str | Hole | Choice
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(Record, frozen=True, eq=False):
     """Literal text and holes in turn. Equal templates have equal segments, wherever they were written."""
 
     segments: tuple[Segment, ...]
-    position: Position | None = field(default=None, compare=False)
+    position: Position | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Template) and self.segments == other.segments
+
+    def __hash__(self) -> int:
+        return hash(self.segments)
 
     @staticmethod
     def parse(text: str, position: Position | None = None) -> Template:

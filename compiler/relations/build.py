@@ -7,7 +7,6 @@ Recursion over the types of the layout. What one line says is in :mod:`.lines`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 from crosswalk.compiler.layout.model import MISSING, ConfigType, Family, Field, Layout
 from crosswalk.compiler.mapping.model import Entry, Fact, MappingFile, PartLine, Section
@@ -16,6 +15,7 @@ from crosswalk.compiler.notation.expressions import KeyPath
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.compiler.text.scalars import scalar_of
 from crosswalk.runtime.errors import CrosswalkError, Position
+from crosswalk.runtime.records import Record, replace
 
 from .lines import (
     Claim,
@@ -34,8 +34,7 @@ from .tensor_rules import section_tensors
 from .tree import Case, CaseNode, CompiledMapping, Entries, LayerKind, Layers, Node, Nullable, PartNode, Refusal, Struct
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Record, frozen=True):
     """Where an object is on both sides, which sections hold there, and what enclosing sections say of its inside.
     ``typed``: its type is stated by a native fact."""
 

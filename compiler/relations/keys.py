@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.records import Record
 
 
 def fill(path: KeyPath, holes: Mapping[str, str]) -> KeyPath:
@@ -63,8 +63,7 @@ def layer_index(key: Any) -> int | None:
     return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
+class Defaults(Record, frozen=True):
     """What absent keys mean, by path. ``nulls``: those of which a null means that they are absent; of others it is a
     value."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from typing import Any
 
@@ -12,13 +11,13 @@ from crosswalk.compiler.mapping.parse import ENTRY_WORDS
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.positioned import describe, did_you_mean
 from crosswalk.runtime.errors import fail
+from crosswalk.runtime.records import Record, replace
 
 from .rules import Carried, CheckRule, FieldRule, OursFact, Rule, TheirsFact
 from .tree import OneOf, Struct, claimed_paths
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Record, frozen=True):
     """A line that speaks of ``ours`` below the current object. ``theirs`` is where the object of its section is."""
 
     ours: KeyPath
@@ -44,10 +43,8 @@ def with_header(mapping: MappingFile, root: OneOf) -> OneOf:
 
 def _with_rules(node: OneOf, rules: tuple[Rule, ...]) -> OneOf:
     if isinstance(node, Struct):
-        return dataclasses.replace(node, rules=(*node.rules, *rules))
-    return dataclasses.replace(
-        node, cases=tuple(dataclasses.replace(case, node=_with_rules(case.node, rules)) for case in node.cases)
-    )
+        return replace(node, rules=(*node.rules, *rules))
+    return replace(node, cases=tuple(replace(case, node=_with_rules(case.node, rules)) for case in node.cases))
 
 
 def header_fact(mapping: MappingFile, key: str, word: str, values: tuple[Any, ...]) -> TheirsFact:
@@ -110,6 +107,4 @@ def fill_kind(section: Section, kind: str) -> Section:
     def fill(path: KeyPath) -> KeyPath:
         return tuple(kind if part == "{kind}" else part for part in path)
 
-    return dataclasses.replace(
-        section, config=tuple(dataclasses.replace(e, theirs=fill(e.theirs)) for e in section.config)
-    )
+    return replace(section, config=tuple(replace(e, theirs=fill(e.theirs)) for e in section.config))

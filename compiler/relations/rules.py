@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING, Field, Layout
@@ -13,6 +12,7 @@ from crosswalk.compiler.mapping.model import CheckEntry, Entry, EnumRow, Fact
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, listed, shown
+from crosswalk.runtime.records import Record, replace
 
 from .fields import below, is_default, object_at, scope_at, shown_native
 from .keys import Names, fill
@@ -20,10 +20,8 @@ from .literals import literal_problem, unfit
 from .sides import Computed, Condition, Deferred, Reading, Writing
 
 
-class _Rule:
+class _Rule(Record, frozen=True):
     """What a rule does that says nothing else: nothing."""
-
-    __slots__ = ()
 
     def places(self) -> tuple[KeyPath, ...]:
         """The hf places that the rule speaks of."""
@@ -48,10 +46,9 @@ class _Rule:
         return iter(())
 
 
-class _Written(_Rule):
+class _Written(_Rule, frozen=True):
     """A rule that a line of a mapping says; what the line's words mean is in the rule alone."""
 
-    __slots__ = ()
     line: Entry | Fact | CheckEntry
 
     @property
@@ -59,8 +56,7 @@ class _Written(_Rule):
         return self.line.position
 
 
-@dataclass(frozen=True, slots=True)
-class FieldRule(_Written):
+class FieldRule(_Written, frozen=True):
     """``theirs`` holds what ``ours`` holds, through ``table`` if there is one."""
 
     line: Entry
@@ -183,8 +179,7 @@ class FieldRule(_Written):
                 yield literal_problem(what, wanted, value, self.field, self.position)
 
 
-@dataclass(frozen=True, slots=True)
-class TheirsFact(_Written):
+class TheirsFact(_Written, frozen=True):
     """``theirs`` has one of the values of the line; the first of a ``const`` is written."""
 
     line: Entry
@@ -223,8 +218,7 @@ class TheirsFact(_Written):
             at.put(self, self.theirs, self.line.values[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Carried(_Written):
+class Carried(_Written, frozen=True):
     """``theirs`` means nothing to the trainer. Restored on export if ``kept``, at all values or at those of the line;
     else dropped, because it says nothing new, or recomputed by ``write``. ``default`` is what expressions see."""
 
@@ -247,8 +241,7 @@ class Carried(_Written):
             at.put(self, self.theirs, self.line.write)
 
 
-@dataclass(frozen=True, slots=True)
-class OursFact(_Written):
+class OursFact(_Written, frozen=True):
     """``ours`` has the value of the line: set on import, demanded on export unless the field is a ``training`` one.
     An expression is over the names of the object at ``scope``."""
 
@@ -302,8 +295,7 @@ class OursFact(_Written):
             yield literal_problem(f"`{'.'.join(self.ours)}`", wanted, self.value, self.field, at)
 
 
-@dataclass(frozen=True, slots=True)
-class Unused(_Rule):
+class Unused(_Rule, frozen=True):
     """No rule speaks of the feature at ``ours``: it must be at the value that means "not used"."""
 
     ours: KeyPath
@@ -321,8 +313,7 @@ class Unused(_Rule):
             at.error("export/unused-feature", self.ours, message, self.position, hint)
 
 
-@dataclass(frozen=True, slots=True)
-class CheckRule(_Written):
+class CheckRule(_Written, frozen=True):
     """A condition over fields of the object at ``scope``; names with ``config.`` and ``root_config.`` are keys."""
 
     line: CheckEntry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 
@@ -11,6 +10,7 @@ from crosswalk.compiler.mapping.model import MappingFile, Section
 from crosswalk.compiler.mapping.overlay import overlay
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import Diagnostic, Position, fail
+from crosswalk.runtime.records import replace
 
 
 class Sections:
@@ -61,7 +61,7 @@ class Sections:
             if base in sections:
                 self.reached.add(base)
                 result = overlay(sections[base], result)
-        return dataclasses.replace(result, name=kind.name)
+        return replace(result, name=kind.name)
 
     def of_type_or_empty(self, kind: ConfigType, sections: Mapping[str, Section], position: Position) -> Section:
         """The section of a type; if there is none, an empty one at what leads to the type."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING, Field
@@ -11,12 +10,12 @@ from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import Diagnostic, Position, fail, shown
+from crosswalk.runtime.records import Record, field
 
 from .keys import Names, fill, get, put
 
 
-@dataclass
-class Findings:
+class Findings(Record):
     """What reading a whole config has found so far. ``facts`` and ``checks`` wait until all fields are there: values of
     the object at a path, by the path of the field; and conditions."""
 
@@ -26,8 +25,7 @@ class Findings:
     checks: list[Callable[[Scope], list[Diagnostic]]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
+class Deferred(Record, frozen=True):
     """A value that is computed from other native fields, as soon as these are there."""
 
     value: Expression
@@ -36,8 +34,7 @@ class Deferred:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Record, frozen=True):
     """An hf object to read (``names``), and the native object at ``anchor`` that it becomes (``out``).
     ``otherwise``: absent keys mean what a rule says under that word; ``because``: why facts do not hold here;
     ``written``: an hf path -> where that is in the file."""
@@ -67,8 +64,7 @@ class Reading:
         put(self.out, ours, value)
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(Record, frozen=True):
     """An hf value that follows from other keys and from ``value``, that of the field (MISSING: there is none).
     Without an expression it is the value that is read as that of the field. ``special``: names that are no keys."""
 
@@ -86,8 +82,7 @@ class Computed:
         return theirs[:-1]
 
 
-@dataclass
-class ObjectDraft:
+class ObjectDraft(Record):
     """What one attempt to write an object has written: hf places. ``computed`` and ``checks`` wait until all
     keys are there."""
 
@@ -114,8 +109,7 @@ class ObjectDraft:
             self.values[path] = (value, position)
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(Record, frozen=True):
     """A condition that waits for the hf keys; ``layer`` is what differs in the layer that it is about."""
 
     run: Callable[[Names], list[Diagnostic]]
@@ -123,8 +117,7 @@ class Condition:
     layer: Mapping[KeyPath, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Writing:
+class Writing(Record, frozen=True):
     """A native object to write (``scope``, at ``anchor``), and what is written of it (``out``). ``special`` names are
     no keys in its expressions."""
 

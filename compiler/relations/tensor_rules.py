@@ -7,7 +7,6 @@ They are resolved once, for an object of one type; what a config has of it, how 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from crosswalk.compiler.layout.model import ConfigType, Layout, Parameter
@@ -15,10 +14,10 @@ from crosswalk.compiler.layout.modules import counted_hole, types_below
 from crosswalk.compiler.mapping.model import CutLine, Section, TensorEntry
 from crosswalk.compiler.notation.axes import labels_of
 from crosswalk.compiler.notation.expressions import KeyPath
+from crosswalk.runtime.records import Record
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRule:
+class TensorRule(Record, frozen=True):
     """A line about parameters of an object: one of each of ``paths``, or of the groups that these name. ``held``: what
     is added to the paths -> the parameters with that name. ``counted``: the hole in their names that counts them;
     the rule stands for one of each index."""
@@ -45,8 +44,7 @@ class ModuleRules(NamedTuple):
     inside: TensorRules | None
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRules:
+class TensorRules(Record, frozen=True):
     """What lines say of an object of one type: of its ``own`` parameters, and of modules ``below``, by the child of the
     layout and the type that it has. Of a section also: ``ignored`` are tensors that are not needed, ``cuts`` those that
     its lines name parts of; with ``same``, what no line speaks of keeps its name."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.layout.model import ConfigType, Layout
@@ -17,14 +16,14 @@ from crosswalk.compiler.mapping.model import MappingFile, PartLine, Section
 from crosswalk.compiler.notation.expressions import Expression, KeyPath
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, listed, shown
+from crosswalk.runtime.records import Record, field
 
 from .keys import Defaults, Names
 from .rules import Rule, TheirsFact
 from .tensor_rules import TensorRules
 
 
-@dataclass(frozen=True, slots=True)
-class Struct:
+class Struct(Record, frozen=True):
     """An object of a fixed type: its rules, those of its tensors, and what is below it. ``typed``: its type is stated
     by a native fact."""
 
@@ -43,16 +42,14 @@ class Struct:
         return self.section.position
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Record, frozen=True):
     """A node for one value of the key that tells cases apart."""
 
     value: Any
     node: Struct | CaseNode
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Record, frozen=True):
     """A case that cannot be converted: the hf value, the native type, and why."""
 
     value: Any
@@ -60,8 +57,7 @@ class Refusal:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class CaseNode:
+class CaseNode(Record, frozen=True):
     """One of several nodes for the object at ``ours``, told apart by the hf key ``key``."""
 
     key: KeyPath
@@ -77,8 +73,7 @@ class CaseNode:
         return self.cases[0].node.type
 
 
-@dataclass(frozen=True, slots=True)
-class Nullable:
+class Nullable(Record, frozen=True):
     """The object at ``ours`` may be null, as may the one at ``theirs``; ``default`` is meant when the key is absent."""
 
     ours: KeyPath
@@ -89,8 +84,7 @@ class Nullable:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class LayerKind:
+class LayerKind(Record, frozen=True):
     """What a layer of this kind is; ``name`` (a text, a number, true or false) stands in the list of kinds. A count
     alone has one kind without a name."""
 
@@ -101,8 +95,7 @@ class LayerKind:
         return str(self.name).lower() if isinstance(self.name, bool) else str(self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Layers:
+class Layers(Record, frozen=True):
     """A list of layers. ``each`` lists their kinds, or is an expression that gives the kind of ``layer`` (None: all
     alike); ``overrides`` what differs in single layers, or with ``overridable`` between kinds, in these keys alone."""
 
@@ -135,8 +128,7 @@ class Layers:
         return next((kind for kind in self.kinds if same_value(kind.name, name)), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Entries:
+class Entries(Record, frozen=True):
     """A dict of configs, entry by entry under the same keys; the anchor of ``node`` is the entry."""
 
     ours: KeyPath
@@ -145,8 +137,7 @@ class Entries:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class PartNode:
+class PartNode(Record, frozen=True):
     """An object with a mapping of its own; of several, ``model_type`` tells which. ``beside`` holds what the enclosing
     mapping says of its inside."""
 
@@ -160,19 +151,18 @@ OneOf = Struct | CaseNode
 Node = Struct | CaseNode | Nullable | Layers | Entries | PartNode
 
 
-@dataclass(frozen=True)
-class CompiledMapping:
+class CompiledMapping(Record, frozen=True, dict=True):
     """A mapping checked against its layout. ``header`` are the facts of config.json itself, which a part does not have;
     ``defaults`` the values meant by absent keys, for expressions; ``claims`` every path that some rule speaks of;
     ``spelled`` makes the mapping for each dialect that has sections."""
 
-    source: MappingFile = field(repr=False)
-    layout: Layout = field(repr=False)
-    root: OneOf = field(repr=False)
-    header: tuple[TheirsFact, ...] = field(repr=False)
-    defaults: Defaults = field(repr=False)
-    claims: frozenset[KeyPath] = field(repr=False)
-    spelled: Mapping[str, Callable[[], CompiledMapping]] = field(default_factory=dict, repr=False)
+    source: MappingFile
+    layout: Layout
+    root: OneOf
+    header: tuple[TheirsFact, ...]
+    defaults: Defaults
+    claims: frozenset[KeyPath]
+    spelled: Mapping[str, Callable[[], CompiledMapping]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

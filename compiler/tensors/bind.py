@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,13 +15,13 @@ from crosswalk.compiler.layout.scope import Scope
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.records import Record, field, replace
 
 from .pieces import Related, Repeated
 from .weights import relate_weights
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(Record, frozen=True):
     """A mapping bound to one native config: both sides' tensors with shapes, before there are dtypes or files.
 
     ``hf``: name -> shape of every tensor that is stored; ``duplicates``: name -> the tensor that it is a copy of,
@@ -36,9 +35,9 @@ class Bound:
     hf: Mapping[str, tuple[int, ...]]
     duplicates: Mapping[str, str]
     ignored: Mapping[str, TensorEntry]
-    groups: Sequence[Repeated] = field(repr=False)
+    groups: Sequence[Repeated]
     padding: Mapping[str, Sequence[Box]] = field(default_factory=dict)
-    cases: Cases = field(default_factory=dict, repr=False)
+    cases: Cases = field(default_factory=dict)
 
     def renamed(self, moves: Sequence[tuple[str, str]]) -> Bound:
         """The same with prefixes of their names replaced: pairs of old and new."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.config.taken import Chosen
@@ -35,6 +34,7 @@ from crosswalk.compiler.relations.tree import (
 )
 from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.records import Record, field
 
 from .weights import relate_weights
 
@@ -185,8 +185,7 @@ def _check_holes(path: KeyPath, layout: Layout, line: TensorEntry) -> Iterator[D
 # ---- a config made up for the check -------------------------------------------------------------------------------
 
 
-@dataclass
-class _Model:
+class _Model(Record):
     """A native object by the paths of its fields: what is known of them, which are not known, and the structs that
     speak for its objects."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 
 from crosswalk.compiler.layout.cells import AxisTable, Cell, atoms_of, cells_of, expand
 from crosswalk.compiler.layout.named_axes import stacked
@@ -19,10 +18,10 @@ from crosswalk.compiler.notation.axes import (
     axes_of,
 )
 from crosswalk.compiler.notation.templates import Template
+from crosswalk.runtime.records import Record, replace
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Record, frozen=True):
     """A native parameter, by its name relative to whatever the caller iterates, and its resolved pattern. ``axes`` are
     in the name, and ``template`` is that name: it is one tensor for each of their indices, and what is said of its
     dimensions is said of the one tensor that has these axes in front."""
@@ -43,8 +42,7 @@ class Source:
         return self.pattern.outputs[len(self.axes)]
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Record, frozen=True):
     """A parameter over atoms. Its cells also carry a label that no mapping can write, ``tag``. ``apart``: the atoms in
     its name, which lead to another tensor and to no other place in one."""
 
@@ -67,8 +65,7 @@ class Stored:
         return Stored(source, tag, dims, cells, frozenset(axes_of(dims)), apart)
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(Record, frozen=True):
     """What went into the name: atoms, the labels it tells apart, and those it has in the tensor at hand."""
 
     atoms: frozenset[str]
@@ -133,8 +130,7 @@ def written_dims(
     return Gone(frozenset(axes_of(tree)) - had, frozenset(), frozenset()).strip_all(tree)
 
 
-@dataclass(frozen=True, slots=True)
-class _Filling:
+class _Filling(Record, frozen=True):
     """Terms of a mapping over atoms. ``own``: what the layout has under each label; ``absent``: labels without axes."""
 
     own: Mapping[str, tuple[Term, ...]]

@@ -7,7 +7,6 @@ config without the object that says how tensors are stored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.layout.model import MISSING
@@ -20,12 +19,12 @@ from crosswalk.runtime.errors import Diagnostic, shown
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.encodings import KINDS, misfits
 from crosswalk.runtime.plan.model import Encoding, TensorSpec
+from crosswalk.runtime.records import Record, field
 
 _HINT = "a checkpoint that is quantised in another way has to be dequantised first"
 
 
-@dataclass
-class Read:
+class Read(Record):
     """A checkpoint as its decoded tensors. ``config``: without what says how tensors are stored. ``specs``: the tensors
     by name, encoded ones as they are decoded. ``unused``: those among them that belong to encoded tensors and are not
     needed, and why. ``problems``: what is wrong with any of it; ``notes``: what is odd. ``understood``: whether the

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from crosswalk.compiler.layout.cells import (
@@ -39,6 +38,7 @@ from crosswalk.compiler.notation.axes import (
 from crosswalk.compiler.notation.templates import Choice, Hole, Template
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.affine import make_piece
+from crosswalk.runtime.records import Record, replace
 
 from .dims import Gone, Source, Stored, branches_of, default_dims, written_dims
 from .pieces import Tensor, TensorPiece, Unplaced, coalesced
@@ -103,8 +103,7 @@ def lower(
     return tensors
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(Record, frozen=True):
     """What was asked for, to speak of it. ``parts`` are labels that may stand in several branches."""
 
     template: Template

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from crosswalk.compiler.layout.cells import AxisTable, atom_size, atoms_of
 from crosswalk.compiler.mapping.model import TensorEntry
 from crosswalk.runtime.plan.affine import Piece, continued
+from crosswalk.runtime.records import Record, field, replace
 
 from .dims import Source
 
@@ -68,8 +68,7 @@ class Repeated(NamedTuple):
         return Repeated(self.related, every)
 
 
-@dataclass(frozen=True, slots=True)
-class Unplaced:
+class Unplaced(Record, frozen=True):
     """A piece before the axes in the name have values; ``steps`` are the strides of their atoms on the native end.
 
     ``source`` is the parameter if that has axes in its name too; ``apart`` are their atoms with their strides on the hf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -25,6 +24,7 @@ from crosswalk.runtime.plan.model import (
     make_plan,
     raw_copy,
 )
+from crosswalk.runtime.records import replace
 
 from .bind import Bound
 from .compare import compare_tensors
@@ -101,7 +101,7 @@ def _as_encoded(bound: Bound, encodings: Sequence[Encoding]) -> Bound:
                 hf[entry.tensor.name] = entry.tensor.shape
             related.append(entry)
         groups.append(Repeated(related))
-    return dataclasses.replace(bound, groups=groups, hf=hf)
+    return replace(bound, groups=groups, hf=hf)
 
 
 def _decoded(
@@ -115,14 +115,14 @@ def _decoded(
     owners = bound.duplicates
     encoded = {e.tensor for e in encodings}
     decoded = {
-        name: dataclasses.replace(sources[name], dtype=dtype)
+        name: replace(sources[name], dtype=dtype)
         for name in encoded - owners.keys()
         if not made.get(name) or not all(protects(protect, parameter) for parameter in made[name])
     }
     for name in encoded & owners.keys():
         owner = decoded.get(owners[name], sources.get(owners[name]))
         if owner is not None:
-            decoded[name] = dataclasses.replace(sources[name], dtype=owner.dtype)
+            decoded[name] = replace(sources[name], dtype=owner.dtype)
     return decoded
 
 

@@ -7,7 +7,6 @@ hf names. Equal layers are lowered once, and stay one where they are related.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -30,6 +29,7 @@ from crosswalk.compiler.notation.templates import Template, join
 from crosswalk.compiler.relations.tensor_rules import ModuleRules, TensorRule, TensorRules, section_tensors
 from crosswalk.compiler.relations.tree import alternatives
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, shown
+from crosswalk.runtime.records import Record, field, replace
 
 from .lower import Source, Tensor, lower
 from .pieces import Related, Repeated
@@ -37,8 +37,7 @@ from .pieces import Related, Repeated
 EMPTY = Template.parse("")
 
 
-@dataclass
-class Weights:
+class Weights(Record):
     """``groups``: every hf tensor, those of tied parameters included, ``number`` in all; ``ignored``: names that
     may be in a file and are not needed."""
 
@@ -59,8 +58,7 @@ class Weights:
         self.problems += below.problems
 
 
-@dataclass(frozen=True, slots=True)
-class _Speaker:
+class _Speaker(Record, frozen=True):
     """A section whose lines speak of the current module by ``rules``. The hf names that they give are below ``prefix``,
     with the ``values`` of the holes of the modules between ``scope``, the object of the section, and this one."""
 
@@ -81,8 +79,7 @@ class _Speaker:
         return replace(self, rules=rules, values={**values, **self.values})
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
+class _Given(Record, frozen=True):
     """What is the same for all modules of a config."""
 
     root: Scope

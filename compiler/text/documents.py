@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
+from crosswalk.runtime.records import Record
 
 from .positioned import FORBIDDEN, MAX_BYTES, MAX_DEPTH, Map, Seq, describe, did_you_mean
 from .scalars import Scalar, scalar_of
@@ -70,8 +70,7 @@ def _too_large(file: str) -> CrosswalkError:
     return fail("document/size", f"the file is larger than {MAX_BYTES >> 20} MiB", Position(file))
 
 
-@dataclass(slots=True)
-class _Unclosed:
+class _Unclosed(Record):
     """A collection whose end is not read yet."""
 
     container: Map | Seq

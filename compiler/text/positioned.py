@@ -17,9 +17,7 @@ MAX_DEPTH = 40
 
 # Control characters, line separators and text-direction overrides (they make a file look like what it is not), lone
 # surrogates, and byte order marks.
-FORBIDDEN = re.compile(
-    "[^\t\n\r -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-)
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 class Map(dict[str, Any]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from crosswalk.runtime.checkpoint.source import Checkpoint, open_checkpoint
 from crosswalk.runtime.dcp.folder import is_folder, locate, open_folder
 from crosswalk.runtime.dcp.sharded import is_sharded, open_sharded
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
+from crosswalk.runtime.records import Record, replace
 
 from .states import counted, known_to_hugging_face, left_out, model_names
 from .wrappers import unwrapped
@@ -35,8 +35,7 @@ WEIGHTS = (
 CARRIED_FOLDERS = ("additional_chat_templates",)
 
 
-@dataclass(frozen=True)
-class HuggingFaceCheckpoint:
+class HuggingFaceCheckpoint(Record, frozen=True):
     """``text`` is config.json as it is in the file; ``files`` are the small files that are carried along, by name.
     ``notes`` say what else lies in the directory, and is left; ``path`` is where config.json was found."""
 

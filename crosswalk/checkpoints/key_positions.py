@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from crosswalk.compiler.text.positioned import Map
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
+from crosswalk.runtime.records import replace
 
 
 def locator(text: str, file: str, root: tuple[str, ...] = ()) -> Callable[[tuple[str, ...]], Position]:

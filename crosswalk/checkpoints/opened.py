@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import shown
+from crosswalk.runtime.records import Record, field
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(Record, frozen=True):
     """``config``: the native config as stored, None if nothing says it; ``root``: its type in the layout, where that is
     said. ``origin``: what was recorded of the Hugging Face checkpoint that it came from, empty if it came from
     elsewhere. ``tensors``: of the model alone, under the names of the layout. ``text`` is what ``file`` says, in which
@@ -32,7 +31,7 @@ class Opened:
     text: str = ""
     config_at: tuple[str, ...] = ()
     origin_at: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
     own: bool = False
 

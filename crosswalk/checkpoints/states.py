@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import replace
 
 from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import Position, fail
 from crosswalk.runtime.folding import fold
+from crosswalk.runtime.records import replace
 
 #: First parts of names of what trainers save beside a model.
 _STATE = frozenset(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from crosswalk.compiler.config.dialects import rename
@@ -13,6 +12,7 @@ from crosswalk.compiler.layout.model import MISSING
 from crosswalk.compiler.mapping.model import MappingFile, Tower
 from crosswalk.compiler.relations.keys import get
 from crosswalk.runtime.errors import Position, fail, shown
+from crosswalk.runtime.records import replace
 
 from .huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
 

@@ -9,7 +9,8 @@ from typing import Any
 
 #: What no reader takes for anything but text: numbers, dates, nulls and merge keys do not start with a letter, but
 #: these words do.
-_PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)\Z)[a-z][a-z0-9_./-]*", re.IGNORECASE)
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
+_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
 _PRINTABLE = re.compile(r"[ -~]*")
 #: Longer keys are announced by a question mark: readers look no further than 1024 characters for the colon.
 _LONGEST_KEY = 128
@@ -68,7 +69,7 @@ def _float(value: float) -> str:
 
 def _text(text: str) -> str:
     """A text that every reader takes for one. Readers differ in what is a line break, so there is none in it."""
-    if _PLAIN.fullmatch(text):
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
         return text
     if _PRINTABLE.fullmatch(text):
         return "'" + text.replace("'", "''") + "'"

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from crosswalk.runtime.dtypes import torch_dtype
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
+from crosswalk.runtime.errors import CrosswalkError, fail
 from crosswalk.runtime.plan.model import TensorSpec
 
 from .tracing import KnownNumbers, Moved, NotMoved, Tracing
@@ -124,38 +123,3 @@ def tied_patterns(model: Any) -> list[str]:
 def ignored(model: Any, attribute: str, name: str) -> bool:
     """Whether the class says of a name that it is not missed, or not to be saved."""
     return any(re.search(pattern, name) for pattern in getattr(model, attribute, None) or ())
-
-
-def _packed(model: Any) -> list[str]:
-    """What a state dict has that are no numbers as they stand: objects, bytes as parameters, and kinds of tensors that
-    compute something when they are looked at."""
-    plain, numbers = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, DTensor}, (torch.int8, torch.uint8)
-    parameters = {name: value.dtype for name, value in model.named_parameters(remove_duplicate=False)}
-    return [
-        name
-        for name, value in model.state_dict(keep_vars=True).items()
-        if not name.endswith("_extra_state") and (type(value) not in plain or parameters.get(name) in numbers)
-    ]
-
-
-def refused(model: Any) -> list[Diagnostic]:
-    """Why a model cannot be read or filled as it is."""
-    problems = []
-    name = type(model).__name__
-    quantised = getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False)
-    packed = _packed(model)
-    if quantised or packed:
-        where = f" (`{packed[0]}`)" if packed else ""
-        text = f"the parameters of `{name}` are quantised: they are no tensors of its checkpoint{where}"
-        problems.append(Diagnostic("class/quantised", text, None, "load the model without quantisation"))
-    adapted = any(".base_layer." in key for key, _ in model.named_parameters())
-    if adapted or getattr(model, "_hf_peft_config_loaded", False):
-        text = f"`{name}` has adapters, which put names of their own into the model"
-        problems.append(Diagnostic("class/adapter", text, None, "merge them first: merge_and_unload()"))
-    found = (vars(module).get("_hf_hook") for module in model.modules())  # asking a module itself takes far longer
-    hooks = sorted({type(hook).__name__ for hook in found if hook is not None})
-    offloading = [hook for hook in hooks if getattr(model, "hf_device_map", None) and "AlignDevices" in hook]
-    if offloading and any(value in ("cpu", "disk") for value in model.hf_device_map.values()):
-        text = f"parts of `{name}` are moved in and out of memory by the hook `{offloading[0]}` of accelerate"
-        problems.append(Diagnostic("class/hook", text, None, "load it without offloading (device_map)"))
-    return problems

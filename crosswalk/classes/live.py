@@ -6,32 +6,31 @@ import copy
 import importlib.util
 import json
 import sys
-import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes, open_hugging_face
-from crosswalk.compiler.tensors.plan import check_published
+from crosswalk.compiler.tensors.plan import check_published, with_copies
 from crosswalk.runtime.checkpoint.output import OutputLayout, hugging_face_layout
 from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
-from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import Plan, TensorSpec
-from crosswalk.runtime.training.parameters import Model, collect, same_memory
+from crosswalk.runtime.records import Record, field, replace
+from crosswalk.runtime.training.parameters import Model, collect, same_memory, unwrapped
 from crosswalk.runtime.training.save import Output
 
-from .conversion import converting, ignored, refused
+from .conversion import converting, ignored
 from .plans import Aliases, export_plan, file_copies, import_plan, leads_back
+from .refusals import refuse_incomplete, refused
+from .twins import model_config, rules_of, stage_copies, tied_names, twin_of
 
 GENERATION = "generation_config.json"
 
 
-@dataclass(frozen=True)
-class ClassOrigin:
+class ClassOrigin(Record, frozen=True):
     """The checkpoint that a live model came from: its config.json, the files that go along, and the plan that filled
     the model."""
 
@@ -41,8 +40,7 @@ class ClassOrigin:
     name: str
 
 
-@dataclass(frozen=True)
-class LiveClass:
+class LiveClass(Record, frozen=True):
     """A live model of a class of transformers. ``rules`` is a model of the class itself, without memory where the live
     one has classes of its own around it (FSDP2); ``aliases``: by every name, the first of the same memory."""
 
@@ -54,6 +52,10 @@ class LiveClass:
     def name(self) -> str:
         """The name of the class of transformers."""
         return type(self.rules).__name__
+
+    def copies(self, memory: Mapping[str, TensorSpec]) -> dict[str, str]:
+        """See :func:`~.twins.stage_copies`."""
+        return stage_copies(self.model, memory, self.aliases)
 
 
 def live_class(model: Model) -> LiveClass | None:
@@ -69,7 +71,7 @@ def live_class(model: Model) -> LiveClass | None:
     if problems:
         raise CrosswalkError(problems)
     base = sys.modules["transformers.modeling_utils"].PreTrainedModel
-    return LiveClass(inner, _rules_of(inner, base), same_memory(collect(model)))
+    return LiveClass(inner, rules_of(inner, base), same_memory(collect(model)))
 
 
 def inner_model(model: Model) -> Any:
@@ -77,106 +79,10 @@ def inner_model(model: Model) -> Any:
     modeling = sys.modules.get("transformers.modeling_utils")
     if modeling is None or not isinstance(model, torch.nn.Module):
         return None
-    inner: Any = model
-    while not isinstance(inner, modeling.PreTrainedModel):
-        # Not `or`: a compiled module has a length only if what is in it has.
-        found = [getattr(inner, key, None) for key in ("module", "_orig_mod")]
-        inner = next((one for one in found if isinstance(one, torch.nn.Module)), None)
-        if inner is None:
-            return None
-    return inner
-
-
-def refuse_wrapped(model: Model) -> None:
-    """Raise ``CrosswalkError`` (``class/wrapped``) for a module with a model of transformers somewhere in it, where
-    nothing says what else it is."""
-    modeling = sys.modules.get("transformers.modeling_utils")
-    if modeling is None or not isinstance(model, torch.nn.Module):
-        return
-    for path, module in model.named_modules():
-        if isinstance(module, modeling.PreTrainedModel):
-            text = f"`{type(model).__name__}` is a wrapper of `{type(module).__name__}`, at `{path}`"
-            hint = "merge adapters into it, if it has any (merge_and_unload()), and pass the model itself"
-            raise fail("class/wrapped", text, None, hint)
-
-
-def refuse_options(live: LiveClass, options: Mapping[str, object]) -> None:
-    """Raise ``CrosswalkError`` (``class/option``) with every option that is given and says how a layout is mapped."""
-    problems = [
-        Diagnostic("class/option", f"`{name}` is about layouts, and `{live.name}` is a class of transformers", None,
-                   "leave it out: names and shapes are those of the class")
-        for name, value in options.items()
-        if value
-    ]  # fmt: skip
-    if problems:
-        raise CrosswalkError(problems)
-
-
-_CONFIGS = "transformers.configuration_utils"
-#: Live models -> the config that they had, and the model that was made of it: a layer takes a millisecond.
-_twins: weakref.WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = weakref.WeakKeyDictionary()
-
-
-def _rules_of(model: Any, base: type) -> Any:
-    """A model of the class itself: ``fully_shard`` makes classes of other names, by which no rule is found."""
-    kinds = [type(module) for module in model.modules() if isinstance(module, base)]
-    if not any(kind.__name__.startswith("FSDP") for kind in kinds):
-        return model
-    twin = _twin(model)
-    if (used := getattr(model, "_weight_conversions", None)) is not None:
-        twin._weight_conversions = used
-    return twin
-
-
-def _twin(model: Any) -> Any:
-    """Another model of the class of a live one, whole and without memory."""
-    kind = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
-    config = model.config.to_dict()
-    made, twin = _twins.get(model, (None, None))
-    if twin is None or made != config:
-        with converting(model), torch.device("meta"):
-            twin = kind(_of_any_dtype(model.config))
-        _twins[model] = config, twin
-    return twin
-
-
-def _tied(twin: Any) -> list[list[str]]:
-    """The names of the tensors of a class, those of one tied tensor together."""
-    groups: dict[str, list[str]] = {}
-    for name, first in same_memory(collect(twin)).items():
-        groups.setdefault(first, []).append(name)
-    return list(groups.values())
-
-
-def _of_any_dtype(config: Any) -> Any:
-    """A copy of a config and of those in it, whose dtypes are the default: saving leaves them as texts, which not all
-    classes read."""
-    result = copy.deepcopy(config)
-    todo = [result]
-    while todo:
-        one = todo.pop()
-        if getattr(one, "dtype", None) is not None:
-            one.dtype = None
-        todo += [value for value in vars(one).values() if isinstance(value, sys.modules[_CONFIGS].PreTrainedConfig)]
-    return result
-
-
-def refuse_incomplete(live: LiveClass, memory: Iterable[str]) -> None:
-    """Raise ``CrosswalkError`` (``class/absent``) for all that the class saves and no rank has, under any of its
-    names. Of a class that takes more than its config nothing is known."""
-    there = {*memory, *live.aliases}
-    try:
-        twin = _twin(live.model)
-    except CrosswalkError:
-        return
-    absent = [names[0] for names in _tied(twin) if not there & set(names)]
-    hint = "let one of the ranks have it, or pass a model of the class that has none, as the base model"
-    problems = [
-        Diagnostic("class/absent", f"`{live.name}` has `{pattern}`, which is on no rank", None, hint)
-        for pattern, _ in fold([name for name in absent if not ignored(twin, "_keys_to_ignore_on_save", name)])
-    ]
-    if problems:
-        raise CrosswalkError(problems)
+    inner: Any = unwrapped(model)
+    while type(inner).__name__ == "FullyShardedDataParallel":  # whose state dict has the names of what is in it
+        inner = unwrapped(inner.module)
+    return inner if isinstance(inner, modeling.PreTrainedModel) else None
 
 
 def read_class(
@@ -189,9 +95,11 @@ def read_class(
     if "quantization_config" in checkpoint.config:
         text = f"`{hf_dir}` is quantised, and a live `{live.name}` takes what its class computes with"
         raise fail("class/quantised", text, None, "decode it first: crosswalk convert")
-    # A pipeline stage has names that others have not.
-    aliases = {**{name: name for name in memory}, **live.aliases}
-    config = live.model.config.to_json_string(use_diff=False)
+    # A pipeline stage has names that others have not, and of what is tied copies.
+    copies = live.copies(memory)
+    memory = {name: spec for name, spec in memory.items() if name not in copies}
+    aliases = {**{name: name for name in memory}, **live.aliases, **copies}
+    config = model_config(live.model)
     # What is kept with the model must not hold it.
     same = (None if live.rules is live.model else live.rules, getattr(live.rules, "_weight_conversions", None))
 
@@ -240,9 +148,8 @@ def recompute(live: LiveClass, device: torch.device | None) -> tuple[str, ...]:
     return tuple(name for name, _, _ in (*missing, *unsaved))
 
 
-@dataclass(frozen=True)
-class ClassExported:
-    """The way from memory to files, once the parameters are known (``memory``)."""
+class ClassExported(Record, frozen=True):
+    """The way from memory to files, once the parameters are known (``memory``, without copies of tied ones)."""
 
     plan: Plan
     live: LiveClass
@@ -252,7 +159,7 @@ class ClassExported:
     def copies(self) -> dict[str, str]:
         """Names of tied tensors that files do not hold -> what holds them. Raises ``CrosswalkError``
         (``publisher/ties``) where the files have other names than the class gives them."""
-        groups = [names for names in _tied(_twin(self.live.model)) if len(names) > 1]
+        groups = [names for names in tied_names(twin_of(self.live.model)) if len(names) > 1]
         return file_copies(self.live.rules, self.memory, groups, self.plan)
 
 
@@ -276,8 +183,7 @@ class Exporting(Protocol):
         """The plan and the files."""
 
 
-@dataclass(frozen=True)
-class ClassExport:
+class ClassExport(Record, frozen=True):
     """From a live model of a class to a plan, and to the files beside the tensors."""
 
     live: LiveClass
@@ -289,18 +195,19 @@ class ClassExport:
     @property
     def asked(self) -> dict[str, Any]:
         """What all ranks have to ask alike."""
-        config = self.live.model.config.to_json_string(use_diff=False)
-        return {"class": self.live.name, "config": config, "dtype": self.dtype}
+        return {"class": self.live.name, "config": model_config(self.live.model), "dtype": self.dtype}
 
     def plan(self, memory: Mapping[str, TensorSpec]) -> ClassExported:
         """The plan for parameters of these shapes. Raises ``CrosswalkError`` for what the class cannot write."""
         check_published(memory.values(), self.dtype)
         loaded = self.origin.plan if self.origin is not None else None
-        if loaded is None or not leads_back(loaded, memory):
-            refuse_incomplete(self.live, memory)
+        copies = self.live.copies(memory)
+        once = {name: spec for name, spec in memory.items() if name not in copies}
+        if loaded is None or not leads_back(loaded, once):
+            refuse_incomplete(self.live.model, self.live.name, memory, self.live.aliases)
             loaded = None
-        plan = export_plan(self.live.rules, memory, self.live.aliases, self.dtype, loaded)
-        return ClassExported(plan, self.live, memory)
+        plan = export_plan(self.live.rules, once, self.live.aliases, self.dtype, loaded)
+        return ClassExported(with_copies(plan, memory, copies), self.live, once)
 
     def __call__(self, specs: Mapping[str, TensorSpec]) -> tuple[Plan, Output]:
         exported = self.plan(specs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.affine import Piece, make_piece, tiling_faults
 from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, TensorSpec, make_plan
 from crosswalk.runtime.plan.parts import RawRegion, raw_copy
+from crosswalk.runtime.records import replace
 
 from .conversion import Relations, ignored, kept_alias, of_files, tied_patterns, to_files
 from .tracing import Moved
@@ -85,17 +85,15 @@ def export_plan(
     writes. ``dtype`` casts all floats. Raises ``CrosswalkError`` for what the class cannot write."""
     if loaded is not None:
         back = loaded.inverse().with_dtypes({name: spec.dtype for name, spec in memory.items()})
-        targets = [
-            dataclasses.replace(t, dtype=dtype) if dtype is not None and t.dtype in FLOATS else t for t in back.targets
-        ]
-        return dataclasses.replace(back, targets=tuple(targets), metadata={**back.metadata, "direction": "export"})
+        targets = [replace(t, dtype=dtype) if dtype is not None and t.dtype in FLOATS else t for t in back.targets]
+        return replace(back, targets=tuple(targets), metadata={**back.metadata, "direction": "export"})
     groups: dict[str, list[str]] = defaultdict(list)
     for alias, canonical in aliases.items():
         groups[canonical].append(alias)
     patterns = tied_patterns(model)
     kept = {kept_alias(patterns, groups.get(name, [name])): spec for name, spec in memory.items()}
     written = {a: s for a, s in kept.items() if not ignored(model, "_keys_to_ignore_on_save", a)}
-    relations = to_files(model, [dataclasses.replace(spec, name=alias) for alias, spec in written.items()])
+    relations = to_files(model, [replace(spec, name=alias) for alias, spec in written.items()])
     own = {alias: spec.name for alias, spec in kept.items()}
     relations = {
         name: (shape, [Moved(own[root] if root is not None else None, piece) for root, piece in moved])
@@ -119,7 +117,7 @@ def file_copies(
     for names in groups:
         there = [name for name in names if name in memory]
         own |= {name: there[0] for name in names if len(there) == 1}
-    relations = to_files(model, [dataclasses.replace(memory[of], name=name) for name, of in own.items()])
+    relations = to_files(model, [replace(memory[of], name=name) for name, of in own.items()])
     made: dict[Any, list[str]] = defaultdict(list)
     for file, (_, moved) in relations.items():
         made[repr([(own[root] if root is not None else None, piece) for root, piece in moved])].append(file)

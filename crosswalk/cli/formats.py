@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from crosswalk.compiler.relations.rules import Carried, FieldRule, OursFact, Rul
 from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of, rules_of
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, catalog, format_named
 from crosswalk.runtime.errors import shorten
+from crosswalk.runtime.records import defaults_of
 
 from .lines import aligned, echo, related, short, width, wrapped
 
@@ -119,10 +119,11 @@ def _details(line: Line, other: Line) -> str:
     if not (isinstance(line, Entry) and isinstance(other, Entry)) or (line.kind, line.ours) != (other.kind, other.ours):
         return ""
     texts = []
-    for word in (field for field in dataclasses.fields(Entry) if field.name not in PLACES):
-        value = getattr(line, word.name)
-        if value != getattr(other, word.name) and value is not word.default:
-            texts.append(f"{word.name} {_text(value)}")
+    unsaid = defaults_of(Entry)
+    for word in (name for name in Entry.__struct_fields__ if name not in PLACES):
+        value = getattr(line, word)
+        if value != getattr(other, word) and not (word in unsaid and value is unsaid[word]):
+            texts.append(f"{word} {_text(value)}")
     return f" ({shorten(', '.join(texts), _WIDEST)})" if texts else ""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.jobs.prepare import Prepared
@@ -16,6 +15,7 @@ from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.folding import number_range
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.plan.parts import Region
+from crosswalk.runtime.records import Record, field
 
 from .configs import show_native_config
 from .lines import bytes_text, echo, related, short, show_report
@@ -25,8 +25,7 @@ from .lines import bytes_text, echo, related, short, show_report
 _PLACE = re.compile(r"(?<![^.])\d+(?![^.])|(?<=\.weight)\d+$|(?<=\.bias)\d+$")
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Record, frozen=True):
     """A tensor of each side, or words in the place of one, and what moves between them."""
 
     hf: str
@@ -36,8 +35,7 @@ class Pair:
     rule: int | None
 
 
-@dataclass
-class Relation:
+class Relation(Record):
     """Pairs that differ in places of layers and experts only, and in those alike on both sides."""
 
     pairs: list[Pair] = field(default_factory=list)

@@ -22,16 +22,17 @@ _AGAIN = 1.0
 def waiting(what: str) -> Iterator[Callable[[], None]]:
     """Say what is being done if it takes long, and for how many seconds already, until it ends or the function given is
     called."""
-    said, ended = [False], threading.Event()
+    said, ended = [""], threading.Event()
     started = time.monotonic()
 
     def say() -> None:
         patience = _PATIENCE
         while not ended.wait(patience):
             seconds = round(time.monotonic() - started)
-            sys.stderr.write(f"\r{what} ... {seconds} s" if said[0] else f"{what} ...")
+            said[0] = f"{what} ... {seconds} s" if said[0] else f"{what} ..."
+            sys.stderr.write(f"\r{said[0]}")
             sys.stderr.flush()
-            said[0], patience = True, _AGAIN
+            patience = _AGAIN
 
     def end() -> None:
         if ended.is_set():
@@ -40,7 +41,7 @@ def waiting(what: str) -> Iterator[Callable[[], None]]:
         if teller is not None:
             teller.join()
         if said[0]:
-            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.write(f"\r{' ' * len(said[0])}\r")  # any terminal understands this, TERM=dumb too
             sys.stderr.flush()
 
     teller = threading.Thread(target=say, daemon=True) if sys.stderr.isatty() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +19,7 @@ from crosswalk.runtime import execute
 from crosswalk.runtime.dtypes import dtype_name
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import Record
 
 from .draft import Draft
 from .fit import Fit, Fitting
@@ -28,8 +28,7 @@ from .search import facts_of, stated
 from .words import Words
 
 
-@dataclass
-class Tiny:
+class Tiny(Record, dict=True):
     """A tiny model of the class, as files hold it, and what it computes."""
 
     subject: Subject

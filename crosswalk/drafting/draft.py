@@ -6,8 +6,9 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from crosswalk.runtime.records import Record, field
 
 #: What a line that has to be answered ends with.
 MARK = "# ?"
@@ -17,8 +18,7 @@ _WIDTH = 120
 _LAYERS = "Sequence"
 
 
-@dataclass
-class Draft:
+class Draft(Record):
     """``header``: word -> value; ``sections``: section -> ``config``, ``sets`` or ``tensors`` -> left -> right side;
     ``layers``: ``each`` and ``kinds`` of the section ``Sequence``, if they are stated; ``keeps``: keys that mean
     nothing; ``notes``: (section, part, left) -> what stands behind the line, a question if it begins with ``?``;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -16,6 +15,7 @@ from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import CompiledMapping, rules_of
 from crosswalk.compiler.tensors.bind import Bound, bind
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.records import Record, field
 
 from .draft import Draft
 
@@ -26,8 +26,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _PROBLEM, _KEY, _FIELD = 4.0, 0.25, 0.125
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(Record, frozen=True):
     """``missing`` and ``extra``: folded name -> shape of tensors that the draft and the file alone have; ``unknown``:
     keys that no line speaks of, or that ask for a feature that the format does not have; ``strange``: keys of the
     draft that the class does not have; ``unsaid``: keys that no section speaks of, at values that mean nothing."""

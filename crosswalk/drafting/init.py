@@ -9,6 +9,7 @@ from typing import Any
 from crosswalk.checkpoints.huggingface import CONFIG, open_hugging_face, parse_config, read_config_text
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.catalog_build import stored
+from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders
 from crosswalk.runtime.errors import Position, fail
 
@@ -44,6 +45,9 @@ def init(source: str | Path, *, without: Iterable[str] = ()) -> Draft:
     if known is not None:
         fitting = Fitting(catalog, DEFAULT_LAYOUT, config, shapes, known.subject.keys(), known.matters)
     excluded = set(without)
+    if unknown := sorted(excluded - {*catalog.names()}):
+        hint = did_you_mean(unknown[0], catalog.formats()) or "`crosswalk formats` lists them"
+        raise fail("usage/format", f"there is no format `{unknown[0]}`", Position("--without"), hint)
     words = words_of(catalog, DEFAULT_LAYOUT, excluded)
     header: dict[str, Any] = {"architecture": architecture, "model_type": config["model_type"]}
     if known is not None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.mapping.model import Section, TensorEntry
 from crosswalk.compiler.notation.axes import format_terms
 from crosswalk.compiler.notation.expressions import Expression
+from crosswalk.runtime.records import Record, field
 
 Place = tuple[str, str]
 
 
-@dataclass
-class Words:
+class Words(Record):
     """``keys``: (section, field) -> hf keys; ``facts``: (section, field, value) that a format states; ``names``:
     (section, parameter) -> names of tensors; ``orders``: sections with their lines that say in which order axes are."""
 

@@ -13,7 +13,7 @@ from crosswalk.compiler.catalog_build import stored
 from crosswalk.compiler.catalog_folders import Folder
 from crosswalk.compiler.catalog_packages import brought
 from crosswalk.compiler.relations.tree import CompiledMapping
-from crosswalk.runtime.errors import fail
+from crosswalk.runtime.errors import Position, fail
 
 #: The layout of formats that are detected without one being named.
 DEFAULT_LAYOUT = "fast_llm"
@@ -28,9 +28,18 @@ def catalog() -> Catalog:
 
 def folders() -> tuple[Folder, ...]:
     """Where mappings are, in order, before what is shipped: those of the environment (joined by ``os.pathsep``), then
-    those of installed packages."""
+    those of installed packages. Raises ``CrosswalkError`` for a folder that is not there: without it a format of the
+    same name would be taken for the one that was meant."""
     listed = os.environ.get("CROSSWALK_MAPPINGS", "")
-    return (*(Path(folder) for folder in listed.split(os.pathsep) if folder), *brought())
+    named = [Path(folder) for folder in listed.split(os.pathsep) if folder]
+    for folder in named:
+        try:
+            os.scandir(folder).close()
+        except OSError as error:
+            hint = "CROSSWALK_MAPPINGS or --mappings names it: correct the path, or take it out"
+            text = f"cannot read the folder: {error.strerror}"
+            raise fail("mapping/folder", text, Position(str(folder)), hint) from None
+    return (*named, *brought())
 
 
 def use_folders(found: Iterable[Path]) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from crosswalk.compiler.pipeline import PlanOptions, Sizes
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
+from crosswalk.runtime.records import Record
 
 DEFAULT_SHARD = 5_000_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(PlanOptions):
+class Options(PlanOptions, frozen=True, kw_only=True):
     """The options of a plan that is made for files. ``format``: a name, None or ``auto`` to find it; ``to``: ``hf`` or
     a layout; ``model_files``: where the model code of a custom architecture is; ``like``: the Hugging Face checkpoint
     that a native one came from; ``text_only``: whether the text tower of a model with other towers is meant.
@@ -72,8 +71,7 @@ def options_of(
     return Options(format=format, to=to, dialect=dialect, dtype=dtype, **given)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
+class OutputOptions(Record, frozen=True, kw_only=True):
     """The options of Hugging Face files that a training job writes. ``max_shard_size`` in bytes."""
 
     max_shard_size: int = DEFAULT_SHARD

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from crosswalk.checkpoints.kinds.forms import read_form, write_forms
@@ -12,6 +11,7 @@ from crosswalk.compiler.pipeline import Sizes, export_checkpoint, export_model, 
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.records import replace
 
 from .detect import chosen_format
 from .formats import DEFAULT_LAYOUT, catalog, format_named

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,7 @@ from crosswalk.compiler.tensors.plan import with_copies
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import Record, field, replace
 
 from .detect import chosen_format, formats_that_hold
 from .formats import DEFAULT_LAYOUT, catalog, format_named, layouts_kept_as, name_in_layout, short_name
@@ -60,8 +60,7 @@ from .origin import decoded_config, original, record, remembered
 from .plans import formats
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(Record, frozen=True):
     """A conversion that is ready to run. ``config`` is the native config; ``text`` the config.json that belongs to the
     Hugging Face side as its tensors are decoded, or that is to be written; ``files`` are carried along, by name;
     ``notes`` say what a user should know, though nothing is wrong; ``lengths`` are the sizes on the Hugging Face side
@@ -78,8 +77,8 @@ class Prepared:
     config: Mapping[str, Any]
     text: str
     files: Mapping[str, Path]
-    dialects: tuple[str, ...] = field(default=())
-    notes: tuple[str, ...] = field(default=())
+    dialects: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     lengths: Mapping[str, int] = field(default_factory=dict)
     derived: Mapping[str, bytes] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -249,8 +248,7 @@ def _notes(imported: Imported, options: Options) -> tuple[str, ...]:
     return (*imported.read.notes, *grown, *(f"`{e.tensor}` is left out: {e.reason}" for e in left))
 
 
-@dataclass(frozen=True)
-class _Way:
+class _Way(Record, frozen=True):
     """The way of a trainer's checkpoint to Hugging Face. ``text``: the config.json of it; ``tensors``: what is read."""
 
     mapping: CompiledMapping

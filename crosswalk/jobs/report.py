@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crosswalk.runtime.files.convert import FileReport
+from crosswalk.runtime.records import Record, field
 
 from .formats import short_name
 from .prepare import Prepared
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(Record, frozen=True):
     """``verdict`` is the plan's: what is proved of the tensors, and ``config`` what is known of the config, of which
     ``lossy`` lists what is inexact, and why, and ``defaults`` the keys that config.json does not hold, with what the
     class takes for each (``unknown`` where nobody can say). ``files`` data file -> bytes; ``checksums`` tensor ->

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,9 @@ from crosswalk.classes.live import (
     live_class,
     read_class,
     recompute,
-    refuse_options,
-    refuse_wrapped,
 )
+from crosswalk.classes.refusals import refuse_nameless, refuse_options, refuse_other_config, refuse_wrapped
+from crosswalk.classes.twins import model_config
 from crosswalk.compiler.config.origin import Origin
 from crosswalk.compiler.layout.natives import copies_in, ties_of
 from crosswalk.compiler.layout.scope import Scope
@@ -42,6 +41,7 @@ from crosswalk.runtime.errors import fail, system_limits
 from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.publishing import kept
 from crosswalk.runtime.publishing.publisher import Publisher
+from crosswalk.runtime.records import Record, replace
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.load import LoadReport
@@ -62,8 +62,7 @@ Config = Mapping[str, Any]
 CLASSES = "transformers"
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(Record, frozen=True):
     """What :func:`load` found and did: the native config, complete, the name of the format, and this rank's report.
     ``truncate``: axis -> its size without padding, empty if nothing was padded; ``source``: the directory that it was
     loaded from; ``origin``: what :func:`save` keeps of that."""
@@ -73,7 +72,7 @@ class Loaded:
     report: LoadReport
     truncate: Sizes
     source: Path
-    origin: Origin | ClassOrigin = field(repr=False)
+    origin: Origin | ClassOrigin
 
 
 @system_limits()
@@ -111,7 +110,7 @@ def load(
     seconds if a rank is gone.
     """
     ranks = team(group, timeout)
-    values = own(model)
+    values = cache(partial(own, model))
     there = of_all_ranks(values, ranks, "loading")
     where = torch.device(device) if device is not None else None
     asked = {"format": format, "layout": layout, "native_config": native_config, "pad": pad, "text_only": text_only,
@@ -119,7 +118,7 @@ def load(
     with ranks.step("reading the checkpoint's headers") as step:
         kind = live_class(model)
         if kind is not None:
-            refuse_options(kind, asked)
+            refuse_options(kind.name, asked)
             checkpoint, found = read_class(kind, Path(hf_dir), there, allow_lossy, partial(kept.once, "class", model))
             step.agree |= {"format": kind.name, "config": checkpoint.config}
         else:
@@ -132,7 +131,10 @@ def load(
             name, config = imported.mapping.name, imported.config
             step.agree |= {"format": name, "config": config}
     if kind is not None:
-        report = live.load(found.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, values=values)
+        report = live.load(
+            found.plan, checkpoint.tensors, model, ranks, where,
+            elsewhere=there, copies=kind.copies(there), values=values(),
+        )  # fmt: skip
         with ranks.step("computing what no file holds"):
             recomputed = recompute(kind, where)
         report = replace(report, recomputed=recomputed, on_meta=())
@@ -140,7 +142,7 @@ def load(
     advice = Advice(imported.mapping, config)
     report = live.load(
         imported.plan, checkpoint.tensors, model, ranks, where,
-        elsewhere=there, advice=advice, copies=copies, values=values,
+        elsewhere=there, advice=advice, copies=copies, values=values(),
     )  # fmt: skip
     origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
     return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
@@ -181,7 +183,7 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
-    values = collect(model)
+    values = cache(partial(collect, model))
     there = of_all_ranks(values, ranks, "saving")
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                       truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
@@ -196,7 +198,7 @@ def save(
     if found is None:
         kept.keep("plan", model, wanted, exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
-    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there, values=values)
+    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there, values=values())
 
 
 @system_limits()
@@ -220,7 +222,7 @@ def stream(
     See :class:`crosswalk.runtime.publishing.publisher.Publisher`, which :func:`crosswalk.publisher` makes to be kept.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(collect(model), ranks, "streaming")
+    there = of_all_ranks(partial(collect, model), ranks, "streaming")
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy,
                       truncate=truncate or {}, trusted=True)  # fmt: skip
     wanted = None  # a publisher would hold the dict that it is kept with
@@ -249,7 +251,7 @@ def _asked(
     if options.like is not None:
         return None
     inner = inner_model(model)
-    config = getattr(given, "config", given) if inner is None else inner.config.to_json_string(use_diff=False)
+    config = getattr(given, "config", given) if inner is None else model_config(inner)
     if group is None and dist.is_available() and dist.is_initialized():
         group = dist.group.WORLD
     same = (getattr(given, "origin", None), getattr(inner, "_weight_conversions", None), group)
@@ -316,8 +318,7 @@ def writer(
     return Writer(Path(hf_dir), export_of(native_config, options, output))
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(Record, frozen=True):
     """From a native config to a plan, once the parameters are known, and to the files beside the tensors. It goes to
     other processes, which compile the format anew."""
 
@@ -378,16 +379,15 @@ def export_of(given: Config | Loaded, options: Options, output: OutputOptions, m
     if kind is not None:
         asked = {"format": options.named_format, "dialect": options.dialect, "truncate": options.truncate,
                  "carry_from": options.like, "keep": options.keep}  # fmt: skip
-        refuse_options(kind, asked)
+        refuse_options(kind.name, asked)
         origin = loaded.origin if loaded is not None and isinstance(loaded.origin, ClassOrigin) else None
+        if origin is None:
+            refuse_other_config(kind.model, given)
         return ClassExport(kind, check_dtype(options.dtype), origin).writing(output)
     config: Config = given.config if isinstance(given, Loaded) else given
     name = options.named_format or (loaded.format if loaded is not None else None)
     if name is None:
-        if model is not None:
-            refuse_wrapped(model)
-        text = "a native config does not say which format to write"
-        raise fail("format/needed", text, None, "pass `format`, or what `load` returned in place of the config")
+        refuse_nameless(model, config)
     known = loaded.origin if loaded is not None and isinstance(loaded.origin, Origin) else None
     if (like := options.like) is not None:
         options = replace(options, format=format_named(name).name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint
 from crosswalk.runtime.files.workers import Progress
 from crosswalk.runtime.plan.algebra import with_sources
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import replace
 
 from .options import AskedOptions, Options, options_of
 from .prepare import Prepared, open_trainer, prepare

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.records import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(Record, frozen=True):
     """What a class computed: its name, hidden states (elements, hidden) by the native name of the part, in the order in
     which they were computed, and logits (sequence, vocabulary)."""
 
@@ -30,7 +29,7 @@ def transformers() -> ModuleType:
     try:
         import transformers as package
     except ImportError as error:
-        hint = "pip install 'crosswalk[transformers]'"
+        hint = "pip install 'model-crosswalk[transformers]'"
         raise fail("compare/transformers", "this needs transformers, which is not installed", None, hint) from error
     logging: Any = package.logging
     logging.set_verbosity_error()

@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from crosswalk.jobs.options import Options
 from crosswalk.jobs.plans import import_config
 from crosswalk.reference import ForwardOutput
 from crosswalk.runtime.errors import Position, fail, system_limits
+from crosswalk.runtime.records import Record, replace
 
 from .classes import Trace, load, trace
 from .converted import converted, layout_asked
@@ -28,12 +28,12 @@ from .tiny import make_tiny
 
 TOLERANCE = 1e-4
 TOKENS = 64
+_MOST_TOKENS = 1 << 20
 #: Rows and columns of patches of the image that a model with a vision encoder is shown.
 GRID = (2, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Record, frozen=True):
     """``parts``: native name of a part of the model -> relative difference of the hidden states after it, in the order
     in which they are computed. ``logits``: that of the logits. A difference is the size of what differs in that of
     what the class of transformers (``reference``) computes; infinite if only one side has the part. ``by``: what
@@ -86,8 +86,9 @@ def compare(
     source, other = _hugging_face_first(Path(src), None if dst is None else Path(dst), layout)
     if tiny and other is not None:
         raise fail("usage/compare", "a tiny copy has no conversion yet", None, "leave out DST or --tiny")
-    if tokens < 1:
-        raise fail("usage/compare", f"{tokens} tokens are too few", Position("--tokens"))
+    if not 1 <= tokens <= _MOST_TOKENS:
+        text = f"{tokens} tokens are too {'few' if tokens < 1 else 'many'}"
+        raise fail("usage/compare", text, Position("--tokens"), f"1 to {_MOST_TOKENS} can be run")
     made = other is None or kind_of(other, layout) is HUGGING_FACE
     to = layout_asked(format) if made else DEFAULT_LAYOUT
     options = Options(format=format, to=to, allow_lossy=allow_lossy, keep=keep, layout=layout)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from crosswalk.runtime.checkpoint.reading import Reader
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.dtypes import torch_dtype
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.records import Record, replace
 
 #: The layout whose own classes are the reference.
 TORCHTITAN = "torchtitan"
@@ -34,8 +34,7 @@ _INSTALL = (
 )
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(Record, frozen=True):
     """``format``: its name; ``config``: complete; ``parameters``: by native name. ``titan``: the type of the config in
     the layout ``torchtitan``, whose classes compute it; None for the reference. ``notes``: what a user should know."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from crosswalk.compiler.layout.modules import parameters, walk
 from crosswalk.compiler.layout.scope import Scope
@@ -16,13 +15,13 @@ from crosswalk.compiler.notation.templates import join
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.runtime.plan.affine import Axis, merge
 from crosswalk.runtime.plan.model import Copy, Plan, TensorSpec
+from crosswalk.runtime.records import Record
 
 #: Most blocks of one copy that are listed.
 MOST = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Record, frozen=True):
     """Indices from ``start`` on: ``count`` of them, every ``step``."""
 
     start: int
@@ -39,8 +38,7 @@ class Span:
         return text + (f" every {self.step}" if self.step != 1 and self.count > 1 else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(Record, frozen=True):
     """``rows`` and ``columns`` of a tensor are ``other_rows`` and ``other_columns`` of the tensor ``other``, rows as
     columns if ``transposed``. ``rule``: the index of the line of the mapping."""
 
@@ -53,8 +51,7 @@ class Tile:
     rule: int
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(Record, frozen=True):
     """A tensor with its blocks from the first row on. ``more``: blocks that are left out; ``scattered``: tensors whose
     elements are in no such blocks."""
 

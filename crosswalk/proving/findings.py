@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 from crosswalk.runtime.errors import Diagnostic, Position
+from crosswalk.runtime.records import Record, field
 
 from .values import Path
 
@@ -30,8 +30,7 @@ CODES = {
 }
 
 
-@dataclass
-class Proof:
+class Proof(Record):
     """``format`` and class (``reference``), which is not there to be asked if ``alone``; ``tried``: check of ``CHECKS``
     -> how many times; ``findings``: what is wrong, each where the mapping says it; ``notes``: in what the tiny model is
     another than that of the config, and what is not proved."""

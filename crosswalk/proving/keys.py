@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from crosswalk.compiler.relations.tree import CompiledMapping
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError, shown
+from crosswalk.runtime.records import Record
 
 from .findings import Proof, dotted
 from .reading import Config, Native, differences, line_of_field, line_of_key, native_of, same_name, values_at
@@ -20,8 +20,7 @@ from .values import Path, changed, has, leaves, others, without
 _VALUES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Record, frozen=True):
     """A config that the class, if there is one, and the mapping accept, and how it came from the tiny one."""
 
     config: Config

@@ -14,9 +14,10 @@ from crosswalk.checkpoints.huggingface import CONFIG, parse_config, read_config_
 from crosswalk.checkpoints.key_positions import read_from
 from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.relations.tree import CompiledMapping
+from crosswalk.compiler.text.positioned import did_you_mean
 from crosswalk.jobs.formats import DEFAULT_LAYOUT, folders, format_named
 from crosswalk.models.comparison import inputs, windows_of
-from crosswalk.runtime.errors import CrosswalkError, fail, shown
+from crosswalk.runtime.errors import CrosswalkError, Position, fail, shown
 
 from .findings import Proof, dotted
 from .keys import Accepted, check_alone, check_changed, check_left_out, check_left_out_together, check_nothing_said
@@ -101,6 +102,7 @@ def _prove_alone(mapping: CompiledMapping, config: Mapping[str, Any], keys: Any,
     base = Accepted(config, native, None)
     names = tuple(keys) if isinstance(keys, Iterable) else None
     paths = [path for path, _ in leaves(config) if path[-1] not in APART]
+    _refuse_unknown(names, paths)
     accepted = check_alone(mapping, base, _chosen(paths, names, keys, draw))
     check_exported(mapping, None, base, dialects_to_read(mapping), proof)
     for one in accepted:
@@ -152,10 +154,10 @@ def _prove(
         raise AssertionError("a model that could not be run can be run")
     base = Accepted(subject.base, native, behaviour)
     names = tuple(keys) if isinstance(keys, Iterable) else None
-    stated, every = (
-        _chosen([path for path, _ in leaves(config) if path[-1] not in APART], names, keys, draw)
-        for config in (subject.base, {**subject.keys(), **subject.base})
-    )
+    configs = (subject.base, {**subject.keys(), **subject.base})
+    stated, every = ([path for path, _ in leaves(config) if path[-1] not in APART] for config in configs)
+    _refuse_unknown(names, every)
+    stated, every = (_chosen(paths, names, keys, draw) for paths in (stated, every))
     check_left_out(mapping, subject, stated, proof)
     check_left_out_together(mapping, subject, stated, every, proof)
     if names is None:
@@ -201,6 +203,15 @@ def _chosen(paths: list[Keys], names: Sequence[str] | None, keys: Any, draw: ran
     if names is not None:
         return [path for path in paths if any(dotted(path[:depth]) in names for depth in range(1, len(path) + 1))]
     return paths if keys is None else draw.sample(paths, min(keys, len(paths)))
+
+
+def _refuse_unknown(names: Sequence[str] | None, paths: list[Keys]) -> None:
+    """Raise for a key that there is not: of it nothing would be tried, and so nothing found."""
+    known = {dotted(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
+    for name in names or ():
+        if name not in known:
+            hint = did_you_mean(name, sorted(known)) or "name keys of config.json or its class, nested ones with dots"
+            raise fail("usage/prove", f"there is no key `{name}` to try", Position("--keys"), hint)
 
 
 def _inputs(native: Any) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:

@@ -7,7 +7,6 @@ import json
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from crosswalk.models.classes import Trace, class_of, config_object, one_message, trace, transformers
 from crosswalk.models.tiny import shrunk
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.records import Record, field
 
 Config = Mapping[str, Any]
 
@@ -24,8 +24,7 @@ Config = Mapping[str, Any]
 ROUNDED = 1e-5
 
 
-@dataclass(frozen=True, slots=True)
-class Behaviour:
+class Behaviour(Record, frozen=True):
     """What a class does with a config: shapes of its parameters by name, and logits (sequence, vocabulary) as it is
     evaluated, in plain loops, and as it is trained, dropout and kernels of attention included."""
 
@@ -42,8 +41,7 @@ class Behaviour:
         return self.shapes == other.shapes and _equal(self.logits[0], other.logits[0])
 
 
-@dataclass
-class Subject:
+class Subject(Record):
     """A class and that of its configs, and the config of a tiny model of it, ``base``, as the class writes it;
     ``second`` is that of another with other sizes. ``where``: the file of the config that it was made from."""
 

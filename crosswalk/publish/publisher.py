@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.publishing.delta import Delta, Snapshot
 from crosswalk.runtime.publishing.order import doubled
 from crosswalk.runtime.publishing.publisher import Publisher
+from crosswalk.runtime.records import replace
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks
 from crosswalk.runtime.training.ranks import team
@@ -46,7 +47,7 @@ def publisher(
     truncate: Sizes | None = None,
     carry_from: str | Path | None = None,
     group: dist.ProcessGroup | None = None,
-    bucket_bytes: int = BUCKET,
+    bucket_bytes: int | str = BUCKET,
     timeout: float = TIMEOUT,
     allow_lossy: bool = False,
 ) -> ModelPublisher:
@@ -57,14 +58,15 @@ def publisher(
     Hugging Face names, ``{"*.gate.weight": "float32", "*": "bfloat16"}``, the first that fits; what fits none stays as
     it is. ``only``: patterns of the names that are published, all by default. ``ties="both"``: tied tensors under every
     name that the class has for them, for receivers that keep them apart; by default once, as files have them.
-    ``bucket_bytes``: most bytes of a bucket that holds more than one tensor. The other arguments are those of
-    :func:`crosswalk.save`.
+    ``bucket_bytes``: most bytes of a bucket that holds more than one tensor, as a number or as ``"1GiB"``. The other
+    arguments are those of :func:`crosswalk.save`.
 
     Raises ``CrosswalkError``, on every rank, with everything that can be refused.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(collect(model), ranks, "publishing")
+    there = of_all_ranks(partial(collect, model), ranks, "publishing")
     with ranks.step("planning what is published") as step:
+        bucket_bytes = parse_size(bucket_bytes if isinstance(bucket_bytes, int) else str(bucket_bytes), "bucket_bytes")
         whole = None if isinstance(dtype, Mapping) else dtype
         policy = dtype if isinstance(dtype, Mapping) else {}
         patterns = [only] if isinstance(only, str) else None if only is None else list(only)
@@ -78,7 +80,7 @@ def publisher(
         plan = _cast(doubled(exported.plan, exported.copies if ties == "both" else {}), policy)
         kept = None if patterns is None else _matching(plan, patterns)
         once = plan.targets[: len(exported.plan.targets)]
-        exported = dataclasses.replace(exported, plan=dataclasses.replace(exported.plan, targets=once))
+        exported = replace(exported, plan=replace(exported.plan, targets=once))
     return ModelPublisher(model, export, exported, plan, there, kept, bucket_bytes, group, timeout)
 
 
@@ -110,7 +112,11 @@ class ModelPublisher(Publisher):
         return Snapshot(self, device, pin)
 
     def delta(self, snapshot: Snapshot, *, dense: str | Iterable[str] = ()) -> Delta:
-        """What has changed since; see :meth:`Snapshot.delta`."""
+        """What has changed since; see :meth:`Snapshot.delta`. Raises ``CrosswalkError`` (``publisher/snapshot``) for
+        the snapshot of another publisher, whose tensors these need not be."""
+        if snapshot.publisher is not self:
+            text = "the snapshot is of another publisher"
+            raise fail("publisher/snapshot", text, None, "take one of this publisher once all has been sent with it")
         return snapshot.delta(dense)
 
     def save(
@@ -139,12 +145,12 @@ def _cast(plan: Plan, policy: Mapping[str, str]) -> Plan:
     unused = set(dtypes)
     targets = []
     for spec in plan.targets:
-        fitting = [p for p in dtypes if fnmatchcase(spec.name, p)] if spec.dtype in FLOATS else []
+        fitting = [p for p in dtypes if fnmatchcase(spec.name, str(p))] if spec.dtype in FLOATS else []
         unused -= set(fitting)
         found = dtypes[fitting[0]] if fitting else None
-        targets.append(dataclasses.replace(spec, dtype=found) if found is not None else spec)
+        targets.append(replace(spec, dtype=found) if found is not None else spec)
     _refuse("publisher/dtype", "no float that is published", unused)
-    return dataclasses.replace(plan, targets=tuple(targets))
+    return replace(plan, targets=tuple(targets))
 
 
 def _matching(plan: Plan, patterns: Iterable[str]) -> set[str]:
@@ -152,7 +158,7 @@ def _matching(plan: Plan, patterns: Iterable[str]) -> set[str]:
     found: set[str] = set()
     unused = []
     for pattern in patterns:
-        fitting = {spec.name for spec in plan.targets if fnmatchcase(spec.name, pattern)}
+        fitting = {spec.name for spec in plan.targets if fnmatchcase(spec.name, str(pattern))}
         found |= fitting
         if not fitting:
             unused.append(pattern)
@@ -163,7 +169,7 @@ def _matching(plan: Plan, patterns: Iterable[str]) -> set[str]:
 def _refuse(code: str, what: str, patterns: Iterable[Any]) -> None:
     problems = [
         Diagnostic(code, f"{what} fits `{pattern}`", None, "patterns are those of names, as `model.layers.*`")
-        for pattern in sorted(patterns)
+        for pattern in sorted(patterns, key=str)
     ]
     if problems:
         raise CrosswalkError(problems)

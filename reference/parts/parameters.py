@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from crosswalk.runtime.errors import fail
+from crosswalk.runtime.records import Record
 
 #: A native config, or a part of one, with every default filled in.
 Config = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(Record, frozen=True):
     """Tensors by native name, below a prefix; in the dtype that everything is computed in."""
 
     tensors: Mapping[str, torch.Tensor]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from crosswalk.runtime.errors import fail
+from crosswalk.runtime.records import Record
 
 from .parameters import Config, unknown
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
+class Positions(Record, frozen=True):
     """Where the elements of a sequence are: ``index`` (sequence,) counts from 0, ``grid`` (sequence, 2) are row and
     column of a patch in its image."""
 

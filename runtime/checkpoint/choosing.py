@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from crosswalk.runtime.errors import Diagnostic, Position, fail
+from crosswalk.runtime.records import Record
 
 _INDEX = ".index.json"
 #: In order of preference, as transformers has it: one file before an index, safetensors before pickles.
@@ -28,8 +28,7 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 _UNFINISHED = (".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".download", ".filepart")
 
 
-@dataclass(frozen=True)
-class ChosenFiles:
+class ChosenFiles(Record, frozen=True):
     """``index``: the file that lists the others, or else ``files``. ``notes``: what was left, in words."""
 
     index: Path | None

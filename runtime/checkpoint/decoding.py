@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crosswalk.runtime.dtypes import size_of, torch_dtype
 from crosswalk.runtime.plan.encodings import KINDS, Fetch, Runs
 from crosswalk.runtime.plan.model import Encoding, TensorSpec
+from crosswalk.runtime.records import Record
 
 from .header import ReadFile, StoredTensor
 
@@ -24,8 +24,7 @@ SCRATCH = 48 * STRIP
 _LARGE_STRIP = 1 << 24
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(Record, frozen=True):
     """The :class:`~.header.Content` of an encoded tensor: ``tensor`` is what it is decoded to, ``parts`` are where the
     tensors of ``encoding.stored`` lie."""
 

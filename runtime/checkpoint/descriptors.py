@@ -8,16 +8,16 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from crosswalk.runtime.records import Record
 
 #: Most files that one side of a conversion keeps open.
 _MOST = 128
 _NO_MORE = {errno.EMFILE, errno.ENFILE}
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Record):
     descriptor: int
     users: int = 0
 

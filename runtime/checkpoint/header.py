@@ -12,13 +12,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten, shown
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import Record
 
 from .extents import BLOCK
 from .opening import open_regular
@@ -84,8 +84,7 @@ class StoredTensor(NamedTuple):
         return self.content is None or isinstance(self.content, ContentInFiles)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
+class SourceFile(Record, frozen=True):
     """A file as it was when its header was read: what must not change until its data is read."""
 
     size: int

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import Record, field
 
 from .extents import BLOCK
 from .header import StoredTensor, build_header
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Record, frozen=True):
     """What the data files of an output hold: key -> file, key -> checksum (empty without), bytes of all tensors, and
     file -> its tensors in the order of their bytes."""
 
@@ -35,8 +34,7 @@ def _nothing(written: Written) -> Mapping[str, bytes]:
     return {}
 
 
-@dataclass(frozen=True, slots=True)
-class OutputLayout:
+class OutputLayout(Record, frozen=True):
     """How a checkpoint is laid out in files.
 
     ``file_name(k, n)`` names data file ``k`` of ``n``, counted from 0; the key of a tensor is its name and
@@ -82,8 +80,7 @@ def native_layout(
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 
 
-@dataclass(frozen=True, slots=True)
-class DataFile:
+class DataFile(Record, frozen=True):
     """A file to be written: its header, and the plan's targets in the order of their bytes; ``between``: what stands
     after each of them, if anything does."""
 

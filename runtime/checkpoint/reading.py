@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from crosswalk.runtime.errors import CrosswalkError, Position, fail
+from crosswalk.runtime.gathering import MOST, gather
 
 from .descriptors import Descriptors
 from .header import ContentInFiles, ContentOfRuns, SourceFile, StoredTensor
@@ -118,12 +120,15 @@ class Reader:
                 self._advised.add((source, path))
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(descriptor, *soon, os.POSIX_FADV_WILLNEED)
-            preadv = os.preadv
-            for start in starts:
-                part = view[place : place + length]
-                if preadv(descriptor, (part,), start) != length:
-                    self._read(source, path, start, part)
-                place += length
+            preadv, left = os.preadv, iter(starts)
+            while batch := list(itertools.islice(left, MOST)):
+                gathered = gather(descriptor, batch, length, view[place : place + len(batch) * length])
+                place += gathered * length
+                for start in batch[gathered:]:
+                    part = view[place : place + length]
+                    if preadv(descriptor, (part,), start) != length:
+                        self._read(source, path, start, part)
+                    place += length
         except OSError as error:
             raise self._failed(source, path, error.strerror or str(error)) from error
         finally:

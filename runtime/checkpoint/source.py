@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten, shown
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import Record, replace
 
 from .choosing import choose, dangling
 from .decoding import stored_encoded
@@ -22,8 +22,7 @@ from .opening import leads_out, read_inside
 from .pickled import read_pickled
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Record, frozen=True):
     """Tensors by name and the files that hold them. Several names may share bytes (a tied tensor in a pickle).
     ``notes`` say what else lies in the directory."""
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crosswalk.runtime.plan.model import Copy, Plan
+from crosswalk.runtime.records import Record, replace
 
 from .header import ReadFile, StoredTensor
 
 
-@dataclass(frozen=True, slots=True)
-class Zeros:
+class Zeros(Record, frozen=True):
     """The content of a tensor whose bytes are all zero, which is the number zero in every dtype."""
 
     def fill(self, start: int, view: memoryview, read: ReadFile) -> None:

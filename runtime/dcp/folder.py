@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from crosswalk.runtime.checkpoint.choosing import dangling
@@ -17,6 +16,7 @@ from crosswalk.runtime.checkpoint.zeros import Zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
 from crosswalk.runtime.plan.affine import Piece
+from crosswalk.runtime.records import Record
 from crosswalk.runtime.torch_files.archives import ArchiveError, ReadPart, read_tensor
 from crosswalk.runtime.torch_files.pickles import uncollected
 
@@ -24,8 +24,7 @@ from .metadata import METADATA, Item, StoredEntries, StoredEntry, read_metadata
 from .parts import Parts, pieces_of, uncovered
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Record, frozen=True):
     """A folder by its metadata. ``entries``: all that it holds."""
 
     path: Path

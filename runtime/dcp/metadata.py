@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -12,6 +11,7 @@ from crosswalk.runtime.checkpoint.opening import read_inside
 from crosswalk.runtime.checkpoint.source import is_plain
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten, shown
+from crosswalk.runtime.records import Record
 from crosswalk.runtime.torch_files.pickles import Global, Made, PickleError, Table, read_pickle, uncollected
 
 METADATA = ".metadata"
@@ -58,8 +58,7 @@ class Chunk(NamedTuple):
     item: Item
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEntry:
+class StoredEntry(Record, frozen=True):
     """A tensor; ``dtype`` is None for one that safetensors has no name for."""
 
     name: str
@@ -68,8 +67,7 @@ class StoredEntry:
     chunks: tuple[Chunk, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEntries:
+class StoredEntries(Record, frozen=True):
     """What the folder holds: tensors, and everything else as bytes, by name."""
 
     tensors: Mapping[str, StoredEntry]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.output import OutputLayout, Wrapping, Written
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import replace
 
 from .folder import locate, open_folder
 from .frames import frame

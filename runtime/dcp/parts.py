@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 from crosswalk.runtime.checkpoint.header import ReadFile, StoredTensor
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.plan.affine import Piece, clip, make_piece, tiling_faults
+from crosswalk.runtime.records import Record
 from crosswalk.runtime.torch_files.archives import row_major
 
 from .metadata import StoredEntry
@@ -52,8 +52,7 @@ def uncovered(entry: StoredEntry, pieces: Sequence[Piece]) -> str | None:
     return f"has parts that {what} {'at ' if fault.copies else ''}elements {fault.start} to {fault.stop - 1}"
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(Record, frozen=True):
     """The :class:`~crosswalk.runtime.checkpoint.header.Content` of a tensor in parts, in the order of their first
     elements; ``places`` are where the bytes of each begin, ``reach`` one past the last element up to each."""
 

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from crosswalk.runtime.checkpoint.zeros import with_zeros
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail
 from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.records import Record
 from crosswalk.runtime.staging.directory import Staging, check_space
 from crosswalk.runtime.staging.finishing import add_small_files, check_output
 from crosswalk.runtime.staging.writing import set_size, sync, write_at
@@ -36,11 +36,11 @@ from .schedule import Lowering
 from .sinks import CompareSink, HashSink, WriteSink, differences
 from .tasks import Task
 from .ties import compare_ties
+from .turns import Turns
 from .workers import Progress, Sink, Worker, fit_memory, one_torch_thread, peak_memory, run, whole
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
+class EngineOptions(Record, frozen=True):
     """``workers``: threads, by default one per core and at most 4. ``memory``: most bytes to allocate; by default what
     ``engine.peak_memory(workers)`` states. ``checksum``: ``none``, ``xxh3`` or ``sha256``, per target tensor (see
     ``checkpoint.checksum``). ``overwrite``: replace an existing destination. ``resume``: continue an
@@ -53,8 +53,7 @@ class EngineOptions:
     resume: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FileReport:
+class FileReport(Record, frozen=True):
     """What was done. ``files``: data file -> size in bytes. ``checksums``: target tensor -> checksum. ``resumed``: data
     files that an earlier conversion had completed. ``peak_memory``: bytes that the workers could allocate."""
 
@@ -283,7 +282,7 @@ def _write_data(
         names = [target.name for target in targets]
         sink = WriteSink(names, places, list(by_path), descriptors, checksums, lambda path: completed(by_path[path]))
         total, left = sum(sizes), sum(sizes[target] for target in places)
-        tasks = lowering.tasks(target for file in pending for target in file.targets)
+        tasks = Turns((lowering.tasks(file.targets) for file in pending), workers)
         _execute(lowering, source, tasks, sink, workers, total, on_progress, total - left)
     finally:
         descriptors.close()

@@ -20,7 +20,7 @@ from crosswalk.runtime.plan.affine import Piece
 #: A transposed plane with a shorter edge is left to ``copyto``.
 SHORTEST = 32
 #: Rows and columns of a tile, in words of 8 bytes: half a MiB.
-_HEIGHT, _WIDTH, _WORD = 256, 256, 8
+_HEIGHT, _WIDTH, WORD = 256, 256, 8
 
 Array = npt.NDArray[Any]
 _local = threading.local()
@@ -62,7 +62,7 @@ def transposed_plane(
 
 def transpose(source: Array, target: Array) -> None:
     """Copy a matrix of integers with contiguous rows to one of the same shape with contiguous columns."""
-    together = _WORD // source.itemsize
+    together = WORD // source.itemsize
     rows = len(source) // together * together
     np.copyto(target[rows:], source[rows:])
     for top, left in itertools.product(range(0, rows, _HEIGHT * together), range(0, source.shape[1], _WIDTH)):
@@ -73,17 +73,17 @@ def transpose(source: Array, target: Array) -> None:
 def _transpose_tile(source: Array, target: Array, together: int) -> None:
     """``target[...] = source.T`` for rows of both that are contiguous; ``source`` has whole words of ``together``."""
     height, width = len(source) // together, source.shape[1]
-    words = _scratch()[:height]
+    words = scratch()[:height]
     parts = words.view(source.dtype)[:, : width * together]
     for row in range(together):
         np.copyto(parts[:, row::together], source[row::together])
     np.copyto(target.view(words.dtype), words[:, :width].T)
 
 
-def _scratch() -> Array:
+def scratch() -> Array:
     """This thread's words of one tile. Rows are longer than it by one, so that those of one column do not fall on the
     same lines of the cache."""
     if not hasattr(_local, "scratch"):
-        _local.scratch = np.empty((_HEIGHT, _WIDTH + 1), f"u{_WORD}")
-    scratch: Array = _local.scratch
-    return scratch
+        _local.scratch = np.empty((_HEIGHT, _WIDTH + 1), f"u{WORD}")
+    found: Array = _local.scratch
+    return found

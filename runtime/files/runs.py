@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from crosswalk.runtime.checkpoint.reading import Reader
+from crosswalk.runtime.gathering import AVAILABLE
 
 MIB = 1 << 20
 #: Bytes that are read at a time where they pass through a buffer; they stay in a core's cache until they are used.
 STEP = 1 * MIB
-#: Reading this many bytes takes as long as one system call: closer runs are read together with what is between them.
-SEEK = 16 << 10
+#: Reading this many bytes takes as long as one run: closer ones are read together with what is between them.
+SEEK = (8 if AVAILABLE else 16) << 10
 #: Runs of more than this many times ``SEEK`` are worth a call each, however close they stand.
 LONGEST_TOGETHER = 4
 

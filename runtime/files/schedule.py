@@ -25,6 +25,8 @@ TASK = 8 * MIB
 RANGE_RUN = 32 << 10
 #: The smallest panel, which stays in a core's second-level cache.
 SMALLEST_PANEL = 1 * MIB
+#: Writing a run, which takes a lock of the file and a call of its own, takes as long as this many bytes more.
+WRITE = 32 << 10
 #: Bytes of a panel that are rearranged and written together.
 STRIPE = 4 * MIB
 
@@ -187,9 +189,8 @@ class Lowering:
         edge = math.isqrt(self.panel // widest)
         height = min(rows, max(edge, self.panel // widest // columns))
         width = min(columns, self.panel // widest // height)
-        seek = SEEK // widest
         _, in_panels = self._panel_step(group, piece.here, piece.stop, widest)
-        in_tiles = (height + seek) / height + (width + seek) / width
+        in_tiles = (height + SEEK // widest) / height + (width + WRITE // widest) / width
         return self._cut_into_tiles(target, source, piece, height, width) if in_tiles < in_panels + 1 else None
 
     def _cut_into_tiles(self, target: int, source: int, piece: Piece, height: int, width: int) -> Iterator[Segment]:

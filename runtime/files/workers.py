@@ -98,6 +98,12 @@ class Worker:
             self._buffers = memoryview(_anonymous(self._panel_size)), memoryview(_anonymous(STRIPE))
         staging, output = self._buffers
         dtype = self._targets[target].dtype
+        if not self._with_torch:
+            from .transposing import matrix_of, transposed  # with numpy, as below
+
+            if (matrix := matrix_of(panel, size_of(dtype), STRIPE)) is not None:
+                yield from transposed(self.reader, panel, matrix, staging, output, self.step)
+                return
         staged = []
         for block in panel.blocks:
             read_block(self.reader, block, staging[block.at :], self.step)

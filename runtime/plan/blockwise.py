@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.records import replace
 
 from .affine import dense
 from .encodings import KINDS, EncodingKind, Shape

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from crosswalk.runtime.dtypes import FLOATS
 from crosswalk.runtime.errors import Diagnostic
+from crosswalk.runtime.records import Record
 
 from .parts import Encoding, PlanParts
 
@@ -45,8 +45,7 @@ _GROUP = 32
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
-@dataclass(frozen=True, slots=True)
-class EncodingKind:
+class EncodingKind(Record, frozen=True):
     """``payload`` and ``scales``: the dtypes that the two may have. ``shape(payload shape)``: that of the decoded
     tensor, None if there is none. ``grids(payload shape, block)``: the shapes that the scales may have. ``blocks``:
     how many sizes a block may have. ``block_of(shape, block)``: the size of a block along every dimension of the

@@ -10,7 +10,6 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from crosswalk.runtime.dtypes import size_of
@@ -48,8 +47,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Plan(PlanParts):
+class Plan(PlanParts, frozen=True, dict=True):
     """A plan. Build with :func:`make_plan`, which brings the parts into the canonical form."""
 
     @functools.cached_property

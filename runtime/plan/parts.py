@@ -11,21 +11,19 @@ Everything of this folder works on :class:`PlanParts`; :mod:`crosswalk.runtime.p
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, Self, TypeVar
 
 from crosswalk.runtime.dtypes import size_of
+from crosswalk.runtime.records import Record, field, replace
 
 from .affine import Piece, make_piece
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(Record, frozen=True):
     """A tensor as a file or a model holds it; ``dtype`` is a safetensors name such as ``BF16``."""
 
     name: str
@@ -72,8 +70,7 @@ class Copy(NamedTuple):
         return Piece(self.target_offset, self.source_offset, axes)
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(Record, frozen=True):
     """The elements ``offset + sum(i_k * strides[k])`` of the flattened (row-major) tensor ``tensor``, for ``i_k`` below
     ``extents[k]``. ``tensor`` and ``rule`` are indices into the lists of the plan.
 
@@ -97,8 +94,7 @@ class Region:
         return make_piece(self.offset, self.strides, 0, (0,) * len(self.extents), self.extents)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Record, frozen=True):
     """Provenance: the mapping, the rule as written, and its place ``file:line:column``."""
 
     mapping: str
@@ -106,8 +102,7 @@ class Rule:
     position: str
 
 
-@dataclass(frozen=True, slots=True)
-class Exemption:
+class Exemption(Record, frozen=True):
     """A declared exception to the bijection, with its own contract.
 
     ``kind`` is one of
@@ -122,8 +117,7 @@ class Exemption:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
+class Encoding(Record, frozen=True):
     """How the source tensor ``tensor`` is stored: not as its elements, but as the tensors ``stored``, from which it is
     decoded. ``kind`` is one of ``runtime.plan.encodings``, which says what ``stored`` and ``block`` (sizes of
     a block, in elements along dimensions of the tensor) are. One way: no plan writes encoded tensors."""
@@ -147,8 +141,7 @@ def raw_copy(source: str, target: str, piece: Piece, rule: int) -> RawCopy:
     return (source, target, extents, piece.there, others, piece.here, strides, rule)
 
 
-@dataclass(frozen=True)
-class PlanParts:
+class PlanParts(Record, frozen=True, dict=True):
     """What is read, what is written, and every copy between; ``padded`` are regions of targets that are zeros,
     ``truncated`` regions of sources that are not read. Make one with :meth:`made`, which brings the parts into the
     canonical form, so that equal plans have equal bytes and one digest."""
@@ -234,13 +227,13 @@ class PlanParts:
         for copy in self.copies:
             before = self.sources[copy.source]
             feeding.setdefault(copy.target, []).append((before.dtype, dtypes.get(before.name, before.dtype)))
-        sources = (dataclasses.replace(t, dtype=dtypes.get(t.name, t.dtype)) for t in self.sources)
+        sources = (replace(t, dtype=dtypes.get(t.name, t.dtype)) for t in self.sources)
         targets = []
         for index, tensor in enumerate(self.targets):
             now = {new for _, new in feeding.get(index, ())}
             kept = len(now) == 1 and all(old == tensor.dtype for old, _ in feeding[index])
-            targets.append(dataclasses.replace(tensor, dtype=now.pop()) if kept else tensor)
-        return dataclasses.replace(self, sources=tuple(sources), targets=tuple(targets))
+            targets.append(replace(tensor, dtype=now.pop()) if kept else tensor)
+        return replace(self, sources=tuple(sources), targets=tuple(targets))
 
 
 #: A plan of the kind that is given.

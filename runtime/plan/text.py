@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -12,6 +11,7 @@ from typing import Any
 
 from crosswalk.runtime.dtypes import DTYPES
 from crosswalk.runtime.errors import fail
+from crosswalk.runtime.records import astuple
 
 from .folded import Patterns, fold, unfold
 from .form import check_form
@@ -98,7 +98,7 @@ def digest(plan: PlanParts) -> str:
             f"[{source},{target},{tuples[extents]},{offset},{tuples[strides]},{other_offset},{tuples[other_strides]}]"
             for source, target, extents, offset, strides, other_offset, other_strides, _ in plan.copies
         ],
-        "exemptions": [_json(dataclasses.astuple(exemption)) for exemption in plan.exemptions],
+        "exemptions": [_json(astuple(exemption)) for exemption in plan.exemptions],
         "sources": [f"[{_quoted(t.name)},{tuples[t.shape]},{_quoted(t.dtype)}]" for t in plan.sources],
         "targets": [f"[{_quoted(t.name)},{tuples[t.shape]},{_quoted(t.dtype)}]" for t in plan.targets],
     }
@@ -159,8 +159,8 @@ def _encode(plan: PlanParts) -> dict[str, Any]:
         "sources": [_encode_tensor(tensor) for tensor in plan.sources],
         "targets": [_encode_tensor(tensor) for tensor in plan.targets],
         "copies": plan.copies,
-        "rules": [list(dataclasses.astuple(rule)) for rule in plan.rules],
-        "exemptions": [list(dataclasses.astuple(exemption)) for exemption in plan.exemptions],
+        "rules": [list(astuple(rule)) for rule in plan.rules],
+        "exemptions": [list(astuple(exemption)) for exemption in plan.exemptions],
         "metadata": dict(plan.metadata),
         # Left out where there are none: such a plan has the bytes that it had before there were any.
         **({"padded": _encode_regions(plan.padded)} if plan.padded else {}),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from crosswalk.runtime.errors import Diagnostic, Position
+from crosswalk.runtime.records import Record
 
 from .affine import Fault
 from .encodings import described
@@ -16,8 +16,7 @@ from .parts import Copy, Encoding, Exemption, PlanParts, Region, TensorSpec
 REGIONS = {"source": "truncated", "target": "padded"}
 
 
-@dataclass(frozen=True, slots=True)
-class Cast:
+class Cast(Record, frozen=True):
     """Tensors whose elements change dtype; ``exact`` when every value survives."""
 
     source: str
@@ -32,8 +31,7 @@ class Cast:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(Record, frozen=True):
     """How many tensors have regions, and how many elements these are."""
 
     tensors: int = 0
@@ -45,8 +43,7 @@ class Amount:
         return Amount(len({region.tensor for region in regions}), sum(region.elements for region in regions))
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Record, frozen=True):
     """What :func:`prove` found: problems, and what is declared to differ from a bijection."""
 
     problems: tuple[Diagnostic, ...]

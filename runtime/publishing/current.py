@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import is_, methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +23,44 @@ Part = tuple[int, Box]
 
 
 class _Seat(NamedTuple):
-    """Where a module or a dict keeps a tensor, and where the tensor keeps its elements."""
+    """Where a tensor keeps its elements."""
 
-    entries: Mapping[str, Any]
-    key: str
-    value: torch.Tensor
     local: torch.Tensor
     address: int
+
+
+class _Entries:
+    """The tensors of a model, by the names that its modules have for them, and its modules: each by its dict of
+    parameters, which is no other's as long as it is held here. All of them at once, since there may be many thousands.
+    """
+
+    def __init__(self, model: Model) -> None:
+        modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+        tensors: list[Mapping[str, Any]] = [] if isinstance(model, torch.nn.Module) else [model]
+        tensors += [entries for module in modules for entries in (module._parameters, module._buffers)]
+        self._tensors = [entries for entries in tensors if entries]
+        self._modules = [module._modules for module in modules if module._modules]
+        self._empty = [entries for entries in (*tensors, *(module._modules for module in modules)) if not entries]
+        self._names, self._members = self._found()
+
+    def _found(self) -> tuple[list[Any], list[Any]]:
+        full = [*self._tensors, *self._modules]
+        members = [*chain.from_iterable(map(_VALUES, self._tensors))]
+        members += [
+            None if child is None else child._parameters for child in chain.from_iterable(map(_VALUES, self._modules))
+        ]
+        return [*chain.from_iterable(full), *map(len, full)], members
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether all is what it was, under the same names."""
+        if any(self._empty):
+            return False
+        names, members = self._found()
+        return names == self._names and all(map(is_, members, self._members))
+
+
+_VALUES = methodcaller("values")
 
 
 class Current:
@@ -41,7 +74,7 @@ class Current:
         self._model, self._specs, self._elsewhere = model, specs, elsewhere
         values = collect(model)
         self.placed = place_all(values, specs, elsewhere=elsewhere)
-        self._seats = _seats(model, values, self.placed)
+        self._seats, self._entries = _seats(model, values, self.placed), _Entries(model)
         self._kinds = {name: _kind(values.get(name)) for name in self.placed}
         self.parts: list[Part] = []
         self.tensors: list[torch.Tensor] = []
@@ -85,10 +118,8 @@ class Current:
     def refresh(self) -> None:
         """Look at the model again. Raises ``CrosswalkError`` (``publisher/stale``) with every parameter that is gone,
         new, or of another shape, dtype or placement; where only memory has moved, ``tensors`` are what is there now."""
-        if self._seats is not None and all(
-            entries.get(key) is value and local.data_ptr() == address
-            for entries, key, value, local, address in self._seats
-        ):
+        there = self._seats is not None and all(local.data_ptr() == address for local, address in self._seats)
+        if there and self._entries.unchanged:
             return
         values = collect(self._model)
         try:
@@ -97,12 +128,14 @@ class Current:
             raise CrosswalkError(_stale(d.message) for d in error.diagnostics) from error
         changed = [name for name, before in self.placed.items() if self._differs(name, before, placed[name], values)]
         if changed:
+            gone = [name for name in changed if not placed[name].parts]
+            others = [name for name in changed if placed[name].parts]
+            said = {"is gone": gone, "has another dtype, placement or strides now": others}
             raise CrosswalkError(
-                _stale(f"parameter `{pattern}` has another dtype, placement or strides now")
-                for pattern, _ in fold(changed)
+                _stale(f"parameter `{pattern}` {what}") for what, names in said.items() for pattern, _ in fold(names)
             )
         self.placed = placed
-        self._seats = _seats(self._model, values, placed)
+        self._seats, self._entries = _seats(self._model, values, placed), _Entries(self._model)
         self.tensors[:] = [self._tensor(*part) for part in self.parts]
 
     def _differs(self, name: str, before: Placed, now: Placed, values: Values) -> bool:
@@ -129,21 +162,13 @@ def _kind(value: torch.Tensor | Shards | None) -> Any:
 
 
 def _seats(model: Model, values: Values, wanted: Iterable[str]) -> list[_Seat] | None:
-    """Where the tensors are kept; None if some are nowhere, so that only a state dict has them."""
+    """Where the tensors are; None if the model holds some of them nowhere, so that only a state dict has them."""
     needed = {id(values[name]): values[name] for name in wanted if name in values}
-    seats: list[_Seat] = []
-    for entries in _entries(model):
-        for key, value in entries.items():
-            if isinstance(value, torch.Tensor) and id(value) in needed:
-                local = value._local_tensor if isinstance(value, DTensor) else value
-                seats.append(_Seat(entries, key, value, local, local.data_ptr()))
-    return seats if len({id(seat.value) for seat in seats}) == len(needed) else None
-
-
-def _entries(model: Model) -> Iterable[Mapping[str, Any]]:
     if isinstance(model, torch.nn.Module):
-        for module in model.modules():
-            yield module._parameters
-            yield module._buffers
+        held = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     else:
-        yield model
+        held = {id(value) for value in model.values()}
+    if not all(isinstance(value, torch.Tensor) and number in held for number, value in needed.items()):
+        return None
+    locals_ = [value._local_tensor if isinstance(value, DTensor) else value for value in needed.values()]
+    return [_Seat(local, local.data_ptr()) for local in locals_]

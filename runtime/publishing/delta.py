@@ -80,9 +80,10 @@ class Snapshot:
     def __init__(self, publisher: Publisher, device: torch.device | str = "cpu", pin: bool = False) -> None:
         self.publisher, self.packing = publisher, Packing(publisher)
         publisher.begin("snapshot")
-        self.buffers = [
-            torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pin) for size in self.packing.sizes
-        ]
+        with publisher.team.step("making a snapshot"):
+            self.buffers = [
+                torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pin) for size in self.packing.sizes
+            ]
         for number, buffer in enumerate(self.buffers):
             for one, values in self.packing.values(number):
                 slice_of(buffer, one).copy_(values)

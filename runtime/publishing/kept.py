@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.records import Record
 from crosswalk.runtime.training.parameters import Model
 from crosswalk.runtime.training.ranks import Team
 
@@ -21,8 +21,7 @@ MOST = 3
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Record, frozen=True):
     """What a plan is made for: the config, the options, the parameters of all ranks. ``same``: objects that have to be
     the very same; ``equal``: what has to be equal, copied."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from .pieces import Strided, moves_of, out_of
 _BLOCK = 1 << 17
 #: Below this, indices are 32 bits wide.
 _NARROW = 2**31
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Located(NamedTuple):
@@ -30,13 +31,28 @@ class Located(NamedTuple):
     indices: torch.Tensor
 
 
-def locate(copies: Sequence[tuple[str, Strided]], indices: torch.Tensor) -> Iterator[Located]:
-    """Where elements of a tensor in memory go: flat ``indices`` in it, by the copies that read it (with the names of
-    what they write). Ascending indices are cut at the bounds of the copies; others are sorted first. What no copy reads
-    is in no answer."""
+def flat_indices(indices: Any, count: int) -> torch.Tensor:
+    """What is given as flat indices among ``count`` elements, wide enough for any of them. Raises ``CrosswalkError``
+    (``publisher/locate``) if it is no list of whole numbers as a tensor."""
+    if isinstance(indices, torch.Tensor) and indices.dim() == 1 and indices.dtype in _WHOLE:
+        return indices if count <= torch.iinfo(indices.dtype).max else indices.long()
+    found = f"{indices.dtype} {list(indices.shape)}" if isinstance(indices, torch.Tensor) else type(indices).__name__
+    raise fail(
+        "publisher/locate", f"indices are a tensor of whole numbers with one dimension, not {found}", None,
+        "pass flat ones: (...).nonzero().view(-1) of the flattened parameter",
+    )  # fmt: skip
+
+
+def locate(copies: Sequence[tuple[str, Strided]], indices: torch.Tensor, count: int) -> Iterator[Located]:
+    """Where elements of a tensor in memory, which has ``count``, go: flat ``indices`` in it, by the copies that read it
+    (with the names of what they write). Ascending indices are cut at the bounds of the copies; others are sorted first.
+    What no copy reads is in no answer. Raises ``CrosswalkError`` (``publisher/locate``) for what the tensor has not."""
     order: torch.Tensor | None = None
     if not _ascending(indices):
         indices, order = indices.sort()
+    if indices.numel() and (int(indices[0]) < 0 or int(indices[-1]) >= count):
+        text = f"there are indices from {int(indices[0])} to {int(indices[-1])}, and this rank holds {count} elements"
+        raise fail("publisher/locate", text, None, "count in what this rank holds of the parameter, from 0 on")
     bounds = torch.tensor([bound for _, copy in copies for bound in _hull(copy)], dtype=torch.int64)
     cuts = torch.searchsorted(indices, bounds.to(indices.device, indices.dtype)).tolist()
     for number, (name, copy) in enumerate(copies):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.records import replace
 from crosswalk.runtime.training.save import natural_order
 
 
@@ -19,11 +19,9 @@ def doubled(plan: Plan, copies: Mapping[str, str]) -> Plan:
     for name, owner in copies.items():
         number = plan.target_index[owner]
         moves += [copy._replace(target=len(targets)) for copy in plan.copies if copy.target == number]
-        padded += [
-            dataclasses.replace(region, tensor=len(targets)) for region in plan.padded if region.tensor == number
-        ]
-        targets.append(dataclasses.replace(plan.targets[number], name=name))
-    return dataclasses.replace(plan, targets=tuple(targets), copies=tuple(moves), padded=tuple(padded))
+        padded += [replace(region, tensor=len(targets)) for region in plan.padded if region.tensor == number]
+        targets.append(replace(plan.targets[number], name=name))
+    return replace(plan, targets=tuple(targets), copies=tuple(moves), padded=tuple(padded))
 
 
 def publishing_order(plan: Plan, kept: Sequence[int]) -> list[int]:

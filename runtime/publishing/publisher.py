@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from crosswalk.runtime.training.save import counted
 from .checksums import bytes_of, digest_of
 from .current import Current
 from .exchange import Ranks, exchange
-from .locate import Located, locate, readers
+from .locate import Located, flat_indices, locate, readers
 from .order import in_buckets, publishing_order
 from .pieces import Strided
 from .recipes import Recipe, Way, fill, pack, received, viewed
@@ -133,7 +134,7 @@ class Publisher:
         ``align`` bytes, and without one each ends where the next begins. Raises ``CrosswalkError`` for another
         ``align`` than a number of bytes."""
         way = self.way(self.ranks(to))
-        if align < 1:
+        if not isinstance(align, int) or align < 1:
             raise fail("publisher/align", f"`align` is {align}", None, "pass a number of bytes, as 256")
         self.begin(to)
         return self._packed(way, align)
@@ -142,10 +143,12 @@ class Publisher:
         """Where elements of a parameter go. ``indices``: flat ones in what this rank holds of it, its local tensor or
         the tensors of its ``Shards`` one after the other; the fastest if they ascend. No collective.
 
-        Raises ``CrosswalkError`` (``publisher/locate``) for a parameter that is not the plan's, or not contiguous."""
+        Raises ``CrosswalkError`` (``publisher/locate``) for a parameter that is not the plan's, or not contiguous, and
+        for what are no flat indices in it."""
         if parameter not in self._readers:
             self._readers[parameter] = readers(self.plan, self.current, parameter)
-        return locate(self._readers[parameter], indices)
+        count = sum(part.tensor.numel() for part in self.current.placed[parameter].parts)
+        return locate(self._readers[parameter], flat_indices(indices, count), count)
 
     def share(self) -> dict[str, torch.Tensor]:
         """The part of this rank, if all are dealt out as whole tensors, evenly: those that it has whole first."""
@@ -235,10 +238,11 @@ class Publisher:
         ranks that there are not."""
         if to is None:
             return None
-        ranks = tuple(sorted({to} if isinstance(to, int) else set(to)))
-        if not ranks or not all(0 <= rank < self.team.size for rank in ranks):
+        named = list(to) if isinstance(to, Collection) else [to]
+        if not named or not all(isinstance(rank, int) and 0 <= rank < self.team.size for rank in named):
             text = f"`to` is {to}, and there are {self.team.size} ranks"
             raise fail("publisher/rank", text, None, "name ranks of the group, from 0 on")
+        ranks = tuple(sorted(set(named)))
         return None if len(ranks) == self.team.size else ranks
 
     def _dealt(self) -> list[Ranks]:
@@ -279,7 +283,8 @@ class Publisher:
             offsets: list[int] = []
             end = 0
             for tensor in tensors:
-                offsets.append(-(-end // align) * align)
+                step = math.lcm(align, tensor.dtype.itemsize) if align > 1 else 1
+                offsets.append(-(-end // step) * step)
                 end = offsets[-1] + tensor.nbytes
             buffer = torch.empty(end, dtype=torch.uint8, device=self.current.device)
             bucket = Bucket(buffer, tensors, tuple(offsets))

@@ -4,7 +4,6 @@ before a byte moves and the same each time."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from crosswalk.runtime.dtypes import size_of, torch_dtype
 from crosswalk.runtime.files.kernels import as_integers, copy_integers
 from crosswalk.runtime.plan.affine import dense
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import Record, field
 from crosswalk.runtime.training.ranks import Table
 from crosswalk.runtime.training.transfer import on_host
 
@@ -49,8 +49,7 @@ class Packed(NamedTuple):
     copies: Sequence[Strided]
 
 
-@dataclass
-class Recipe:
+class Recipe(Record):
     """``targets``: what this rank gets, by slot. ``views`` are slots that one run of a part is already; ``outgoing``:
     receivers -> bytes, and what is packed for them; ``incoming``: sender and receivers -> bytes; ``zeroed``: slots that
     are not written in full; ``meets``: whether ranks need each other for this bucket."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from crosswalk.runtime.checkpoint.header import StoredTensor, read_header
 from crosswalk.runtime.checkpoint.output import DataFile, OutputLayout, Written, check_names, stored
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import replace
 
 from .directory import Staging, copy_file, digest_of, write_file
 from .stale import owner

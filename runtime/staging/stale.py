@@ -8,7 +8,6 @@ import fcntl
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def owner() -> dict[str, str]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = ""
-    return {"host": socket.gethostname(), "boot": boot}
+    return {"host": os.uname().nodename, "boot": boot}
 
 
 def remove_stale(destination: Path) -> None:

@@ -11,8 +11,9 @@ import gc
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
+
+from crosswalk.runtime.records import Record, field
 
 #: Most objects that one pickle may make.
 MAX_OBJECTS = 10_000_000
@@ -21,8 +22,7 @@ _MAX_INTEGER = 64
 _MARK = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Global:
+class Global(Record, frozen=True):
     """The name of a class or function: never the thing itself."""
 
     module: str
@@ -32,8 +32,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(slots=True, eq=False)
-class Table:
+class Table(Record, eq=False):
     """A dict, as pairs in the order of the pickle."""
 
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
@@ -43,8 +42,7 @@ class Table:
         return {key: value for key, value in self.pairs if isinstance(key, str)}
 
 
-@dataclass(eq=False)
-class Made:
+class Made(Record, eq=False):
     """What a pickle would make by calling ``by`` with ``arguments``. ``state`` is what it would then be given, and
     ``items`` and ``pairs`` what would be put into it."""
 
@@ -59,8 +57,7 @@ class Made:
         return self.state.texts() if isinstance(self.state, Table) else {}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Persistent:
+class Persistent(Record, frozen=True, eq=False):
     """A reference to what lies outside of the pickle, such as the storage of a tensor."""
 
     key: Any

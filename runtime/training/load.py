@@ -9,7 +9,6 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.runs import read_block
 from crosswalk.runtime.files.ties import compare_ties
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import Record, replace
 
 from .moves import Moves, moves
 from .parameters import Advice, Model, Values, bare, check_owned, check_writable, own, place_all
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from .ranks import Team
 
 
-@dataclass(frozen=True, slots=True)
-class LoadReport:
+class LoadReport(Record, frozen=True):
     """What this rank did. ``bytes_held``: what the parameters of this rank take in the files; ``bytes_read``: what was
     read for them (both of encoded tensors as they are decoded); ``bytes_compared``: what was read to compare tied
     duplicates. ``on_meta``: names in the model that are on the meta device still, because no file holds them;

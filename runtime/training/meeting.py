@@ -11,17 +11,16 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
 from crosswalk.runtime.errors import CrosswalkError, fail
+from crosswalk.runtime.records import Record
 
 #: Seconds after which a rank says which others it is waiting for.
 LOG_AFTER = 30.0
@@ -41,15 +40,13 @@ class Process(NamedTuple):
     began: str
 
 
-@dataclass(frozen=True)
-class _Brought:
+class _Brought(Record, frozen=True):
     """The messages of a meeting, each once, with the ranks that brought it."""
 
     brought: Sequence[tuple[bytes, Sequence[int]]]
 
 
-@dataclass(frozen=True)
-class _CalledOff:
+class _CalledOff(Record, frozen=True):
     """Why a meeting was not held: ``rank`` did not wait on, ``missing`` had not come."""
 
     rank: int
@@ -221,7 +218,7 @@ def _this_process() -> Process:
         domain = f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         domain = ""
-    return Process(socket.gethostname(), domain, os.getpid(), _began(os.getpid()) if domain else "")
+    return Process(os.uname().nodename, domain, os.getpid(), _began(os.getpid()) if domain else "")
 
 
 def _began(pid: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -14,13 +13,13 @@ import torch
 from crosswalk.runtime.plan.affine import Piece, PieceOf, dense, intersect, make_piece
 from crosswalk.runtime.plan.algebra import Cut, box_cuts, cut
 from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.records import Record
 
 from .placement import Part
 from .transfer import Memory
 
 
-@dataclass(frozen=True, slots=True)
-class Moves:
+class Moves(Record, frozen=True):
     """Pieces between the tensors of files, by number in the plan, and memory."""
 
     placements: Mapping[int, Sequence[PieceOf]]

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from crosswalk.runtime import background
 from crosswalk.runtime.dtypes import FLOATS
-from crosswalk.runtime.errors import CrosswalkError, Diagnostic
+from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail
 from crosswalk.runtime.folding import fold
 from crosswalk.runtime.plan.model import TensorSpec
 
@@ -44,22 +44,28 @@ def collect(model: Model) -> Values:
     """The parameters and persistent buffers of a module, or the tensors of a state dict, by name.
 
     Names are those of the bare model: without the parts that DistributedDataParallel, torch.compile and activation
-    checkpointing put in. Entries that are no tensors (``_extra_state``) are left out.
+    checkpointing put in. Entries that are no tensors (``_extra_state``) are left out. Raises ``CrosswalkError``
+    (``live/model``) for what is no model.
     """
+    if not isinstance(model, torch.nn.Module | Mapping):
+        kind = f"the class `{model.__name__}`" if isinstance(model, type) else f"of the type `{type(model).__name__}`"
+        hint = "pass a module, or a dict of its tensors by name: dict(module.named_parameters())"
+        raise fail("live/model", f"what is given as the model is {kind}, and no module", None, hint)
     model = unwrapped(model)
     state: Mapping[str, Any] = model.state_dict(keep_vars=True) if isinstance(model, torch.nn.Module) else model
     return Values((bare(name), value) for name, value in state.items() if isinstance(value, torch.Tensor | Shards))
 
 
 def unwrapped(model: Model) -> Model:
-    """The module inside of DistributedDataParallel and torch.compile, whichever is around the other."""
+    """The module inside of torch.compile, and of what has one ``module`` and no parameters of its own
+    (DistributedDataParallel, averages of weights), whichever is around the other."""
     while isinstance(model, torch.nn.Module):
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(compiled := model._modules.get("_orig_mod"), torch.nn.Module):
-            model = compiled
-        else:
+        children = dict(model.named_children())
+        alone = list(children) == ["module"] and not any(True for _ in model.parameters(recurse=False))
+        inside = children.get("_orig_mod", children["module"] if alone else None)
+        if inside is None:
             break
+        model = inside
     return model
 
 
@@ -114,10 +120,11 @@ def same_memory(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, str]:
     return {name: first[identity] for name, identity in found.items()}
 
 
-def of_all_ranks(values: Values, team: Team, doing: str) -> dict[str, TensorSpec]:
+def of_all_ranks(collected: Callable[[], Values], team: Team, doing: str) -> dict[str, TensorSpec]:
     """:func:`untied` for the whole model, of which a rank may have a part only, as with pipeline stages: what any of
-    the ranks has. ``doing`` is what it is for. Raises ``CrosswalkError`` for each tensor that is not the same on all
-    that have it; and for earlier work in the background that failed, if nobody has been told."""
+    the ranks has. ``collected`` finds that of this rank; ``doing`` is what it is for. Raises ``CrosswalkError`` for
+    each tensor that is not the same on all that have it; and for earlier work in the background that failed, if nobody
+    has been told."""
     what = f"{doing}, comparing what the ranks have"
     failed = background.untold()
     step = Step()
@@ -126,7 +133,7 @@ def of_all_ranks(values: Values, team: Team, doing: str) -> dict[str, TensorSpec
             step.value = (list(failed), "")
             if failed:
                 raise CrosswalkError(problem for problems in failed.values() for problem in problems)
-            specs = untied(values)
+            specs = untied(collected())
             listed = [(spec.name, spec.shape, spec.dtype) for spec in specs.values()]
             step.value = ([], hashlib.sha256(repr(listed).encode()).hexdigest())
     finally:
@@ -180,7 +187,9 @@ def place_all(
     ]
     for pattern, _ in fold(on_meta):
         text = f"parameter `{pattern}` is on the meta device, where nothing can be read or written"
-        problems.append(Diagnostic("live/meta", text, None, "give it memory first: torch.empty_like"))
+        hint = "load it first (crosswalk.load), or bring back what keeps its values elsewhere"
+        hint = "give it memory first: torch.empty_like" if given_memory else hint
+        problems.append(Diagnostic("live/meta", text, None, hint))
     identities = {_identity(values[name]) for name in wanted if name in values}
     unexpected = [n for n, value in values.items() if n not in wanted and _identity(value) not in identities]
     for (pattern, names), hint in _advised(unexpected, lambda name: placed[name].shape, advice):

@@ -6,13 +6,11 @@ without DTensor or shard each half of a fused parameter for itself; any other te
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from crosswalk.runtime.dtypes import dtype_name
 from crosswalk.runtime.errors import CrosswalkError, fail
 from crosswalk.runtime.plan.algebra import Box
+from crosswalk.runtime.records import Record, replace
 
 from .intervals import Interval, chunk
 
@@ -28,16 +27,14 @@ from .intervals import Interval, chunk
 _Order = tuple[tuple[int, tuple[int, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Record, frozen=True):
     """A box of the global tensor and the local tensor, of the shape of the box, that holds it."""
 
     box: Box
     tensor: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Shards:
+class Shards(Record, frozen=True):
     """A parameter of global ``shape`` of which this process holds some boxes: ``(box, tensor)`` each, the box being
     ``(start, stop)`` per dimension and the tensor having its shape. A rank without a part names the ``dtype``."""
 
@@ -54,8 +51,7 @@ class Shards:
         return Shards(tuple(shape), [(part.box, part.tensor) for part in _parts(intervals, local)])
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(Record, frozen=True):
     """A parameter as this process holds it. ``dtype`` is a safetensors name; ``parts`` may be empty."""
 
     shape: tuple[int, ...]
@@ -251,4 +247,4 @@ def _without(box: Box, other: Box) -> Iterator[Box]:
 
 def named(name: str, error: CrosswalkError) -> CrosswalkError:
     """The error of one parameter, with its name."""
-    return CrosswalkError(dataclasses.replace(d, message=f"parameter `{name}`: {d.message}") for d in error.diagnostics)
+    return CrosswalkError(replace(d, message=f"parameter `{name}`: {d.message}") for d in error.diagnostics)

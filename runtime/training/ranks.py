@@ -8,7 +8,6 @@ group, once all have come. Every wait ends after the timeout.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import hashlib
@@ -16,7 +15,6 @@ import json
 import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
@@ -26,6 +24,7 @@ from crosswalk.runtime.errors import CrosswalkError, Diagnostic, fail, system_li
 from crosswalk.runtime.plan.affine import make_piece, tiling_faults
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import Record, field, replace
 
 from .meeting import Channel, channel
 from .placement import Placed, subtract, volume
@@ -144,8 +143,7 @@ class Team:
             raise CrosswalkError(failed) from cause
 
 
-@dataclass
-class Step:
+class Step(Record):
     """What a rank brings to a step: ``agree``, plain JSON that must be equal on all ranks, and a ``value``. ``values``
     are those of all ranks, by rank, once the step is done."""
 
@@ -180,7 +178,7 @@ def _merged(found: Sequence[Sequence[Diagnostic]]) -> list[Diagnostic]:
             ranks[problem].append(rank)
     if len(found) == 1:
         return list(ranks)
-    return [dataclasses.replace(p, message=f"{_ranks(where)}: {p.message}") for p, where in ranks.items()]
+    return [replace(p, message=f"{_ranks(where)}: {p.message}") for p, where in ranks.items()]
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from crosswalk.runtime.files.sinks import start_writeback
 from crosswalk.runtime.kept import SNAPSHOT
 from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.plan.model import Plan, TensorSpec
+from crosswalk.runtime.records import Record, field
 from crosswalk.runtime.staging.directory import Staging, check_space
 from crosswalk.runtime.staging.finishing import add_small_files, check_output
 from crosswalk.runtime.staging.stale import owner, remove_stale
@@ -67,8 +67,7 @@ from .transfer import (
 _WRITEBACK = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class SaveReport:
+class SaveReport(Record, frozen=True):
     """What this rank did. ``files``: data file -> size in bytes, of the whole checkpoint; ``bytes_written``: by this
     rank; ``seconds``: until the checkpoint was in place, of which ``blocked`` kept the caller waiting; ``defaults``: as
     in :class:`Output`."""
@@ -82,8 +81,7 @@ class SaveReport:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(Record, frozen=True):
     """What goes into the checkpoint besides the tensors, and how. ``extra`` (file name -> content) and ``carried``
     (file name -> file to copy) are written by rank 0, and may be empty on the others. ``defaults``: keys that the
     config does not hold, with what the class takes for them."""
@@ -168,16 +166,15 @@ def save(
 Write = Callable[[TransferBucket, torch.Tensor, Sequence[Memory]], None]
 
 
-@dataclass
-class CheckpointDraft:
+class CheckpointDraft(Record):
     """A checkpoint in the making, on the one rank that makes the directory. ``path`` is where the files are."""
 
     plan: Plan
     files: Sequence[DataFile]
     output: Output
     destination: Path
-    path: Path = field(init=False, default=Path())
-    _staging: Staging | None = field(init=False, default=None)
+    path: Path = Path()
+    _staging: Staging | None = None
 
     def create(self) -> None:
         """Make the staging directory, with data files of their final sizes and without headers. They are all zeros, so
@@ -302,8 +299,7 @@ def write_all(planned: Moves, regions: Regions, write: Write, bucket_bytes: int 
     return total
 
 
-@dataclass(frozen=True)
-class SavedBuckets:
+class SavedBuckets(Record, frozen=True):
     """The final bytes of all buckets in host memory, each with the slot to wait for until it is complete. ``memory``:
     what is kept for the next one."""
 

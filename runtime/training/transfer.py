@@ -16,7 +16,6 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -31,6 +30,7 @@ from crosswalk.runtime.files.schedule import in_file
 from crosswalk.runtime.files.workers import one_torch_thread
 from crosswalk.runtime.kept import WORKERS
 from crosswalk.runtime.plan.affine import Piece, PieceOf
+from crosswalk.runtime.records import Record, field
 
 from .stretches import GAP, Block, blocks, without_holes
 
@@ -42,8 +42,7 @@ _ALIGNMENT = 64
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Record, frozen=True):
     """The whole storage behind a tensor as bytes, and the safetensors name of the tensor's dtype."""
 
     flat: torch.Tensor
@@ -76,8 +75,7 @@ class Buffered(NamedTuple):
     placed: PieceOf
 
 
-@dataclass(slots=True)
-class TransferBucket:
+class TransferBucket(Record):
     """What moves at once; ``nbytes`` of the buffer are used. ``blocks`` are read into it, or written from it; ``zeros``
     are bytes that no file holds."""
 

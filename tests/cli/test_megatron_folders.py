@@ -33,6 +33,7 @@ from crosswalk.runtime.dcp.output import Place
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.convert import EngineOptions
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import replace
 
 GOLDEN = Path(__file__).parents[1] / "golden_megatron" / "folders"
 CASES = ("llama_tp2_padded", "qwen3_moe_ep2")
@@ -190,7 +191,7 @@ def test_layers_that_differ_keep_their_numbers() -> None:
     assert numbered == [(part, False) for part in ["decoder", "layers", "3", "mlp", "fc", "weight"]]
     specs = [TensorSpec(f"decoder.layers.{i}.fc", (2, 3 + i // 2), "F32") for i in range(3)]
     specs += [TensorSpec(f"decoder.layers.{i}.norm", (3,), "F32") for i in range(3)]
-    layout = dataclasses.replace(catalog().layout("megatron"), stacked=NAMES)
+    layout = replace(catalog().layout("megatron"), stacked=NAMES)
     assert places(specs, layout) == {spec.name: Place(spec.name) for spec in specs}
     alike = [spec for spec in specs if spec.shape != (2, 4) and not spec.name.startswith("decoder.layers.2.")]
     found = places(alike, layout)

@@ -10,6 +10,7 @@ import pytest
 from family_cases import CONFIGS
 from real_configs import CONFIGS as OLDER
 from safetensors.torch import load_file, save_file
+from small_checkpoints import make
 
 import crosswalk
 from crosswalk.cli.commands import cli, run_command
@@ -162,3 +163,8 @@ def test_a_family_of_models_of_another_is_read_by_its_own_config_class(tmp_path:
     assert draft.header["config_class"] == "transformers.InternLM3Config"
     assert "num_hidden_layers: {default: 48}" in draft.text()
     assert not draft.questions
+
+
+def test_a_format_to_do_without_that_there_is_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CrosswalkError, match=r"--without: error: there is no format `lama` \[usage/format\]"):
+        init(make(tmp_path / "llama"), without=["lama"])

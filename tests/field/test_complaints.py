@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -179,7 +178,7 @@ def test_the_format_is_what_the_config_says_not_what_a_name_looks_like(command: 
 
 def test_plans_are_immutable_and_equal_when_made_again() -> None:
     plan = crosswalk.compile_plan(LLAMA)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         plan.copies = ()  # type: ignore[misc]
     with pytest.raises(AttributeError):
         plan.copies[0].rule = 3  # type: ignore[misc]

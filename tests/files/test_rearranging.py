@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from moved_files import WORKLOADS, convert, load, noise, same, save, spec
 from small_buffers import shrink
 
+from crosswalk.runtime.checkpoint.header import StoredTensor
 from crosswalk.runtime.checkpoint.source import open_checkpoint
 from crosswalk.runtime.dtypes import size_of
 from crosswalk.runtime.errors import CrosswalkError
@@ -92,6 +93,22 @@ def test_transpose_wider_than_a_panel(tmp_path: Path) -> None:
     assert same(found["b"], sources["b"].t())
     assert report.peak_memory <= options.memory if options.memory else False
     assert report.checksums == checksum_checkpoint(open_checkpoint(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "tiles"), [((14336, 4096), 0), ((4096, 14336), 0), ((53248, 16384), 52), ((152064, 5120), 76)]
+)
+def test_only_what_panels_would_read_in_very_short_runs_moves_in_tiles(shape: tuple[int, int], tiles: int) -> None:
+    rows, columns = shape
+    plan = make_plan(
+        [TensorSpec("a", shape, "BF16")],
+        [TensorSpec("a", (columns, rows), "BF16")],
+        [("a", "a", (columns, rows), 0, (1, columns), 0, (rows, 1), 0)],
+    )
+    stored = StoredTensor(Path("model.safetensors"), 0, 2 * rows * columns, "BF16", shape)
+    segments = [segment for task in lowering.Lowering(plan, [stored], engine.PANEL).tasks([0]) for segment in task]
+    assert sum(segment.run < segment.nbytes for segment in segments) == tiles
+    assert sum(segment.nbytes for segment in segments) == 2 * rows * columns
 
 
 @pytest.mark.usefixtures("small", "either")

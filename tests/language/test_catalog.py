@@ -17,6 +17,7 @@ from small_checkpoints import make
 from crosswalk.cli.build import command
 from crosswalk.cli.commands import run_command
 from crosswalk.compiler import catalog as catalog_module
+from crosswalk.compiler import catalog_build
 from crosswalk.compiler.catalog import Catalog, schema
 from crosswalk.compiler.catalog_build import build, stored
 from crosswalk.compiler.catalog_folders import digest, shipped
@@ -185,11 +186,80 @@ def test_what_is_shipped_is_not_compiled_again_and_all_is_the_same(
     assert to_text(found) == to_text(build((tmp_path / "own",)))
 
 
-def test_a_mistake_in_a_folder_of_ones_own_is_shown_where_it_is(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(MINE + "attention:\n  config:\n    a: headz\n")
-    assert stored((tmp_path,)) is None
-    with pytest.raises(CrosswalkError, match=r"mine.yaml:7:8: error: .*headz"):
-        Catalog((tmp_path,)).compiled("mine")
+MISTAKES = {
+    "of the mapping": ("mine.yaml", MINE + "attention:\n  config:\n    a: headz\n", "7:8: error: .*headz"),
+    "of an expression": ("mine.yaml", MINE + "attention:\n  sets: {heads: = (1}\n", "6:17: error: .*unexpected end"),
+    "of YAML": ("mine.yaml", "extends: [llama", "1:10: error: this bracket"),
+    "of a layout": (
+        "layouts/mine.yaml",
+        "crosswalk: 1\nlayout: mine\nroot: model\ntyps: {}\n",
+        "4:1: error: unknown key",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "text", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_what_has_a_mistake_shows_it_and_the_others_are_kept(file: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "layouts").mkdir()
+    (tmp_path / file).write_text(text)
+    (tmp_path / "other.yaml").write_text(MINE.replace("Mine", "Other").replace("mine", "other"))
+    name = file.removesuffix(".yaml")
+    for _ in range(2):  # made, then read from the cache
+        kept = stored((tmp_path,))
+        assert kept is not None
+        assert name not in kept.documents
+        assert {"other", "llama", "layouts/fast_llm"} <= kept.documents.keys()
+        assert kept.index["other"].model_types == ("other",)
+        found = Catalog((tmp_path,), stored=kept)
+        assert name in {*found.names(), *(f"layouts/{layout}" for layout in found.layout_names())}
+        assert found.compiled("other").source.architecture == "OtherForCausalLM"
+        with pytest.raises(CrosswalkError, match=rf"{file}:{said}"):
+            (found.layout if "/" in name else found.compiled)(Path(name).name)
+
+
+def test_a_mistake_in_the_place_of_a_shipped_mapping_is_one_of_all_that_need_it(tmp_path: Path) -> None:
+    (tmp_path / "arcee.yaml").write_text((ROOT / "mappings/arcee.yaml").read_text() + "attention: {sets: {a: 1}}\n")
+    kept = stored((tmp_path,))
+    assert kept is not None
+    assert not {"arcee", "jais2"} & kept.documents.keys()
+    assert {"llama", "qwen2"} <= kept.documents.keys()
+    with pytest.raises(CrosswalkError, match=r"arcee.yaml:\d+:20: error: .*`a`"):
+        Catalog((tmp_path,), stored=kept).compiled("jais2")
+
+
+@pytest.mark.parametrize("files", OWN.values(), ids=OWN)
+def test_without_a_cache_that_can_be_written_only_ones_own_is_read_again(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_text(text)
+    monkeypatch.setattr(catalog_build, "_can_keep", lambda home: False)
+    kept = stored((tmp_path / "own",))
+    assert kept is not None
+    found, sources, read = Catalog((tmp_path / "own",), stored=kept), Catalog((tmp_path / "own",)), []
+    formats, root = sources.formats(), sources.compiled("mine").root
+    real = Catalog._read
+    monkeypatch.setattr(Catalog, "_read", lambda self, name, at: read.append(name) or real(self, name, at))
+    assert {*found.names()} >= {"mine", "llama", "gpt2"}
+    assert {*found.layout_names()} >= {"fast_llm", *(Path(name).stem for name in files if "/" in name)}
+    assert found.formats() == formats
+    assert found.compiled("mine").root == root
+    assert {*read} <= {name.removesuffix(".yaml") for name in files}
+
+
+def test_the_cache_holds_the_newest_catalogs(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_build, "_MOST_KEPT", 3)
+    (shipped_one,) = cache.iterdir()
+    for number in range(5):
+        (cache / f"left by {number}").write_text("half of a catalog")
+        os.utime(cache / f"left by {number}", (number, number))
+    (tmp_path / "own").mkdir()
+    stored((tmp_path / "own",))
+    left = {*cache.iterdir()}
+    assert len(left) == 3
+    assert {shipped_one, cache / "left by 4"} < left
+    assert stored((tmp_path / "own",)) in [from_text(file.read_bytes(), "x") for file in left if file.suffix]
 
 
 @pytest.mark.parametrize("home", ["", "relative", "/dev/null", "/proc/nowhere"])
@@ -239,6 +309,18 @@ def test_a_strangers_catalog_is_checked_as_its_sources_would_be(tmp_path: Path) 
     content["documents"]["llama"][2] = [*tree[:3], ["lyout", 7, 1, 7, 8, "fast_llm"], *tree[3:]]
     (tmp_path / FILE).write_text(json.dumps(content))
     with pytest.raises(CrosswalkError, match=r"llama.yaml:7:1: error: unknown key `lyout`"):
+        Catalog((tmp_path,)).compiled("llama")
+
+
+@pytest.mark.parametrize("value", [
+    "2" + "0" * 30, "1e999", '"\\ud800"', '"\\u202e"', '["m",1,1,["a",1,1,1,1,1],["a",1,4,1,4,2]]', "{}",
+])  # fmt: skip
+def test_a_strangers_catalog_has_no_values_that_a_source_cannot_have(value: str, tmp_path: Path) -> None:
+    content = json.loads(to_text(build((), ["llama"])))
+    tree = content["documents"]["llama"][2]
+    content["documents"]["llama"][2] = [*tree, ["class_defaults", 99, 1, 99, 17, "VALUE"]]
+    (tmp_path / FILE).write_text(json.dumps(content).replace('"VALUE"', value))
+    with pytest.raises(CrosswalkError, match=r"a document is not what a document is \[catalog/content\]"):
         Catalog((tmp_path,)).compiled("llama")
 
 

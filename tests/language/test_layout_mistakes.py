@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 import crosswalk
-from crosswalk.compiler.layout.model import Layout, load_layout
+from crosswalk.compiler.catalog import Catalog
+from crosswalk.compiler.layout.model import Layout
 from crosswalk.compiler.layout.natives import natives_of
 from crosswalk.compiler.layout.scope import Scope, normalize
-from crosswalk.compiler.text.documents import parse_document
 from crosswalk.runtime.errors import CrosswalkError
 
 LAYOUT = """layout: tiny
@@ -23,11 +23,14 @@ types:
     fields: {depth: int = 3}
     stored_as: {base: depth == 3}
     checks: {depth > 1: one layer is none}
+enums: {shade: [red, blue]}
+families: {Part: {default: one, types: {one: {}, two: {}}}}
+crosswalk: 1
 """
 
 
 def read(text: str) -> Layout:
-    return load_layout(parse_document(text, "tiny.yaml"))
+    return Catalog(texts={"layouts/tiny": text}).layout("tiny")
 
 
 def test_the_layout_of_the_mistakes_is_right_without_them() -> None:
@@ -43,8 +46,18 @@ def test_a_weight_of_one_element_may_be_a_number() -> None:
     ("old", "new", "code", "place"),
     [
         ("extends: base", "extends: bose", "layout/extends", "9:14"),
-        ("int = 3}", "'= 3'}", "layout/field", "10:21"),
+        ("int = 3}", "'= 3'}", "schema/pattern", "10:21"),
         ("str = plain", "strong = plain", "layout/type", "5:40"),
+        ("int = 3}", "int = deep}", "layout/field", "10:21"),
+        ("int = 3}", "int = null}", "layout/field", "10:21"),
+        ("int > 0 = 8", "int > 0 = 0", "layout/field", "5:21"),
+        ("int > 0 = 8", "int > 0.0.0 = 8", "layout/field", "5:21"),
+        ("int = 3}", "'list of int = [3'}", "layout/field", "10:21"),
+        ("int = 3}", "'list of int = [true]'}", "layout/field", "10:21"),
+        ("int = 3}", "base = 3}", "layout/field", "10:21"),
+        ("int = 3}", "shade = green}", "layout/field", "10:21"),
+        ("int = 3}", "Part = third}", "layout/field", "10:21"),
+        ("int = 3}", "'Part = {\"type\": 2}'}", "layout/field", "10:21"),
         ("{base: depth", "{model: depth", "layout/stored-as", "11:17"),
         ("    checks:", "    children: {inner: wdth}\n    checks:", "layout/name", "12:16"),
     ],
@@ -54,7 +67,7 @@ def test_a_mistake_is_found_when_the_layout_is_read(old: str, new: str, code: st
     with pytest.raises(CrosswalkError) as error:
         read(LAYOUT.replace(old, new, 1))
     found = error.value.diagnostics[0]
-    assert (found.code, str(found.position)) == (code, f"tiny.yaml:{place}")
+    assert (found.code, str(found.position)) == (code, f"layouts/tiny.yaml:{place}")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from crosswalk.compiler.catalog import Catalog
 from crosswalk.compiler.notation.expressions import Expression
 from crosswalk.compiler.relations.tree import CompiledMapping, Struct, nodes_of
 from crosswalk.runtime.errors import CrosswalkError, Position
+from crosswalk.runtime.records import Record
 
 MISTAKES = (Path(__file__).parent / "mapping_mistakes.txt").read_text(encoding="utf-8")
 
@@ -248,9 +248,9 @@ def without_places(value: Any) -> Any:
         return value.text
     if isinstance(value, Position):
         return None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (f.name for f in dataclasses.fields(value) if f.name not in ("file", "layout", "places"))
-        return type(value).__name__, {name: without_places(getattr(value, name)) for name in fields}
+    if isinstance(value, Record):
+        names = (name for name in value.__struct_fields__ if name not in ("file", "layout", "places"))
+        return type(value).__name__, {name: without_places(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): without_places(item) for key, item in value.items()}
     if isinstance(value, frozenset):

@@ -4,7 +4,6 @@ slicing, through files and the command line."""
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from small_checkpoints import (
 import crosswalk
 from crosswalk.runtime import execute
 from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.records import replace
 
 needs_transformers_5 = pytest.mark.skipif(oracles.TRANSFORMERS_MAJOR < 5, reason="config.json of transformers 5")
 WHAT_IS_PADDED = "bijective but for 2 tensors padded with 3,420 elements"
@@ -114,7 +114,7 @@ def test_torchtitan_and_from_one_padded_trainer_to_another() -> None:
         crosswalk.import_config(config, pad={"vocab": 96}), "llama", "hf", truncate={"vocab": size}
     )
     onward = crosswalk.compile_plan(config, to="torchtitan", pad={"vocab": 160})
-    assert out.targets == tuple(dataclasses.replace(t, dtype=out.targets[0].dtype) for t in onward.sources)
+    assert out.targets == tuple(replace(t, dtype=out.targets[0].dtype) for t in onward.sources)
     plan = bf16(out).compose(bf16(onward))
     verdict = plan.verify()
     heads = 1 if config.get("tie_word_embeddings") else 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from toy_plans import RULE, grouped_qkv, interleaved_experts, spec, tied, whole
@@ -12,6 +10,7 @@ from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import Exemption, Plan, Rule, make_plan
 from crosswalk.runtime.plan.proof import prove
+from crosswalk.runtime.records import replace
 
 # --- restriction --------------------------------------------------------------------------------------------------
 
@@ -94,7 +93,7 @@ def test_from_one_fused_layout_to_another() -> None:
 
 def test_composition_keeps_rules_and_exemptions() -> None:
     first = tied()
-    first = dataclasses.replace(first, rules=(RULE,), metadata={"from": "a"})
+    first = replace(first, rules=(RULE,), metadata={"from": "a"})
     second = make_plan(
         [spec("out", 3, 5)],
         [spec("end", 15)],
@@ -148,8 +147,8 @@ def test_a_plan_compiled_without_files_takes_the_dtypes_of_the_one_before() -> N
     for second, dtype in ((guess, "BF16"), (narrow, "F16")):
         plan = first.compose(second)
         assert (plan.sources[0].dtype, plan.targets[0].dtype, plan.metadata) == ("BF16", dtype, {})
-    both = dataclasses.replace(first, metadata=assumed).compose(guess)
+    both = replace(first, metadata=assumed).compose(guess)
     assert both.metadata == assumed
-    known = dataclasses.replace(guess, metadata={})
+    known = replace(guess, metadata={})
     with pytest.raises(CrosswalkError, match="writes `m` as BF16"):
-        dataclasses.replace(first, metadata=assumed).compose(known)
+        replace(first, metadata=assumed).compose(known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint, write_checkpoint
 from crosswalk.runtime.plan.encodings import KINDS
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
+from crosswalk.runtime.records import replace
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_json_digest_and_schema() -> None:
     text = plan.to_json()
     jsonschema.validate(json.loads(text), schema("plan"))
     assert Plan.from_json(text) == plan
-    assert plan.digest != dataclasses.replace(plan, encodings=()).digest
+    assert plan.digest != replace(plan, encodings=()).digest
     assert "encodings" not in json.loads(plan.inverse().to_json())
     assert schema("plan")["$defs"]["encoding"]["prefixItems"][1]["enum"] == list(KINDS)
     for wrong in ("F7", "F8"):
@@ -187,15 +187,15 @@ def test_a_wrong_encoding_is_a_problem(name: str) -> None:
 def test_a_stored_tensor_belongs_to_one_encoding_and_is_no_source() -> None:
     plan, _, _ = fused()
     a, b, c = plan.encodings
-    shared = dataclasses.replace(b, stored=(b.stored[0], dataclasses.replace(b.stored[1], name="a_s")))
-    taken = dataclasses.replace(b, stored=(b.stored[0], dataclasses.replace(b.stored[1], name="plain")))
+    shared = replace(b, stored=(b.stored[0], replace(b.stored[1], name="a_s")))
+    taken = replace(b, stored=(b.stored[0], replace(b.stored[1], name="plain")))
     for wrong, expected in (
         ((a, a, b, c), "source tensor `a` is encoded 2 times"),
         ((a, shared, c), "the stored `a_s` belongs to 2 encodings"),
         ((a, taken, c), "`plain` is stored for an encoded tensor, and a source itself"),
     ):
-        messages = [p.message for p in dataclasses.replace(plan, encodings=wrong).verify().problems]
+        messages = [p.message for p in replace(plan, encodings=wrong).verify().problems]
         assert expected in messages
-    integer = dataclasses.replace(plan.sources[0], dtype="I16")
-    problems = dataclasses.replace(plan, sources=(integer, *plan.sources[1:])).verify().problems
+    integer = replace(plan.sources[0], dtype="I16")
+    problems = replace(plan, sources=(integer, *plan.sources[1:])).verify().problems
     assert any("decoded to I16, which is no float" in problem.message for problem in problems)

@@ -3,7 +3,6 @@ through files and in a live model, also when every buffer is so small that tenso
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from crosswalk.runtime.files.convert import EngineOptions, checksum_checkpoint, 
 from crosswalk.runtime.plan.encodings import KINDS
 from crosswalk.runtime.plan.model import Encoding, Exemption, Plan, RawCopy, TensorSpec, make_plan
 from crosswalk.runtime.plan.parts import RawRegion, Region
+from crosswalk.runtime.records import replace
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
 from crosswalk.runtime.training.ranks import team
@@ -43,8 +43,8 @@ def small() -> Iterator[None]:
 def with_everything(random: random.Random, plan: Plan) -> tuple[Plan, Tensors]:
     """The plan with any floats, some sources encoded, and some of those tied; and what the files hold."""
     torch.manual_seed(random.randrange(1 << 30))
-    sources = [dataclasses.replace(spec, dtype=random.choice(FLOATS)) for spec in plan.sources]
-    targets = [dataclasses.replace(spec, dtype=random.choice(FLOATS)) for spec in plan.targets]
+    sources = [replace(spec, dtype=random.choice(FLOATS)) for spec in plan.sources]
+    targets = [replace(spec, dtype=random.choice(FLOATS)) for spec in plan.targets]
     stored: Tensors = {}
     encodings: list[Encoding] = []
     exemptions: list[Exemption] = []
@@ -60,7 +60,7 @@ def with_everything(random: random.Random, plan: Plan) -> tuple[Plan, Tensors]:
         if random.random() < 0.4:
             names.append(f"again.{spec.name}")
             exemptions.append(Exemption("tied", names[1], spec.name))
-            sources.append(dataclasses.replace(spec, name=names[1]))
+            sources.append(replace(spec, name=names[1]))
         for name in names:
             stored |= {name: payload.clone(), f"{name}_scales": scales.clone()}
             parts = TensorSpec(name, spec.shape, "F8_E4M3"), TensorSpec(f"{name}_scales", grid, "F32")
@@ -111,7 +111,7 @@ def test_memory_files_and_live_models_agree(chain: tuple[random.Random, list[Pla
         state = {key: torch.full(tensor.shape, torch.nan, dtype=tensor.dtype) for key, tensor in expected.items()}
         live.load(plan, source, state, team(), bucket_bytes=random.choice([300, 2000]))
         assert equal(state, expected)
-        back = dataclasses.replace(plan, exemptions=(), encodings=()).inverse()
+        back = replace(plan, exemptions=(), encodings=()).inverse()
         if back.verify().ok:  # duplicates are not made again
             saving.save(back, expected, directory / "back", team(), bucket_bytes=2000)
             assert equal(load_file(directory / "back" / "model.safetensors"), dict(execute(back, expected)))

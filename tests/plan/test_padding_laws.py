@@ -6,7 +6,6 @@ what it read is truncated.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import tempfile
@@ -39,6 +38,7 @@ from crosswalk.runtime.files.convert import EngineOptions, verify_checkpoint, wr
 from crosswalk.runtime.plan.model import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
 from crosswalk.runtime.plan.parts import RawRegion, Region
 from crosswalk.runtime.plan.proof import prove
+from crosswalk.runtime.records import replace
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schema" / "plan.schema.json").read_text())
 Cell = tuple[str, int]
@@ -125,7 +125,7 @@ def test_the_inverse_swaps_the_regions_and_brings_the_rest_back(chain: tuple[ran
     assert back.verify().problems == ()
     assert back.inverse() == plan
     assert back.inverse().digest == plan.digest
-    assert (back.digest == dataclasses.replace(back, padded=()).digest) == (not back.padded)
+    assert (back.digest == replace(back, padded=()).digest) == (not back.padded)
     tensors = numbered(plan.sources)
     lost = {name: tensor.clone() for name, tensor in tensors.items()}
     for name, element in cells(plan.truncated, plan.sources):
@@ -148,7 +148,7 @@ def test_composition_is_one_execution_after_the_other(chain: tuple[random.Random
 def test_the_rule_of_a_composed_region_is_the_last_that_speaks_of_it(chain: tuple[random.Random, list[Plan]]) -> None:
     """What is padded and then not read is nothing; what is cut between was read from somewhere, or was padding."""
     first, second = (
-        dataclasses.replace(plan, rules=tuple(dataclasses.replace(rule, mapping=name) for rule in plan.rules))
+        replace(plan, rules=tuple(replace(rule, mapping=name) for rule in plan.rules))
         for plan, name in zip(chain[1], ("first", "second"), strict=True)
     )
     composed = first.compose(second)
@@ -236,19 +236,19 @@ def wrong(random: random.Random, plan: Plan) -> Plan:
     elif kind == "double":
         regions.append(region)
     elif kind == "shift":
-        regions[number] = dataclasses.replace(region, offset=max(0, region.offset + random.choice([-7, -1, 1, 2])))
+        regions[number] = replace(region, offset=max(0, region.offset + random.choice([-7, -1, 1, 2])))
     elif kind == "tensor":
         count = len(plan.targets if end == "padded" else plan.sources)
-        regions[number] = dataclasses.replace(region, tensor=random.randrange(count))
+        regions[number] = replace(region, tensor=random.randrange(count))
     elif region.extents and kind == "extent":
         extents = [max(1, n + random.choice([-1, 1])) if i == axis else n for i, n in enumerate(region.extents)]
-        regions[number] = dataclasses.replace(region, extents=tuple(extents))
+        regions[number] = replace(region, extents=tuple(extents))
     elif region.extents:
         strides = [max(0, n + random.choice([-1, 1, n])) if i == axis else n for i, n in enumerate(region.strides)]
-        regions[number] = dataclasses.replace(region, strides=tuple(strides))
+        regions[number] = replace(region, strides=tuple(strides))
     if end == "padded":
-        return dataclasses.replace(plan, padded=tuple(regions))
-    return dataclasses.replace(plan, truncated=tuple(regions))
+        return replace(plan, padded=tuple(regions))
+    return replace(plan, truncated=tuple(regions))
 
 
 def is_covered(plan: Plan) -> bool:
@@ -312,9 +312,9 @@ def test_files_are_what_is_made_in_memory(chain: tuple[random.Random, list[Plan]
     if dtype != "I64":
         kind = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
         numbers = {name: tensor.to(kind) for name, tensor in numbers.items()}
-        specs = [[dataclasses.replace(t, dtype="F32" if end else dtype) for t in tensors]
+        specs = [[replace(t, dtype="F32" if end else dtype) for t in tensors]
                  for end, tensors in enumerate((plan.sources, plan.targets))]  # fmt: skip
-        plan = dataclasses.replace(plan, sources=tuple(specs[0]), targets=tuple(specs[1]))
+        plan = replace(plan, sources=tuple(specs[0]), targets=tuple(specs[1]))
     expected = dict(execute(plan, numbers))
     with tempfile.TemporaryDirectory() as directory:
         source, out = Path(directory) / "source.safetensors", Path(directory) / "out"

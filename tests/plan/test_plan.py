@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from toy_plans import RULE, codes, grouped_qkv, interleaved_experts, spec, tied,
 
 from crosswalk.runtime import execute
 from crosswalk.runtime.plan.model import Exemption, Plan, RawCopy, Rule, make_plan
+from crosswalk.runtime.records import replace
 
 # --- structures ---------------------------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ def test_proof_does_not_depend_on_sizes() -> None:
     """Tensors of 10^15 elements are proven by the same few steps; walking them would not end."""
     big = grouped_qkv(groups=10**4, per_group=7, head_dim=10**3, hidden=10**7)
     assert big.verify().bijective
-    wrong = dataclasses.replace(big, copies=big.copies[1:])
+    wrong = replace(big, copies=big.copies[1:])
     assert [problem.message for problem in wrong.verify().problems] == [
         "elements 70000000000 to 79999999999 ([7000, 0] to [7999, 9999999]) and 9999 more such ranges of source tensor "
         "`qkv` (shape [90000000, 10000000]): read by no copy",
@@ -90,7 +90,7 @@ def test_a_gap_names_the_rows() -> None:
 
 def test_repeated_gaps_are_one_problem() -> None:
     plan = interleaved_experts()
-    without_up = dataclasses.replace(plan, copies=tuple(copy for copy in plan.copies if copy.target != 3))
+    without_up = replace(plan, copies=tuple(copy for copy in plan.copies if copy.target != 3))
     messages = [problem.message for problem in without_up.verify().problems]
     assert messages == [
         "elements 77 to 83 ([1, 1, 0] to [1, 1, 6]) and 3 more such ranges of source tensor `w` (shape [3, 10, 7]): "
@@ -157,7 +157,7 @@ def test_empty_tensors_and_scalars() -> None:
 )
 def test_a_malformed_copy_is_one_problem(change: dict[str, Any], code: str) -> None:
     plan = make_plan([spec("a", 5)], [spec("t", 5)], [whole("a", "t", 5)])
-    wrong = dataclasses.replace(plan, copies=(plan.copies[0]._replace(**change),))
+    wrong = replace(plan, copies=(plan.copies[0]._replace(**change),))
     assert codes(wrong)[0] == code
 
 

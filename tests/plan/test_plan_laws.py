@@ -7,7 +7,6 @@ independently of the axes, so that an axis may cut across dimensions and several
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import random
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 from crosswalk.runtime import execute
 from crosswalk.runtime.plan.model import Copy, Plan, RawCopy, Rule, TensorSpec, make_plan
 from crosswalk.runtime.plan.proof import prove
+from crosswalk.runtime.records import replace
 
 Family = tuple[str, tuple[str, ...]]
 Place = tuple[int, dict[str, int]]
@@ -321,7 +321,7 @@ def mutate(random: random.Random, plan: Plan) -> Plan:
             strides[axis] = max(0, strides[axis] + random.choice([-1, 1, strides[axis]]))
         change = {"extents": tuple(extents), f"{end}_strides": tuple(strides)}
         copies[index] = copy._replace(**change)
-    return dataclasses.replace(plan, copies=tuple(copies))
+    return replace(plan, copies=tuple(copies))
 
 
 @times(16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -13,6 +12,7 @@ from crosswalk.runtime import execute
 from crosswalk.runtime.errors import CrosswalkError
 from crosswalk.runtime.plan.model import Exemption, Plan, Rule, TensorSpec, make_plan
 from crosswalk.runtime.plan.parts import Region
+from crosswalk.runtime.records import replace
 
 RULES = (Rule("m", "weight: weight", "m.yaml:3:1"), Rule("m", "bias: bias", "m.yaml:4:1"))
 
@@ -44,7 +44,7 @@ def test_the_verdict_of_both_directions() -> None:
     assert plan.verify().reversible
     assert not plan.verify().bijective
     assert not plan.inverse().verify().reversible
-    both = dataclasses.replace(plan, sources=tuple(dataclasses.replace(t, dtype="F64") for t in plan.sources))
+    both = replace(plan, sources=tuple(replace(t, dtype="F64") for t in plan.sources))
     assert str(both.verify()) == (
         "bijective but for 2 tensors padded with 7 elements, 2 tensors cast F64 -> F32 (lossy)"
     )
@@ -91,7 +91,7 @@ def test_zero_of_every_dtype(dtype: str) -> None:
 )
 def test_a_malformed_region_is_one_problem(change: dict[str, Any], code: str, message: str) -> None:
     plan = grown()
-    wrong = dataclasses.replace(plan, padded=(plan.padded[0], dataclasses.replace(plan.padded[1], **change)))
+    wrong = replace(plan, padded=(plan.padded[0], replace(plan.padded[1], **change)))
     verdict = wrong.verify()
     # An overlap leaves a gap elsewhere.
     assert {problem.code for problem in verdict.problems} <= {code, "plan/gap"}
@@ -104,16 +104,16 @@ def test_a_malformed_region_is_one_problem(change: dict[str, Any], code: str, me
 
 def test_truncated_regions_are_checked_on_their_end() -> None:
     plan = grown().inverse()
-    twice = dataclasses.replace(plan, truncated=(*plan.truncated, plan.truncated[0]))
+    twice = replace(plan, truncated=(*plan.truncated, plan.truncated[0]))
     (problem,) = twice.verify().problems
     assert "read twice, to be left out and to be left out" in problem.message
-    (problem, *_) = dataclasses.replace(plan, truncated=()).verify().problems
+    (problem, *_) = replace(plan, truncated=()).verify().problems
     assert (problem.code, problem.message.endswith("read by no copy")) == ("plan/gap", True)
 
 
 def test_an_exempt_tensor_is_not_truncated() -> None:
     plan = grown().inverse()
-    exempt = dataclasses.replace(plan, copies=plan.copies[1:], exemptions=(Exemption("dropped", "bias"),))
+    exempt = replace(plan, copies=plan.copies[1:], exemptions=(Exemption("dropped", "bias"),))
     codes = [(problem.code, problem.message) for problem in exempt.verify().problems]
     assert any("`bias` is exempt, and truncated all the same" in message for _, message in codes), codes
 
@@ -138,6 +138,6 @@ def test_json_that_is_no_region(wrong: Any) -> None:
 
 def test_a_plan_without_regions_says_nothing_of_them() -> None:
     plan = grown()
-    bare = dataclasses.replace(plan, padded=())
+    bare = replace(plan, padded=())
     assert {"padded", "truncated"}.isdisjoint(json.loads(bare.to_json()))
     assert bare.digest != plan.digest

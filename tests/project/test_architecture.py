@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORDER = (
-    "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
+    "crosswalk.runtime.records", "crosswalk.runtime.errors", "crosswalk.runtime.dtypes", "crosswalk.runtime.folding",
     "crosswalk.runtime.background",
+    "crosswalk.runtime.gathering",
     "crosswalk.runtime.kept",
     "crosswalk.runtime.plan", "crosswalk.runtime.torch_files", "crosswalk.runtime.checkpoint", "crosswalk.runtime.dcp",
     "crosswalk.runtime.staging", "crosswalk.runtime.files", "crosswalk.runtime.memory", "crosswalk.runtime.training",

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from small_checkpoints import make, tensors_of
 
 import crosswalk
 from crosswalk.cli.commands import cli, run_command
+from crosswalk.compiler.catalog_build import build, write
 from crosswalk.jobs.formats import catalog
 from crosswalk.runtime.checkpoint import reading
 from crosswalk.runtime.errors import CrosswalkError
@@ -136,6 +138,29 @@ def test_an_entry_point_that_leads_nowhere_is_named(value: str, said: str, place
     assert said in refused()
 
 
+def test_a_package_that_ends_the_process_is_named(place: Path) -> None:
+    (install(place) / "__init__.py").write_text("import sys; sys.exit('bye')")
+    assert "`nano = nano_mappings` of package nano-mappings cannot be imported: SystemExit: bye" in refused()
+
+
+def test_a_package_brings_sources_for_its_catalog_may_replace_what_is_shipped(place: Path) -> None:
+    home = install(place)
+    made = build((home,), ["nano_llama"])
+    for file in (*home.glob("*.yaml"), *(home / "layouts").iterdir()):
+        file.unlink()
+    write(made, home)
+    assert "of package nano-mappings leads to no mappings but a catalog" in refused()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a shipped mapping of the same name would be taken in silence."""
+    (tmp_path / "file").touch()
+    for name, why in (("no", "No such file or directory"), ("file", "Not a directory")):
+        monkeypatch.setenv("CROSSWALK_MAPPINGS", str(tmp_path / name))
+        with pytest.raises(CrosswalkError, match=rf"{name}: error: cannot read the folder: {why} \[mapping/folder\]"):
+            catalog()
+
+
 # ---- the distribution ------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +168,30 @@ def test_the_versions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(cli, ["--version"]) == 0
     assert capsys.readouterr().out == f"crosswalk {crosswalk.__version__}, mapping language 1, plan 2\n"
     assert f"\n## {crosswalk.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_is_to_be_installed_is_this_distribution() -> None:
+    """The name ``crosswalk`` is another project's on the package index."""
+    name = PROJECT["project"]["name"]
+    for folder in ("crosswalk", "compiler", "runtime", "reference", "mappings", "docs"):
+        for file in (*(ROOT / folder).rglob("*.*"), ROOT / "README.md"):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            for asked in re.findall(r"pip install '?([\w-]*crosswalk[\w-]*)", text):
+                assert asked == name, file
+
+
+def test_the_demo_runs_what_the_readme_says_it_does() -> None:
+    said = re.findall(r"^crosswalk (.+?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    calls = [
+        node
+        for node in ast.walk(ast.parse((ROOT / "examples" / "main_job.py").read_text()))
+        if isinstance(node, ast.Call)
+    ]
+    run = [call.args for call in calls if isinstance(call.func, ast.Name) and call.func.id == "crosswalk"]
+    assert len(said) == 7
+    assert {*map(" ".join, map(str.split, said))} <= {
+        " ".join(ast.literal_eval(word) for word in words) for words in run
+    }
 
 
 def test_every_library_that_is_imported_is_required() -> None:

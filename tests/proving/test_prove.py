@@ -221,6 +221,11 @@ def test_defaults_are_those_of_the_config_class_of_the_model_type(tmp_path: Path
     assert "the class takes 10240" in found.message
 
 
+def test_a_key_to_try_that_there_is_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CrosswalkError, match=r"--keys: error: there is no key `hiden_act` to try \[usage/prove\]"):
+        crosswalk.prove("llama", config_file(tmp_path, "llama"), keys=["hidden_size", "hiden_act"])
+
+
 def test_what_is_refused_though_the_class_takes_it_is_a_warning(tmp_path: Path) -> None:
     proof = crosswalk.prove("qwen2", config_file(tmp_path, "qwen2-window"), keys=["sliding_window"])
     (warning,) = [found for found in proof.findings if found.code == "prove/default"]

@@ -332,6 +332,7 @@ def test_problems_of_the_config_are_said_of_the_file_of_the_user(tmp_path: Path)
     [
         ({"dst": "x", "tiny": True}, "a tiny copy has no conversion yet"),
         ({"tokens": 0}, "0 tokens are too few"),
+        ({"tokens": 10**20}, "100000000000000000000 tokens are too many"),
     ],
 )
 def test_wrong_use(tmp_path: Path, options: dict[str, Any], message: str) -> None:

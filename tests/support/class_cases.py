@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import crosswalk
+from crosswalk.runtime.errors import CrosswalkError
 
 TEXT: dict[str, Any] = {
     "vocab_size": 71, "hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 6,
@@ -74,7 +75,8 @@ def on_ranks(rank: int, home: Path, out: Path) -> list[Any]:
     found = sharded(rank, home / moe, out / "sharded", moe) + sharded(rank, home / tied, out / "tied", tied)
     found += sharded(rank, home / "LlamaForCausalLM", out / "offloaded", "LlamaForCausalLM", offloaded=True)
     found += wrapped(home / "LlamaForCausalLM", "LlamaForCausalLM")
-    return found + stages(rank, home / moe, out / "stages", moe) + planned_again(rank)
+    found += stages(rank, home / moe, out / "stages", moe) + stages(rank, home / tied, out / "tied stages", tied)
+    return found + planned_again(rank)
 
 
 def wrapped(checkpoint: Path, name: str) -> list[Any]:
@@ -93,7 +95,8 @@ def wrapped(checkpoint: Path, name: str) -> list[Any]:
 
 
 def stages(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
-    """Two stages of a pipeline: each loads, publishes and saves with what it has."""
+    """Two stages of a pipeline: each loads, publishes and saves with what it has. Of what is tied the last one has a
+    copy, which has to be equal."""
     import transformers
 
     kind = getattr(transformers, name)
@@ -106,8 +109,13 @@ def stages(rank: int, checkpoint: Path, out: Path, name: str) -> list[Any]:
     expected = files(checkpoint)
     mine = dict(itertools.chain.from_iterable(crosswalk.publisher(model, loaded).buckets(to=1)))
     crosswalk.save(model, loaded, out)
-    crosswalk.save(model, model.config, out.with_name("again"))
+    crosswalk.save(model, model.config, out.with_name(f"{out.name} again"))
     wrong: list[Any] = differences(mine, expected) if rank == 1 else list(mine)
+    if model.config.tie_word_embeddings:
+        if rank == 1:
+            model.lm_head.weight.data[5] += 1
+        with pytest.raises(CrosswalkError, match=r"\[tie/differs\]"):
+            crosswalk.publisher(model, loaded)
     return wrong + [tensor for tensor in model.state_dict().values() if tensor.is_meta]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from crosswalk.runtime.plan.model import Plan
+from crosswalk.runtime.records import replace
 
 MISSING = "<absent>"
 
@@ -64,8 +64,8 @@ def shapes(specs: Any) -> dict[str, tuple[int, ...]]:
 
 def stored_as(plan: Plan, dtype: str) -> Plan:
     """The plan with all tensors of one dtype. A plan that was compiled without files can only guess what they hold."""
-    ends = {end: [dataclasses.replace(t, dtype=dtype) for t in getattr(plan, end)] for end in ("sources", "targets")}
-    return dataclasses.replace(plan, sources=tuple(ends["sources"]), targets=tuple(ends["targets"]))
+    ends = {end: [replace(t, dtype=dtype) for t in getattr(plan, end)] for end in ("sources", "targets")}
+    return replace(plan, sources=tuple(ends["sources"]), targets=tuple(ends["targets"]))
 
 
 def same_files(one: Path, other: Path) -> bool:

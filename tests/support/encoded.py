@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from crosswalk.runtime.checkpoint.source import bind, open_checkpoint
 from crosswalk.runtime.dtypes import dtype_name, torch_dtype
 from crosswalk.runtime.plan.encodings import KINDS
 from crosswalk.runtime.plan.model import Encoding, Plan, RawCopy, TensorSpec, make_plan
+from crosswalk.runtime.records import replace
 
 DTYPES = ("BF16", "F16", "F32")
 
@@ -92,8 +92,8 @@ def identity(encoded: Encoding, dtype: str = "BF16", **changes: Any) -> Plan:
     """The plan that only decodes."""
     spec = logical(encoded, dtype)
     copy: RawCopy = ("w", "out", spec.shape, 0, strides(spec.shape), 0, strides(spec.shape), 0)
-    target = dataclasses.replace(spec, name="out")
-    return make_plan([spec], [target], [copy], encodings=[dataclasses.replace(encoded, **changes)])
+    target = replace(spec, name="out")
+    return make_plan([spec], [target], [copy], encodings=[replace(encoded, **changes)])
 
 
 def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -109,8 +109,8 @@ def fused() -> tuple[Plan, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     given["plain"] = torch.randn(7).bfloat16()
     specs, encodings = [TensorSpec("plain", (7,), "BF16")], []
     for name, encoded, names in (("a", one, "a a_s"), ("b", two, "b b_s"), ("c", three, "c_b c_s")):
-        parts = tuple(dataclasses.replace(p, name=n) for p, n in zip(encoded.stored, names.split(), strict=True))
-        specs.append(dataclasses.replace(logical(encoded), name=name))
+        parts = tuple(replace(p, name=n) for p, n in zip(encoded.stored, names.split(), strict=True))
+        specs.append(replace(logical(encoded), name=name))
         encodings.append(Encoding(name, encoded.kind, parts, encoded.block))
     copies: list[RawCopy] = [
         ("a", "ab", (37 * 53,), 0, (1,), 0, (1,), 0),

@@ -16,6 +16,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "STRIPE", 500)
     patch.setattr(lowering, "RANGE_RUN", 64)
     patch.setattr(lowering, "SEEK", 32)
+    patch.setattr(lowering, "WRITE", 32)
     patch.setattr(engine, "PANEL", 1024)
     patch.setattr(decoding, "STRIP", 50)
     for name in ("crosswalk.runtime.files.workers.STEP", "crosswalk.runtime.files.sinks.STEP"):

@@ -153,3 +153,26 @@ def test_elements_are_located(format: str, llama: Path) -> None:
             assert seen == indices.numel()
     with pytest.raises(CrosswalkError, match=r"no parameter `lm_haed`.*\[publisher/locate\]"):
         publisher.locate("lm_haed", torch.arange(3))
+
+
+def test_only_elements_are_located(llama: Path) -> None:
+    """Numbers that a rank does not hold, or that are no flat ones, are refused; narrow ones are made wide."""
+    loaded, state = cases.loaded_alone(llama, FORMATS[0])
+    publisher = crosswalk.publisher(state, loaded)
+    name = next(name for name, tensor in state.items() if tensor.numel() > 300)
+    count = state[name].numel()
+    for wrong in (torch.tensor([2, -1]), torch.tensor([0, count]), [3], torch.tensor([1.5]), torch.ones(2, 3).long()):
+        with pytest.raises(CrosswalkError, match=r"\[publisher/locate\]"):
+            list(publisher.locate(name, wrong))
+    for kind in (torch.uint8, torch.int16, torch.int64):
+        (found,) = publisher.locate(name, torch.tensor([7, 100], dtype=kind))
+        assert found.indices.tolist() == [7, 100]
+
+
+def test_the_snapshot_of_another_publisher_is_refused(llama: Path) -> None:
+    loaded, state = cases.loaded_alone(llama, FORMATS[0])
+    publisher, other = crosswalk.publisher(state, loaded), crosswalk.publisher(state, loaded)
+    with pytest.raises(CrosswalkError, match=r"\[publisher/snapshot\]"):
+        publisher.delta(other.snapshot())
+    with pytest.raises(CrosswalkError, match=r"making a snapshot: .*\[distributed/failed\]"):
+        publisher.snapshot("no-device")

@@ -72,8 +72,9 @@ def test_sharded_classes_and_stages_of_a_pipeline(home: Path, tmp_path: Path) ->
         assert not isinstance(found, Failed), found.text
         assert found == []
     saved = {"sharded": "Qwen3MoeForCausalLM", "tied": "Gemma3ForCausalLM", "stages": "Qwen3MoeForCausalLM",
-             "offloaded": "LlamaForCausalLM"}  # fmt: skip
-    for out, name in {**saved, "again": "Qwen3MoeForCausalLM"}.items():
+             "offloaded": "LlamaForCausalLM", "tied stages": "Gemma3ForCausalLM"}  # fmt: skip
+    saved |= {f"{out} again": saved[out] for out in ("stages", "tied stages")}
+    for out, name in saved.items():
         assert cases.differences(cases.files(tmp_path / out), cases.files(home / name)) == [], out
 
 
@@ -162,7 +163,8 @@ def test_a_class_that_cannot_be_followed_is_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "[class/version]" in refused()
     monkeypatch.undo()
-    model._hf_hook, model.hf_device_map = type("AlignDevicesHook", (), {})(), {"": "cpu"}
+    hook = type("AlignDevicesHook", (), {"offload": True})()
+    model.model._hf_hook = type("SequentialHook", (), {"hooks": (hook,)})()
     assert "[class/hook]" in refused()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,20 @@ def test_dtypes_by_name_and_a_part_of_the_names(llama: Path) -> None:
         assert torch.equal(tensor, expected[name].to(dtype)), name
     for options, code in (
         ({"only": "lm_haed.*"}, "publisher/only"),
+        ({"only": [3]}, "publisher/only"),
         ({"dtype": {"*.bias": "float16"}}, "publisher/dtype"),
     ):
         with pytest.raises(CrosswalkError) as caught:
             crosswalk.publisher(state, loaded, **options)
         assert [d.code for d in caught.value.diagnostics] == [code]
-    with pytest.raises(CrosswalkError, match=r"`align` is 0 \[publisher/align\]"):
-        publisher.packed(align=0)
+    for align in (0, "256"):
+        with pytest.raises(CrosswalkError, match=rf"`align` is {align} \[publisher/align\]"):
+            publisher.packed(align=align)
+    for to in ("0", [], [0, None], 1):
+        with pytest.raises(CrosswalkError, match=r"\[publisher/rank\]"):
+            publisher.buckets(to=to)
+    with pytest.raises(CrosswalkError, match=r"`none` is no size \[usage/size\]"):
+        crosswalk.publisher(state, loaded, bucket_bytes="none")
 
 
 def test_tensors_can_be_cut_out_of_a_buffer_without_padding(llama: Path) -> None:
@@ -129,6 +137,10 @@ def test_tensors_can_be_cut_out_of_a_buffer_without_padding(llama: Path) -> None
         start = stop
     layers = [name.split(".")[2] for name, _, _ in publisher.metadata if name.startswith("model.layers.")]
     assert layers == sorted(layers)
+    (spread,) = publisher.packed(align=3)  # and a multiple of what each dtype needs
+    assert all(start % math.lcm(3, one.dtype.itemsize) == 0 for one, start in zip(*spread[1:], strict=True))
+    whole = dict(bucket.named())
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in spread.named())
 
 
 def test_what_does_not_depend_on_values_is_found_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

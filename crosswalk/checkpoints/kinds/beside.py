@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from crosswalk.runtime.checkpoint.opening import open_regular
 from crosswalk.runtime.checkpoint.output import Written
 from crosswalk.runtime.checkpoint.source import Checkpoint
 from crosswalk.runtime.errors import CrosswalkError, Diagnostic, Position, fail, shorten
+from crosswalk.runtime.records import Record, field, replace
 
 from .forms import Mappings, read_form
 from .kind import Contents, Given
@@ -29,8 +29,7 @@ _MAX = 256 << 20
 _ORIGIN = ("origin",)
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Record, frozen=True):
     """What such a file, or one with a config alone, says. ``at``: keys that lead to the config in it; ``own``: whether
     it is a form of a config that the trainer has."""
 

@@ -7,7 +7,6 @@ keys of such a form, hundreds, are settings of a run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from crosswalk.compiler.config.coverage import unknown_keys
@@ -22,14 +21,14 @@ from crosswalk.compiler.relations.rules import FieldRule
 from crosswalk.compiler.relations.tree import CaseNode, CompiledMapping, Node, Nullable, Struct
 from crosswalk.compiler.text.values import same_value
 from crosswalk.runtime.errors import CrosswalkError
+from crosswalk.runtime.records import Record, replace
 
 #: Finds a mapping by its name.
 Mappings = Callable[[str], CompiledMapping]
 _TARGET, _CALL = "_target_", "_call_"
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(Record, frozen=True):
     """A config in another form. ``file``: that holds it in a folder; ``state``: its name in what ranks have in common;
     ``document``: with what else stands there."""
 

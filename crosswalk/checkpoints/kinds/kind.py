@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ from crosswalk.checkpoints.opened import Opened
 from crosswalk.compiler.layout.model import Layout
 from crosswalk.runtime.checkpoint.output import OutputLayout
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import Record, field
 
 from .forms import Form, Mappings
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(Record, frozen=True):
     """What a user says of a directory that may not say it. ``layout``: the name of its layout; ``layouts`` and
     ``mappings``: find one by its name, ``kept_as`` the names of layouts whose directories are of a kind; ``config``: a
     file with the native config, or that config; ``like``: whether an original is named, whose config counts."""
@@ -29,8 +28,7 @@ class Given:
     like: bool = False
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(Record, frozen=True):
     """What is written beside the tensors of a trainer: its layout, the complete native config and the type of that,
     what it is to remember of its origin, parameters (``ties``) that have the storage of another one, the tensors that
     are written (``targets``), and other forms of the config."""
@@ -44,8 +42,7 @@ class Contents:
     forms: Sequence[Form] = ()
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Record, frozen=True):
     """``mark``: the file that shows a directory to be of this kind. ``open`` raises ``CrosswalkError`` with everything
     that is wrong with one; that of Hugging Face is opened by itself. ``lay_out``: how one is written, with data files
     of so many bytes, None if it is only read. ``every``: whether any layout can be written so, or only one whose

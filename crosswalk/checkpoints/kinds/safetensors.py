@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from crosswalk.checkpoints.opened import Opened
 from crosswalk.runtime.checkpoint.output import OutputLayout, hugging_face_layout
 from crosswalk.runtime.checkpoint.source import open_checkpoint
+from crosswalk.runtime.records import replace
 
 from .beside import NAME, said_of, text_beside
 from .kind import Contents, Given, Kind

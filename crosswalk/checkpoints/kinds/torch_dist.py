@@ -13,7 +13,6 @@ import json
 import math
 from argparse import Namespace
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from crosswalk.runtime.dcp.output import Place, folder_layout
 from crosswalk.runtime.dcp.parts import slice_of
 from crosswalk.runtime.errors import CrosswalkError, Position, fail, shorten, shown
 from crosswalk.runtime.plan.model import TensorSpec
+from crosswalk.runtime.records import replace
 
 from .beside import Said, read, said_of, text_beside
 from .dcp import known_to
