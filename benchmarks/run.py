@@ -87,7 +87,7 @@ def child(name: str, variant: str, source: Path, target: Path, plan: Path, synce
             return result
         options = EngineOptions(workers=WORKERS, checksum="none" if variant.endswith("no checksum") else "xxh3")
         loaded = Plan.from_json(plan.read_text())
-        # This process has torch, with which a command line transposes only what is large.
+        # This process has torch, which a command line imports only to cast and to decode.
         has_torch = not variant.endswith("without torch")
         with patch.object(convert, "_has_torch", return_value=has_torch), measured(result):
             write_checkpoint(loaded, open_checkpoint(source), target, layout=layout(source), options=options)

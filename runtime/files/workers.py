@@ -56,7 +56,7 @@ def fit_memory(workers: int, memory: int | None) -> tuple[int, int]:
 
 
 class Worker:
-    """One worker's buffers, and what it does with them. ``with_torch``: to cast, and to transpose faster."""
+    """One worker's buffers, and what it does with them. ``with_torch``: to cast, and to rearrange what is no matrix."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Worker:
             self._buffers = memoryview(_anonymous(self._panel_size)), memoryview(_anonymous(STRIPE))
         staging, output = self._buffers
         dtype = self._targets[target].dtype
-        if not self._with_torch:
+        if not self._with_torch or all(self._sources[block.source].dtype == dtype for block in panel.blocks):
             from .transposing import matrix_of, transposed  # with numpy, as below
 
             if (matrix := matrix_of(panel, size_of(dtype), STRIPE)) is not None:

@@ -213,6 +213,24 @@ def test_every_library_that_is_imported_is_required() -> None:
                     assert module in sys.stdlib_module_names or names.get(module, module) in required, (file, module)
 
 
+def test_what_compiles_the_catalog_of_a_wheel_is_there_where_it_is_built() -> None:
+    """An environment of a build has what the build says it requires, and nothing that the package requires."""
+    code = (
+        "import sys; from crosswalk.compiler.catalog_build import build; build((), ['llama'])\n"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('crosswalk.')), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    there = {line.partition(">")[0] for line in PROJECT["build-system"]["requires"]}
+    files = [Path(line) for line in done.stdout.splitlines() if line.endswith(".py")]
+    assert len(files) > 40
+    for file in files:
+        for node in ast.parse(file.read_text()).body:
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for module in {module.partition(".")[0] for module in modules} - {"crosswalk", *sys.stdlib_module_names}:
+                assert {"ruamel": "ruamel.yaml"}.get(module, module) in there, (file, module)
+
+
 def test_another_system_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has neither the calls that read files in place nor locks on directories."""
     code = compile((ROOT / "runtime" / "__init__.py").read_text(), "__init__.py", "exec")
