@@ -9,20 +9,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from crosswalk.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint, config_bytes
+from crosswalk.checkpoints.huggingface import CONFIG, config_bytes
 from crosswalk.checkpoints.model_files import derived_files, files_to_write
 from crosswalk.classes.live import (
     ClassExport,
     ClassOrigin,
     Exporting,
-    LiveClass,
     inner_model,
     live_class,
     read_class,
@@ -45,16 +44,18 @@ from crosswalk.runtime.publishing.publisher import Publisher
 from crosswalk.runtime.records import Record, replace
 from crosswalk.runtime.training import load as live
 from crosswalk.runtime.training import save as saving
-from crosswalk.runtime.training.dcp import PlanReader, Writer
 from crosswalk.runtime.training.load import LoadReport
 from crosswalk.runtime.training.parameters import Model, collect, of_all_ranks, own
-from crosswalk.runtime.training.ranks import TIMEOUT, Team, team
+from crosswalk.runtime.training.ranks import TIMEOUT, team
 from crosswalk.runtime.training.save import Output, SaveReport
 
 from .formats import format_named
 from .options import Options, OutputOptions, as_path, parse_size
 from .origin import origin_of, original
 from .prepare import open_import, open_into
+
+if TYPE_CHECKING:
+    from crosswalk.runtime.training.dcp import PlanReader, Writer
 
 Config = Mapping[str, Any]
 #: What takes the place of a format where the class of a live model says what its files are.
@@ -109,7 +110,8 @@ def load(
     seconds if a rank is gone.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(partial(own, model), ranks, "loading")
+    values = cache(partial(own, model))
+    there = of_all_ranks(values, ranks, "loading")
     where = torch.device(device) if device is not None else None
     asked = {"format": format, "layout": layout, "native_config": native_config, "pad": pad, "text_only": text_only,
              "take_tied": take_tied, "keep": keep}  # fmt: skip
@@ -129,31 +131,21 @@ def load(
             name, config = imported.mapping.name, imported.config
             step.agree |= {"format": name, "config": config}
     if kind is not None:
-        return _filled(kind, checkpoint, found, model, ranks, where, there)
+        report = live.load(
+            found.plan, checkpoint.tensors, model, ranks, where,
+            elsewhere=there, copies=kind.copies(there), values=values(),
+        )  # fmt: skip
+        with ranks.step("computing what no file holds"):
+            recomputed = recompute(kind, where)
+        report = replace(report, recomputed=recomputed, on_meta=())
+        return Loaded(checkpoint.config, CLASSES, report, {}, checkpoint.path, found)
     advice = Advice(imported.mapping, config)
     report = live.load(
-        imported.plan, checkpoint.tensors, model, ranks, where, elsewhere=there, advice=advice, copies=copies
-    )
+        imported.plan, checkpoint.tensors, model, ranks, where,
+        elsewhere=there, advice=advice, copies=copies, values=values(),
+    )  # fmt: skip
     origin = origin_of(checkpoint.path, checkpoint.text, imported.mapping, imported.read, checkpoint.tensors.specs())
     return Loaded(config, name, report, imported.lengths, checkpoint.path, origin)
-
-
-def _filled(
-    kind: LiveClass,
-    checkpoint: HuggingFaceCheckpoint,
-    origin: ClassOrigin,
-    model: Model,
-    ranks: Team,
-    device: torch.device | None,
-    there: Mapping[str, TensorSpec],
-) -> Loaded:
-    """A model of transformers, filled with the files of its class."""
-    copies = kind.copies(there)
-    report = live.load(origin.plan, checkpoint.tensors, model, ranks, device, elsewhere=there, copies=copies)
-    with ranks.step("computing what no file holds"):
-        recomputed = recompute(kind, device)
-    report = replace(report, recomputed=recomputed, on_meta=())
-    return Loaded(checkpoint.config, CLASSES, report, {}, checkpoint.path, origin)
 
 
 @system_limits()
@@ -191,7 +183,8 @@ def save(
     Raises ``CrosswalkError``, on every rank, and leaves nothing at ``hf_dir`` then.
     """
     ranks = team(group, timeout)
-    there = of_all_ranks(partial(collect, model), ranks, "saving")
+    values = cache(partial(collect, model))
+    there = of_all_ranks(values, ranks, "saving")
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                       truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
     wanted = _asked(model, native_config, options, there, group)
@@ -205,7 +198,7 @@ def save(
     if found is None:
         kept.keep("plan", model, wanted, exported)
     background = None if blocking else (lambda: team(group, timeout, "background"))
-    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there)
+    return saving.save(exported.plan, model, Path(hf_dir), ranks, background, files, elsewhere=there, values=values())
 
 
 @system_limits()
@@ -288,6 +281,8 @@ def reader(
 ) -> PlanReader:
     """A storage reader with which ``torch.distributed.checkpoint.load`` fills a native state dict from Hugging Face
     files. Options are those of :func:`load`."""
+    from crosswalk.runtime.training.dcp import PlanReader  # imports what takes 0.1 s and loads and saves do not need
+
     options = Options(format=format, to=layout, allow_lossy=allow_lossy, pad=pad or {}, native_config=native_config,
                       keep=keep, take_tied=take_tied, text_only=text_only)  # fmt: skip
     checkpoint, imported = open_import(Path(hf_dir), options)
@@ -315,6 +310,8 @@ def writer(
 ) -> Writer:
     """A storage writer with which ``torch.distributed.checkpoint.save`` writes a native state dict as Hugging Face
     files. Options are those of :func:`save`."""
+    from crosswalk.runtime.training.dcp import Writer
+
     options = Options(format=format, dialect=dialect, dtype=dtype, allow_lossy=allow_lossy, keep=keep,
                       truncate=truncate or {}, trusted=True, like=as_path(carry_from))  # fmt: skip
     output = OutputOptions(max_shard_size=parse_size(max_shard_size), overwrite=overwrite)

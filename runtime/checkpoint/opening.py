@@ -42,6 +42,8 @@ def read_inside(path: Path, home: Path, limit: int) -> bytes:
 def leads_out(path: Path, home: Path) -> str | None:
     """What is wrong with a link that leads out of the checkpoint ``home``; None for what stays in it, or leads to the
     ``blobs`` that a snapshot in the cache of the Hugging Face hub is made of."""
+    if path.parent == home and path.name != ".." and not path.is_symlink():
+        return None
     real, root = Path(os.path.realpath(path)), Path(os.path.realpath(home))
     roots = [root]
     if root.parent.name == "snapshots":

@@ -146,11 +146,11 @@ def _phase(sources: Iterable[StoredTensor]) -> int | None:
 
 def stored(file: DataFile, targets: Sequence[TensorSpec], directory: Path) -> dict[int, StoredTensor]:
     """Where each target of a file lies in it."""
-    offset = len(file.header)
+    path, offset = directory / file.name, len(file.header)
     result = {}
     for number, target in enumerate(file.targets):
         spec = targets[target]
-        result[target] = StoredTensor(directory / file.name, offset, spec.nbytes, spec.dtype, spec.shape)
+        result[target] = StoredTensor(path, offset, spec.nbytes, spec.dtype, spec.shape)
         offset += spec.nbytes + (len(file.between[number]) if file.between else 0)
     return result
 

@@ -1,26 +1,32 @@
 """Strided copies between buffers in memory: exact for every bit pattern, cast when the dtypes differ.
 
 ``copy_`` is as fast as memory for everything but transposes. Those are cut into tiles that stay in the cache. On x86
-``torch.native_channel_shuffle`` is a vectorised transpose of 32-bit words, which two 16-bit elements share. That is a
-choice inside torch that nobody promises, so it is tested once, for equality and for speed, before it is used.
+torch's library has a vectorised transpose (of FBGEMM), which no function of torch calls for whole elements of 16 bits,
+so it is called by its name, in which C++ puts the types of all arguments: a library with other arguments has no such
+name. It is tested once, for equality and for speed, before it is used.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from crosswalk.runtime.dtypes import size_of, torch_dtype
 from crosswalk.runtime.plan.affine import Piece
 
-from .rearranging import SHORTEST, transposed_plane
+from .rearranging import transposed_plane
 
-#: Bytes of a tile, at least, and of a line of the cache.
-_TILE, _LINE = 1 << 20, 64
+#: Bytes of a tile, of its rows in the target, and of a line of the cache.
+_TILE, _ROW, _LINE = 512 << 10, 2 << 10, 64
+#: How C++ writes the types of elements that its transpose is made for.
+_SIMD = {torch.uint8: "h", torch.int16: "t", torch.int32: "f"}
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _local = threading.local()
@@ -73,66 +79,72 @@ def elements(buffer: torch.Tensor, dtype: str, as_integers: bool) -> torch.Tenso
 
 def transpose(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copy a matrix of integers with contiguous rows to one of the same shape with contiguous columns."""
+    tile_transpose = _tile_by_simd if simd_is_faster(source.dtype) else _tile_by_copy
     rows, columns = source.shape
-    if source.dtype == torch.int16 and columns % 2:  # pairs of columns become words
-        target[:, -1].copy_(source[:, -1])
-        source, target, columns = source[:, :-1], target[:, :-1], columns - 1
-    elements = _TILE // source.element_size()
-    whole_rows = source.stride(0) == columns <= elements // SHORTEST
-    width = columns if whole_rows else 512
-    # Whole lines of the target; an odd number of them, since columns whose distance is a power of two share few places
-    # in the cache.
-    line = _LINE // source.element_size()
-    height = (elements // max(width, 1) // line | 1) * line
-    tile_transpose = _tile_by_shuffle if shuffle_is_faster(source.dtype) else _tile_by_copy
+    height = min(max(rows, 1), _ROW // source.element_size())
+    width = _TILE // (height * source.element_size())
     for top, left in itertools.product(range(0, rows, height), range(0, columns, width)):
-        tile = source[top : top + height, left : left + width]
-        if not whole_rows:
-            tile = _scratch(0, tile.shape, tile.dtype).copy_(tile)
-        tile_transpose(tile, target[top : top + height, left : left + width].t())
+        place = slice(top, top + height), slice(left, left + width)
+        tile_transpose(source[place], target[place].t())
 
 
 def _tile_by_copy(source: torch.Tensor, target: torch.Tensor) -> None:
-    """``target.copy_(source.t())`` for a contiguous source, by way of a contiguous target: torch blocks only those."""
-    target.copy_(_scratch(1, target.shape, target.dtype).copy_(source.t()))
+    """``target.copy_(source.t())``, between tiles that are contiguous: torch blocks only those."""
+    turned, tile = _scratch(1, target.shape, target.dtype), _scratch(0, source.shape, source.dtype)
+    target.copy_(turned.copy_(tile.copy_(source).t()))
 
 
-def _tile_by_shuffle(source: torch.Tensor, target: torch.Tensor) -> None:
-    """``target.copy_(source.t())`` for a contiguous source of 32-bit elements, or an even number of 16-bit columns."""
-    words = source.view(torch.float32)
-    rows, columns = words.shape
-    # One "pixel" of rows * columns channels, with the strides by which torch tells channels-last memory.
-    size = rows * columns
-    pixel = words.as_strided((1, size, 1, 1), (size, 1, size, size), words.storage_offset())
-    turned = torch.native_channel_shuffle(pixel, rows).as_strided((columns, rows), (rows, 1)).view(torch.int32)
-    if target.dtype == torch.int32:
-        target.copy_(turned)
-        return
-    # A word holds two columns, the first in its low half; the narrowing copy keeps the low half.
-    target[0::2].copy_(turned)
-    target[1::2].copy_(turned.bitwise_right_shift_(16))
+def _tile_by_simd(source: torch.Tensor, target: torch.Tensor) -> None:
+    """The same for contiguous rows. What writes whole rows of the target is ``copy_``: the vectorised transpose writes
+    a few bytes of many rows at a time."""
+    (rows, columns), line = source.shape, _LINE // source.element_size()
+    # Rows whose distance is a power of two would share few places of the cache.
+    distance = (rows // line | 1) * line + line
+    turned = _scratch(0, torch.Size((columns, distance)), source.dtype)
+    simd = _simd(source.dtype)
+    simd(rows, columns, source.data_ptr(), source.stride(0), turned.data_ptr(), distance)
+    target.copy_(turned[:, :rows])
 
 
 def _scratch(number: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """This thread's memory for one tile: touching new memory takes longer than a transpose."""
+    nbytes = shape.numel() * dtype.itemsize
     if not hasattr(_local, "scratch"):
-        _local.scratch = torch.empty(2, 2 * _TILE, dtype=torch.uint8)
-    scratch: torch.Tensor = _local.scratch[number, : shape.numel() * dtype.itemsize]
+        _local.scratch = [torch.empty(0, dtype=torch.uint8)] * 2
+    if len(_local.scratch[number]) < nbytes:
+        _local.scratch[number] = torch.empty(nbytes, dtype=torch.uint8)
+    scratch: torch.Tensor = _local.scratch[number][:nbytes]
     return scratch.view(dtype).view(shape)
 
 
 @functools.cache
-def shuffle_is_faster(dtype: torch.dtype) -> bool:
-    """Whether the shuffle transposes this torch's tensors exactly, and faster than ``copy_``. Takes a few ms."""
-    if dtype not in (torch.int16, torch.int32):
+def _simd(dtype: torch.dtype) -> Any:
+    """The vectorised transpose of torch's library: rows, columns, and for source and target where it is, and how many
+    elements its rows are apart. None if there is none."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so"))
+        found = getattr(library, f"_ZN6fbgemm14transpose_simdI{_SIMD[dtype]}EEvllPKT_lPS1_l")
+    except (OSError, AttributeError, KeyError):
+        return None
+    size, place = ctypes.c_int64, ctypes.c_void_p
+    found.argtypes, found.restype = [size, size, place, size, place, size], None
+    return found
+
+
+@functools.cache
+def simd_is_faster(dtype: torch.dtype) -> bool:
+    """Whether torch's library transposes elements of this size exactly, and faster than ``copy_``. Takes a few ms."""
+    if _simd(dtype) is None:
         return False
-    source = torch.arange(128 * 2048, dtype=torch.int32).mul_(0x9E3779B1 - 2**32).to(dtype).view(128, 2048)
-    source[0, :4] = torch.tensor([0x7F81, -0x7E, 0x7FC1, -1]).to(dtype)  # not-a-numbers of every kind, as half words
-    found, expected = torch.zeros(2, 2048, 128, dtype=dtype)
-    times = {_tile_by_shuffle: 1.0, _tile_by_copy: 1.0}
+    rows, columns = 261, 515
+    source = torch.arange(rows * columns, dtype=torch.int32).mul_(0x9E3779B1 - 2**32).to(dtype).view(rows, columns)
+    signalling = torch.tensor([0x7F800001, -0x7FFFFF, 0x7FC00001, -1], dtype=torch.int32)
+    source[0, :4] = signalling.to(dtype)
+    found, expected = torch.zeros(2, columns, rows, dtype=dtype)
+    times = {_tile_by_simd: 1.0, _tile_by_copy: 1.0}
     for _ in range(5):
-        for function, target in ((_tile_by_shuffle, found), (_tile_by_copy, expected)):
+        for function, target in ((_tile_by_simd, found), (_tile_by_copy, expected)):
             started = time.perf_counter()
             function(source, target)
             times[function] = min(times[function], time.perf_counter() - started)
-    return torch.equal(found, expected) and times[_tile_by_shuffle] < times[_tile_by_copy]
+    return torch.equal(found, expected) and times[_tile_by_simd] < times[_tile_by_copy]

@@ -27,7 +27,7 @@ from crosswalk.runtime.plan.model import Plan, TensorSpec
 from crosswalk.runtime.records import Record, replace
 
 from .moves import Moves, moves
-from .parameters import Advice, Model, bare, check_owned, check_writable, own, place_all
+from .parameters import Advice, Model, Values, bare, check_owned, check_writable, own, place_all
 from .placement import Part
 from .transfer import BUCKET, Memory, Slot, TransferBucket, buckets, host_view, run, worker_count
 
@@ -114,17 +114,20 @@ def load(
     elsewhere: Mapping[str, TensorSpec] | None = None,
     advice: Advice | None = None,
     copies: Mapping[str, str] = MappingProxyType({}),
+    values: Values | None = None,
 ) -> LoadReport:
     """Fill the parameters of ``model`` with the targets of ``plan``, whose sources ``checkpoint`` holds.
 
     Dtypes may differ between floats: what is read is cast once. Parameters on the meta device get memory, see
     :func:`materialize`. ``elsewhere`` and ``advice`` are those of :func:`~.parameters.place_all`. ``copies``: further
-    parameters of the model, each with the target that it gets the values of. Every rank of the team must call this;
+    parameters of the model, each with the target that it gets the values of. ``values``: what :func:`~.parameters.own`
+    found in the model, if that has been asked. Every rank of the team must call this;
     all is checked, on all ranks, before anything changes.
     Raises ``CrosswalkError`` on every rank for what any of them finds.
     """
     started = time.monotonic()
-    values = own(model)
+    values = own(model) if values is None else values
+    any_on_meta = any(value.is_meta for _, value in _tensors(model))
     with team.step("checking the model") as step:
         step.agree |= {"plan": plan.digest, "metadata": plan.metadata}
         problems = plan.verify().problems
@@ -141,7 +144,7 @@ def load(
         with team.step("comparing tied tensors"):
             compared = compare_ties(plan, stored, checkpoint, rank=team.rank, ranks=team.size)
     with team.step("reading"):
-        materialized = materialize(model, placed, device)
+        materialized = materialize(model, placed, device) if any_on_meta else ()
         if materialized:
             placed = place_all(own(model), wanted, elsewhere=elsewhere)
         parts: dict[str, list[tuple[Part, str]]] = defaultdict(list)
@@ -151,7 +154,7 @@ def load(
         planned = moves(filled, parts, "target")
         read = read_moves(planned, [spec.name for spec in filled.sources], stored, checkpoint, bucket_bytes)
     held = sum(planned.elements(number) * size_of(spec.dtype) for number, spec in enumerate(plan.sources))
-    on_meta = tuple(name for name, value in _tensors(model) if value.is_meta)
+    on_meta = tuple(name for name, value in _tensors(model) if value.is_meta) if any_on_meta else ()
     return LoadReport(team.rank, held, read, compared, time.monotonic() - started, materialized, on_meta)
 
 

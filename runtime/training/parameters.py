@@ -3,6 +3,7 @@ plan."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -25,9 +26,18 @@ _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module"}
 
 #: A module, or what its ``state_dict`` returns; values may also be ``Shards``.
 Model = torch.nn.Module | MutableMapping[str, Any]
-Values = dict[str, torch.Tensor | Shards]
 #: What a user should do about a tensor of a model that a plan does not have; None if there is nothing to say.
 Advice = Callable[[str], str | None]
+
+
+class Values(dict[str, torch.Tensor | Shards]):
+    """The tensors of a model by name, as they are while one thing is done with them."""
+
+    @functools.cached_property
+    @torch.no_grad()
+    def placed(self) -> dict[str, Placed]:
+        """Where each lies on this rank. Raises ``CrosswalkError`` with every value that no file can hold."""
+        return _place(self)
 
 
 def collect(model: Model) -> Values:
@@ -43,7 +53,7 @@ def collect(model: Model) -> Values:
         raise fail("live/model", f"what is given as the model is {kind}, and no module", None, hint)
     model = unwrapped(model)
     state: Mapping[str, Any] = model.state_dict(keep_vars=True) if isinstance(model, torch.nn.Module) else model
-    return {bare(name): value for name, value in state.items() if isinstance(value, torch.Tensor | Shards)}
+    return Values((bare(name), value) for name, value in state.items() if isinstance(value, torch.Tensor | Shards))
 
 
 def unwrapped(model: Model) -> Model:
@@ -68,11 +78,11 @@ def own(model: Model) -> Values:
     module = unwrapped(model)
     assert isinstance(module, torch.nn.Module)
     owned = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    kept: Values = {name: value for name, value in values.items() if id(value) in owned}
+    kept = Values((name, value) for name, value in values.items() if id(value) in owned)
     if len(kept) == len(values):
         return values
     shown = {id(value) for value in kept.values()}
-    kept |= {name: tensor for name, tensor in _persistent(module) if id(tensor) not in shown}
+    kept.update((name, tensor) for name, tensor in _persistent(module) if id(tensor) not in shown)
     return kept
 
 
@@ -94,19 +104,20 @@ def bare(name: str) -> str:
 
 
 @torch.no_grad()
-def untied(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, TensorSpec]:
+def untied(values: Values) -> dict[str, TensorSpec]:
     """Name, global shape and dtype of each tensor, without those that share the memory of an earlier one. Raises
     ``CrosswalkError`` with every value that no file can hold."""
-    placed = _place(values)
-    first = {_identity(values[name]): name for name in reversed(list(values))}
+    placed = values.placed
+    first = {_identity(value): name for name, value in reversed(list(values.items()))}
     return {name: TensorSpec(name, placed[name].shape, placed[name].dtype) for name in reversed(first.values())}
 
 
 @torch.no_grad()
 def same_memory(values: Mapping[str, torch.Tensor | Shards]) -> dict[str, str]:
     """By each name, the first of those that are the same memory: the one that :func:`untied` has."""
-    first = {_identity(values[name]): name for name in reversed(list(values))}
-    return {name: first[_identity(value)] for name, value in values.items()}
+    found = {name: _identity(value) for name, value in values.items()}
+    first = {identity: name for name, identity in reversed(list(found.items()))}
+    return {name: first[identity] for name, identity in found.items()}
 
 
 def of_all_ranks(collected: Callable[[], Values], team: Team, doing: str) -> dict[str, TensorSpec]:
@@ -152,7 +163,7 @@ def of_all_ranks(collected: Callable[[], Values], team: Team, doing: str) -> dic
 
 @torch.no_grad()
 def place_all(
-    values: Mapping[str, torch.Tensor | Shards],
+    values: Values,
     expected: Sequence[TensorSpec],
     given_memory: bool = False,
     elsewhere: Mapping[str, TensorSpec] | None = None,
@@ -162,7 +173,7 @@ def place_all(
     another shape, of a dtype that cannot be cast, or on the meta device, unless they are ``given_memory`` later. Names
     tied to an expected one are left out. ``elsewhere``: what other ranks have, which may be absent here; ``advice``
     knows more about a name than is known here."""
-    placed = _place(values)
+    placed = dict(values.placed)
     wanted = {spec.name: spec for spec in expected}
     others = elsewhere or {}
     absent = [name for name in wanted if name not in placed]
@@ -252,13 +263,11 @@ def _identity(value: torch.Tensor | Shards) -> Any:
 def check_owned(model: Model, values: Mapping[str, torch.Tensor | Shards]) -> None:
     """Raise for what hooks of a module put into its state dict and that is no tensor of the module: filling it would
     change nothing."""
-    if not isinstance(model, torch.nn.Module):
-        return
+    if not isinstance(model, torch.nn.Module) or not _is_flattened(model):
+        return  # :func:`own` has left such entries out
     owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     made = [name for name, value in values.items() if id(value) not in owned]
-    hint = "pass a dict of the parameters, with a native_config for their names"
-    if _is_flattened(model):
-        hint = "the parameters of FullyShardedDataParallel are parts of flat ones: use fully_shard (FSDP2)"
+    hint = "the parameters of FullyShardedDataParallel are parts of flat ones: use fully_shard (FSDP2)"
     if made:
         raise CrosswalkError(
             Diagnostic(

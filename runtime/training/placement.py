@@ -6,6 +6,7 @@ without DTensor or shard each half of a fused parameter for itself; any other te
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from crosswalk.runtime.dtypes import dtype_name
 from crosswalk.runtime.errors import CrosswalkError, fail
@@ -21,6 +22,9 @@ from crosswalk.runtime.plan.algebra import Box
 from crosswalk.runtime.records import Record, replace
 
 from .intervals import Interval, chunk
+
+#: Dimensions of a tensor, each with the mesh dimensions that shard it, in the order in which they do.
+_Order = tuple[tuple[int, tuple[int, ...]], ...]
 
 
 class Part(Record, frozen=True):
@@ -99,13 +103,27 @@ def local_tensor(value: DTensor) -> torch.Tensor:
     return local
 
 
-def local_intervals(value: DTensor) -> list[list[Interval]]:
+def local_intervals(value: DTensor) -> Sequence[Sequence[Interval]]:
     """Per dimension of the tensor, the intervals of global indices that this rank holds, in local order."""
-    mesh, placements = value.device_mesh, value.placements
+    mesh = value.device_mesh
     coordinate = mesh.get_coordinate()
     assert coordinate is not None
-    intervals: list[list[Interval]] = [[(0, size)] if size else [] for size in value.shape]
-    orders: dict[int, list[int]] | None = _shard_orders(value)
+    order = getattr(value._spec, "shard_order", None)
+    explicit = None if order is None else tuple((entry.tensor_dim, tuple(entry.mesh_dims)) for entry in order)
+    return _intervals(tuple(value.shape), tuple(value.placements), tuple(mesh.shape), tuple(coordinate), explicit)
+
+
+@functools.lru_cache(1024)
+def _intervals(
+    shape: tuple[int, ...],
+    placements: tuple[Placement, ...],
+    sizes: tuple[int, ...],
+    coordinate: tuple[int, ...],
+    explicit: _Order | None,
+) -> Sequence[Sequence[Interval]]:
+    """The same for a mesh of ``sizes``: the layers of a model have parameters that are alike."""
+    intervals: list[list[Interval]] = [[(0, size)] if size else [] for size in shape]
+    orders = _shard_orders(placements, sizes, explicit)
     if orders is None:
         # Not the shards of anything sharded before: the literal meaning, from left to right.
         for dimension, placement in enumerate(placements):
@@ -114,37 +132,39 @@ def local_intervals(value: DTensor) -> list[list[Interval]]:
             axis, factor = _sharded_dimension(placement)
             pieces = [chunk(intervals[axis], piece, factor) for piece in range(factor)]
             intervals[axis] = [
-                interval for piece in pieces for interval in chunk(piece, coordinate[dimension], mesh.size(dimension))
+                interval for piece in pieces for interval in chunk(piece, coordinate[dimension], sizes[dimension])
             ]
         return intervals
     for axis, dimensions in orders.items():
         for dimension in dimensions:
-            intervals[axis] = chunk(intervals[axis], coordinate[dimension], mesh.size(dimension))
+            intervals[axis] = chunk(intervals[axis], coordinate[dimension], sizes[dimension])
     return intervals
 
 
-def _shard_orders(value: DTensor) -> dict[int, list[int]] | None:
-    """Dimension of the tensor -> the mesh dimensions that shard it, in the order in which they do.
+def _shard_orders(
+    placements: Sequence[Placement], sizes: Sequence[int], explicit: _Order | None
+) -> dict[int, Sequence[int]] | None:
+    """Dimension of the tensor -> the mesh dimensions that shard it, in the order in which they do: as it is told
+    (``explicit``), or else by the placements.
 
     ``_StridedShard`` with a split factor was sharded after the mesh dimensions to its right whose sizes multiply to the
     factor, as when tensor parallelism comes before FSDP. None if a split factor is not such a product.
     """
-    orders: dict[int, list[int]] = {}
-    explicit = getattr(value._spec, "shard_order", None)
     if explicit is not None:
-        for placement in value.placements:
+        for placement in placements:
             _sharded_dimension(placement)
-        return {entry.tensor_dim: list(entry.mesh_dims) for entry in explicit}
-    for dimension, placement in reversed(list(enumerate(value.placements))):
+        return dict(explicit)
+    orders: dict[int, list[int]] = {}
+    for dimension, placement in reversed(list(enumerate(placements))):
         if placement.is_replicate():
             continue
         axis, factor = _sharded_dimension(placement)
         order = orders.setdefault(axis, [])
-        products = list(itertools.accumulate((value.device_mesh.size(d) for d in order), initial=1, func=operator.mul))
+        products = list(itertools.accumulate((sizes[d] for d in order), initial=1, func=operator.mul))
         if factor not in products:
             return None
         order.insert(products.index(factor), dimension)
-    return orders
+    return dict(orders)
 
 
 def _sharded_dimension(placement: object) -> tuple[int, int]:
@@ -169,7 +189,8 @@ def _parts(intervals: Sequence[Sequence[Interval]], local: torch.Tensor) -> Iter
     for choice in itertools.product(*placed):
         view = local
         for axis, ((start, stop), place) in enumerate(choice):
-            view = view.narrow(axis, place, stop - start)
+            if stop - start != view.shape[axis]:
+                view = view.narrow(axis, place, stop - start)
         yield Part(tuple(interval for interval, _ in choice), view)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import pickle
@@ -235,7 +236,7 @@ def share_out(tables: Sequence[Table], specs: Iterable[TensorSpec]) -> list[dict
             for box in held.get(spec.name, ()):
                 holders[box].append(rank)
         width = size_of(spec.dtype)
-        disjoint = _tiles(holders, spec)
+        disjoint = _tile(tuple(holders), spec.shape)
         taken: list[Box] = []
         covered = 0
         # Large boxes first: what overlaps them is cut, and stays in fewer pieces.
@@ -261,9 +262,11 @@ def share_out(tables: Sequence[Table], specs: Iterable[TensorSpec]) -> list[dict
     return result
 
 
-def _tiles(boxes: Iterable[Box], spec: TensorSpec) -> bool:
+@functools.lru_cache(32)
+def _tile(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
+    """Whether every element is in exactly one box. The layers of a model have parameters that are alike."""
     strides, size = [], 1
-    for extent in reversed(spec.shape):
+    for extent in reversed(shape):
         strides.append(size)
         size *= extent
     pieces = []
@@ -271,4 +274,4 @@ def _tiles(boxes: Iterable[Box], spec: TensorSpec) -> bool:
         corner = sum(start * stride for (start, _), stride in zip(box, reversed(strides), strict=True))
         extents = tuple(stop - start for start, stop in box)
         pieces.append(make_piece(corner, tuple(reversed(strides)), number, (0,) * len(box), extents))
-    return next(tiling_faults(pieces, 0, spec.elements), None) is None
+    return next(tiling_faults(pieces, 0, size), None) is None

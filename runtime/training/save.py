@@ -46,7 +46,7 @@ from crosswalk.runtime.staging.writing import set_size, sync, write_at, write_ru
 
 from .copies import compare_copies
 from .moves import Moves, moves
-from .parameters import Model, collect, place_all
+from .parameters import Model, Values, collect, place_all
 from .placement import Part, Placed
 from .ranks import Team, share_out, table
 from .transfer import (
@@ -102,13 +102,14 @@ def save(
     output: Output | None = None,
     bucket_bytes: int = BUCKET,
     elsewhere: Mapping[str, TensorSpec] | None = None,
+    values: Values | None = None,
 ) -> SaveReport | Future[SaveReport]:
     """Write the targets of ``plan``, whose sources ``model`` holds, into the new directory ``destination``.
 
     Every rank of the team must call this. With ``background``, which makes the team for another thread, the parameters
     are converted and copied to (pinned) host memory, and the rest happens while the caller goes on: the result is a
-    future. ``elsewhere``: what other ranks have, which may be absent here. Raises ``CrosswalkError`` on every rank for
-    what any of them finds, or lets the future raise it.
+    future. ``elsewhere``: what other ranks have, which may be absent here; ``values``: what ``collect`` found, if
+    asked. Raises ``CrosswalkError`` on every rank for what any of them finds, or lets the future raise it.
     """
     started = time.monotonic()
     output = output or Output()
@@ -116,13 +117,12 @@ def save(
     with team.step("checking the model") as step:
         step.agree |= {"destination": str(destination), "overwrite": output.overwrite, "plan": plan.digest}
         step.agree |= {"background": background is not None, "metadata": plan.metadata}
-        problems = plan.verify().problems
-        if problems:
+        if problems := plan.verify().problems:
             raise CrosswalkError(problems)
         files = lay_out(plan.targets, natural_order(plan.targets), output.layout)
         check_names([file.name for file in files], output.extra, output.carried)
         step.agree["files"] = {file.name: file.size for file in files}
-        placed = place_all(collect(model), plan.sources, elsewhere=elsewhere)
+        placed = place_all(collect(model) if values is None else values, plan.sources, elsewhere=elsewhere)
         step.value = table(placed)
     mine = share_out(step.values, plan.sources)[team.rank]
     planned = moves(plan, counted(plan, placed, mine, team), "source")

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from crosswalk.runtime.files.runs import LONGEST_TOGETHER, SEEK
+from crosswalk.runtime.files.runs import LONGEST_TOGETHER
 from crosswalk.runtime.plan.affine import Axis, Piece, PieceOf, clip, span
 
-#: Shorter holes are read along.
-GAP = SEEK
+#: Shorter holes are read along: out of the page cache, these bytes take as long as another call. Nothing more is read,
+#: since all ranks together would read it several times.
+GAP = 4 << 10
 #: Most bytes read for every byte that is needed.
 WASTE = 4
 
