@@ -53,10 +53,24 @@ def _is_available() -> bool:
     if sys.maxsize < 2**32 or not hasattr(_libc, "process_vm_readv"):
         return False
     _libc.mmap.restype = ctypes.c_void_p
-    _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    _libc.mmap.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
+    )
     _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
     _libc.process_vm_readv.restype = ctypes.c_ssize_t
-    _libc.process_vm_readv.argtypes = (ctypes.c_int, *[ctypes.c_void_p, ctypes.c_ulong] * 2, ctypes.c_ulong)
+    _libc.process_vm_readv.argtypes = (
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_ulong,
+        ctypes.c_void_p,
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    )
     words, copied = array.array("Q", (1, 2)), bytearray(16)
     address = words.buffer_info()[0]
     return _copy((address + 8, address), 8, memoryview(copied)) == 16 and copied[8:] + copied[:8] == words.tobytes()

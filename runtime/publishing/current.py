@@ -168,7 +168,10 @@ def _seats(model: Model, values: Values, wanted: Iterable[str]) -> list[_Seat] |
         held = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     else:
         held = {id(value) for value in model.values()}
-    if not all(isinstance(value, torch.Tensor) and number in held for number, value in needed.items()):
-        return None
-    locals_ = [value._local_tensor if isinstance(value, DTensor) else value for value in needed.values()]
-    return [_Seat(local, local.data_ptr()) for local in locals_]
+    seats = []
+    for number, value in needed.items():
+        if not isinstance(value, torch.Tensor) or number not in held:
+            return None
+        local = value._local_tensor if isinstance(value, DTensor) else value
+        seats.append(_Seat(local, local.data_ptr()))
+    return seats

@@ -192,9 +192,9 @@ def place_all(
         problems.append(Diagnostic("live/meta", text, None, hint))
     identities = {_identity(values[name]) for name in wanted if name in values}
     unexpected = [n for n, value in values.items() if n not in wanted and _identity(value) not in identities]
-    for (pattern, names), hint in _advised(unexpected, lambda name: placed[name].shape, advice):
+    for (pattern, names), advised in _advised(unexpected, lambda name: placed[name].shape, advice):
         text = f"the model has a parameter `{pattern}` {list(placed[names[0]].shape)}, which the plan does not have"
-        problems.append(Diagnostic("live/unexpected", text, None, hint or "leave it out of what is passed: a dict"))
+        problems.append(Diagnostic("live/unexpected", text, None, advised or "leave it out of what is passed: a dict"))
     if problems:
         raise CrosswalkError(problems)
     for name in absent:
