@@ -52,25 +52,11 @@ def _is_available() -> bool:
     """Whether this is a Linux that lets a process do this to itself; some containers do not."""
     if sys.maxsize < 2**32 or not hasattr(_libc, "process_vm_readv"):
         return False
-    _libc.mmap.restype = ctypes.c_void_p
-    _libc.mmap.argtypes = (
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_long,
-    )
-    _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    place, size, number, count = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_ulong
+    _libc.mmap.restype, _libc.mmap.argtypes = place, (place, size, number, number, number, ctypes.c_long)
+    _libc.munmap.argtypes = (place, size)
     _libc.process_vm_readv.restype = ctypes.c_ssize_t
-    _libc.process_vm_readv.argtypes = (
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_ulong,
-        ctypes.c_void_p,
-        ctypes.c_ulong,
-        ctypes.c_ulong,
-    )
+    _libc.process_vm_readv.argtypes = (number, place, count, place, count, count)
     words, copied = array.array("Q", (1, 2)), bytearray(16)
     address = words.buffer_info()[0]
     return _copy((address + 8, address), 8, memoryview(copied)) == 16 and copied[8:] + copied[:8] == words.tobytes()

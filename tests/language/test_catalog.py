@@ -170,13 +170,17 @@ OWN = {
 }
 
 
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 @pytest.mark.parametrize("files", OWN.values(), ids=OWN)
 def test_what_is_shipped_is_not_compiled_again_and_all_is_the_same(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in files.items():
-        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "own" / name).write_text(text)
+    write_files(tmp_path / "own", files)
     compiled = []
     expand = catalog_module.expand
     monkeypatch.setattr(catalog_module, "expand", lambda *given: compiled.append(given[0].name) or expand(*given))
@@ -231,9 +235,7 @@ def test_a_mistake_in_the_place_of_a_shipped_mapping_is_one_of_all_that_need_it(
 def test_without_a_cache_that_can_be_written_only_ones_own_is_read_again(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in files.items():
-        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "own" / name).write_text(text)
+    write_files(tmp_path / "own", files)
     monkeypatch.setattr(catalog_build, "_can_keep", lambda home: False)
     kept = stored((tmp_path / "own",))
     assert kept is not None
